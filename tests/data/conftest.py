@@ -1,0 +1,26 @@
+from pathlib import Path
+
+import pytest
+from tiny_sets import encode, image_features, picture, write
+
+
+@pytest.fixture(scope="session")
+def grey_root(tmp_path_factory) -> Path:
+    """40 + 3 grey images of 9 x 7; number 4 and 17 of the first are broken."""
+    root = tmp_path_factory.mktemp("grey")
+    train = [{"image": encode(picture(i, 9, 7, 1)), "label": i % 5} for i in range(40)]
+    for i in (4, 17):
+        train[i]["image"] = train[i]["image"][:30] + b"not a picture"
+    test = [{"image": encode(picture(100 + i, 9, 7, 1)), "label": i} for i in range(3)]
+    write(root, {"train": train, "test": test}, image_features((9, 7, 1)))
+    return root
+
+
+@pytest.fixture(scope="session")
+def colour_root(tmp_path_factory) -> Path:
+    """Colour images of different sizes; the last one is stored grey."""
+    root = tmp_path_factory.mktemp("colour")
+    train = [{"image": encode(picture(i, 8 + i, 13 - i, 3)), "label": i} for i in range(5)]
+    train.append({"image": encode(picture(5, 6, 6, 1)), "label": 4})
+    write(root, {"train": train, "test": train[:2]}, image_features((None, None, None)))
+    return root

@@ -1,0 +1,12 @@
+"""Masked and diffusion auto-encoders, in JAX and Equinox.
+
+Set `UMD_EQX_TYPECHECK=1` before the import to check every shape and dtype of every call with jaxtyping and beartype
+(the tests do; it costs tracing time and nothing in a compiled step).
+"""
+
+import os
+
+if os.environ.get("UMD_EQX_TYPECHECK") == "1":
+    from jaxtyping import install_import_hook
+
+    install_import_hook("umd_eqx", "beartype.beartype")

@@ -1,0 +1,310 @@
+"""Labelled images by index, read from TFDS folders without TensorFlow."""
+
+import io
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, TypedDict, cast, runtime_checkable
+
+import numpy as np
+import tensorflow_datasets as tfds
+from etils import epath
+from jaxtyping import Int, UInt8
+from PIL import Image
+
+from umd_eqx.data.folders import find_dataset, one_line
+from umd_eqx.errors import BadInput
+from umd_eqx.types import DataSpec
+
+_BLOCK = 32
+"""Records read together into memory: large enough to be fast, small enough not to delay the first batches."""
+
+
+class Example(TypedDict):
+    """One labelled image: `image` uint8 (rows, columns, channels), to be left unchanged; `label` a class."""
+
+    image: UInt8[np.ndarray, "h w c"]
+    label: int
+
+
+class BrokenImage(ValueError):
+    """An image that cannot be read or decoded. `index` is its place in its source."""
+
+    def __init__(self, index: int, problem: str):
+        super().__init__(index, problem)
+        self.index = index
+
+    def __str__(self) -> str:
+        return f"image {self.index} is broken: {self.args[1]}"
+
+
+@runtime_checkable
+class DataSource(Protocol):
+    """Labelled images by index. `source[i]` is the same image on each call, from any thread.
+
+    `spec` describes the data set as a whole (its `num_train` and `num_test` are those of the splits `train` and
+    `test`); `len(source)` counts what is in this source.
+    """
+
+    @property
+    def spec(self) -> DataSpec:
+        """Facts of the data set."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def labels(self, indices: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
+        """The classes of some examples, without decoding their images."""
+        ...
+
+    def __getitem__(self, index: int) -> Example:
+        """Example `index`, 0 <= index < len(self). Raises `BrokenImage` if its image cannot be read."""
+        ...
+
+
+def _open_builder(folder: epath.Path) -> Any:
+    try:
+        return tfds.builder_from_directory(folder)
+    except Exception as error:  # TFDS raises many kinds, and by now only what the folder holds can be at fault
+        problem = f"{folder} is no data set that TFDS can read ({one_line(error)})"
+        raise BadInput("--data.dir", problem, "Prepare the data set anew.") from error
+
+
+def _count(builder: Any, split: str, field: str) -> int:
+    """Number of images in a split such as "train" or "train[:99%]"; `BadInput` if it is unknown or empty."""
+    known = f"Splits of {builder.info.name}: {', '.join(builder.info.splits) or 'none'}"
+    try:
+        count = builder.info.splits[split].num_examples
+    except (ValueError, KeyError) as error:
+        problem = f"'{split}' is no split, or no part of one, that the data set has"
+        raise BadInput(field, problem, f"{known}; parts of them are written train[:99%] or train[1000:].") from error
+    if count == 0:
+        raise BadInput(field, f"'{split}' has no images", f"Take a larger part. {known}.")
+    return count
+
+
+def _spec(builder: Any, name: str, num_train: int, num_test: int) -> DataSpec:
+    features: Any = builder.info.features
+    features = dict(features.items()) if isinstance(features, tfds.features.FeaturesDict) else {}
+    image, label = features.get("image"), features.get("label")
+    if not (
+        isinstance(image, tfds.features.Image) and isinstance(label, tfds.features.ClassLabel) and label.num_classes
+    ):
+        problem = f"{name} has no labelled images (features 'image' and 'label', an Image and a ClassLabel)"
+        raise BadInput("--data.name", problem, "Take another data set, or prepare it with these two features.")
+    dtype = np.dtype(cast(Any, image.np_dtype))
+    if dtype != np.uint8:
+        problem = f"{name} has images of {dtype}, and only uint8 is read"
+        raise BadInput("--data.name", problem, "Prepare it with 8-bit images.")
+    height, width, channels = cast(tuple[int | None, ...], image.shape)
+    return DataSpec(name, num_train, num_test, height, width, 1 if channels == 1 else 3, label.num_classes)
+
+
+def describe(name: str, data_dir: str | None, train_split: str, test_split: str) -> DataSpec:
+    """Say what is in a data set, without opening its images.
+
+    **Arguments:** `name` and `data_dir` as in `find_dataset`; two splits, or parts of them such as "train[:99%]".
+
+    **Returns:** the `DataSpec`: images in each of the two, height and width (None where they vary), channels (1 or 3;
+    1 only where the features say so) and number of classes.
+
+    **Raises:** `BadInput` naming `--data.dir`, `--data.name`, `--data.train-split` or `--data.test-split`.
+    """
+    builder = _open_builder(find_dataset(name, data_dir))
+    num_train = _count(builder, train_split, "--data.train-split")
+    return _spec(builder, name, num_train, _count(builder, test_split, "--data.test-split"))
+
+
+def open_source(name: str, data_dir: str | None, split: str, *, field: str = "--data.train-split") -> "TfdsSource":
+    """Open one split, or a part of one such as "train[:99%]".
+
+    **Arguments:** as in `find_dataset`; `field` is the flag that an unknown split is blamed on.
+
+    **Raises:** `BadInput` naming `--data.dir`, `--data.name` or `field`.
+    """
+    return TfdsSource(find_dataset(name, data_dir), split, name=name, field=field)
+
+
+def decode_image(encoded: bytes, channels: int) -> UInt8[np.ndarray, "h w c"]:
+    """Decode a PNG, JPEG or whatever Pillow reads.
+
+    **Arguments:** the file's bytes; `channels` 1 (grey) or 3 (RGB), to which the image is converted. Transparency is
+    dropped and the EXIF orientation ignored, as TensorFlow does.
+
+    **Raises:** whatever Pillow raises on broken bytes (OSError, SyntaxError, ValueError, ...).
+    """
+    with Image.open(io.BytesIO(encoded)) as image:
+        mode = "L" if channels == 1 else "RGB"
+        pixels = np.asarray(image if image.mode == mode else image.convert(mode))
+    return pixels[..., None] if channels == 1 else pixels
+
+
+class TfdsSource:
+    """One split of a TFDS data set in array_record format, images decoded by Pillow.
+
+    If all images have one size and the split takes no more than `memory_limit` bytes decoded, each image is kept when
+    it is first asked for, so that later epochs decode nothing. It can be read from many threads, and pickled: the copy
+    opens the files anew.
+
+    **Arguments:**
+
+    - `folder`: one version's folder, from `find_dataset`.
+    - `split`: a split or a part of one.
+    - `name`: the name to put into `spec`; None for the folder's own.
+    - `field`: the flag that an unknown or empty split is blamed on.
+    - `memory_limit`: in bytes.
+    """
+
+    def __init__(
+        self,
+        folder: epath.PathLike,
+        split: str,
+        *,
+        name: str | None = None,
+        field: str = "--data.train-split",
+        memory_limit: int = 256 * 2**20,
+    ):
+        self._arguments = (os.fspath(folder), split, name, field, memory_limit)
+        builder = _open_builder(epath.Path(folder))
+        self._length = _count(builder, split, field)
+        whole = [builder.info.splits[s].num_examples if s in builder.info.splits else 0 for s in ("train", "test")]
+        self.spec = _spec(builder, name or builder.info.name, *whole)
+        # Every picture stays encoded: TFDS would decode by TensorFlow, and masks and the like are not asked for at all.
+        features = builder.info.features
+        pictures = [key for key in features if isinstance(features[key], tfds.features.Image)]
+        decoders = {key: tfds.decode.SkipDecoding() for key in pictures}
+        try:
+            self._records = builder.as_data_source(split=split, decoders=decoders)
+            first_label = int(self._records[0]["label"])
+        except Exception as error:  # TFDS and array_record raise many kinds; the files are at fault
+            problem = f"'{split}' in {folder} cannot be read ({one_line(error)})"
+            raise BadInput("--data.dir", problem, "Prepare the data set anew.") from error
+        if first_label < 0:  # TFDS writes -1 where labels are kept secret
+            raise BadInput(field, f"'{split}' has no labels", "Take a split with labels.")
+        self._pixels, self._labels = self._make_room(memory_limit)
+
+    def _make_room(self, memory_limit: int) -> tuple[np.ndarray | None, np.ndarray | None]:
+        spec = self.spec
+        if spec.height is None or spec.width is None:
+            return None, None
+        shape = (self._length, spec.height, spec.width, spec.channels)
+        if np.prod(shape, dtype=np.int64) > memory_limit:
+            return None, None
+        return np.empty(shape, np.uint8), np.full(self._length, -1, np.int64)
+
+    def __reduce__(self) -> tuple[Callable[..., "TfdsSource"], tuple[Any, ...]]:
+        return _reopen, self._arguments
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> Example:
+        if not 0 <= index < self._length:
+            raise IndexError(f"{index} is not in 0 .. {self._length - 1}")
+        if self._pixels is None or self._labels is None:
+            return self._decode(index, self._record(index))
+        if self._labels[index] < 0:
+            self._fill(index, self._pixels, self._labels)
+        image = self._pixels[index]
+        image.flags.writeable = False
+        return {"image": image, "label": int(self._labels[index])}
+
+    def labels(self, indices: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
+        """The classes of some examples, without decoding their images; -1 where a record cannot be read."""
+        return np.concatenate([self._labels_of(block) for block in np.split(indices, range(4096, len(indices), 4096))])
+
+    def _labels_of(self, indices: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
+        wanted = [int(i) for i in indices]
+        try:
+            records = self._records.__getitems__(wanted)
+        except Exception:  # one of them cannot be read
+            records = [self._readable(i) for i in wanted]
+        return np.array([-1 if record is None else record["label"] for record in records], np.int64)
+
+    def _readable(self, i: int) -> Mapping[str, Any] | None:
+        try:
+            return self._record(i)
+        except BrokenImage:
+            return None
+
+    def _record(self, i: int) -> Mapping[str, Any]:
+        try:
+            return self._records[i]
+        except Exception as error:  # array_record and protobuf raise many kinds
+            raise BrokenImage(i, one_line(error)) from error
+
+    def _decode(self, i: int, record: Mapping[str, Any]) -> Example:
+        try:
+            image = decode_image(record["image"], self.spec.channels)
+        except MemoryError:
+            raise
+        except Exception as error:  # each of Pillow's decoders raises kinds of its own
+            raise BrokenImage(i, one_line(error)) from error
+        stated = (self.spec.height, self.spec.width)
+        if any(size not in (None, found) for size, found in zip(stated, image.shape, strict=False)):
+            raise BrokenImage(i, f"its size is {image.shape[0]} x {image.shape[1]} and not {stated[0]} x {stated[1]}")
+        return {"image": image, "label": int(record["label"])}
+
+    def _fill(self, index: int, pixels: np.ndarray, labels: np.ndarray) -> None:
+        """Keep image `index`, and its neighbours with it: a record read alone costs 20 times one read among others."""
+        start = index - index % _BLOCK
+        missing = [i for i in range(start, min(start + _BLOCK, self._length)) if labels[i] < 0]
+        try:
+            records = self._records.__getitems__(missing)
+        except Exception:  # one of them cannot be read: perhaps not the one that is asked for
+            missing, records = [index], [self._record(index)]
+        for i, record in zip(missing, records, strict=True):
+            try:
+                example = self._decode(i, record)
+            except BrokenImage:
+                if i == index:
+                    raise
+                continue
+            pixels[i] = example["image"]
+            labels[i] = example["label"]  # last: another thread takes it as the sign that the image is whole
+
+
+def _reopen(folder: str, split: str, name: str | None, field: str, memory_limit: int) -> TfdsSource:
+    return TfdsSource(folder, split, name=name, field=field, memory_limit=memory_limit)
+
+
+class SkipBroken:
+    """A source in which the next image that can be read stands in for a broken one. For training.
+
+    Which image that is depends on nothing but the data. `broken` holds the indices found to be broken so far.
+
+    **Arguments:**
+
+    - `source`: any source.
+    - `max_broken`: more broken images than this, and reading raises `BadInput` naming `--data.max-broken`.
+    """
+
+    def __init__(self, source: DataSource, max_broken: int = 100):
+        self._source = source
+        self._max_broken = max_broken
+        self.broken: set[int] = set()
+
+    @property
+    def spec(self) -> DataSpec:
+        """Facts of the data set."""
+        return self._source.spec
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def labels(self, indices: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
+        """The classes of some examples, as the source has them."""
+        return self._source.labels(indices)
+
+    def __getitem__(self, index: int) -> Example:
+        size = len(self)
+        for j in ((index + step) % size for step in range(size)):
+            if j in self.broken:
+                continue
+            try:
+                return self._source[j]
+            except BrokenImage as error:
+                self.broken.add(j)  # one operation, hence safe among threads
+                if len(self.broken) > self._max_broken:
+                    problem = f"{len(self.broken)} broken images, more than {self._max_broken}; the last: {error}"
+                    raise BadInput("--data.max-broken", problem, "Mend the data, or allow more.") from error
+        raise BadInput("--data.max-broken", f"all of the {size} images are broken", "Mend the data.")

@@ -1,0 +1,78 @@
+"""The project's one vocabulary of shapes and records.
+
+Shapes are per example; a function written for one image is given a batch by `jax.vmap`.
+
+| letter | means |
+|---|---|
+| `h w c` | rows, columns and channels of an image or latent |
+| `n` | patches of an image (in raster order unless a `View` says otherwise) |
+| `d` | width of the network |
+| `b` | images in a batch |
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import equinox as eqx
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, UInt8
+
+Image = Float[Array, "h w c"]
+"""One image, values in [-1, 1] (a latent: whatever its tokenizer says)."""
+Images = Float[Array, "b h w c"]
+Tokens = Float[Array, "n d"]
+Vector = Float[Array, "d"]
+Signal = Float[Array, "signal"]
+"""What a block is told of the condition: its length need not be the width of the block's tokens."""
+Scalar = Float[Array, ""]
+Time = Float[Array, ""]
+"""Time of a path, in [0, 1]: 0 is clean, 1 is noise."""
+NetworkTime = Float[Array, ""]
+"""What the network is fed for a time: 0 is clean, 1000 is noise (`AbstractPath.network_time`)."""
+Label = Int[Array, ""]
+"""A class, 0 .. num_classes - 1; `num_classes` itself is "no class"."""
+Metrics = dict[str, Scalar]
+
+
+class Batch(eqx.Module):
+    """Images with their labels. `valid` is False on the rows that only fill up the last batch of an evaluation."""
+
+    image: Float[Array | np.ndarray, "b h w c"]
+    label: Int[Array | np.ndarray, "b"]
+    valid: Bool[Array | np.ndarray, "b"]
+
+
+class Prediction(eqx.Module):
+    """What a network says of one noised or masked image: the clean image and the noise in it."""
+
+    x0: Image
+    eps: Image
+
+
+class Representation(eqx.Module):
+    """What a network knows of one image, after the encoder's last LayerNorm.
+
+    `class_tokens` is the mean of the class tokens (the reference's "pre_logits"), `patches` the mean of the patches.
+    """
+
+    class_tokens: Vector
+    patches: Vector
+
+
+class DataSpec(NamedTuple):
+    """What the rest of the code needs to know of a data set. Sizes are None where images differ in size."""
+
+    name: str
+    num_train: int
+    num_test: int
+    height: int | None
+    width: int | None
+    channels: int
+    num_classes: int
+
+
+class Report(NamedTuple):
+    """What an evaluator returns: numbers by slash-separated name, pictures as uint8 (rows, columns, 3)."""
+
+    scalars: Mapping[str, float]
+    images: Mapping[str, UInt8[np.ndarray, "rows columns 3"]]
