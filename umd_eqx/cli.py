@@ -1,0 +1,100 @@
+"""The command line: a preset as the first word, numbers as flags, one line for what is wrong."""
+
+import dataclasses
+import difflib
+import inspect
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Annotated
+
+import tyro
+
+from umd_eqx.config import Config
+from umd_eqx.dryrun import dry_run
+from umd_eqx.dump import dump
+from umd_eqx.errors import BadInput
+from umd_eqx.presets import Preset
+from umd_eqx.run import run
+from umd_eqx.workspace import default_run_dir
+
+EXIT_BAD_INPUT = 2
+SWITCHES = ("--dry-run", "--print-config", "--log.wandb", "--data.flip", "--model.labels", "--model.scan")
+"""Flags that take no value, so that a word behind one is not theirs."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """What is asked for on the command line."""
+
+    config: Annotated[Config, tyro.conf.arg(name="")]
+    run_dir: str | None = None
+    """Where everything is written. None: runs/<preset>, with what was changed of the recipe."""
+    limit_steps: int | None = None
+    """Stop after this step, measure and report; the learning rate goes by the whole length all the same."""
+    dry_run: bool = False
+    """Print parameters, FLOPs, memory, shapes and time, and exit."""
+    print_config: bool = False
+    """Print the whole configuration as JSON, and exit."""
+
+
+def main(presets: Mapping[str, Preset], arguments: Sequence[str] | None = None) -> None:
+    """Runs the pre-training command and exits: 0 done, 2 bad input, 75 stopped by a signal with its state saved.
+
+    **Arguments:**
+
+    - `presets`: recipes by name; the first is the default. Add your own: `main({**PRETRAIN, "mine": recipe})`.
+    - `arguments`: the words of the command line, without the program.
+    """
+    try:
+        sys.exit(_main(presets, list(sys.argv[1:] if arguments is None else arguments)))
+    except BadInput as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(EXIT_BAD_INPUT)
+
+
+def _main(presets: Mapping[str, Preset], arguments: list[str]) -> int:
+    name, flags = split_preset(presets, arguments)
+    recipe = presets[name]()
+    command = tyro.cli(Command, default=Command(recipe), args=flags, description=_describe(presets, name))
+    if command.print_config:
+        print(json.dumps(dump(command.config), indent=2))
+        return 0
+    if command.dry_run:
+        print(dry_run(command.config))
+        return 0
+    directory = command.run_dir or default_run_dir(name, command.config, recipe)
+    return run(command.config, run_dir=directory, preset=name, limit_steps=command.limit_steps).exit_code
+
+
+def split_preset(presets: Mapping[str, Preset], arguments: Sequence[str]) -> tuple[str, list[str]]:
+    """The preset (the first word, or else the first preset) and the flags.
+
+    Raises `BadInput` for a word that is no preset, and for a preset that comes after a flag.
+    """
+    name, flags = next(iter(presets)), list(arguments)
+    if flags and not flags[0].startswith("-"):
+        name, flags = flags[0], flags[1:]
+        if name not in presets:
+            close = difflib.get_close_matches(name, presets, n=1)
+            hint = f"Did you mean {close[0]}? " if close else ""
+            raise BadInput("preset", f"there is no {name!r}", f"{hint}There are: {', '.join(presets)}")
+    for before, word in zip(["", *flags], flags, strict=False):
+        if word in presets and (not before.startswith("--") or before in SWITCHES or "=" in before):
+            raise BadInput("preset", f"{word!r} comes after a flag", f"Write the preset first: {word} --flag VALUE ...")
+    return name, flags
+
+
+def _describe(presets: Mapping[str, Preset], chosen: str) -> str:
+    width = max(map(len, presets)) + 2
+    lines = [f"{'*' if name == chosen else ' '} {name:{width}}{_first_line(p)}" for name, p in presets.items()]
+    return "\n".join(
+        [
+            "Pre-train a masked or diffusion auto-encoder. The first word is a preset (* is the one shown here):\n",
+            *lines,
+        ]
+    )
+
+
+def _first_line(preset: Preset) -> str:
+    return (inspect.getdoc(preset) or "").partition("\n")[0]

@@ -1,0 +1,187 @@
+"""The frozen tree of dataclasses that a run is made from, what is wrong with it, and what is built of it."""
+
+import dataclasses
+from typing import Annotated
+
+import equinox as eqx
+import jax
+import tyro
+from jax.sharding import Mesh
+
+from umd_eqx.data.source import DataSource, SkipBroken, describe, open_source
+from umd_eqx.data.transforms import TrainTransform
+from umd_eqx.errors import BadInput
+from umd_eqx.eval import AbstractEvaluator
+from umd_eqx.models import ModelConfig
+from umd_eqx.objectives import AbstractObjective
+from umd_eqx.optim import EmaConfig, OptimConfig, adamw, horizon, schedule
+from umd_eqx.paths import AbstractPath
+from umd_eqx.sharding import make_mesh, validate_batch
+from umd_eqx.train import Parts, TrainState
+from umd_eqx.types import DataSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """The images."""
+
+    name: str = "fashion_mnist"
+    """A TFDS data set in array_record format; fashion_mnist ships with the package."""
+    dir: str | None = None
+    """A TFDS root or one version's folder. None: $TFDS_DATA_DIR, else what ships with the package."""
+    train_split: str = "train"
+    """Which part to train on, such as train[:99%]."""
+    test_split: str = "test"
+    """Which part to evaluate on."""
+    size: int = 28
+    """Side of the square that the network sees, in pixels, after cropping."""
+    area_min: float = 80.0
+    """Smallest area of a random crop, in percent. 100: no random crop."""
+    flip: bool = True
+    """Mirror one image in two."""
+    batch_size: int = 32
+    """Images a step, over all devices."""
+    eval_batch_size: int = 250
+    """Images a batch of an evaluation, over all devices."""
+    max_broken: int = 100
+    """How many images may be unreadable (skipped and counted) before the run stops."""
+    expected: Annotated[DataSpec | None, tyro.conf.Suppress] = None
+    """What the data will be: enough for --dry-run where they are not on this machine."""
+
+    def validate(self, mesh: Mesh) -> None:
+        """Raises `BadInput` for values that cannot work."""
+        for name in ("size", "batch_size", "eval_batch_size"):
+            if getattr(self, name) < 1:
+                raise BadInput(
+                    f"--data.{name.replace('_', '-')}", f"{getattr(self, name)} is too small", "Use 1 or more"
+                )
+        if not 0 < self.area_min <= 100:
+            raise BadInput("--data.area-min", f"{self.area_min} is outside (0, 100]", "Give percent; the paper has 80")
+        if self.max_broken < 0:
+            raise BadInput("--data.max-broken", f"{self.max_broken} is negative", "Use 0 or more")
+        if self.eval_batch_size % mesh.size:
+            nearest = max(1, round(self.eval_batch_size / mesh.size)) * mesh.size
+            problem = f"{self.eval_batch_size} does not divide over {mesh.size} devices"
+            raise BadInput("--data.eval-batch-size", problem, f"Use {nearest}, for example")
+
+    def describe(self) -> DataSpec:
+        """What the data are, without reading an image."""
+        return describe(self.name, self.dir, self.train_split, self.test_split)
+
+    def open(self) -> tuple[SkipBroken, DataSource]:
+        """The images to train on, broken ones skipped, and those to evaluate on."""
+        train = open_source(self.name, self.dir, self.train_split)
+        test = open_source(self.name, self.dir, self.test_split, field="--data.test-split")
+        return SkipBroken(train, self.max_broken), test
+
+    def transform(self) -> TrainTransform:
+        """What happens to an image before training."""
+        return TrainTransform(self.size, self.area_min, self.flip)
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """How often the state is saved."""
+
+    every: int = 5000
+    """Steps between two checkpoints; there is also one at the end, and one when a signal stops the run."""
+    keep: int = 2
+    """How many of the newest are kept."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LogConfig:
+    """What is written down."""
+
+    every: int = 100
+    """Steps between two lines of metrics.jsonl."""
+    wandb: bool = False
+    """Send metrics and pictures to Weights & Biases, too (key and mode from WANDB_API_KEY and WANDB_MODE)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A run: everything that its result depends on, and what may change while it goes on."""
+
+    model: ModelConfig
+    objective: AbstractObjective
+    path: AbstractPath
+    data: DataConfig
+    optim: OptimConfig
+    ema: EmaConfig = dataclasses.field(default_factory=EmaConfig)
+    eval: dict[str, AbstractEvaluator] = dataclasses.field(default_factory=dict)
+    checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+    log: LogConfig = dataclasses.field(default_factory=LogConfig)
+    seed: int = 0
+    """Of everything random: weights, order of the data, augmentation, masks, noise."""
+    max_skipped: int = 10
+    """How many steps in a row may have a loss or gradient that is not finite before the run stops."""
+
+    def validate(self, mesh: Mesh) -> None:
+        """Raises `BadInput` for the first value that cannot work, naming its flag and the way out."""
+        self.model.validate(self.data.size)
+        *_, patch = self.model.sizes()
+        self.data.validate(mesh)
+        self.objective.validate((self.data.size // patch) ** 2, self.data.batch_size)
+        self.optim.validate()
+        period = self.objective.period(self.data.batch_size)
+        validate_batch(self.data.batch_size, mesh, self.optim.accumulate, period)
+        self.ema.rate_for(self.data.batch_size, labels=self.model.labels)
+        for flag, value in (
+            ("--log.every", self.log.every),
+            ("--checkpoint.every", self.checkpoint.every),
+            ("--checkpoint.keep", self.checkpoint.keep),
+            ("--max-skipped", self.max_skipped),
+            *((f"--eval.{name}.every", evaluator.every) for name, evaluator in self.eval.items()),
+        ):
+            if value < 1:
+                raise BadInput(flag, f"{value} is too small", "Use 1 or more")
+        if not 0 <= self.seed < 2**32:
+            raise BadInput("--seed", f"{self.seed} is outside 0 .. 2^32 - 1", "Choose a number in that range")
+
+
+@dataclasses.dataclass(frozen=True)
+class Built:
+    """What a configuration builds: static parts, and a state when it is asked for."""
+
+    config: Config
+    spec: DataSpec
+    parts: Parts
+    warmup: int
+    total: int
+
+    def init(self) -> TrainState:
+        """The state before the first step, a function of the seed alone, on every device."""
+        key = jax.random.key(self.config.seed)
+        size, channels, classes = self.config.data.size, self.spec.channels, self.spec.num_classes
+        model = self.config.model.build(size, channels, classes, key=key)
+        return TrainState.init(model, self.parts.optimiser, ema=self.parts.ema_rate is not None)
+
+    def abstract_state(self) -> TrainState:
+        """The state's shapes, without computing it."""
+        return eqx.filter_eval_shape(self.init)
+
+
+def build(config: Config, spec: DataSpec, mesh: Mesh | None = None) -> Built:
+    """Checks a configuration and builds the parts of its training step, for data that are as `spec` says.
+
+    Raises `BadInput` naming the flag.
+    """
+    mesh = make_mesh() if mesh is None else mesh
+    config.validate(mesh)
+    batch_size = config.data.batch_size
+    warmup, total = horizon(config.optim, spec.num_train, batch_size)
+    if total < 1:
+        raise BadInput("--optim.epochs", f"{config.optim.epochs} of {spec.num_train} images is no step", "Use more")
+    lr = schedule(config.optim, spec.num_train, batch_size)
+    parts = Parts(
+        objective=config.objective,
+        path=config.path,
+        optimiser=adamw(config.optim, lr),
+        schedule=lr,
+        mesh=mesh,
+        seed=config.seed,
+        ema_rate=config.ema.rate_for(batch_size, labels=config.model.labels),
+        accumulate=config.optim.accumulate,
+    )
+    return Built(config, spec, parts, warmup, total)

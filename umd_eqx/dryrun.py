@@ -1,0 +1,74 @@
+"""What a run would take, without running it."""
+
+import jax
+import jax.numpy as jnp
+
+from umd_eqx.config import Config, build
+from umd_eqx.errors import BadInput
+from umd_eqx.flops import peak_flops, step_flops
+from umd_eqx.masking import num_kept
+from umd_eqx.models.variants import num_parameters
+from umd_eqx.report.terminal import duration
+from umd_eqx.sharding import batch_sharding, replicated
+from umd_eqx.train import compile_step
+from umd_eqx.types import Batch, DataSpec
+
+USUAL_MFU = 0.4
+"""Share of the peak that the estimate of the time goes by."""
+
+
+def dry_run(config: Config) -> str:
+    """Parameters, FLOPs a step, memory, shapes and time of a run, as lines of text. Compiles the step, runs nothing.
+
+    Where the data are not on this machine, the preset's own figures for them are taken, and the text says so. Raises
+    `BadInput` as a run would.
+    """
+    spec, note = _spec(config)
+    built = build(config, spec)
+    mesh, batch_size = built.parts.mesh, config.data.batch_size
+    state = built.abstract_state()
+    model = state.model
+    state = jax.tree.map(lambda leaf: _shape(leaf, replicated(mesh)), state)
+    image = (batch_size, config.data.size, config.data.size, spec.channels)
+    shapes = Batch(_zeros(image, "float32"), _zeros((batch_size,), "int32"), _zeros((batch_size,), "bool"))
+    shapes = jax.tree.map(lambda leaf: _shape(leaf, batch_sharding(mesh)), shapes)
+    memory = compile_step(built.parts, state, shapes).compiled.memory_analysis()
+    flops = step_flops(model, config.objective, batch_size)
+    peak, source = peak_flops()
+    seconds = flops / (peak * mesh.size * USUAL_MFU)
+    passes = [
+        f"{count} images, {num_kept(model.num_patches, ratio)} of {model.num_patches} patches visible"
+        for count, ratio in config.objective.passes(batch_size)
+        if count
+    ]
+    lines = {
+        "data": f"{spec.name}, {spec.num_train:,} to train on, {spec.num_classes} classes{note}",
+        "batch": " x ".join(map(str, image)),
+        "passes": "; ".join(passes),
+        "parameters": f"{num_parameters(model):,}",
+        "steps": f"{built.total:,}, of them {built.warmup:,} warming up",
+        "FLOPs a step": f"{flops / 1e9:,.1f} G",
+        "devices": f"{mesh.size} x {jax.devices()[0].device_kind}, {peak / 1e12:.3g} TFLOP/s each ({source})",
+        "memory": f"{memory.argument_size_in_bytes / 1e9:.2f} GB of state and batch on each device, "
+        f"{memory.temp_size_in_bytes / 1e9:.2f} GB while a step runs (compiled for this machine)",
+        "time": f"{duration(seconds * built.total)} at {USUAL_MFU:.0%} of the peak, {seconds * 1e3:,.0f} ms a step",
+    }
+    width = max(map(len, lines)) + 2
+    return "\n".join(f"{name:{width}}{value}" for name, value in lines.items())
+
+
+def _spec(config: Config) -> tuple[DataSpec, str]:
+    try:
+        return config.data.describe(), ""
+    except BadInput:
+        if config.data.expected is None or config.data.expected.name != config.data.name or config.data.dir is not None:
+            raise
+        return config.data.expected, " (not on this machine: the recipe's own figures)"
+
+
+def _zeros(shape: tuple[int, ...], dtype: str) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
+
+
+def _shape(leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)

@@ -1,0 +1,92 @@
+"""A configuration as plain data, and back. Types are tags out of a closed list: nothing named by a file is imported."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from umd_eqx.config import CheckpointConfig, Config, DataConfig, LogConfig
+from umd_eqx.errors import BadInput
+from umd_eqx.eval import Denoising, FewShot, Reconstruction
+from umd_eqx.models import ModelConfig
+from umd_eqx.objectives import MaskedDenoising, Term, Unified
+from umd_eqx.optim import EmaConfig, OptimConfig
+from umd_eqx.paths import CosinePath, CosineTable, LinearTable, RectifiedFlow, SmoothTable
+from umd_eqx.types import DataSpec
+
+TYPES: tuple[type, ...] = (
+    *(Config, ModelConfig, DataConfig, DataSpec, OptimConfig, EmaConfig, CheckpointConfig, LogConfig),
+    *(Term, MaskedDenoising, Unified),
+    *(CosineTable, LinearTable, CosinePath, RectifiedFlow, SmoothTable),
+    *(FewShot, Reconstruction, Denoising),
+)
+"""What a dump may hold. A reader's own types are passed to `load` beside them."""
+
+NOT_THE_RUN = ("log", "checkpoint", "eval", "max_skipped", "data.dir", "data.eval_batch_size", "data.expected")
+"""What does not change the weights that come out: it may differ when a run is resumed."""
+
+
+def dump(value: Any) -> Any:
+    """Numbers, strings, lists and dictionaries; a dataclass becomes a dictionary with its type's name under "type"."""
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return {"type": type(value).__name__} | {name: dump(item) for name, item in value._asdict().items()}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {field.name: dump(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {"type": type(value).__name__} | fields
+    if isinstance(value, Mapping):
+        return {str(name): dump(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [dump(item) for item in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"a configuration cannot hold {value!r}")
+
+
+def load(data: Any, types: Iterable[type] = ()) -> Any:
+    """The inverse of `dump`; lists become tuples. `types` are the reader's own, beside `TYPES`.
+
+    Raises `BadInput` for a type that is in neither, or a field that its type does not have.
+    """
+    known = {cls.__name__: cls for cls in (*TYPES, *types)}
+
+    def build(data: Any) -> Any:
+        if isinstance(data, list):
+            return tuple(build(item) for item in data)
+        if not isinstance(data, dict):
+            return data
+        if "type" not in data:
+            return {name: build(item) for name, item in data.items()}
+        name = data["type"]
+        if name not in known:
+            raise BadInput("config.json", f"{name!r} is no type that this program knows", "Pass it to load(types=...)")
+        try:
+            return known[name](**{key: build(item) for key, item in data.items() if key != "type"})
+        except TypeError as error:
+            raise BadInput("config.json", str(error), "It was written by another version of this program") from error
+
+    return build(data)
+
+
+def flatten(data: Any, prefix: str = "") -> dict[str, Any]:
+    """Every leaf of a dump by its dotted name: `{"optim.lr": 0.001, ...}`."""
+    items = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else None
+    if items is None:
+        return {prefix: data}
+    flat = {}
+    for name, item in items:
+        flat |= flatten(item, f"{prefix}.{name}" if prefix else str(name))
+    return flat
+
+
+def run_identity(config: Config) -> dict[str, Any]:
+    """What makes a run, by dotted name: two configurations with the same identity train the same weights."""
+    return only_the_run(flatten(dump(config)))
+
+
+def only_the_run(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a flat dump, what makes the run."""
+    return {name: v for name, v in flat.items() if not any(f"{name}.".startswith(f"{skip}.") for skip in NOT_THE_RUN)}
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Names whose values differ between two flat dumps, with both values (None where there is none)."""
+    return {name: (old.get(name), new.get(name)) for name in old | new if old.get(name) != new.get(name)}

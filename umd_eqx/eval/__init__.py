@@ -1,0 +1,8 @@
+"""What a run is measured by: each evaluator is `(model, key) -> Report`, and logs nothing itself."""
+
+from umd_eqx.eval.base import AbstractEvaluator as AbstractEvaluator
+from umd_eqx.eval.base import EvalContext as EvalContext
+from umd_eqx.eval.base import Evaluate as Evaluate
+from umd_eqx.eval.denoising import Denoising as Denoising
+from umd_eqx.eval.fewshot import FewShot as FewShot
+from umd_eqx.eval.reconstruction import Reconstruction as Reconstruction

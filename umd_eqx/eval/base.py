@@ -1,0 +1,98 @@
+"""What an evaluator is, and what it is given."""
+
+import abc
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Literal
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
+
+from umd_eqx.data.loader import evaluation_batches
+from umd_eqx.data.source import DataSource
+from umd_eqx.data.transforms import EvalTransform, FewShotTransform
+from umd_eqx.models import AbstractModel
+from umd_eqx.paths import AbstractPath
+from umd_eqx.sharding import batch_sharding
+from umd_eqx.types import Batch, Report
+
+Evaluate = Callable[[AbstractModel, PRNGKeyArray], Report]
+"""A pure function of the model and a key."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalContext:
+    """What an evaluation may look at: both splits, the path, and how images are brought to the network."""
+
+    train: DataSource
+    test: DataSource
+    path: AbstractPath
+    size: int
+    batch_size: int
+    mesh: Mesh
+
+    @property
+    def native(self) -> bool:
+        """Whether every image already has the size of the network."""
+        spec = self.train.spec
+        return spec.height == spec.width == self.size
+
+    def batches(
+        self, split: Literal["train", "test"], indices: Int[np.ndarray, "count"], *, fewshot: bool = False
+    ) -> Iterator[Batch]:
+        """The images of a split by their indices, in order, as whole batches on the devices.
+
+        The last one is filled up with rows that are not `valid`. `fewshot` crops as the reference's probe does.
+        """
+        source = self.train if split == "train" else self.test
+        transform = FewShotTransform(self.size, self.native) if fewshot else EvalTransform(self.size)
+        for batch in evaluation_batches(source, transform, self.batch_size, indices):
+            yield jax.device_put(batch, batch_sharding(self.mesh))
+
+
+@dataclasses.dataclass(frozen=True)
+class AbstractEvaluator(abc.ABC):
+    """The hyper-parameters of a measurement.
+
+    `every` is the number of steps between two of them (it is also made at the end of a run), `weights` which weights
+    are measured: "ema" means the average where there is one.
+    """
+
+    every: int
+    """Steps between two evaluations."""
+    weights: Literal["raw", "ema"]
+    """Which weights: raw, or their average where one is kept."""
+
+    @abc.abstractmethod
+    def build(self, context: EvalContext) -> Evaluate:
+        """The measurement itself. Raises `BadInput` where it cannot be made with these data."""
+
+    @property
+    def untrained(self) -> bool:
+        """Whether the network's first weights are measured once too, as the line to beat."""
+        return False
+
+
+def spread(count: int, size: int) -> Int[np.ndarray, "count"]:
+    """`count` indices (or all) evenly over a data set of `size` images, whatever order it is stored in."""
+    count = min(count, size)
+    return np.arange(count) * size // max(count, 1)
+
+
+def batch_rows(indices: Int[np.ndarray, "count"], batch_size: int) -> list[Int[np.ndarray, "b"]]:
+    """The indices of each batch of `EvalContext.batches`; what fills up the last one repeats its last image."""
+    batches = -(-len(indices) // batch_size)
+    padded = np.concatenate([indices, np.repeat(indices[-1:], batches * batch_size - len(indices))])
+    return np.split(padded, batches)
+
+
+def image_keys(key: PRNGKeyArray, indices: Int[np.ndarray, "b"]) -> Key[Array, "b"]:
+    """A key for each image by its index, so that its noise does not depend on the batch it is in."""
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, indices)
+
+
+def weighted_mean(values: Float[np.ndarray, "count ..."], valid: np.ndarray) -> Float[np.ndarray, "..."]:
+    """The mean over the rows that are valid. NaN where none is."""
+    return np.asarray(values, np.float64)[np.asarray(valid, bool)].mean(axis=0)

@@ -1,0 +1,85 @@
+"""How well the clean image and the noise are predicted at each noise level, and pictures of it."""
+
+import dataclasses
+from typing import Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key, PRNGKeyArray
+
+from umd_eqx.errors import BadInput
+from umd_eqx.eval.base import AbstractEvaluator, EvalContext, Evaluate, batch_rows, image_keys, spread, weighted_mean
+from umd_eqx.eval.pictures import grid
+from umd_eqx.models import AbstractModel
+from umd_eqx.paths import AbstractPath
+from umd_eqx.types import Image, Report, Scalar
+
+
+@dataclasses.dataclass(frozen=True)
+class Denoising(AbstractEvaluator):
+    """Denoising of test images with every patch visible and no label.
+
+    `x0/tX` and `eps/tX` are the mean squared errors of the clean image and of the noise at time X of the path. The
+    picture has an image a row: the image, then, level by level, noised and the predicted clean image.
+    """
+
+    every: int = 25_000
+    """Steps between two evaluations."""
+    weights: Literal["raw", "ema"] = "raw"
+    """Which weights: raw, or their average where one is kept."""
+    levels: tuple[float, ...] = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+    """Times of the path, in (0, 1)."""
+    images: int = 512
+    """How many test images."""
+    pictures: int = 6
+    """How many of them are shown."""
+    shown_levels: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8)
+    """The levels of the picture, among `levels`."""
+
+    def build(self, context: EvalContext) -> Evaluate:
+        """The measurement, on images spread evenly over the test split."""
+        if not all(0.0 < level < 1.0 for level in self.levels) or not set(self.shown_levels) <= set(self.levels):
+            raise BadInput("--eval", f"levels {self.levels} must lie in (0, 1) and hold shown_levels", "Correct them")
+        indices = spread(self.images, len(context.test))
+
+        def evaluate(model: AbstractModel, key: PRNGKeyArray) -> Report:
+            scalars, columns = {}, []
+            for i, level in enumerate(self.levels):
+                errors, valid, shown = [], [], []
+                keys = jax.random.fold_in(key, i)
+                batches = context.batches("test", indices)
+                for batch, rows in zip(batches, batch_rows(indices, context.batch_size), strict=True):
+                    t = jnp.asarray(level)
+                    error, pictures = _denoise(model, context.path, batch.image, t, image_keys(keys, rows))
+                    errors.append(np.stack([np.asarray(e) for e in error], axis=1))
+                    valid.append(np.asarray(batch.valid))
+                    shown = shown or [np.asarray(x[: self.pictures]) for x in pictures]
+                x0, eps = weighted_mean(np.concatenate(errors), np.concatenate(valid))
+                scalars |= {f"x0/t{level:.2f}": float(x0), f"eps/t{level:.2f}": float(eps)}
+                if level in self.shown_levels:
+                    columns += shown if not columns else shown[1:]
+            return Report(scalars, {"denoising": grid(list(zip(*columns, strict=True)))})
+
+        return evaluate
+
+
+@eqx.filter_jit
+def _denoise(
+    model: AbstractModel,
+    path: AbstractPath,
+    images: Float[Array, "b h w c"],
+    t: Float[Array, ""],
+    keys: Key[Array, "b"],
+) -> tuple[tuple[Float[Array, "b"], Float[Array, "b"]], tuple[Float[Array, "b h w c"], ...]]:
+    no_class = jnp.asarray(model.num_classes or 0)
+
+    def one(x0: Image, key: PRNGKeyArray) -> tuple[tuple[Scalar, Scalar], tuple[Image, ...]]:
+        eps = jax.random.normal(key, x0.shape)
+        x_t = path.interpolate(x0, eps, t)
+        prediction = model(x_t, path.network_time(t), no_class)
+        errors = jnp.mean((prediction.x0 - x0) ** 2), jnp.mean((prediction.eps - eps) ** 2)
+        return errors, (x0, x_t, prediction.x0)
+
+    return jax.vmap(one)(images, keys)

@@ -1,0 +1,78 @@
+"""Features of many images from a frozen network."""
+
+from typing import Literal, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
+
+from umd_eqx.eval.base import EvalContext, batch_rows, image_keys
+from umd_eqx.models import AbstractModel
+from umd_eqx.paths import AbstractPath
+from umd_eqx.types import Image, Representation
+
+Features = Literal["class_tokens", "patches", "both"]
+
+
+class FeatureSet(NamedTuple):
+    """Features and labels, a row an image. Images that could not be read are left out."""
+
+    class_tokens: Float[np.ndarray, "n d"]
+    patches: Float[np.ndarray, "n d"]
+    labels: Int[np.ndarray, "n"]
+
+    def of(self, name: Features) -> Float[np.ndarray, "n features"]:
+        """One kind, or both side by side."""
+        if name == "both":
+            return np.concatenate([self.class_tokens, self.patches], axis=1)
+        return self.class_tokens if name == "class_tokens" else self.patches
+
+
+def extract(
+    model: AbstractModel,
+    context: EvalContext,
+    split: Literal["train", "test"],
+    indices: Int[np.ndarray, "n"],
+    time: float,
+    key: PRNGKeyArray,
+) -> FeatureSet:
+    """The representation of each image, noised to `time` on the path (0: clean), without its label."""
+    parts = []
+    for batch, rows in zip(
+        context.batches(split, indices, fewshot=True), batch_rows(indices, context.batch_size), strict=True
+    ):
+        keys = image_keys(key, rows)
+        features = _represent(model, context.path, batch.image, jnp.asarray(time), keys)
+        valid = np.asarray(batch.valid)
+        parts.append([np.asarray(x)[valid] for x in (features.class_tokens, features.patches, batch.label)])
+    return FeatureSet(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+def flat_pixels(
+    context: EvalContext, split: Literal["train", "test"], indices: Int[np.ndarray, "n"]
+) -> tuple[Float[np.ndarray, "n pixels"], Int[np.ndarray, "n"]]:
+    """The images themselves as features, and their labels."""
+    batches = list(context.batches(split, indices, fewshot=True))
+    valid = np.concatenate([np.asarray(batch.valid) for batch in batches])
+    images = np.concatenate([np.asarray(batch.image) for batch in batches])
+    labels = np.concatenate([np.asarray(batch.label) for batch in batches])
+    return images.reshape(len(images), -1)[valid], labels[valid]
+
+
+@eqx.filter_jit
+def _represent(
+    model: AbstractModel,
+    path: AbstractPath,
+    images: Float[Array, "b h w c"],
+    t: Float[Array, ""],
+    keys: Key[Array, "b"],
+) -> Representation:
+    no_class = jnp.asarray(model.num_classes or 0)
+
+    def one(x0: Image, key: Key[Array, ""]) -> Representation:
+        x_t = path.interpolate(x0, jax.random.normal(key, x0.shape), t)
+        return model.represent(x_t, path.network_time(t), no_class)
+
+    return jax.vmap(one)(images, keys)

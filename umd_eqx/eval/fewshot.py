@@ -1,0 +1,163 @@
+"""Few-shot linear probe and k-nearest neighbours on frozen features (reference.md's evaluation; big_vision's probe)."""
+
+import dataclasses
+from typing import Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int, PRNGKeyArray
+
+from umd_eqx.errors import BadInput
+from umd_eqx.eval.base import AbstractEvaluator, EvalContext, Evaluate, spread
+from umd_eqx.eval.features import Features, extract, flat_pixels
+from umd_eqx.models import AbstractModel
+from umd_eqx.types import Report
+
+BIAS_FEATURE = 100.0
+"""The constant appended to the features: large, so that the ridge penalty hardly touches the bias."""
+
+Labels = Int[np.ndarray, "n"]
+
+
+class RidgeProbe(NamedTuple):
+    """A linear classifier of whitened features; the last row of `weights` belongs to the constant feature."""
+
+    mean: Float[np.ndarray, "d"]
+    std: Float[np.ndarray, "d"]
+    weights: Float[np.ndarray, "d_plus_1 classes"]
+
+    def predict(self, features: Float[np.ndarray, "n d"]) -> Labels:
+        """The class with the largest score."""
+        return np.argmax(_whitened(features, self.mean, self.std) @ self.weights, axis=1)
+
+
+def draw_shots(labels: Labels, shots: int, seed: int) -> Labels:
+    """Indices of up to `shots` examples of each class, classes in order, each in random order.
+
+    A class with fewer gives what it has, as the reference does.
+    """
+    rng = np.random.default_rng(seed)
+    classes = range(int(labels.max()) + 1)
+    return np.concatenate([rng.permutation(np.flatnonzero(labels == c))[:shots] for c in classes])
+
+
+def ridge_probe(features: Float[np.ndarray, "n d"], labels: Labels, num_classes: int, l2: float = 1024.0) -> RidgeProbe:
+    """Ridge regression to targets +-1, in closed form and float64: W = (X'X + l2 I)^-1 X'Y.
+
+    X is whitened by its own mean and standard deviation (+ 1e-5), with a constant feature 100. With fewer examples than
+    features the same solution is found through X X'.
+    """
+    features = np.asarray(features, np.float64)
+    mean, std = features.mean(axis=0), features.std(axis=0) + 1e-5
+    x = _whitened(features, mean, std)
+    y = 2.0 * np.eye(num_classes)[labels] - 1.0
+    if x.shape[0] < x.shape[1]:
+        weights = x.T @ np.linalg.solve(x @ x.T + l2 * np.eye(x.shape[0]), y)
+    else:
+        weights = np.linalg.solve(x.T @ x + l2 * np.eye(x.shape[1]), x.T @ y)
+    return RidgeProbe(mean, std, weights)
+
+
+def nearest_neighbours(
+    train: Float[np.ndarray, "n d"], labels: Labels, test: Float[np.ndarray, "m d"], k: int
+) -> Int[np.ndarray, "m"]:
+    """The most frequent class among the k training features nearest in angle; of equals, the lowest class."""
+
+    def unit(x: np.ndarray) -> np.ndarray:
+        return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+
+    similarity = unit(test) @ unit(train).T
+    nearest = labels[np.argpartition(-similarity, min(k, len(labels)) - 1, axis=1)[:, :k]]
+    votes = np.apply_along_axis(np.bincount, 1, nearest, minlength=int(labels.max()) + 1)
+    return votes.argmax(axis=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class FewShot(AbstractEvaluator):
+    """Probes the representation with a few labelled images of each class; top-1 accuracy in percent on the test split.
+
+    For each of `features`: `<features>/top1`, the mean over the draws of the training images, `<features>/top1_seed0`,
+    the reference's single draw, and `<features>/knn`, nearest neighbours among all drawn images.
+    """
+
+    every: int = 10_000
+    """Steps between two evaluations."""
+    weights: Literal["raw", "ema"] = "raw"
+    """Which weights: raw, or their average where one is kept."""
+    shots: int = 100
+    """Training images a class."""
+    seeds: int = 3
+    """Draws of the training images."""
+    l2: float = 1024.0
+    """Strength of the ridge penalty."""
+    features: tuple[Features, ...] = ("class_tokens", "patches", "both")
+    """The mean of the class tokens (the reference's), the mean of the patches, or both side by side."""
+    time: float = 0.0
+    """Noise level at which images are read: 0 is clean; the reference reads r = 0 systems at 0.051, its step 51."""
+    pool: int | None = 100_000
+    """Draw from the first so many training images (as the reference); None: from all."""
+    test_images: int | None = None
+    """Measure on so many test images, evenly spread; None: on all."""
+    knn: int = 20
+    """Neighbours that vote."""
+    raw_pixels: bool = True
+    """Also probe the pixels themselves, the line that a representation has to beat."""
+
+    @property
+    def untrained(self) -> bool:
+        """The first weights are probed too."""
+        return True
+
+    def build(self, context: EvalContext) -> Evaluate:
+        """Draws the training images; the function returned extracts features and fits."""
+        if self.shots < 1 or self.seeds < 1 or self.knn < 1:
+            raise BadInput("--eval", "shots, seeds and knn must be 1 or more", "Raise them, or leave the probe out")
+        pool = len(context.train) if self.pool is None else min(self.pool, len(context.train))
+        pool_labels = context.train.labels(np.arange(pool))
+        draws = [draw_shots(pool_labels, self.shots, seed) for seed in range(self.seeds)]
+        train_indices = np.unique(np.concatenate(draws))
+        positions = [np.searchsorted(train_indices, draw) for draw in draws]
+        test_count = len(context.test) if self.test_images is None else self.test_images
+        test_indices = spread(test_count, len(context.test))
+
+        def evaluate(model: AbstractModel, key: PRNGKeyArray) -> Report:
+            train = extract(model, context, "train", train_indices, self.time, key)
+            test = extract(model, context, "test", test_indices, self.time, key)
+            scalars = {}
+            for name in self.features:
+                scores = self._score(train.of(name), train.labels, test.of(name), test.labels, positions, context)
+                scalars |= {f"{name}/{score}": value for score, value in scores.items()}
+            return Report(scalars | raw(), {})
+
+        def raw() -> dict[str, float]:
+            if not self.raw_pixels:
+                return {}
+            train, train_labels = flat_pixels(context, "train", train_indices)
+            test, test_labels = flat_pixels(context, "test", test_indices)
+            scores = self._score(train, train_labels, test, test_labels, positions, context)
+            return {f"raw_pixels/{score}": value for score, value in scores.items()}
+
+        return evaluate
+
+    def _score(
+        self,
+        train: Float[np.ndarray, "n d"],
+        train_labels: Labels,
+        test: Float[np.ndarray, "m d"],
+        test_labels: Labels,
+        positions: list[Labels],
+        context: EvalContext,
+    ) -> dict[str, float]:
+        classes = context.train.spec.num_classes
+        probes = [ridge_probe(train[p], train_labels[p], classes, self.l2) for p in positions]
+        accuracies = [100.0 * float(np.mean(probe.predict(test) == test_labels)) for probe in probes]
+        neighbours = nearest_neighbours(train, train_labels, test, self.knn)
+        return {
+            "top1": float(np.mean(accuracies)),
+            "top1_seed0": accuracies[0],
+            "knn": 100.0 * float(np.mean(neighbours == test_labels)),
+        }
+
+
+def _whitened(features: Float[np.ndarray, "n d"], mean: np.ndarray, std: np.ndarray) -> Float[np.ndarray, "n d_plus_1"]:
+    x = (np.asarray(features, np.float64) - mean) / std
+    return np.concatenate([x, np.full((len(x), 1), BIAS_FEATURE)], axis=1)

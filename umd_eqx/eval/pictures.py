@@ -1,0 +1,27 @@
+"""Pictures of what a network does."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+GAP = 2
+"""Pixels between two images of a grid."""
+WHITE = 255
+
+
+def to_uint8(image: Float[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h w 3"]:
+    """An image in [-1, 1] (clipped) as red, green, blue; one channel becomes grey, of many the first three count."""
+    pixels = np.clip((np.asarray(image, np.float32) + 1.0) * 127.5 + 0.5, 0, 255).astype(np.uint8)
+    return np.repeat(pixels, 3, axis=2) if pixels.shape[2] < 3 else pixels[..., :3]
+
+
+def grid(rows: Sequence[Sequence[Float[np.ndarray, "h w c"]]]) -> UInt8[np.ndarray, "rows columns 3"]:
+    """Images in rows and columns, all of one size, with white lines between them."""
+    height, width, _ = rows[0][0].shape
+    canvas = np.full((len(rows) * (height + GAP) - GAP, len(rows[0]) * (width + GAP) - GAP, 3), WHITE, np.uint8)
+    for i, row in enumerate(rows):
+        for j, image in enumerate(row):
+            top, left = i * (height + GAP), j * (width + GAP)
+            canvas[top : top + height, left : left + width] = to_uint8(image)
+    return canvas

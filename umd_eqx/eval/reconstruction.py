@@ -1,0 +1,72 @@
+"""How well hidden patches of clean images are predicted, and pictures of it."""
+
+import dataclasses
+from typing import Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key, PRNGKeyArray
+
+from umd_eqx.errors import BadInput
+from umd_eqx.eval.base import AbstractEvaluator, EvalContext, Evaluate, batch_rows, image_keys, spread, weighted_mean
+from umd_eqx.eval.pictures import grid
+from umd_eqx.masking import View, draw_order, hidden_pixels, num_kept
+from umd_eqx.models import AbstractModel
+from umd_eqx.types import Image, Report, Scalar
+
+
+@dataclasses.dataclass(frozen=True)
+class Reconstruction(AbstractEvaluator):
+    """Masked reconstruction of test images: `error`, the mean squared error on hidden pixels in [-1, 1].
+
+    The picture has an image a column: input, what the network sees, its prediction, and the prediction put in where the
+    image was hidden.
+    """
+
+    every: int = 25_000
+    """Steps between two evaluations."""
+    weights: Literal["raw", "ema"] = "raw"
+    """Which weights: raw, or their average where one is kept."""
+    mask_ratio: float = 0.75
+    """Share of the patches that the encoder does not see."""
+    images: int = 1024
+    """How many test images."""
+    pictures: int = 12
+    """How many of them are shown."""
+
+    def build(self, context: EvalContext) -> Evaluate:
+        """The measurement, on images spread evenly over the test split."""
+        if not 0.0 < self.mask_ratio < 1.0:
+            raise BadInput("--eval", f"mask_ratio {self.mask_ratio} is outside (0, 1)", "The paper uses 0.75")
+        indices = spread(self.images, len(context.test))
+
+        def evaluate(model: AbstractModel, key: PRNGKeyArray) -> Report:
+            errors, valid, shown = [], [], []
+            batches = context.batches("test", indices)
+            for batch, rows in zip(batches, batch_rows(indices, context.batch_size), strict=True):
+                error, pictures = _reconstruct(model, batch.image, image_keys(key, rows), self.mask_ratio)
+                errors.append(np.asarray(error))
+                valid.append(np.asarray(batch.valid))
+                shown = shown or [np.asarray(x[: self.pictures]) for x in pictures]
+            mean = weighted_mean(np.concatenate(errors), np.concatenate(valid))
+            return Report({"error": float(mean)}, {"reconstruction": grid(shown)})
+
+        return evaluate
+
+
+@eqx.filter_jit
+def _reconstruct(
+    model: AbstractModel, images: Float[Array, "b h w c"], keys: Key[Array, "b"], mask_ratio: float
+) -> tuple[Float[Array, "b"], tuple[Float[Array, "b h w c"], ...]]:
+    no_class = jnp.asarray(model.num_classes or 0)
+
+    def one(x0: Image, key: PRNGKeyArray) -> tuple[Scalar, tuple[Image, ...]]:
+        view = View(draw_order(key, model.num_patches), num_kept(model.num_patches, mask_ratio))
+        prediction = model(x0, jnp.asarray(0.0), no_class, view).x0
+        m = hidden_pixels(view, x0, model.patch)
+        error = jnp.mean((prediction - x0) ** 2 * m) / jnp.mean(m)
+        return error, (x0, x0 * (1.0 - m), prediction, x0 * (1.0 - m) + prediction * m)
+
+    return jax.vmap(one)(images, keys)

@@ -1,0 +1,156 @@
+"""The parts of a transformer block, written for one image.
+
+Parameters are float32; a layer computes in the dtype of what it is given, so that the precision is chosen once, where
+tokens begin.
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
+
+from umd_eqx.types import Tokens
+
+LAYER_NORM_EPS = 1e-6
+
+Initializer = jax.nn.initializers.Initializer
+zeros = jax.nn.initializers.zeros
+xavier_uniform = jax.nn.initializers.xavier_uniform()
+lecun_normal = jax.nn.initializers.lecun_normal()
+tiny_normal = jax.nn.initializers.normal(1e-6)
+
+
+@jax.custom_batching.custom_vmap
+def matmul(x: Float[Array, "*rows inputs"], kernel: Float[Array, "inputs outputs"]) -> Float[Array, "*rows outputs"]:
+    """x W over the last axis, fast under `jax.vmap` over `x`."""
+    return x @ kernel
+
+
+@matmul.def_vmap
+def _matmul_of_batch(axis_size: int, batched: list[bool], x: Array, kernel: Array) -> tuple[Array, bool]:
+    # The rows of all images as one tall matrix: XLA's CPU back end is slow at the gradient of a product that
+    # contracts over two axes (images, tokens), and the shape makes no difference to other chips.
+    if batched == [True, False]:
+        rows = x.reshape(-1, x.shape[-1])
+        return (rows @ kernel).reshape(*x.shape[:-1], kernel.shape[-1]), True
+    axes = tuple(0 if is_batched else None for is_batched in batched)
+    return jax.vmap(jnp.matmul, in_axes=axes, axis_size=axis_size)(x, kernel), True
+
+
+class Linear(eqx.Module):
+    """y = x W + b over the last axis; the kernel is (inputs, outputs) as in Flax."""
+
+    kernel: Float[Array, "inputs outputs"]
+    bias: Float[Array, "outputs"]
+
+    @classmethod
+    def init(
+        cls,
+        inputs: int,
+        outputs: int,
+        *,
+        key: PRNGKeyArray,
+        kernel_init: Initializer = lecun_normal,
+        bias_init: Initializer = zeros,
+    ) -> "Linear":
+        """A fresh layer."""
+        kernel_key, bias_key = jax.random.split(key)
+        kernel = kernel_init(kernel_key, (inputs, outputs), jnp.float32)
+        return cls(kernel, bias_init(bias_key, (outputs,), jnp.float32))
+
+    def __call__(self, x: Float[Array, "*rows inputs"]) -> Float[Array, "*rows outputs"]:
+        """Applies the layer to each row, in the dtype of `x`."""
+        return matmul(x, self.kernel.astype(x.dtype)) + self.bias.astype(x.dtype)
+
+
+class LayerNorm(eqx.Module):
+    """Layer normalisation with scale and bias, eps 1e-6; statistics in float32."""
+
+    scale: Float[Array, "d"]
+    bias: Float[Array, "d"]
+
+    @classmethod
+    def init(cls, width: int) -> "LayerNorm":
+        """Scale 1, bias 0."""
+        return cls(jnp.ones(width), jnp.zeros(width))
+
+    def __call__(self, x: Float[Array, "*rows d"]) -> Float[Array, "*rows d"]:
+        """Normalises each row."""
+        normal = jax.nn.standardize(x.astype(jnp.float32), epsilon=LAYER_NORM_EPS)
+        return (normal * self.scale + self.bias).astype(x.dtype)
+
+
+class Attention(eqx.Module):
+    """Multi-head self-attention with biases everywhere, queries, keys and values from one product."""
+
+    qkv: Linear
+    out: Linear
+    heads: int = eqx.field(static=True)
+
+    @classmethod
+    def init(cls, width: int, heads: int, *, key: PRNGKeyArray) -> "Attention":
+        """Fresh attention; `heads` divides `width`."""
+        qkv_key, out_key = jax.random.split(key)
+        qkv = Linear.init(width, 3 * width, key=qkv_key, kernel_init=_three_xavier_uniform)
+        return cls(qkv, Linear.init(width, width, key=out_key, kernel_init=xavier_uniform), heads)
+
+    def __call__(self, x: Tokens) -> Tokens:
+        """Every token attends to every token."""
+        n, d = x.shape
+        qkv = self.qkv(x).reshape(n, 3, self.heads, d // self.heads)
+        mixed = jax.nn.dot_product_attention(qkv[:, 0], qkv[:, 1], qkv[:, 2])
+        return self.out(mixed.reshape(n, d))
+
+
+class Mlp(eqx.Module):
+    """Two linear layers, 4 times wider between them, with the tanh GELU."""
+
+    up: Linear
+    down: Linear
+
+    @classmethod
+    def init(cls, width: int, *, key: PRNGKeyArray) -> "Mlp":
+        """A fresh MLP."""
+        up_key, down_key = jax.random.split(key)
+        return cls(
+            Linear.init(width, 4 * width, key=up_key, kernel_init=xavier_uniform, bias_init=tiny_normal),
+            Linear.init(4 * width, width, key=down_key, kernel_init=xavier_uniform, bias_init=tiny_normal),
+        )
+
+    def __call__(self, x: Tokens) -> Tokens:
+        """Applies the two layers to each token."""
+        return self.down(jax.nn.gelu(self.up(x), approximate=True))
+
+
+class Block(eqx.Module):
+    """The parts of a pre-norm transformer block. How they are put together is the conditioning's business."""
+
+    norm1: LayerNorm
+    attention: Attention
+    norm2: LayerNorm
+    mlp: Mlp
+
+    @classmethod
+    def init(cls, width: int, heads: int, *, key: PRNGKeyArray) -> "Block":
+        """A fresh block."""
+        attention_key, mlp_key = jax.random.split(key)
+        attention = Attention.init(width, heads, key=attention_key)
+        return cls(LayerNorm.init(width), attention, LayerNorm.init(width), Mlp.init(width, key=mlp_key))
+
+
+def sinusoid(t: Float[Array, ""], width: int) -> Float[Array, "width"]:
+    """The embedding of the network's time t in [0, 1000]: [sin(t f), cos(t f)], f_i = 10000^(-i / (width/2 - 1)).
+
+    As the reference does (its half - 1 is not the Transformer's half). Always float32: t f up to 1000 has no room in
+    bfloat16.
+    """
+    half = width // 2
+    angles = t.astype(jnp.float32) * jnp.exp(-jnp.log(10000.0) / (half - 1) * jnp.arange(half, dtype=jnp.float32))
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)])
+
+
+def _three_xavier_uniform(key: PRNGKeyArray, shape: tuple[int, int], dtype: DTypeLike) -> Array:
+    # Each of the three kernels by its own fan, as if they were apart: one wide kernel would start smaller.
+    width = shape[0]
+    kernels = [xavier_uniform(k, (width, width), dtype) for k in jax.random.split(key, 3)]
+    return jnp.concatenate(kernels, axis=1)

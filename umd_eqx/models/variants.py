@@ -1,0 +1,147 @@
+"""The sizes of the network by their names, and its configuration."""
+
+import dataclasses
+import re
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PRNGKeyArray
+
+from umd_eqx.errors import BadInput
+from umd_eqx.models.autoencoder import AutoEncoder, Condition, Head
+from umd_eqx.models.conditioning import AbstractConditioning, AdaLNZero, SharedAdaLN, Token
+from umd_eqx.models.layers import Linear, xavier_uniform, zeros
+from umd_eqx.models.stack import Remat, Stack
+
+
+class Size(NamedTuple):
+    """Width, depth and heads of a stack."""
+
+    width: int
+    depth: int
+    heads: int
+
+
+def _published(width: int, depth: int, heads: int) -> tuple[Size, Size]:
+    # A decoder of the encoder's width and a third of its depth.
+    return Size(width, depth, heads), Size(width, max(1, depth // 3), heads)
+
+
+VARIANTS = {
+    "mu": _published(64, 3, 2),  # for tests
+    "nano": (Size(192, 4, 3), Size(64, 1, 2)),  # what learns something on a laptop in six minutes
+    "Ti": _published(192, 12, 3),
+    "S": _published(384, 12, 6),
+    "B": _published(768, 12, 12),
+    "L": _published(1024, 24, 16),
+    "H": _published(1280, 32, 16),
+    "XL": _published(1152, 28, 16),
+}
+"""Encoder and decoder by name. S, B and L are the paper's (and ViT's), XL is DiT's."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The network."""
+
+    variant: str = "B/4"
+    """Size and side of a patch in pixels: one of mu, nano, Ti, S, B, L, H, XL, then "/" and the patch."""
+    conditioning: Literal["adaln", "shared-adaln", "token"] = "adaln"
+    """How time and label reach a block: AdaLN-zero in each, one AdaLN for all with a small table each, or a token."""
+    class_tokens: int = 4
+    """How many learned tokens the encoder carries beside the patches; their mean is the representation."""
+    class_token_std: float = 0.02
+    """Their random start. At 0, as published, they stay identical to each other for ever."""
+    labels: bool = False
+    """Build a label table (class-conditional generation)."""
+    scan: bool = True
+    """One compiled block for all layers. False unrolls them: slower to compile."""
+    remat: Remat = "dots"
+    """What the backward pass recomputes: none, dots (all but the products with a weight) or full (as published)."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What tokens are computed in. Parameters are always float32."""
+
+    def sizes(self) -> tuple[Size, Size, int]:
+        """Encoder, decoder and patch of the variant. Raises `BadInput` for a name that is none."""
+        match = re.fullmatch(r"([A-Za-z]+)/([1-9][0-9]*)", self.variant)
+        if match is None or match[1] not in VARIANTS:
+            raise BadInput(
+                "--model.variant",
+                f"{self.variant!r} is not a variant",
+                f"Write NAME/PATCH with NAME one of {', '.join(VARIANTS)}; for example B/4",
+            )
+        encoder, decoder = VARIANTS[match[1]]
+        return encoder, decoder, int(match[2])
+
+    def validate(self, size: int, field: str = "--model.variant") -> None:
+        """Raises `BadInput` if the network cannot read images of `size` x `size` pixels."""
+        *_, patch = self.sizes()
+        if size % patch != 0:
+            divisors = [p for p in range(1, size + 1) if size % p == 0]
+            raise BadInput(
+                field,
+                f"a patch of {patch} does not divide an image of {size} x {size} pixels",
+                f"Choose a patch among {', '.join(map(str, divisors))}, or another --data.size",
+            )
+        if self.class_tokens < 1:
+            raise BadInput("--model.class-tokens", f"{self.class_tokens} is too few", "Use 1 or more (the paper has 4)")
+        if self.class_token_std < 0:
+            raise BadInput("--model.class-token-std", f"{self.class_token_std} is negative", "Use 0 or more")
+
+    def build(self, size: int, channels: int, num_classes: int, *, key: PRNGKeyArray) -> AutoEncoder:
+        """A freshly initialised network for images of `size` x `size` x `channels`.
+
+        Initial values as the reference's: Xavier-uniform kernels in attention and MLP, LeCun-normal elsewhere, zero
+        modulation, positions N(0, 1/sqrt(n)), mask embedding and head N(0, 0.02).
+        """
+        self.validate(size)
+        encoder, decoder, patch = self.sizes()
+        keys = jax.random.split(key, 12)
+        num_patches = (size // patch) ** 2
+        classes = num_classes if self.labels else None
+        normal = jax.random.normal
+        return AutoEncoder(
+            embed=Linear.init(patch * patch * channels, encoder.width, key=keys[0]),
+            positions=normal(keys[1], (num_patches, encoder.width)) / num_patches**0.5,
+            class_tokens=normal(keys[2], (self.class_tokens, encoder.width)) * self.class_token_std,
+            condition=Condition.init(encoder.width, classes, key=keys[3]),
+            encoder=self._stack(encoder, encoder.width, keys[4], keys[5]),
+            bridge=None
+            if encoder.width == decoder.width
+            else Linear.init(encoder.width, decoder.width, key=keys[6], kernel_init=xavier_uniform),
+            mask_token=normal(keys[7], (decoder.width,)) * 0.02,
+            decoder_positions=normal(keys[8], (num_patches, decoder.width)) / num_patches**0.5,
+            decoder=self._stack(decoder, encoder.width, keys[9], keys[10]),
+            head=self._head(encoder.width, decoder.width, patch, channels, keys[11]),
+            image_shape=(size, size, channels),
+            patch=patch,
+            num_classes=classes,
+            dtype=self.dtype,
+        )
+
+    def _conditioning(self, condition: int, size: Size, key: PRNGKeyArray) -> AbstractConditioning:
+        match self.conditioning:
+            case "adaln":
+                return AdaLNZero.init(condition, size.width, size.depth, key=key)
+            case "shared-adaln":
+                return SharedAdaLN.init(condition, size.width, size.depth, key=key)
+            case "token":
+                return Token.init(condition, size.width, key=key)
+
+    def _stack(self, size: Size, condition: int, key: PRNGKeyArray, conditioning_key: PRNGKeyArray) -> Stack:
+        conditioning = self._conditioning(condition, size, conditioning_key)
+        return Stack.init(*size, conditioning, scan=self.scan, remat=self.remat, key=key)
+
+    def _head(self, condition: int, width: int, patch: int, channels: int, key: PRNGKeyArray) -> Head:
+        kernel_key, modulation_key = jax.random.split(key)
+        kernel = jax.random.normal(kernel_key, (width, patch * patch * 2 * channels)) * 0.02
+        bias = jnp.zeros(2 * channels)
+        if self.conditioning == "token":
+            return Head(None, kernel, bias)
+        return Head(Linear.init(condition, 2 * width, key=modulation_key, kernel_init=zeros), kernel, bias)
+
+
+def num_parameters(model: AutoEncoder) -> int:
+    """How many numbers are learned."""
+    return sum(leaf.size for leaf in jax.tree.leaves(model) if jnp.issubdtype(leaf.dtype, jnp.floating))

@@ -1,0 +1,100 @@
+"""What an objective is: a loss of one batch, whose randomness is drawn apart."""
+
+import abc
+import math
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
+
+from umd_eqx.masking import draw_order
+from umd_eqx.models import AbstractModel
+from umd_eqx.paths import AbstractPath
+from umd_eqx.types import Batch, Metrics, Scalar
+
+
+class Draw(eqx.Module):
+    """All the randomness that one batch may need, an entry an image. A clean image leaves `t` and `eps` unused.
+
+    Made by `draw`; recorded numbers can stand in for it, so that a test needs no luck.
+    """
+
+    t: Float[Array, "b"]
+    eps: Float[Array, "b h w c"]
+    order: Int[Array, "b n"]
+    drop_label: Bool[Array, "b"]
+
+
+class AbstractObjective(eqx.Module):
+    """A loss of a model on a batch, along a path from data to noise.
+
+    `objective(model, path, batch, key)` is `objective.loss(model, path, batch, draw(...))`. The loss of a batch is the
+    mean of the losses of its images, so that it may be computed in parts.
+    """
+
+    @abc.abstractmethod
+    def loss(self, model: AbstractModel, path: AbstractPath, batch: Batch, draw: Draw) -> tuple[Scalar, Metrics]:
+        """The loss and its parts by name, given all randomness. Images in [-1, 1]."""
+
+    @abc.abstractmethod
+    def label_dropout_rate(self) -> float:
+        """With what probability a label is replaced by "no class" where the image is noised."""
+
+    @abc.abstractmethod
+    def period(self, batch_size: int) -> int:
+        """The smallest number of consecutive images that is treated alike all along a batch of `batch_size`.
+
+        A batch may be cut, over micro-batches or devices, wherever a period ends.
+        """
+
+    @abc.abstractmethod
+    def passes(self, batch_size: int) -> list[tuple[int, float]]:
+        """(images, mask ratio) of each pass through the network that a batch takes: what its cost follows from."""
+
+    @abc.abstractmethod
+    def validate(self, num_patches: int, batch_size: int) -> None:
+        """Raises `BadInput` where a mask ratio or a share cannot work for so many patches and images."""
+
+    def __call__(
+        self, model: AbstractModel, path: AbstractPath, batch: Batch, key: PRNGKeyArray
+    ) -> tuple[Scalar, Metrics]:
+        """The loss and its parts, with fresh randomness."""
+        numbers = draw(key, path, batch.image.shape, model.num_patches, self.label_dropout_rate())
+        return self.loss(model, path, batch, numbers)
+
+
+def draw(
+    key: PRNGKeyArray,
+    path: AbstractPath,
+    shape: tuple[int, ...],
+    num_patches: int,
+    label_dropout: float,
+) -> Draw:
+    """Fresh randomness for a batch of images of `shape` (b, h, w, c). Label dropout is a probability."""
+    t_key, eps_key, order_key, drop_key = jax.random.split(key, 4)
+    return Draw(
+        t=jax.vmap(path.time_from_uniform)(jax.random.uniform(t_key, shape[:1])),
+        eps=jax.random.normal(eps_key, shape),
+        order=jax.vmap(draw_order, in_axes=(0, None))(jax.random.split(order_key, shape[0]), num_patches),
+        drop_label=jax.random.bernoulli(drop_key, label_dropout, shape[:1]),
+    )
+
+
+def split_by_period(tree: PyTree, first: int, second: int) -> tuple[PyTree, PyTree]:
+    """Splits a batch of `first` + `second` images into two kinds by position within a period, not in the middle.
+
+    The batch is rows of (first + second) / g images, g = gcd(first + second, second); the last second / g of each row
+    are the second kind. The images of both kinds stay in order. No image leaves its device where the devices divide g.
+    """
+    rows = math.gcd(first + second, second) or 1
+
+    def cut(leaf: Array, start: int, stop: int) -> Array:
+        grid = jnp.reshape(leaf, (rows, -1, *leaf.shape[1:]))
+        return grid[:, start:stop].reshape(-1, *leaf.shape[1:])
+
+    middle, end = first // rows, (first + second) // rows
+    return (
+        jax.tree.map(lambda leaf: cut(leaf, 0, middle), tree),
+        jax.tree.map(lambda leaf: cut(leaf, middle, end), tree),
+    )

@@ -1,0 +1,68 @@
+"""Unified Masked Diffusion: some images of a batch are denoised, the others reconstructed."""
+
+import math
+
+import equinox as eqx
+
+from umd_eqx.errors import BadInput
+from umd_eqx.models import AbstractModel
+from umd_eqx.objectives.base import AbstractObjective, Draw, split_by_period
+from umd_eqx.objectives.terms import MaskedDenoising
+from umd_eqx.paths import AbstractPath
+from umd_eqx.types import Batch, Metrics, Scalar
+
+
+class Unified(AbstractObjective):
+    """Two objectives on one batch, each weighted by how many images it has (arXiv 2406.17688, section 3)."""
+
+    denoising: MaskedDenoising
+    reconstruction: MaskedDenoising
+    no_noise_prob: float = eqx.field(static=True, default=0.5)
+    """Share of the batch that is reconstructed without noise, in [0, 1]; the count is rounded down."""
+
+    def num_clean(self, batch_size: int) -> int:
+        """How many images of a batch are reconstructed: int(B r), as in the reference."""
+        return int(batch_size * self.no_noise_prob)
+
+    def loss(self, model: AbstractModel, path: AbstractPath, batch: Batch, draw: Draw) -> tuple[Scalar, Metrics]:
+        """The mean over all images of whichever loss each has."""
+        size = batch.image.shape[0]
+        clean = self.num_clean(size)
+        noisy_part, clean_part = split_by_period((batch, draw), size - clean, clean)
+        parts = {"denoising": (self.denoising, noisy_part), "reconstruction": (self.reconstruction, clean_part)}
+        total, metrics = 0.0, {}
+        for name, (objective, (images, numbers)) in parts.items():
+            count = images.image.shape[0]
+            if count == 0:
+                continue
+            loss, terms = objective.loss(model, path, images, numbers)
+            total = total + loss * (count / size)
+            metrics |= {f"{name}/loss": loss} | {f"{name}/{key}": value for key, value in terms.items()}
+        return total, metrics
+
+    def label_dropout_rate(self) -> float:
+        """That of the denoised part; the other never has labels."""
+        return self.denoising.label_dropout
+
+    def period(self, batch_size: int) -> int:
+        """The length of one row of the split."""
+        return batch_size // (math.gcd(batch_size, self.num_clean(batch_size)) or 1)
+
+    def passes(self, batch_size: int) -> list[tuple[int, float]]:
+        """One pass of each part."""
+        clean = self.num_clean(batch_size)
+        return self.denoising.passes(batch_size - clean) + self.reconstruction.passes(clean)
+
+    def validate(self, num_patches: int, batch_size: int, field: str = "--objective") -> None:
+        """Raises `BadInput` where a part cannot work or would have no image."""
+        flag = f"{field}.no-noise-prob"
+        if not 0.0 <= self.no_noise_prob <= 1.0:
+            raise BadInput(flag, f"{self.no_noise_prob} is outside [0, 1]", "Give the share of images without noise")
+        clean = self.num_clean(batch_size)
+        if clean == 0 and self.no_noise_prob > 0:
+            way_out = f"Use at least {1 / batch_size:.4g}, or a larger --data.batch-size"
+            raise BadInput(flag, f"{self.no_noise_prob} of a batch of {batch_size} is no image at all", way_out)
+        if clean < batch_size:
+            self.denoising.validate(num_patches, batch_size - clean, f"{field}.denoising")
+        if clean > 0:
+            self.reconstruction.validate(num_patches, clean, f"{field}.reconstruction")

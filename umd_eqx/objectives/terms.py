@@ -1,0 +1,118 @@
+"""A method as data: which prediction is held to which truth, on which patches, at which mask ratio, noised or clean."""
+
+from typing import Annotated, Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import tyro
+from jaxtyping import Array, Float
+
+from umd_eqx.errors import BadInput
+from umd_eqx.masking import View, hidden_pixels, num_kept
+from umd_eqx.models import AbstractModel
+from umd_eqx.objectives.base import AbstractObjective, Draw
+from umd_eqx.paths import AbstractPath
+from umd_eqx.types import Batch, Image, Label, Metrics, Prediction, Scalar, Time
+
+
+class Term(eqx.Module):
+    """The squared error of one head, averaged over one region of the image, times a weight.
+
+    `head` is "x0" (the clean image), "eps" (the noise) or "v" (both, through the path). `region` is "visible",
+    "hidden" or "all" patches.
+    """
+
+    head: Literal["x0", "eps", "v"] = eqx.field(static=True)
+    region: Literal["visible", "hidden", "all"] = eqx.field(static=True)
+    weight: float = eqx.field(static=True)
+
+    @property
+    def name(self) -> str:
+        """As it is logged."""
+        return f"{self.head}_{self.region}"
+
+
+class MaskedDenoising(AbstractObjective):
+    """Hide some patches, noise the rest or not, and predict: MAE, DiT and MaskDiT by their tables of terms."""
+
+    terms: Annotated[tuple[Term, ...], tyro.conf.Suppress] = eqx.field(static=True)
+    mask_ratio: float = eqx.field(static=True)
+    """Share of the patches that the encoder does not see, in [0, 1)."""
+    noised: Annotated[bool, tyro.conf.Suppress] = eqx.field(static=True, default=True)
+    label_dropout: float = eqx.field(static=True, default=0.1)
+    """Probability that a noised image's label is replaced by "no class" (classifier-free guidance)."""
+
+    def loss(self, model: AbstractModel, path: AbstractPath, batch: Batch, draw: Draw) -> tuple[Scalar, Metrics]:
+        """The weighted sum of the terms, each the mean over the batch; the terms by name, unweighted."""
+        kept = num_kept(model.num_patches, self.mask_ratio)
+        no_class = jnp.full_like(batch.label, model.num_classes or 0)
+        y = jnp.where(draw.drop_label, no_class, batch.label) if self.noised else no_class
+        t = draw.t if self.noised else jnp.zeros_like(draw.t)
+
+        def of_image(x0: Image, y: Label, t: Time, eps: Image, order: Array) -> Float[Array, "terms"]:
+            view = View(order, kept)
+            x_t = path.interpolate(x0, eps, t) if self.noised else x0
+            prediction = model(x_t, path.network_time(t), y, view if kept < model.num_patches else None)
+            hidden = hidden_pixels(view, x0, model.patch)
+            return jnp.stack([_error(term, path, prediction, x0, eps, t, hidden) for term in self.terms])
+
+        errors = jnp.mean(jax.vmap(of_image)(batch.image, y, t, draw.eps, draw.order), axis=0)
+        weights = jnp.asarray([term.weight for term in self.terms])
+        metrics = {term.name: error for term, error in zip(self.terms, errors, strict=True)}
+        return jnp.dot(weights, errors), metrics
+
+    def label_dropout_rate(self) -> float:
+        """As configured."""
+        return self.label_dropout
+
+    def period(self, batch_size: int) -> int:
+        """1: every image is treated alike."""
+        return 1
+
+    def passes(self, batch_size: int) -> list[tuple[int, float]]:
+        """One pass of the whole batch."""
+        return [(batch_size, self.mask_ratio)]
+
+    def validate(self, num_patches: int, batch_size: int, field: str = "--objective") -> None:
+        """Raises `BadInput` where the mask ratio leaves nothing visible, or nothing for a term."""
+        flag, kept = f"{field}.mask-ratio", num_kept(num_patches, self.mask_ratio)
+        if not 0.0 <= self.mask_ratio < 1.0:
+            raise BadInput(flag, f"{self.mask_ratio} is outside [0, 1)", "Give the share of patches to hide")
+        if not 0.0 <= self.label_dropout <= 1.0:
+            raise BadInput(f"{field}.label-dropout", f"{self.label_dropout} is outside [0, 1]", "Give a probability")
+        if kept == 0:
+            way_out = f"Use at most {1 - 1 / num_patches:.4g}, which leaves one visible"
+            raise BadInput(flag, f"{self.mask_ratio} hides all {num_patches} patches of an image", way_out)
+        regions = {term.region for term in self.terms}
+        if kept == num_patches and "hidden" in regions:
+            name = next(term.name for term in self.terms if term.region == "hidden")
+            way_out = f"Use at least {1 / num_patches:.4g}, or a preset without that term (dit)"
+            raise BadInput(flag, f"{self.mask_ratio} hides no patch, but the term {name} needs some", way_out)
+
+
+def _error(
+    term: Term,
+    path: AbstractPath,
+    prediction: Prediction,
+    x0: Image,
+    eps: Image,
+    t: Time,
+    hidden: Float[Array, "h w 1"],
+) -> Scalar:
+    # mean(error^2 m) / mean(m) with m = 1 on the term's region, as in the reference.
+    match term.head:
+        case "x0":
+            difference = prediction.x0 - x0
+        case "eps":
+            difference = prediction.eps - eps
+        case "v":
+            difference = path.v_from_x0_eps(prediction.x0 - x0, prediction.eps - eps, t)
+    match term.region:
+        case "all":
+            return jnp.mean(difference**2)
+        case "hidden":
+            m = hidden
+        case "visible":
+            m = 1.0 - hidden
+    return jnp.mean(difference**2 * m) / jnp.mean(m)

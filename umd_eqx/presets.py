@@ -1,0 +1,151 @@
+"""Every recipe by name: the structure of a method, with its numbers. A flag changes a number, a preset the structure.
+
+The first four run on the images that ship with the package, sized to a laptop; the others are rows of the paper
+(arXiv 2406.17688, tables 1 and 6, and its code).
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+from umd_eqx.config import CheckpointConfig, Config, DataConfig, LogConfig
+from umd_eqx.eval import AbstractEvaluator, Denoising, FewShot, Reconstruction
+from umd_eqx.models import ModelConfig
+from umd_eqx.objectives import AbstractObjective, denoising, masked_denoising, masked_reconstruction, unified
+from umd_eqx.optim import EmaConfig, OptimConfig
+from umd_eqx.paths import CosineTable
+from umd_eqx.types import DataSpec
+
+Preset = Callable[[], Config]
+
+PUBLISHED_NOISY_TIME = 0.051
+"""Where the reference reads the features of systems that never saw a clean image: diffusion index 50, step 51."""
+
+
+def umd() -> Config:
+    """UMD on the shipped images: half of each batch reconstructed, half denoised."""
+    steps = 6000
+    evaluators = _probe(steps) | _reconstruction(steps) | _denoising(steps)
+    return _small(unified(), steps, evaluators)
+
+
+def mae() -> Config:
+    """MAE on the shipped images: hidden patches of clean images."""
+    steps = 9000
+    config = _small(masked_reconstruction(), steps, _probe(steps) | _reconstruction(steps))
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, conditioning="token"))
+
+
+def dit() -> Config:
+    """DiT on the shipped images: denoising with every patch visible."""
+    steps = 4000
+    return _small(denoising(), steps, _probe(steps, PUBLISHED_NOISY_TIME) | _denoising(steps))
+
+
+def maskdit() -> Config:
+    """MaskDiT on the shipped images: denoising with half of the patches hidden."""
+    steps = 5000
+    evaluators = _probe(steps, PUBLISHED_NOISY_TIME) | _reconstruction(steps, 0.5) | _denoising(steps)
+    return _small(masked_denoising(), steps, evaluators)
+
+
+def umd_b4_in64() -> Config:
+    """UMD-B/4 on ImageNet at 64 px, as published (100-shot probe 31.8 %)."""
+    return _imagenet64(unified(), batch_size=1024, evaluators=_published_evals())
+
+
+def mae_b4_in64() -> Config:
+    """MAE-B/4 on ImageNet at 64 px, as published (100-shot probe 36.6 %)."""
+    config = _imagenet64(masked_reconstruction(), batch_size=4096, evaluators=_published_evals())
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, conditioning="token"))
+
+
+def dit_b4_in64() -> Config:
+    """DiT-B/4 on ImageNet at 64 px, as published (100-shot probe 25.6 %)."""
+    return _imagenet64(denoising(), batch_size=1024, evaluators=_published_evals(PUBLISHED_NOISY_TIME))
+
+
+def maskdit_b4_in64() -> Config:
+    """MaskDiT-B/4 on ImageNet at 64 px, as published (100-shot probe 26.3 %)."""
+    return _imagenet64(masked_denoising(), batch_size=1024, evaluators=_published_evals(PUBLISHED_NOISY_TIME))
+
+
+def mae_l16_in256() -> Config:
+    """MAE-L/16 on ImageNet at 256 px, as published (100-shot probe 51.1 %)."""
+    config = _imagenet64(masked_reconstruction(), batch_size=1024, evaluators=_published_evals())
+    model = dataclasses.replace(config.model, variant="L/16", conditioning="token")
+    return dataclasses.replace(config, model=model, data=dataclasses.replace(config.data, size=256))
+
+
+PRETRAIN: dict[str, Preset] = {
+    "umd": umd,
+    "mae": mae,
+    "dit": dit,
+    "maskdit": maskdit,
+    "umd-b4-in64": umd_b4_in64,
+    "mae-b4-in64": mae_b4_in64,
+    "dit-b4-in64": dit_b4_in64,
+    "maskdit-b4-in64": maskdit_b4_in64,
+    "mae-l16-in256": mae_l16_in256,
+}
+"""The presets of `experiments/pretrain.py`; the first is its default."""
+
+
+def _small(objective: AbstractObjective, steps: int, evaluators: dict[str, AbstractEvaluator]) -> Config:
+    # Small batches and many steps learn most in the minutes that a laptop has; crops and flips did not help there.
+    return Config(
+        model=ModelConfig(variant="nano/4", conditioning="adaln", class_tokens=1),
+        objective=objective,
+        path=CosineTable(),
+        data=DataConfig(area_min=100.0, flip=False, batch_size=32, expected=_FASHION_MNIST),
+        optim=OptimConfig(lr=1e-3, lr_batch_size=None, steps=steps, warmup=0.1),
+        ema=EmaConfig(rate=2e-3, batch_size=None),
+        eval=evaluators,
+        checkpoint=CheckpointConfig(every=1000),
+        log=LogConfig(every=50),
+    )
+
+
+def _imagenet64(objective: AbstractObjective, *, batch_size: int, evaluators: dict[str, AbstractEvaluator]) -> Config:
+    return Config(
+        model=ModelConfig(variant="B/4", conditioning="adaln", class_tokens=4, class_token_std=0.0, remat="full"),
+        objective=objective,
+        path=CosineTable(),
+        data=DataConfig(
+            name="imagenet2012",
+            train_split="train[:99%]",
+            test_split="validation",
+            size=64,
+            area_min=80.0,
+            flip=True,
+            batch_size=batch_size,
+            eval_batch_size=1024,
+            expected=_IMAGENET,
+        ),
+        optim=OptimConfig(lr=1.5e-4, epochs=800, mu_dtype="bfloat16"),
+        ema=EmaConfig(rate=1e-4, only_with_labels=True),
+        eval=evaluators,
+    )
+
+
+_FASHION_MNIST = DataSpec("fashion_mnist", 60_000, 10_000, 28, 28, 1, 10)
+_IMAGENET = DataSpec("imagenet2012", 1_268_355, 50_000, None, None, 3, 1000)
+
+
+def _probe(steps: int, time: float = 0.0) -> dict[str, AbstractEvaluator]:
+    return {"fewshot": FewShot(every=steps // 4, time=time)}
+
+
+def _reconstruction(steps: int, mask_ratio: float = 0.75) -> dict[str, AbstractEvaluator]:
+    return {"reconstruction": Reconstruction(every=steps // 4, mask_ratio=mask_ratio, images=500)}
+
+
+def _denoising(steps: int) -> dict[str, AbstractEvaluator]:
+    return {"denoising": Denoising(every=steps // 4, images=250)}
+
+
+def _published_evals(time: float = 0.0) -> dict[str, AbstractEvaluator]:
+    return {
+        "fewshot": FewShot(every=10_000, time=time, raw_pixels=False),
+        "reconstruction": Reconstruction(every=25_000),
+        "denoising": Denoising(every=25_000),
+    }

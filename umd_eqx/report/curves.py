@@ -1,0 +1,216 @@
+"""Curves as SVG text to stand inside a page: no style of the page's own colours, no fonts, nothing to fetch."""
+
+import io
+import math
+import re
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+SERIES = 6
+"""The number of colours that tell lines apart: `--series-0` .. `--series-5` of the page's style sheet."""
+
+# matplotlib is given colours that nothing else uses; in its text the page's variables then stand for them.
+_INK, _FAINT = "#0a0b0c", "#0a0b0d"
+_SERIES = tuple(f"#0a0b{16 + index:02x}" for index in range(SERIES))
+
+
+class Line(NamedTuple):
+    """One line of a chart.
+
+    - `label`: its name, for the legend; empty for a line that needs none.
+    - `x`, `y`: as many numbers each; a NaN leaves a gap.
+    - `series`: which colour, 0 or more (they repeat after `SERIES`); None is the colour of the text.
+    - `style`: `"solid"`, `"raw"` (thin and pale, to lie under a smoothed one), `"dashed"` or `"dotted"`.
+    """
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    series: int | None = 0
+    style: Literal["solid", "raw", "dashed", "dotted"] = "solid"
+
+
+def usual_window(points: int) -> int:
+    """The `window` of `smooth` that suits a curve of so many points.
+
+    **Arguments:**
+
+    - `points`: 0 or more.
+    """
+    return max(1, points // 40)
+
+
+def drawable(lines: Sequence[Line]) -> list[Line]:
+    """The lines that have at least one finite point.
+
+    **Arguments:**
+
+    - `lines`: any.
+    """
+    return [line for line in lines if np.isfinite(np.asarray(line.y, float)).any()]
+
+
+def smooth(y: Sequence[float], window: int) -> list[float]:
+    """The mean of each point and what came before it, with weights that fall by a factor e in `window` points.
+
+    The window is shorter near the start (an eighth of the points so far): a loss falls fastest there, and the mean
+    would lag behind it. A NaN is passed over.
+
+    **Arguments:**
+
+    - `y`: the points, oldest first.
+    - `window`: 1 or more.
+    """
+    mean, seen, means = math.nan, 0, []
+    for value in y:
+        if math.isfinite(value):
+            keep = math.exp(-1 / min(window, 1 + seen / 8))
+            mean = keep * mean + (1 - keep) * value if seen else value
+            seen += 1
+        means.append(mean)
+    return means
+
+
+def chart(
+    lines: Sequence[Line],
+    *,
+    title: str,
+    name: str,
+    size: tuple[int, int],
+    x_label: str = "step",
+    unit: Literal["", "percent", "share"] = "",
+    log: bool = False,
+) -> str:
+    """An `<svg>` element of these lines, without a legend; its colours are the variables of the page's style sheet.
+
+    **Arguments:**
+
+    - `lines`: at least one, each drawable.
+    - `title`: what a screen reader says of it; already escaped for HTML.
+    - `name`: letters, digits and `-`; unlike that of any other chart of the page (it begins the ids).
+    - `size`: width and height in pixels at the page's full width.
+    - `x_label`: what is below the axis.
+    - `unit`: `"percent"` writes % behind the values; `"share"` shows values in [0, 1] as percent.
+    - `log`: whether the vertical axis is logarithmic; needs a positive value.
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+    width, height = size
+    figure = Figure(figsize=(width / 72, height / 72), dpi=72)
+    axes = figure.add_axes((52 / width, 40 / height, (width - 66) / width, (height - 54) / height))
+    axes.patch.set_visible(False)
+    figure.patch.set_visible(False)
+    for line in lines:
+        x, y = _thin(np.asarray(line.x, float), np.asarray(line.y, float))
+        colour = _INK if line.series is None else _SERIES[line.series % SERIES]
+        solid = line.style == "solid"
+        axes.plot(
+            x,
+            y,
+            color=colour,
+            linestyle={"dashed": (0, (6, 4)), "dotted": (0, (1.2, 3))}.get(line.style, "-"),
+            linewidth={"raw": 0.9, "solid": 2.0}.get(line.style, 1.4),
+            alpha=0.28 if line.style == "raw" else 1.0,
+            marker="o" if len(x) <= 40 and (solid or len(x) == 1) else None,
+            markersize=4.5,
+            clip_on=line.style == "raw",
+        )
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(_FAINT)
+    axes.grid(axis="y", color=_FAINT, linewidth=0.8, alpha=0.6)
+    axes.set_axisbelow(True)
+    axes.set_xlim(*_limits(lines))
+    steps = x_label == "step"
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=max(3, width // 110), steps=[1, 2, 2.5, 5, 10], integer=steps))
+    if steps:
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    if log:
+        axes.set_yscale("log")
+        subs = (1, 2, 5) if _decades(lines) < 2.5 else (1,)
+        axes.yaxis.set_major_locator(LogLocator(subs=subs, numticks=12))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
+    scale = 100 if unit == "share" else 1
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{scale * value:.4g}%" if unit else _tick(value)))
+    axes.tick_params(which="both", length=0, pad=7, labelsize=12, labelcolor=_INK)
+    axes.set_xlabel(x_label, fontsize=12, color=_INK, loc="right", labelpad=3)
+
+    buffer = io.StringIO()
+    # Text stays text (the page's own font); the salt makes the same numbers the same file. Put back at the end of with.
+    settings: dict[Any, Any] = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": name,
+        "text.usetex": False,
+        "font.family": "DejaVu Sans",
+    }
+    with mpl.rc_context(settings):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    return _for_page(buffer.getvalue(), title, name, size)
+
+
+def _tick(value: float) -> str:
+    """A number short enough for the margin: 0.25, 12, 7.5e-4."""
+    if value == 0 or 0.01 <= abs(value) < 1e5:
+        return f"{value:.4g}"
+    mantissa, exponent = f"{value:.2e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
+
+
+def _limits(lines: Sequence[Line]) -> tuple[float, float]:
+    values = [value for line in lines for value in (min(line.x), max(line.x))]
+    low, high = min(values), max(values)
+    return (low, high) if high > low else (low - 0.5, high + 0.5)
+
+
+def _decades(lines: Sequence[Line]) -> float:
+    values = np.concatenate([np.asarray(line.y, float) for line in lines])
+    values = values[np.isfinite(values) & (values > 0)]
+    return math.log10(values.max() / values.min())
+
+
+def _thin(x: np.ndarray, y: np.ndarray, points: int = 700) -> tuple[np.ndarray, np.ndarray]:
+    """At most so many points, the last one among them: more than a screen has columns only makes the file larger."""
+    if len(x) <= points:
+        return x, y
+    kept = np.unique(np.linspace(0, len(x) - 1, points).round().astype(int))
+    return x[kept], y[kept]
+
+
+def _for_page(svg: str, title: str, name: str, size: tuple[int, int]) -> str:
+    body = svg[svg.index("<g") : svg.rindex("</svg>")]
+    # A style element would hold for the whole page; what it says stands in the page's style sheet.
+    body = re.sub(r"<!--.*?-->\s*|<style.*?</style>\s*", "", body, flags=re.DOTALL)
+    body = body.replace("xlink:href", "href")
+    # Ids must differ among all charts of a page, and most of them are never referred to.
+    used = set(re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', body))
+    used = {one or other for one, other in used}
+    body = re.sub(r' id="([^"]*)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", body)
+    body = re.sub(r'href="#', f'href="#{name}-', body).replace("url(#", f"url(#{name}-")
+    for colour, variable in ((_INK, "muted"), (_FAINT, "rule"), *((c, f"series-{i}") for i, c in enumerate(_SERIES))):
+        body = body.replace(colour, f"var(--{variable})")
+    return f'<svg viewBox="0 0 {size[0]} {size[1]}" role="img" aria-label="{title}">\n{body}</svg>'
+
+
+def sparkline(y: Sequence[float]) -> str:
+    """An `<svg>` element the height of a line of text, of how one number went; empty for less than two finite points.
+
+    **Arguments:**
+
+    - `y`: the points, oldest first, evenly spaced.
+    """
+    values = [value for value in y if math.isfinite(value)]
+    if len(values) < 2:
+        return ""
+    low, high = min(values), max(values)
+    scale = 16 / (high - low) if high > low else 0.0
+    xs = np.linspace(2, 78, len(values))
+    points = [(x, 18 - scale * (value - low)) for x, value in zip(xs, values, strict=True)]
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+    dot = f'<circle cx="{points[-1][0]:.1f}" cy="{points[-1][1]:.1f}" r="2"/>'
+    return f'<svg class="spark" viewBox="0 0 80 20" aria-hidden="true"><polyline points="{path}"/>{dot}</svg>'

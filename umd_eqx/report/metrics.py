@@ -1,0 +1,128 @@
+"""The file of a run's numbers, and writing a file in one piece."""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, SupportsFloat
+
+import numpy as np
+
+from umd_eqx.errors import BadInput
+
+
+def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
+    """Put `data` in the file at `path` such that a reader, or a crash, finds the old file or the new one, never a part.
+
+    **Arguments:**
+
+    - `path`: a local file; its folder must exist.
+    - `data`: all that the file shall hold.
+
+    Raises `OSError` if the disk refuses.
+    """
+    temporary = Path(f"{os.fspath(path)}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The rows of a metrics file, oldest first. A number that was NaN or infinite when it was written reads as None.
+
+    A last line that a crash cut short is left out, and a file that is not there has no rows.
+
+    **Arguments:**
+
+    - `path`: a `metrics.jsonl`, one JSON object with an integer `"step"` a line.
+
+    Raises `BadInput` where a line other than the last is not such an object.
+    """
+    try:
+        lines = Path(path).read_bytes().splitlines()
+    except FileNotFoundError:
+        return []
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+                raise ValueError("not a row of metrics")
+        except ValueError as error:
+            if number == len(lines):
+                break
+            way_out = "Remove that line, or the file if its numbers are not needed."
+            raise BadInput(f"{os.fspath(path)}, line {number}", "this is not a row of metrics", way_out) from error
+        rows.append(row)
+    return rows
+
+
+class MetricsFile:
+    """`metrics.jsonl`: one JSON object a line, each step once, each line on the disk before `append` returns."""
+
+    def __init__(self, file: BinaryIO, last_step: int):
+        self._file = file
+        self._last_step = last_step
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], resume_step: int | None = None) -> "MetricsFile":
+        """Open the file for appending, after dropping what the run is about to do again.
+
+        **Arguments:**
+
+        - `path`: the file on a local disk; its folder must exist.
+        - `resume_step`: the step the state was restored at, 0 or more: rows of later steps, and a last line that was
+          cut short, are dropped. None is a run from its start: every row is dropped.
+
+        Raises `BadInput` if a kept file is corrupt, `OSError` if the disk refuses.
+        """
+        rows = [] if resume_step is None else [row for row in read_metrics(path) if row["step"] <= resume_step]
+        write_atomically(path, b"".join(_line(row) for row in rows))
+        # Unbuffered: a line reaches the system in one write, so only a crash of the machine can tear it.
+        return cls(open(path, "ab", buffering=0), rows[-1]["step"] if rows else -1)
+
+    def append(self, step: int, row: Mapping[str, SupportsFloat]) -> None:
+        """Write one line.
+
+        **Arguments:**
+
+        - `step`: greater than that of any line before, 0 or more.
+        - `row`: numbers by slash-separated name; NaN and infinities are written as null. There is no name `"step"`.
+
+        Raises `ValueError` for a step that is not greater than the last, or a number named `"step"`; `OSError` if the
+        disk refuses.
+        """
+        if step <= self._last_step:
+            raise ValueError(f"step {step} does not come after step {self._last_step}: each step is written once")
+        if "step" in row:
+            raise ValueError("a row of metrics cannot have a number named 'step'")
+        self._file.write(_line({"step": int(step), **{name: _plain(value) for name, value in row.items()}}))
+        os.fsync(self._file.fileno())
+        self._last_step = step
+
+    def close(self) -> None:
+        """Close the file; to do it twice is harmless."""
+        self._file.close()
+
+    def __enter__(self) -> "MetricsFile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _line(row: Mapping[str, Any]) -> bytes:
+    return json.dumps(row, allow_nan=False).encode() + b"\n"
+
+
+def _plain(value: SupportsFloat) -> int | float | None:
+    if isinstance(value, int | np.integer):
+        return int(value)
+    number = float(value)
+    return number if math.isfinite(number) else None

@@ -1,0 +1,298 @@
+"""The lines a person sees while a run is under way: a bar in a terminal, plain lines in a file or a pipe."""
+
+import contextlib
+import io
+import math
+import os
+import statistics
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, SupportsFloat
+
+TRAINING = "training"
+_STDOUT = 1
+
+
+class Terminal:
+    """Says how far a run is. A context manager; nothing that happens to the terminal reaches the training.
+
+    In a terminal there is a bar below the lines said; elsewhere a plain line at once, then at most one every `interval`
+    seconds and one for the last step. The time left is judged by the last steps, without the pauses for evaluation.
+
+    **Arguments:**
+
+    - `total`: the step at which the run will end.
+    - `start`: the step it starts at, 0 .. total.
+    - `stream`: where to; None is stdout as it is now.
+    - `interactive`: whether it is a terminal; None finds out.
+    - `interval`: seconds between plain lines.
+    - `clock`: seconds that only grow; another clock is for tests.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        *,
+        start: int = 0,
+        stream: io.TextIOBase | None = None,
+        interactive: bool | None = None,
+        interval: float = 10.0,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self._total = total
+        self._out = _Steady(stream if stream is not None else sys.stdout)
+        dumb = os.environ.get("TERM") == "dumb"
+        self._interactive = self._out.isatty() and not dumb if interactive is None else interactive
+        self._interval = interval
+        self._clock = clock
+        self._pace = _Pace(start, clock)
+        self._phase = TRAINING
+        self._step = start
+        self._row: dict[str, float] = {}
+        self._unsaid = False
+        self._said_at = -math.inf
+        self._bar: Any = None  # a rich.progress.Progress, while there is one
+        self._task: Any = None
+
+    def __enter__(self) -> "Terminal":
+        if self._interactive:
+            self._bar = _bar(self._out)
+            self._task = self._bar.add_task(self._phase, total=self._total, completed=self._step, stats="")
+            self._bar.start()
+        self._pace.go()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+        elif self._unsaid:
+            self._line()
+
+    def update(self, step: int, row: Mapping[str, SupportsFloat]) -> None:
+        """Show where the run is. Ends the phase that was announced last.
+
+        **Arguments:**
+
+        - `step`: steps done, up to the total.
+        - `row`: numbers by name, of which `train/loss`, `throughput/images_per_s`, `throughput/mfu` and
+          `throughput/data_wait` are shown where present.
+        """
+        self._pace.reach(step)
+        self._phase, self._step = TRAINING, step
+        self._row = {name: float(row[name]) for name in _SHOWN if name in row}
+        self._unsaid = True
+        if self._bar is not None:
+            self._draw()
+        elif step >= self._total or self._clock() - self._said_at >= self._interval:
+            self._line()
+
+    def phase(self, text: str) -> None:
+        """Say what the run does now. The clock for the time left stands still until it is `"training"` again.
+
+        **Arguments:**
+
+        - `text`: a few words, like `"compiling"` or `"evaluating fewshot"`; `"training"` starts the clock again, and so
+          does the next `update`, which then tells nothing of the pace.
+        """
+        if text == TRAINING:
+            self._pace.go()
+        else:
+            self._pace.pause()
+        changed, self._phase = text != self._phase, text
+        if self._bar is not None:
+            self._draw()
+        elif changed and text != TRAINING:
+            self._print(f"step {self._step}/{self._total}  {text}")
+
+    def say(self, text: str) -> None:
+        """Print a line that stays.
+
+        **Arguments:**
+
+        - `text`: plain text; brackets and colours mean nothing.
+        """
+        self._print(text)
+
+    def warn(self, text: str) -> None:
+        """Print a line that stays, marked as a warning.
+
+        **Arguments:**
+
+        - `text`: as for `say`.
+        """
+        self._print(f"warning: {text}", style="yellow")
+
+    def _line(self) -> None:
+        eta = self._pace.left(self._total - self._step)
+        fields = [text for _, text in _fields(self._row, eta)]
+        self._print("  ".join([f"step {self._step}/{self._total}", *fields]))
+        self._unsaid = False
+        self._said_at = self._clock()
+
+    def _print(self, text: str, style: str = "") -> None:
+        if self._bar is None:
+            self._out.write(f"{text}\n")
+            self._out.flush()
+            return
+        from rich.text import Text
+
+        self._bar.console.print(Text(text, style=style), soft_wrap=True)
+
+    def _draw(self) -> None:
+        # What is shown is what there is room for, the least important dropped first: rich would cut a field in two.
+        counts = f"{self._step}/{self._total}"
+        room = self._bar.console.width - len(self._phase) - len(counts) - 18
+        fields = _fields(self._row, self._pace.left(self._total - self._step))
+        shown = set()
+        for importance, text in sorted(fields):
+            if len(text) + 2 <= room:
+                room -= len(text) + 2
+                shown.add(importance)
+        stats = "  ".join(text for importance, text in fields if importance in shown)
+        self._bar.update(self._task, description=self._phase, completed=self._step, stats=stats)
+
+
+_SHOWN = ("train/loss", "throughput/images_per_s", "throughput/mfu", "throughput/data_wait")
+
+
+class _Field(NamedTuple):
+    importance: int  # 0 is dropped last
+    text: str
+
+
+def _fields(row: Mapping[str, float], eta: float | None) -> list[_Field]:
+    """The parts of a line in the order in which they are read."""
+    fields = []
+    if "train/loss" in row:
+        fields.append(_Field(0, f"loss {row['train/loss']:.4f}"))
+    if "throughput/images_per_s" in row:
+        rate = row["throughput/images_per_s"]
+        fields.append(_Field(2, f"{rate:.0f} images/s" if rate >= 10 else f"{rate:.2g} images/s"))
+    if "throughput/mfu" in row:
+        fields.append(_Field(3, f"mfu {row['throughput/mfu']:.2f}"))
+    if "throughput/data_wait" in row:
+        fields.append(_Field(4, f"wait {row['throughput/data_wait']:.0%}"))
+    if eta is not None:
+        fields.append(_Field(1, f"eta {duration(eta)}"))
+    return fields
+
+
+def duration(seconds: float) -> str:
+    """A length of time in two units at most: `12s`, `4m12s`, `2h05m`, `3d04h`.
+
+    **Arguments:**
+
+    - `seconds`: 0 or more, finite.
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    if whole < 86400:
+        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+    return f"{whole // 86400}d{whole % 86400 // 3600:02d}h"
+
+
+class _Pace:
+    """How long a step takes, by the last updates and without the pauses."""
+
+    def __init__(self, step: int, clock: Callable[[], float]):
+        self._clock = clock
+        self._step = step
+        self._running_since: float | None = None
+        self._spent = 0.0
+        self._paused = True
+        self._recent: deque[tuple[int, float]] = deque(maxlen=30)  # (steps, seconds) between updates
+
+    def go(self) -> None:
+        if self._running_since is None:
+            self._running_since = self._clock()
+            self._paused = False
+
+    def pause(self) -> None:
+        if self._running_since is not None:
+            self._spent += self._clock() - self._running_since
+            self._running_since = None
+            self._paused = True
+
+    def reach(self, step: int) -> None:
+        was_paused = self._paused
+        self.pause()
+        # An update that comes out of a pause cannot say how much of the time went into steps.
+        if step > self._step and not was_paused:
+            self._recent.append((step - self._step, self._spent))
+        self._step, self._spent = step, 0.0
+        self.go()
+
+    def left(self, steps: int) -> float | None:
+        """Seconds for so many steps, or None before the first measurement."""
+        if not self._recent:
+            return None
+        typical = statistics.median(seconds / count for count, seconds in self._recent)
+        # A stall (a checkpoint, a busy disk) is not the pace; but bursts within twice of it are averaged, not dropped.
+        kept = [(count, seconds) for count, seconds in self._recent if seconds / count <= 3 * typical]
+        return max(0, steps) * sum(seconds for _, seconds in kept) / sum(count for count, _ in kept)
+
+
+class _Steady(io.TextIOBase):
+    """A stream to write to whatever becomes of the real one: closed, a broken pipe, a terminal that is gone."""
+
+    def __init__(self, stream: Any):
+        self._stream = stream
+
+    def write(self, text: str, /) -> int:
+        if self._stream is not None:
+            try:
+                encoding = self.encoding  # what it cannot say becomes a question mark
+                self._stream.write(text.encode(encoding, "replace").decode(encoding))
+            except (OSError, ValueError):
+                self._give_up()
+        return len(text)
+
+    def flush(self) -> None:
+        if self._stream is not None:
+            try:
+                self._stream.flush()
+            except (OSError, ValueError):
+                self._give_up()
+
+    def isatty(self) -> bool:
+        try:
+            return self._stream is not None and self._stream.isatty()
+        except ValueError:
+            return False
+
+    @property
+    def encoding(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        # rich chooses its characters by it
+        return getattr(self._stream, "encoding", None) or "utf-8"
+
+    def _give_up(self) -> None:
+        stream, self._stream = self._stream, None
+        # What is left in the buffer of stdout would fail once more when Python exits, and change the exit status.
+        with contextlib.suppress(OSError, ValueError):
+            if stream is not None and stream.fileno() == _STDOUT:
+                null = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(null, _STDOUT)
+                os.close(null)
+
+
+def _bar(out: _Steady) -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+
+    console = Console(file=out, force_terminal=True, highlight=False, markup=False, emoji=False)  # pyright: ignore[reportArgumentType]
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=None, complete_style="cyan", finished_style="cyan"),
+        TextColumn("{task.completed}/{task.total}", markup=False),
+        TextColumn("{task.fields[stats]}", markup=False),
+        console=console,
+        expand=True,
+        refresh_per_second=4,
+    )

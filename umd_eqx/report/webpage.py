@@ -1,0 +1,205 @@
+"""The page of a run: one file, drawn from the run directory alone, that opens anywhere and fetches nothing.
+
+The names of the numbers are those in `report.py`. Facts about the run are read from the top level of
+`environment.json`, then of `config.json`, then of the `"config"` in it: `preset`, `name`, `steps` (at which the run
+ends), `parameters`, `device`, `command` and `resume_command` (each a string or a list of words). What is missing is
+left out.
+"""
+
+import base64
+import json
+import math
+import os
+import shlex
+import statistics
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from umd_eqx.report.curves import smooth, usual_window
+from umd_eqx.report.metrics import write_atomically
+from umd_eqx.report.rundir import RunDirectory
+from umd_eqx.report.stylesheet import STYLE
+from umd_eqx.report.terminal import duration
+from umd_eqx.report.webcharts import denoising, evaluations, probes, training
+
+PICTURE_BYTES = 5_500_000
+"""All pictures of a page together, before base64 makes them 4/3 as large: the page stays under about 8 MB."""
+
+EARLIER = 6
+"""How many earlier versions of a picture a page shows at most."""
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def write_webpage(run_dir: str | os.PathLike[str]) -> Path:
+    """Write `report.html` into the run directory, from what lies there, and return its path.
+
+    Any part of the run may be missing or empty. The file is replaced in one piece.
+
+    **Arguments:**
+
+    - `run_dir`: a local folder that exists.
+
+    Raises `BadInput` if `metrics.jsonl` is corrupt before its last line, `OSError` if the disk refuses.
+    """
+    run = RunDirectory.read(run_dir)
+    sections = (
+        _header(run),
+        probes(run),
+        training(run),
+        denoising(run),
+        evaluations(run),
+        _pictures(run.path),
+        _reproduce(run),
+    )
+    page = (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'<title>{escape(_name(run))}</title>\n<link rel="icon" href="data:,">\n'
+        f"<style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n{''.join(sections)}</main>\n</body>\n</html>\n"
+    )
+    path = run.path / "report.html"
+    write_atomically(path, page.encode("utf-8", "replace"))
+    return path
+
+
+def _name(run: RunDirectory) -> str:
+    return str(run.fact("name") or run.path.resolve().name or "run")
+
+
+def _header(run: RunDirectory) -> str:
+    preset = run.fact("preset")
+    kicker = f"preset {preset}" if preset is not None else "run"
+    facts = "".join(
+        f"<div><dt>{escape(label)}</dt><dd>{escape(value)}</dd></div>\n" for label, value in _facts(run).items()
+    )
+    return (
+        f'<header>\n<p class="kicker">{escape(kicker)}</p>\n<h1>{escape(_name(run))}</h1>\n'
+        f"<dl>\n{facts}</dl>\n</header>\n"
+    )
+
+
+def _facts(run: RunDirectory) -> dict[str, str]:
+    step, steps = (run.rows[-1]["step"] if run.rows else None), run.count("steps")
+    losses, wall = run.curve("train/loss")[1], run.last("throughput/wall_seconds")
+    loss = smooth(losses, usual_window(len(losses)))[-1] if losses else math.nan
+    # The first rate has the compilation in it, and one slow moment is not the rate: hence the median.
+    rates = [rate for rate in run.curve("throughput/images_per_s")[1] if math.isfinite(rate)]
+    probe = {
+        name: run.last(name) for name in run.names() if name.startswith("eval/fewshot/") and name.endswith("/top1")
+    }
+    probe = {name: value for name, value in probe.items() if value is not None and "/raw_pixels/" not in name}
+    parameters, device = run.count("parameters"), run.fact("device")
+    facts: dict[str, str] = {}
+    if step is None:
+        facts["status"] = "no numbers yet"
+    elif steps is not None and step >= steps:
+        facts["status"] = f"finished, {step:,} steps"
+    else:
+        facts["status"] = f"at step {step:,}" + (f" of {steps:,}" if steps is not None else "")
+    if probe:
+        best = max(probe, key=lambda name: probe[name])
+        facts[f"few-shot top-1, {best.split('/')[-2].replace('_', ' ')}"] = f"{probe[best]:.1f}%"
+    if math.isfinite(loss):
+        facts["loss, smoothed"] = f"{loss:.4g}"
+    if rates:
+        facts["images/s"] = f"{statistics.median(rates):,.4g}"
+    if wall is not None:
+        facts["wall time"] = duration(max(0.0, wall))
+    if parameters is not None:
+        facts["parameters"] = f"{parameters / 1e6:.1f} M" if parameters >= 1e6 else f"{parameters:,}"
+    if device is not None:
+        facts["device"] = str(device)
+    return facts
+
+
+class _Picture(NamedTuple):
+    name: str
+    step: str
+    data: bytes
+
+
+def _pictures(directory: Path) -> str:
+    """The newest of each picture at full width, earlier ones folded away; the newest have first call on the room."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted((directory / "pictures").glob("*/*.png")):
+        found.setdefault(path.parent.name, []).append(path)
+    newest = {name: paths[-1] for name, paths in found.items()}
+    earlier = {name: _spread(paths[:-1], EARLIER) for name, paths in found.items()}
+    room = PICTURE_BYTES
+    shown: dict[Path, _Picture] = {}
+    wanted = [*newest.values(), *sorted((p for paths in earlier.values() for p in paths), key=_step, reverse=True)]
+    for path in wanted:
+        picture = _read_picture(path)
+        if picture is not None and len(picture.data) <= room:
+            room -= len(picture.data)
+            shown[path] = picture
+    figures = []
+    for name, path in newest.items():
+        old = [shown[one] for one in earlier[name] if one in shown]
+        figure = _figure(shown[path], f"{name}, step {_step(path):,}") if path in shown else ""
+        if old:
+            strip = "".join(_figure(picture, f"step {int(picture.step):,}") for picture in old)
+            figure += f'<details>\n<summary>Earlier: {escape(name)}</summary>\n<div class="strip">\n{strip}</div>\n'
+            figure += "</details>\n"
+        figures.append(f'<div class="picture">\n{figure}</div>\n' if figure else "")
+    if not any(figures):
+        return ""
+    left_out = sum(map(len, found.values())) - len(shown)
+    note = f'<p class="note">{left_out:,} more in pictures/.</p>\n' if left_out else ""
+    return f'<section>\n<h2>Pictures</h2>\n<div class="pictures">\n{"".join(figures)}</div>\n{note}</section>\n'
+
+
+def _step(path: Path) -> int:
+    return int(path.stem) if path.stem.isdecimal() else 0
+
+
+def _spread(paths: Sequence[Path], count: int) -> list[Path]:
+    """So many of them, evenly spread, with the first and the last."""
+    if len(paths) <= count:
+        return list(paths)
+    return [paths[round(index * (len(paths) - 1) / (count - 1))] for index in range(count)]
+
+
+def _read_picture(path: Path) -> _Picture | None:
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return None
+    return _Picture(path.parent.name, f"{_step(path)}", data) if data.startswith(_PNG) else None
+
+
+def _figure(picture: _Picture, caption: str) -> str:
+    source = base64.b64encode(picture.data).decode()
+    alt = escape(f"{picture.name} at step {picture.step}")
+    return (
+        f'<figure><img src="data:image/png;base64,{source}" alt="{alt}">'
+        f"<figcaption>{escape(caption)}</figcaption></figure>\n"
+    )
+
+
+def _reproduce(run: RunDirectory) -> str:
+    command = _words(run.fact("command"))
+    resume = _words(run.fact("resume_command")) or command
+    parts = []
+    if command:
+        parts.append(f"<h3>Command</h3>\n<pre>{escape(command)}</pre>\n")
+    if resume == command and resume:
+        parts.append('<p class="note">The same command, given again, resumes the run from its last checkpoint.</p>\n')
+    elif resume:
+        parts.append(f"<h3>To resume</h3>\n<pre>{escape(resume)}</pre>\n")
+    for title, content in (("Configuration", run.config), ("Environment", run.environment)):
+        if content is not None:
+            text = escape(json.dumps(content, indent=2, ensure_ascii=False))
+            parts.append(f"<details>\n<summary>{title}</summary>\n<pre>{text}</pre>\n</details>\n")
+    return f"<section>\n<h2>Reproduce</h2>\n{''.join(parts)}</section>\n" if parts else ""
+
+
+def _words(command: Any) -> str:
+    if isinstance(command, str):
+        return command
+    if isinstance(command, Sequence) and not isinstance(command, Mapping):
+        return shlex.join(str(word) for word in command)
+    return ""

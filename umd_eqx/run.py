@@ -1,0 +1,183 @@
+"""One run from its configuration to its report: resumes, trains, measures, saves, and can be stopped at any time."""
+
+import contextlib
+import dataclasses
+import hashlib
+from pathlib import Path
+
+import jax
+from etils import epath
+
+from umd_eqx.checkpoint import Checkpoints, require_space
+from umd_eqx.config import Built, Config, build
+from umd_eqx.data.loader import training_batches
+from umd_eqx.data.source import DataSource
+from umd_eqx.dump import dump
+from umd_eqx.errors import BadInput
+from umd_eqx.eval import EvalContext
+from umd_eqx.flops import peak_flops, step_flops
+from umd_eqx.loop import Evaluations, Guard, Meter, Sinks, fit
+from umd_eqx.models.variants import num_parameters
+from umd_eqx.report import MetricsFile, Terminal, Wandb, read_metrics, results_table, write_webpage
+from umd_eqx.sharding import batch_sharding, place, replicated
+from umd_eqx.signals import EXIT_STOPPED, Stop
+from umd_eqx.train import TrainState
+from umd_eqx.workspace import claim, default_run_dir, environment, own, save_json
+
+EVALUATION_KEY = 2**32 - 1
+"""Folded into the seed for evaluations: no training step has this number."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a run ended: where it lies, at which step, and the signal that stopped it, if one did."""
+
+    run_dir: Path
+    step: int
+    stopped_by: str | None
+
+    @property
+    def exit_code(self) -> int:
+        """0, or 75 where a signal stopped it."""
+        return 0 if self.stopped_by is None else EXIT_STOPPED
+
+
+def run(
+    config: Config, *, run_dir: str | Path | None = None, preset: str = "run", limit_steps: int | None = None
+) -> Outcome:
+    """Trains and measures as `config` says; in a directory with an unfinished run of the same kind, goes on with it.
+
+    **Arguments:**
+
+    - `config`: from a preset, changed with `dataclasses.replace`.
+    - `run_dir`: where everything is written; `runs/<preset>` if not given.
+    - `preset`: the recipe's name, for the reader of the results.
+    - `limit_steps`: stop after this step, measure and report. The learning rate goes by the whole length all the same.
+
+    Raises `BadInput` for whatever the caller can mend.
+    """
+    directory = default_run_dir(preset, config, config) if run_dir is None else Path(run_dir)
+    if limit_steps is not None and limit_steps < 1:
+        raise BadInput("--limit-steps", f"{limit_steps} is too small", "Use 1 or more, or leave it out")
+    built = build(config, config.data.describe())
+    stop_at = built.total if limit_steps is None else min(built.total, limit_steps)
+    with own(directory):
+        claim(directory, config, preset)
+        return _Run(built, directory, preset, stop_at).start()
+
+
+class _Run:
+    """The wiring of one run; what it does is in `start`, from top to bottom."""
+
+    def __init__(self, built: Built, directory: Path, preset: str, stop_at: int):
+        self.built, self.config, self.parts = built, built.config, built.parts
+        self.directory, self.preset, self.stop_at = directory, preset, stop_at
+        self.metrics_path = directory / "metrics.jsonl"
+
+    def start(self) -> Outcome:
+        folder = epath.Path(self.directory.absolute() / "checkpoints")
+        with contextlib.ExitStack() as stack:
+            checkpoints = Checkpoints(folder, keep=self.config.checkpoint.keep)
+            stack.callback(checkpoints.close)
+            newest = max(checkpoints.steps(), default=0)
+            if newest >= self.stop_at:
+                return self._already_done(newest)
+            require_space(epath.Path(self.directory), self.built.abstract_state(), self.config.checkpoint.keep)
+            terminal = stack.enter_context(Terminal(self.stop_at, start=newest))
+            stop = stack.enter_context(Stop(terminal.warn))
+            train, test = self.config.data.open()
+            first, state = self._restore(checkpoints, terminal)
+            metrics = stack.enter_context(MetricsFile.open(self.metrics_path, first or None))
+            meter = self._describe(state)
+            sinks = Sinks(self.directory, terminal, metrics, self._wandb(terminal))
+            stack.callback(sinks.close)
+            batches = stack.enter_context(contextlib.closing(self._batches(train, first)))
+            step = fit(
+                self.parts,
+                state,
+                range(first, self.stop_at),
+                batches,
+                log_every=self.config.log.every,
+                checkpoint_every=self.config.checkpoint.every,
+                evaluations=self._evaluations(train, test),
+                checkpoints=checkpoints,
+                sinks=sinks,
+                meter=meter,
+                guard=Guard(self.config.max_skipped, terminal.warn),
+                stop=stop,
+            )
+            if train.broken:
+                terminal.warn(
+                    f"{len(train.broken)} images could not be read and were skipped: {sorted(train.broken)[:10]}"
+                )
+            terminal.phase("saving")
+            checkpoints.wait()
+            write_webpage(self.directory)
+        return self._goodbye(step, stop.asked)
+
+    def _restore(self, checkpoints: Checkpoints, terminal: Terminal) -> tuple[int, TrainState]:
+        everywhere = replicated(self.parts.mesh)
+        found = checkpoints.restore(self.built.abstract_state(), everywhere, terminal.warn)
+        if found is None:
+            return 0, place(self.built.init(), everywhere)
+        terminal.say(f"resuming {self.directory} at step {found[0]} of {self.built.total}")
+        return found
+
+    def _batches(self, train: DataSource, first: int):
+        data = self.config.data
+        return training_batches(
+            train,
+            data.transform(),
+            batch_size=data.batch_size,
+            seed=self.config.seed,
+            start_step=first,
+            sharding=batch_sharding(self.parts.mesh),
+        )
+
+    def _evaluations(self, train: DataSource, test: DataSource) -> Evaluations:
+        data = self.config.data
+        context = EvalContext(train, test, self.parts.path, data.size, data.eval_batch_size, self.parts.mesh)
+        measured = any(name.startswith("eval/untrained/") for row in read_metrics(self.metrics_path) for name in row)
+        return Evaluations(
+            {name: (evaluator, evaluator.build(context)) for name, evaluator in self.config.eval.items()},
+            jax.random.fold_in(jax.random.key(self.config.seed), EVALUATION_KEY),
+            last=self.stop_at,
+            untrained=None if measured else lambda: self.built.init().model,
+        )
+
+    def _describe(self, state: TrainState) -> Meter:
+        flops = step_flops(state.model, self.parts.objective, self.config.data.batch_size)
+        peak, source = peak_flops()
+        facts = {
+            "steps": self.built.total,
+            "parameters": num_parameters(state.model),
+            "flops_per_step": flops,
+            "peak_flops_per_device": peak,
+            "peak_from": source,
+            "data": self.built.spec._asdict(),
+        }
+        save_json(self.directory / "environment.json", environment(self.preset, facts))
+        rows = read_metrics(self.metrics_path)
+        wall = rows[-1].get("throughput/wall_seconds", 0.0) if rows else 0.0
+        return Meter(self.config.data.batch_size, flops, peak * self.parts.mesh.size, wall=wall)
+
+    def _wandb(self, terminal: Terminal) -> Wandb | None:
+        name = self.directory.name
+        run_id = hashlib.sha256(str(self.directory.absolute()).encode()).hexdigest()[:16]
+        return Wandb.maybe(self.config.log.wandb, self.directory, name, dump(self.config), run_id, say=terminal.say)
+
+    def _already_done(self, step: int) -> Outcome:
+        print(f"{self.directory} is finished: it is at step {step}, and {self.stop_at} was asked for. Its results:\n")
+        print(results_table(read_metrics(self.metrics_path)))
+        print(f"\nreport: {write_webpage(self.directory)}")
+        return Outcome(self.directory, step, None)
+
+    def _goodbye(self, step: int, stopped_by: str | None) -> Outcome:
+        if stopped_by is not None:
+            print(
+                f"stopped by {stopped_by} at step {step} of {self.built.total}, saved. The same command goes on"
+            )
+        else:
+            print(f"\n{results_table(read_metrics(self.metrics_path))}\n")
+            print(f"report: {self.directory / 'report.html'}")
+        return Outcome(self.directory, step, stopped_by)

@@ -1,0 +1,65 @@
+"""One file of rules: which array lies where on the devices."""
+
+import equinox as eqx
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, PyTree
+
+from umd_eqx.errors import BadInput
+
+
+def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
+    """All devices (or the given ones) along one axis, "data"."""
+    devices = jax.devices() if devices is None else devices
+    # Auto axes: with Explicit ones, jax's default, a vmapped step is refused.
+    return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """A whole copy on every device: parameters, optimiser state."""
+    return NamedSharding(mesh, P())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Images shared out over the devices along their first axis."""
+    return NamedSharding(mesh, P("data"))
+
+
+def validate_batch(batch_size: int, mesh: Mesh, accumulate: int, period: int) -> None:
+    """Raises `BadInput` if a batch cannot be cut over devices and micro-batches.
+
+    `period` is `AbstractObjective.period`: a batch is cut only where one ends.
+    """
+    devices, flag = mesh.size, "--data.batch-size"
+    if batch_size < 1:
+        raise BadInput(flag, f"{batch_size} is no batch", "Use 1 or more")
+    if batch_size % devices:
+        nearest = max(1, round(batch_size / devices)) * devices
+        raise BadInput(flag, f"{batch_size} does not divide over {devices} devices", f"Use {nearest}, for example")
+    pieces = batch_size // period
+    if pieces % accumulate:
+        allowed = [n for n in range(1, min(pieces, 64) + 1) if pieces % n == 0]
+        raise BadInput(
+            "--optim.accumulate",
+            f"{accumulate} micro-batches cannot all be alike in a batch of {batch_size}",
+            f"Use one of {', '.join(map(str, allowed))}",
+        )
+
+
+def micro_batches(tree: PyTree, accumulate: int, period: int) -> PyTree:
+    """Cuts each array (b, ...) into (accumulate, b / accumulate, ...) such that no image changes its device.
+
+    Micro-batch j takes every `accumulate`-th period, beginning with the j-th, so that each holds what the whole holds.
+    """
+
+    def cut(leaf: Array) -> Array:
+        grid = leaf.reshape(-1, accumulate, period, *leaf.shape[1:])
+        return grid.swapaxes(0, 1).reshape(accumulate, -1, *leaf.shape[1:])
+
+    return jax.tree.map(cut, tree)
+
+
+def place(tree: PyTree, sharding: NamedSharding) -> PyTree:
+    """Puts every array of a PyTree where the sharding says."""
+    return eqx.filter_shard(tree, sharding)

@@ -1,0 +1,111 @@
+"""The directory of a run: whose it is, what it holds, and that nobody else writes to it."""
+
+import contextlib
+import datetime
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shlex
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from umd_eqx.config import Config
+from umd_eqx.dump import differences, dump, flatten, only_the_run, run_identity
+from umd_eqx.errors import BadInput
+from umd_eqx.report import write_atomically
+
+PACKAGES = ("umd_eqx", "jax", "jaxlib", "equinox", "optax", "diffrax", "grain", "orbax-checkpoint", "numpy")
+LONGEST_NAME = 100
+
+
+def default_run_dir(preset: str, config: Config, recipe: Config) -> Path:
+    """`runs/<preset>`, followed by what was changed of the recipe where that makes another run.
+
+    A name that grew too long ends in a hash instead.
+    """
+    changed = differences(run_identity(recipe), run_identity(config))
+    words = [f"{name}={_plain(new)}" for name, (_, new) in sorted(changed.items())]
+    name = ",".join([preset, *words])
+    if len(name) > LONGEST_NAME:
+        name = f"{name[:LONGEST_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return Path("runs") / name
+
+
+@contextlib.contextmanager
+def own(run_dir: Path) -> Iterator[None]:
+    """Holds the directory for this process, making it if need be. Ends with the process, however it ends.
+
+    Raises `BadInput` if another process holds it, or if it cannot be written to.
+    """
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        lock = (run_dir / ".lock").open("w")
+    except OSError as error:
+        raise BadInput("--run-dir", f"{run_dir} cannot be written to ({error.strerror})", "Choose another") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            way_out = "Wait for it, stop it, or choose another directory"
+            raise BadInput("--run-dir", f"another process is running in {run_dir}", way_out) from error
+        yield
+
+
+def claim(run_dir: Path, config: Config, preset: str) -> None:
+    """Makes the directory this run's, or checks that it already is.
+
+    Raises `BadInput`, naming the field, if it holds a run that a different configuration made, or no run at all but
+    something else.
+    """
+    path = run_dir / "config.json"
+    if not path.exists():
+        foreign = sorted(entry.name for entry in run_dir.iterdir() if entry.name != ".lock")
+        if foreign:
+            problem = f"{run_dir} holds {foreign[0]!r} and no run"
+            raise BadInput("--run-dir", problem, "Choose an empty or a new directory")
+    else:
+        try:
+            old = only_the_run(flatten(json.loads(path.read_text())["config"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise BadInput("--run-dir", f"{path} cannot be read", "Choose another directory") from error
+        changed = differences(old, run_identity(config))
+        if changed:
+            name, (was, now) = next(iter(changed.items()))
+            raise BadInput(
+                f"--{name.replace('_', '-')}",
+                f"the run in {run_dir} was started with {_plain(was)}, and now it is {_plain(now)}",
+                "Ask for the old value to go on with it, or for another --run-dir to start a new run",
+            )
+    save_json(path, {"preset": preset, "config": dump(config)})
+
+
+def environment(preset: str, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What `environment.json` holds: the command, the versions, the devices, and `facts` about the run."""
+    return {
+        "preset": preset,
+        "command": shlex.join(["python", *sys.argv]),
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "device": jax.devices()[0].device_kind,
+        "devices": jax.device_count(),
+        "cpus": os.cpu_count(),
+        **facts,
+    }
+
+
+def save_json(path: Path, value: Any) -> None:
+    """Writes a JSON file in one piece."""
+    write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def _plain(value: Any) -> str:
+    return re.sub(r"[^A-Za-z0-9.+_-]+", "-", str(value)).strip("-")
