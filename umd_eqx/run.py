@@ -174,9 +174,7 @@ class _Run:
 
     def _goodbye(self, step: int, stopped_by: str | None) -> Outcome:
         if stopped_by is not None:
-            print(
-                f"stopped by {stopped_by} at step {step} of {self.built.total}, saved. The same command goes on"
-            )
+            print(f"stopped by {stopped_by} at step {step} of {self.built.total}, saved. The same command goes on")
         else:
             print(f"\n{results_table(read_metrics(self.metrics_path))}\n")
             print(f"report: {self.directory / 'report.html'}")

@@ -22,6 +22,9 @@ Image = Float[Array, "h w c"]
 Images = Float[Array, "b h w c"]
 Tokens = Float[Array, "n d"]
 Vector = Float[Array, "d"]
+Group = Float[Array, "_ _ _"]
+"""Tokens (count, n, d) of `count` images that have `n` each. Images with other views are other groups of one pass."""
+Groups = tuple[Group, ...]
 Signal = Float[Array, "signal"]
 """What a block is told of the condition: its length need not be the width of the block's tokens."""
 Scalar = Float[Array, ""]

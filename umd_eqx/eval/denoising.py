@@ -60,7 +60,7 @@ class Denoising(AbstractEvaluator):
                 scalars |= {f"x0/t{level:.2f}": float(x0), f"eps/t{level:.2f}": float(eps)}
                 if level in self.shown_levels:
                     columns += shown if not columns else shown[1:]
-            return Report(scalars, {"denoising": grid(list(zip(*columns, strict=True)))})
+            return Report(scalars, {"pictures": grid(list(zip(*columns, strict=True)))})
 
         return evaluate
 

@@ -6,16 +6,29 @@ embedding; the head predicts the clean image and the noise for every pixel.
 """
 
 import abc
+from collections.abc import Sequence
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from umd_eqx.masking import View, hide, patchify, restore, unpatchify
-from umd_eqx.models.layers import Linear, matmul, sinusoid
+from umd_eqx.models.layers import Linear, matmul, rowwise, sinusoid
 from umd_eqx.models.stack import Stack
-from umd_eqx.types import Image, Label, NetworkTime, Prediction, Representation, Tokens, Vector
+from umd_eqx.types import Group, Groups, Image, Label, NetworkTime, Prediction, Representation, Tokens, Vector
+
+
+class Part(eqx.Module):
+    """Images that are treated alike in one pass: `count` of them, all with one number of visible patches.
+
+    `views` holds the view of each (as `jax.vmap` returns it), or is None where every patch is visible.
+    """
+
+    x: Float[Array, "count h w c"]
+    t: Float[Array, "count"]
+    y: Int[Array, "count"]
+    views: View | None
 
 
 class AbstractModel(eqx.Module):
@@ -38,6 +51,13 @@ class AbstractModel(eqx.Module):
     @abc.abstractmethod
     def represent(self, x: Image, t: NetworkTime, y: Label) -> Representation:
         """What the encoder makes of the whole image."""
+
+    def together(self, parts: Sequence[Part]) -> list[Prediction]:
+        """Predictions for images with different views, a batched `Prediction` for each part.
+
+        One after the other, unless a network knows how to share the work. The numbers are the same.
+        """
+        return [jax.vmap(self)(part.x, part.t, part.y, part.views) for part in parts]
 
 
 class Trunk(eqx.Module):
@@ -94,13 +114,19 @@ class Head(eqx.Module):
     kernel: Float[Array, "decoder_d values"]
     bias: Float[Array, "two_channels"]
 
-    def __call__(self, x: Tokens, c: Float[Array, "condition"]) -> Float[Array, "n values"]:
-        """The values of each patch."""
+    def __call__(self, groups: Groups, c: Groups) -> Groups:
+        """The values of each patch, (count, n, values) for each group."""
         if self.modulation is not None:
-            shift, scale = jnp.split(self.modulation(jax.nn.silu(c)), 2)
-            x = x * (1.0 + scale) + shift
-        pixels = matmul(x, self.kernel.astype(x.dtype)).reshape(x.shape[0], -1, self.bias.size)
-        return (pixels + self.bias.astype(x.dtype)).reshape(x.shape[0], -1)  # one bias per channel, for every pixel
+            modulations = rowwise(self.modulation, tuple(jax.nn.silu(rows) for rows in c))
+            halves = [jnp.split(rows, 2, axis=-1) for rows in modulations]
+            pairs = zip(groups, halves, strict=True)
+            groups = tuple(x * (1.0 + scale) + shift for x, (shift, scale) in pairs)
+        return rowwise(self._pixels, groups)
+
+    def _pixels(self, rows: Float[Array, "rows decoder_d"]) -> Float[Array, "rows values"]:
+        # One bias per channel, for every pixel of a patch.
+        pixels = matmul(rows, self.kernel.astype(rows.dtype)).reshape(len(rows), -1, self.bias.size)
+        return (pixels + self.bias.astype(rows.dtype)).reshape(len(rows), -1)
 
 
 class AutoEncoder(AbstractModel):
@@ -134,37 +160,58 @@ class AutoEncoder(AbstractModel):
         self, x: Image, t: NetworkTime, y: Label, view: View | None = None, *, key: PRNGKeyArray | None = None
     ) -> Prediction:
         """Predicts the clean image and the noise of every pixel, hidden or not. Deterministic: `key` is not used."""
-        c = self.condition(t, y).astype(self.dtype)  # d
-        class_tokens, patches = self.encode(x, c, view)  # k d, kept d
-        return self.decode(class_tokens, patches, c, view)
+        part = Part(x[None], t[None], y[None], jax.tree.map(lambda leaf: leaf[None], view))
+        (prediction,) = self.together([part])
+        return Prediction(prediction.x0[0], prediction.eps[0])
+
+    def together(self, parts: Sequence[Part]) -> list[Prediction]:
+        """All parts in one pass, which reads each weight once."""
+        c = self.conditions(parts)
+        encoded = self.encode(parts, c)
+        tokens = tuple(self._decoder_tokens(x, part) for x, part in zip(encoded, parts, strict=True))
+        decoded = self.decoder(tokens, c)  # count, 1 + n, decoder_d
+        patches = self.head(tuple(x[:, 1:] for x in decoded), c)
+        return [jax.vmap(self._prediction)(values) for values in patches]
 
     def represent(self, x: Image, t: NetworkTime, y: Label) -> Representation:
         """The mean of the class tokens (the reference's representation) and the mean of the patches."""
-        class_tokens, patches = self.encode(x, self.condition(t, y).astype(self.dtype), None)
-        return Representation(_mean(class_tokens), _mean(patches))
-
-    def encode(self, x: Image, c: Vector, view: View | None) -> tuple[Float[Array, "k d"], Float[Array, "kept d"]]:
-        """Class tokens and visible patches after the encoder's last LayerNorm; patches in the order of the view."""
-        tokens = self.embed(patchify(x, self.patch).astype(self.dtype)) + self.positions.astype(self.dtype)  # n d
-        visible = tokens if view is None else hide(tokens, view)  # kept d
+        part = Part(x[None], t[None], y[None], None)
+        tokens = self.encode([part], self.conditions([part]))[0][0]  # k + n, d
         k = self.class_tokens.shape[0]
-        x = self.encoder(jnp.concatenate([self.class_tokens.astype(self.dtype), visible]), c)  # k + kept, d
-        return x[:k], x[k:]
+        return Representation(_mean(tokens[:k]), _mean(tokens[k:]))
 
-    def decode(
-        self, class_tokens: Float[Array, "k d"], patches: Float[Array, "kept d"], c: Vector, view: View | None
-    ) -> Prediction:
-        """Every pixel, from the mean of the class tokens and the encoded patches."""
-        tokens = jnp.concatenate([_mean(class_tokens)[None].astype(self.dtype), patches])  # 1 + kept, d
+    def conditions(self, parts: Sequence[Part]) -> Groups:
+        """c of each image, as (count, 1, d)."""
+        return tuple(jax.vmap(self.condition)(part.t, part.y).astype(self.dtype)[:, None] for part in parts)
+
+    def encode(self, parts: Sequence[Part], c: Groups) -> Groups:
+        """Class tokens, then visible patches in the order of their view, after the encoder's last LayerNorm.
+
+        (count, k + kept, d) for each part.
+        """
+        pixels = tuple(jax.vmap(patchify, (0, None))(part.x, self.patch).astype(self.dtype) for part in parts)
+        groups = []
+        for embedded, part in zip(rowwise(self.embed, pixels), parts, strict=True):
+            tokens = embedded + self.positions.astype(self.dtype)  # count, n, d
+            visible = tokens if part.views is None else jax.vmap(hide)(tokens, part.views)
+            class_tokens = jnp.broadcast_to(self.class_tokens, (len(tokens), *self.class_tokens.shape))
+            groups.append(jnp.concatenate([class_tokens.astype(self.dtype), visible], axis=1))
+        return self.encoder(tuple(groups), c)
+
+    def _decoder_tokens(self, encoded: Group, part: Part) -> Group:
+        k = self.class_tokens.shape[0]
+        summary = jax.vmap(_mean)(encoded[:, :k])[:, None].astype(self.dtype)
+        tokens = jnp.concatenate([summary, encoded[:, k:]], axis=1)  # count, 1 + kept, d
         if self.bridge is not None:
             tokens = self.bridge(tokens)
-        summary, patches = tokens[:1], tokens[1:]
-        if view is not None:
-            patches = restore(patches, self.mask_token, view)  # n, decoder_d
-        patches = patches + self.decoder_positions.astype(self.dtype)
-        x = self.decoder(jnp.concatenate([summary, patches]), c)[1:]  # n, decoder_d
+        summary, patches = tokens[:, :1], tokens[:, 1:]
+        if part.views is not None:
+            patches = jax.vmap(restore, (0, None, 0))(patches, self.mask_token, part.views)  # count, n, decoder_d
+        return jnp.concatenate([summary, patches + self.decoder_positions.astype(self.dtype)], axis=1)
+
+    def _prediction(self, patches: Float[Array, "n values"]) -> Prediction:
         height, width, channels = self.image_shape
-        pixels = unpatchify(self.head(x, c).astype(jnp.float32), self.patch, height, width)  # h w 2c
+        pixels = unpatchify(patches.astype(jnp.float32), self.patch, height, width)  # h w 2c
         return Prediction(x0=pixels[..., :channels], eps=pixels[..., channels:])
 
 

@@ -1,32 +1,34 @@
 """How the condition c (time and label) reaches a transformer block: three ways, a module each."""
 
 import abc
+from collections.abc import Callable
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from umd_eqx.models.layers import Block, Linear, xavier_uniform, zeros
-from umd_eqx.types import Signal, Tokens
+from umd_eqx.models.layers import Block, Linear, rowwise, xavier_uniform, zeros
+from umd_eqx.types import Group, Groups, Signal
 
 
 class AbstractConditioning(eqx.Module):
     """What a stack of blocks does with c.
 
     `layers` holds what differs from block to block, with a leading axis of the depth (None if nothing does); the stack
-    scans over it. `prepare` runs once for the stack, `apply` once for each block.
+    scans over it. `prepare` runs once for the stack, `apply` once for each block. Conditions come as groups too, with
+    one row (count, 1, condition) for each image.
     """
 
     layers: eqx.AbstractVar[PyTree]
 
     @abc.abstractmethod
-    def prepare(self, c: Float[Array, "condition"]) -> Signal:
+    def prepare(self, c: Groups) -> Groups:
         """What is made of c once, for all blocks."""
 
     @abc.abstractmethod
-    def apply(self, block: Block, layer: PyTree, signal: Signal, x: Tokens) -> Tokens:
-        """One block on the tokens, given its slice of `layers` and the prepared signal."""
+    def apply(self, block: Block, layer: PyTree, signals: Groups, groups: Groups) -> Groups:
+        """One block on all tokens, given its slice of `layers` and what was prepared."""
 
 
 class AdaLNZero(AbstractConditioning):
@@ -43,13 +45,13 @@ class AdaLNZero(AbstractConditioning):
         keys = jax.random.split(key, depth)
         return cls(eqx.filter_vmap(lambda k: Linear.init(condition, 6 * width, key=k, kernel_init=zeros))(keys))
 
-    def prepare(self, c: Float[Array, "condition"]) -> Signal:
+    def prepare(self, c: Groups) -> Groups:
         """SiLU(c)."""
-        return jax.nn.silu(c)
+        return tuple(jax.nn.silu(rows) for rows in c)
 
-    def apply(self, block: Block, layer: Linear, signal: Signal, x: Tokens) -> Tokens:
+    def apply(self, block: Block, layer: Linear, signals: Groups, groups: Groups) -> Groups:
         """The block, modulated by its own linear layer."""
-        return _modulated(block, layer(signal), x)
+        return _modulated(block, rowwise(layer, signals), groups)
 
 
 class SharedAdaLN(AbstractConditioning):
@@ -63,13 +65,13 @@ class SharedAdaLN(AbstractConditioning):
         """For `depth` blocks of `width` and a c of `condition` numbers."""
         return cls(Linear.init(condition, 6 * width, key=key, kernel_init=zeros), jnp.zeros((depth, 6 * width)))
 
-    def prepare(self, c: Float[Array, "condition"]) -> Signal:
+    def prepare(self, c: Groups) -> Groups:
         """The shared layer of SiLU(c)."""
-        return self.shared(jax.nn.silu(c))
+        return rowwise(self.shared, tuple(jax.nn.silu(rows) for rows in c))
 
-    def apply(self, block: Block, layer: Signal, signal: Signal, x: Tokens) -> Tokens:
+    def apply(self, block: Block, layer: Signal, signals: Groups, groups: Groups) -> Groups:
         """The block, modulated by the shared signal plus its own row of the table."""
-        return _modulated(block, signal + layer.astype(signal.dtype), x)
+        return _modulated(block, tuple(rows + layer.astype(rows.dtype) for rows in signals), groups)
 
 
 class Token(AbstractConditioning):
@@ -88,20 +90,39 @@ class Token(AbstractConditioning):
             return cls()
         return cls(Linear.init(condition, width, key=key, kernel_init=xavier_uniform))
 
-    def prepare(self, c: Float[Array, "condition"]) -> Signal:
+    def prepare(self, c: Groups) -> Groups:
         """c at the width of the stack."""
-        return c if self.project is None else self.project(c)
+        return c if self.project is None else rowwise(self.project, c)
 
-    def apply(self, block: Block, layer: None, signal: Signal, x: Tokens) -> Tokens:
+    def apply(self, block: Block, layer: None, signals: Groups, groups: Groups) -> Groups:
         """The plain pre-norm block on c and the tokens."""
-        x = jnp.concatenate([signal[None], x])  # 1 + n, d
-        x = x + block.attention(block.norm1(x))
-        x = x + block.mlp(block.norm2(x))
-        return x[1:]  # n, d
+        groups = tuple(jnp.concatenate(pair, axis=1) for pair in zip(signals, groups, strict=True))  # 1 + n tokens
+        groups = _add(groups, block.attention(_each(block.norm1, groups)))
+        groups = _add(groups, rowwise(block.mlp, _each(block.norm2, groups)))
+        return tuple(group[:, 1:] for group in groups)
 
 
-def _modulated(block: Block, modulation: Signal, x: Tokens) -> Tokens:
+def _modulated(block: Block, modulations: Groups, groups: Groups) -> Groups:
     # x + gate * f(LN(x) * (1 + scale) + shift), for attention and then for the MLP (Peebles and Xie 2022, DiT).
-    shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.split(modulation, 6)
-    x = x + gate_a * block.attention(block.norm1(x) * (1.0 + scale_a) + shift_a)
-    return x + gate_m * block.mlp(block.norm2(x) * (1.0 + scale_m) + shift_m)
+    parts = [jnp.split(rows, 6, axis=-1) for rows in modulations]  # of each group: six times (count, 1, d)
+    shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = zip(*parts, strict=True)
+    attended = block.attention(_shifted(_each(block.norm1, groups), scale_a, shift_a))
+    groups = _add(groups, _times(gate_a, attended))
+    mapped = rowwise(block.mlp, _shifted(_each(block.norm2, groups), scale_m, shift_m))
+    return _add(groups, _times(gate_m, mapped))
+
+
+def _each(layer: Callable[[Group], Group], groups: Groups) -> Groups:
+    return tuple(layer(group) for group in groups)
+
+
+def _add(groups: Groups, others: Groups) -> Groups:
+    return tuple(a + b for a, b in zip(groups, others, strict=True))
+
+
+def _times(gates: Groups, groups: Groups) -> Groups:
+    return tuple(a * b for a, b in zip(gates, groups, strict=True))
+
+
+def _shifted(groups: Groups, scales: Groups, shifts: Groups) -> Groups:
+    return tuple(x * (1.0 + scale) + shift for x, scale, shift in zip(groups, scales, shifts, strict=True))

@@ -1,15 +1,18 @@
-"""The parts of a transformer block, written for one image.
+"""The parts of a transformer block, written for groups of images (most often one group of one image).
 
 Parameters are float32; a layer computes in the dtype of what it is given, so that the precision is chosen once, where
 tokens begin.
 """
+
+import itertools
+from collections.abc import Callable
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
 
-from umd_eqx.types import Tokens
+from umd_eqx.types import Group, Groups
 
 LAYER_NORM_EPS = 1e-6
 
@@ -94,12 +97,15 @@ class Attention(eqx.Module):
         qkv = Linear.init(width, 3 * width, key=qkv_key, kernel_init=_three_xavier_uniform)
         return cls(qkv, Linear.init(width, width, key=out_key, kernel_init=xavier_uniform), heads)
 
-    def __call__(self, x: Tokens) -> Tokens:
-        """Every token attends to every token."""
-        n, d = x.shape
-        qkv = self.qkv(x).reshape(n, 3, self.heads, d // self.heads)
-        mixed = jax.nn.dot_product_attention(qkv[:, 0], qkv[:, 1], qkv[:, 2])
-        return self.out(mixed.reshape(n, d))
+    def __call__(self, groups: Groups) -> Groups:
+        """Every token attends to every token of its own image."""
+        return rowwise(self.out, tuple(self._mix(qkv) for qkv in rowwise(self.qkv, groups)))
+
+    def _mix(self, qkv: Float[Array, "count n three_d"]) -> Group:
+        count, n, three_d = qkv.shape
+        heads = qkv.reshape(count, n, 3, self.heads, three_d // (3 * self.heads))
+        mixed = jax.nn.dot_product_attention(heads[:, :, 0], heads[:, :, 1], heads[:, :, 2])
+        return mixed.reshape(count, n, three_d // 3)
 
 
 class Mlp(eqx.Module):
@@ -117,8 +123,8 @@ class Mlp(eqx.Module):
             Linear.init(4 * width, width, key=down_key, kernel_init=xavier_uniform, bias_init=tiny_normal),
         )
 
-    def __call__(self, x: Tokens) -> Tokens:
-        """Applies the two layers to each token."""
+    def __call__(self, x: Float[Array, "*rows d"]) -> Float[Array, "*rows d"]:
+        """Applies the two layers to each row."""
         return self.down(jax.nn.gelu(self.up(x), approximate=True))
 
 
@@ -136,6 +142,20 @@ class Block(eqx.Module):
         attention_key, mlp_key = jax.random.split(key)
         attention = Attention.init(width, heads, key=attention_key)
         return cls(LayerNorm.init(width), attention, LayerNorm.init(width), Mlp.init(width, key=mlp_key))
+
+
+def rowwise(layer: Callable[[Array], Array], groups: Groups) -> Groups:
+    """Applies a layer to the rows of all groups at once.
+
+    So a pass over images with different views reads each weight once, and its gradient is written once.
+    """
+    rows = [group.reshape(-1, group.shape[-1]) for group in groups]
+    if len(rows) == 1:
+        done = [layer(rows[0])]
+    else:
+        ends = list(itertools.accumulate(len(part) for part in rows))
+        done = jnp.split(layer(jnp.concatenate(rows)), ends[:-1])
+    return tuple(part.reshape(*group.shape[:-1], part.shape[-1]) for part, group in zip(done, groups, strict=True))
 
 
 def sinusoid(t: Float[Array, ""], width: int) -> Float[Array, "width"]:

@@ -4,11 +4,11 @@ from typing import Literal
 
 import equinox as eqx
 import jax
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import PRNGKeyArray, PyTree
 
 from umd_eqx.models.conditioning import AbstractConditioning
 from umd_eqx.models.layers import Block, LayerNorm
-from umd_eqx.types import Tokens
+from umd_eqx.types import Groups
 
 Remat = Literal["none", "dots", "full"]
 """What the backward pass recomputes: nothing; all but products with a weight; everything (the published setting)."""
@@ -43,22 +43,30 @@ class Stack(eqx.Module):
         blocks = eqx.filter_vmap(lambda k: Block.init(width, heads, key=k))(jax.random.split(key, depth))
         return cls(blocks, conditioning, LayerNorm.init(width), scan, remat)
 
-    def __call__(self, x: Tokens, c: Float[Array, "condition"]) -> Tokens:
-        """The tokens after all blocks and the last LayerNorm."""
-        signal = self.conditioning.prepare(c)
+    def __call__(self, groups: Groups, c: Groups) -> Groups:
+        """The tokens after all blocks and the last LayerNorm; `c` has a row for each image of each group."""
+        signals = self.conditioning.prepare(c)
         arrays, static = eqx.partition((self.blocks, self.conditioning.layers), eqx.is_array)
 
-        def step(x: Tokens, layer_arrays: PyTree) -> tuple[Tokens, None]:
+        def step(groups: Groups, layer_arrays: PyTree) -> tuple[Groups, None]:
             block, layer = eqx.combine(layer_arrays, static)
-            return self.conditioning.apply(block, layer, signal, x), None
+            return self.conditioning.apply(block, layer, signals, groups), None
 
         step = _rematerialised(step, self.remat, scan=self.scan)
         if self.scan:
-            x, _ = jax.lax.scan(step, x, arrays)
+            groups, _ = jax.lax.scan(step, groups, arrays)
         else:
-            for i in range(self.blocks.norm1.scale.shape[0]):
-                x, _ = step(x, jax.tree.map(lambda leaf, i=i: leaf[i], arrays))
-        return self.norm(x)
+            for layer_arrays in _unstacked(arrays, self.blocks.norm1.scale.shape[0]):
+                groups, _ = step(groups, layer_arrays)
+        return tuple(self.norm(group) for group in groups)
+
+
+def _unstacked(arrays: PyTree, depth: int) -> list[PyTree]:
+    # One split for all layers, whose gradient is one concatenation. An index for each would put every layer's gradient
+    # into an array of zeros of its own as large as all of them.
+    leaves, structure = jax.tree.flatten(arrays)
+    columns = [[x[0] for x in jax.lax.split(leaf, (1,) * depth)] for leaf in leaves]
+    return [jax.tree.unflatten(structure, layer) for layer in zip(*columns, strict=True)]
 
 
 def _rematerialised(step, remat: Remat, *, scan: bool):

@@ -81,20 +81,18 @@ def draw(
     )
 
 
+def in_rows(tree: PyTree, rows: int) -> PyTree:
+    """Each array (b, ...) as (rows, b / rows, ...)."""
+    return jax.tree.map(lambda leaf: jnp.reshape(leaf, (rows, -1, *leaf.shape[1:])), tree)
+
+
 def split_by_period(tree: PyTree, first: int, second: int) -> tuple[PyTree, PyTree]:
     """Splits a batch of `first` + `second` images into two kinds by position within a period, not in the middle.
 
-    The batch is rows of (first + second) / g images, g = gcd(first + second, second); the last second / g of each row
-    are the second kind. The images of both kinds stay in order. No image leaves its device where the devices divide g.
+    The batch is g = gcd(first + second, second) rows of one period each; the last second / g images of each row are the
+    second kind. Gives both kinds as (g, images of that kind in a row, ...). No image leaves its device where the
+    devices divide g.
     """
-    rows = math.gcd(first + second, second) or 1
-
-    def cut(leaf: Array, start: int, stop: int) -> Array:
-        grid = jnp.reshape(leaf, (rows, -1, *leaf.shape[1:]))
-        return grid[:, start:stop].reshape(-1, *leaf.shape[1:])
-
-    middle, end = first // rows, (first + second) // rows
-    return (
-        jax.tree.map(lambda leaf: cut(leaf, 0, middle), tree),
-        jax.tree.map(lambda leaf: cut(leaf, middle, end), tree),
-    )
+    rows = math.gcd(first + second, second)
+    grid, middle = in_rows(tree, rows), first // rows
+    return jax.tree.map(lambda leaf: leaf[:, :middle], grid), jax.tree.map(lambda leaf: leaf[:, middle:], grid)

@@ -3,6 +3,9 @@
 import math
 
 import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from umd_eqx.errors import BadInput
 from umd_eqx.models import AbstractModel
@@ -25,17 +28,23 @@ class Unified(AbstractObjective):
         return int(batch_size * self.no_noise_prob)
 
     def loss(self, model: AbstractModel, path: AbstractPath, batch: Batch, draw: Draw) -> tuple[Scalar, Metrics]:
-        """The mean over all images of whichever loss each has."""
+        """The mean over all images of whichever loss each has. Both kinds go through the network together."""
         size = batch.image.shape[0]
         clean = self.num_clean(size)
-        noisy_part, clean_part = split_by_period((batch, draw), size - clean, clean)
-        parts = {"denoising": (self.denoising, noisy_part), "reconstruction": (self.reconstruction, clean_part)}
-        total, metrics = 0.0, {}
-        for name, (objective, (images, numbers)) in parts.items():
-            count = images.image.shape[0]
-            if count == 0:
-                continue
-            loss, terms = objective.loss(model, path, images, numbers)
+        kinds = {"denoising": (self.denoising, size - clean), "reconstruction": (self.reconstruction, clean)}
+        halves = split_by_period((batch, draw), size - clean, clean)
+        present = {name: (*kind, half) for (name, kind), half in zip(kinds.items(), halves, strict=True) if kind[1]}
+        objectives = [objective for objective, _, _ in present.values()]
+
+        def of_row(rows: list[tuple[Batch, Draw]]) -> list[Float[Array, "count terms"]]:
+            parts = [o.part(model, path, *row) for o, row in zip(objectives, rows, strict=True)]
+            predictions = model.together(parts)
+            return [o.errors(model, path, p, *row) for o, p, row in zip(objectives, predictions, rows, strict=True)]
+
+        errors = jax.vmap(of_row)([half for _, _, half in present.values()])
+        total, metrics = jnp.asarray(0.0), {}
+        for (name, (objective, count, _)), values in zip(present.items(), errors, strict=True):
+            loss, terms = objective.total(values)
             total = total + loss * (count / size)
             metrics |= {f"{name}/loss": loss} | {f"{name}/{key}": value for key, value in terms.items()}
         return total, metrics

@@ -10,10 +10,10 @@ from jaxtyping import Array, Float
 
 from umd_eqx.errors import BadInput
 from umd_eqx.masking import View, hidden_pixels, num_kept
-from umd_eqx.models import AbstractModel
-from umd_eqx.objectives.base import AbstractObjective, Draw
+from umd_eqx.models import AbstractModel, Part
+from umd_eqx.objectives.base import AbstractObjective, Draw, in_rows
 from umd_eqx.paths import AbstractPath
-from umd_eqx.types import Batch, Image, Label, Metrics, Prediction, Scalar, Time
+from umd_eqx.types import Batch, Image, Metrics, Prediction, Scalar, Time
 
 
 class Term(eqx.Module):
@@ -45,22 +45,41 @@ class MaskedDenoising(AbstractObjective):
 
     def loss(self, model: AbstractModel, path: AbstractPath, batch: Batch, draw: Draw) -> tuple[Scalar, Metrics]:
         """The weighted sum of the terms, each the mean over the batch; the terms by name, unweighted."""
-        kept = num_kept(model.num_patches, self.mask_ratio)
-        no_class = jnp.full_like(batch.label, model.num_classes or 0)
-        y = jnp.where(draw.drop_label, no_class, batch.label) if self.noised else no_class
-        t = draw.t if self.noised else jnp.zeros_like(draw.t)
 
-        def of_image(x0: Image, y: Label, t: Time, eps: Image, order: Array) -> Float[Array, "terms"]:
-            view = View(order, kept)
-            x_t = path.interpolate(x0, eps, t) if self.noised else x0
-            prediction = model(x_t, path.network_time(t), y, view if kept < model.num_patches else None)
-            hidden = hidden_pixels(view, x0, model.patch)
+        def of_row(batch: Batch, draw: Draw) -> Float[Array, "count terms"]:
+            (prediction,) = model.together([self.part(model, path, batch, draw)])
+            return self.errors(model, path, prediction, batch, draw)
+
+        return self.total(jax.vmap(of_row)(*in_rows((batch, draw), batch.image.shape[0])))
+
+    def part(self, model: AbstractModel, path: AbstractPath, batch: Batch, draw: Draw) -> Part:
+        """What the network is given of these images: noised or not, with time, label and view."""
+        kept = num_kept(model.num_patches, self.mask_ratio)
+        views = jax.vmap(lambda order: View(order, kept))(draw.order) if kept < model.num_patches else None
+        no_class = jnp.full_like(batch.label, model.num_classes or 0)
+        if not self.noised:
+            return Part(batch.image, jnp.zeros_like(draw.t), no_class, views)
+        x_t = jax.vmap(path.interpolate)(batch.image, draw.eps, draw.t)
+        y = jnp.where(draw.drop_label, no_class, batch.label)
+        return Part(x_t, jax.vmap(path.network_time)(draw.t), y, views)
+
+    def errors(
+        self, model: AbstractModel, path: AbstractPath, prediction: Prediction, batch: Batch, draw: Draw
+    ) -> Float[Array, "count terms"]:
+        """The squared error of each term, unweighted, for each image."""
+        kept = num_kept(model.num_patches, self.mask_ratio)
+
+        def of_image(prediction: Prediction, x0: Image, t: Time, eps: Image, order: Array) -> Float[Array, "terms"]:
+            hidden = hidden_pixels(View(order, kept), x0, model.patch)
             return jnp.stack([_error(term, path, prediction, x0, eps, t, hidden) for term in self.terms])
 
-        errors = jnp.mean(jax.vmap(of_image)(batch.image, y, t, draw.eps, draw.order), axis=0)
-        weights = jnp.asarray([term.weight for term in self.terms])
-        metrics = {term.name: error for term, error in zip(self.terms, errors, strict=True)}
-        return jnp.dot(weights, errors), metrics
+        return jax.vmap(of_image)(prediction, batch.image, draw.t, draw.eps, draw.order)
+
+    def total(self, errors: Float[Array, "*images terms"]) -> tuple[Scalar, Metrics]:
+        """The weighted sum of the terms' means over all images, and these means by name."""
+        means = jnp.mean(errors.reshape(-1, len(self.terms)), axis=0)
+        metrics = {term.name: mean for term, mean in zip(self.terms, means, strict=True)}
+        return jnp.dot(jnp.asarray([term.weight for term in self.terms]), means), metrics
 
     def label_dropout_rate(self) -> float:
         """As configured."""
