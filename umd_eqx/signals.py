@@ -3,7 +3,6 @@
 import signal
 from collections.abc import Callable
 from types import FrameType
-from typing import Self
 
 EXIT_STOPPED = 75
 """The exit code of a run that a signal stopped with its state saved: "try again" to a shell or a scheduler."""
@@ -20,7 +19,7 @@ class Stop:
         self._say = say
         self._old = {}
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Stop":
         for number in (signal.SIGINT, signal.SIGTERM):
             try:
                 self._old[number] = signal.signal(number, self._handle)

@@ -1,7 +1,7 @@
 """One training step, as a pure function of its state and a batch."""
 
 import dataclasses
-from typing import Any, Self
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -32,7 +32,7 @@ class TrainState(eqx.Module):
     skipped: Int[Array, ""]
 
     @classmethod
-    def init(cls, model: AbstractModel, optimiser: optax.GradientTransformation, *, ema: bool) -> Self:
+    def init(cls, model: AbstractModel, optimiser: optax.GradientTransformation, *, ema: bool) -> "TrainState":
         """The state before the first step; the average starts as a copy of the weights."""
         params = eqx.filter(model, eqx.is_inexact_array)
         average = jax.tree.map(lambda leaf: jnp.array(leaf) if eqx.is_array(leaf) else leaf, model) if ema else None
@@ -78,7 +78,7 @@ def _update(given: tuple[Parts, Batch], state: TrainState) -> tuple[TrainState, 
     rate = parts.objective.label_dropout_rate()
     numbers = draw(key, parts.path, batch.image.shape, state.model.num_patches, rate)
     (loss, metrics), grads = loss_and_grads(parts, state.model, batch, numbers)
-    grad_norm = optax.global_norm(grads)
+    grad_norm = optax.tree.norm(grads)
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
 
     params = eqx.filter(state.model, eqx.is_inexact_array)

@@ -30,7 +30,7 @@ class RidgeProbe(NamedTuple):
         return np.argmax(_whitened(features, self.mean, self.std) @ self.weights, axis=1)
 
 
-def draw_shots(labels: Labels, shots: int, seed: int) -> Labels:
+def draw_shots(labels: Labels, shots: int, seed: int) -> Int[np.ndarray, "drawn"]:
     """Indices of up to `shots` examples of each class, classes in order, each in random order.
 
     A class with fewer gives what it has, as the reference does.

@@ -1,0 +1,206 @@
+"""The page of a run: whole, alone, valid, and whatever the run directory lacks."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+
+from umd_eqx.report.curves import smooth, sparkline
+from umd_eqx.report import MetricsFile, save_pictures
+from umd_eqx.report.webpage import write_webpage
+
+VOID = {"meta", "link", "img", "br", "hr"}
+
+
+class Page(HTMLParser):
+    """Checks that elements nest and ids are unique, and gathers what the page refers to."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.ids, self.references, self.tags, self.text = [], [], [], [], ""
+        self.feed(text)
+        self.close()
+        assert self.open == []
+        assert len(self.ids) == len(set(self.ids))
+
+    def handle_starttag(self, tag, attrs):
+        self.handle_startendtag(tag, attrs)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        values = dict(attrs)
+        if "id" in values:
+            self.ids.append(values["id"])
+        self.references += [
+            values[name] for name in ("src", "href", "xlink:href", "srcset", "action") if name in values
+        ]
+        self.references += re.findall(r"url\(([^)]*)\)", " ".join(value or "" for value in values.values()))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def check(run_dir):
+    path = write_webpage(run_dir)
+    assert path == run_dir / "report.html"
+    text = path.read_text(encoding="utf-8")
+    assert text.startswith("<!DOCTYPE html>\n")
+    page = Page(text)
+    for reference in page.references:
+        assert reference.startswith(("data:", "#")), reference
+        assert not reference.startswith("#") or reference[1:] in page.ids
+    assert not re.search(r"https?://|@import|<script", text)
+    return text, page
+
+
+def make_run(run_dir, pictures=3):
+    run_dir.mkdir(parents=True)
+    (run_dir / "config.json").write_text(json.dumps({"preset": "umd-tiny", "config": {"steps": 400, "note": "<&>"}}))
+    environment = {"parameters": 23_400_000, "command": ["pretrain.py", "umd-tiny", "--log.note", "two words"]}
+    (run_dir / "environment.json").write_text(json.dumps(environment))
+    with MetricsFile.open(run_dir / "metrics.jsonl") as metrics:
+        for step in range(0, 401, 10):
+            row = {
+                "train/loss": np.exp(-step / 50) + 0.1,
+                "train/loss_denoising": 0.5 * np.exp(-step / 50) + 0.01,
+                "train/lr": 1e-3,
+                "train/grad_norm": 1.0 if step != 50 else np.nan,
+                "train/something_else": step,
+                "throughput/images_per_s": 800.0,
+                "throughput/wall_seconds": step * 2.0,
+            }
+            if step % 100 == 0:
+                for feature, scale in (("class_tokens", 1.0), ("patches", 0.9), ("both", 1.1)):
+                    row[f"eval/fewshot/{feature}/top1"] = scale * (40 + step / 10)
+                    row[f"eval/knn/{feature}/top1"] = scale * (30 + step / 10)
+                for time in (0.1, 0.5, 0.9):
+                    row[f"eval/denoising/eps/t{time:.2f}"] = 1 - time
+                    row[f"eval/denoising/x0/t{time:.2f}"] = time
+            if step == 0:
+                row["eval/fewshot/raw_pixels/top1"] = 61.0
+            metrics.append(step, row)
+    noise = np.random.default_rng(0)
+    for index in range(pictures):
+        save_pictures(run_dir, index * 100, {"eval/samples": noise.integers(0, 256, (8, 16, 3), np.uint8)})
+
+
+def test_a_full_run(tmp_path):
+    run_dir = tmp_path / "umd-tiny"
+    make_run(run_dir)
+    text, page = check(run_dir)
+    for shown in (
+        "finished, 400 steps",
+        "23.4 M",
+        "13m20s",
+        "pretrain.py umd-tiny --log.note 'two words'",
+        "The same command, given again, resumes",
+        "raw pixels 61.0%",
+        "both 88.0%",
+        "Learning rate",
+        "train/something_else",
+        "noise level",
+        '"note": "<&>"',
+        "eval-samples, step 200",
+    ):
+        assert shown in page.text, shown
+    assert page.tags.count("img") == 3
+    assert "nan" not in re.findall(r'<path d="([^"]*)"', text)
+
+
+def test_the_same_run_gives_the_same_page_and_leaves_nothing_behind(tmp_path):
+    run_dir = tmp_path / "run"
+    make_run(run_dir)
+    settings = dict(mpl.rcParams)
+    first = write_webpage(run_dir).read_bytes()
+    assert write_webpage(run_dir).read_bytes() == first
+    assert dict(mpl.rcParams) == settings
+    assert not list(run_dir.glob("*.tmp"))
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [],
+        [{"step": 10, "train/loss": 0.5}],
+        [{"step": 0, "eval/fewshot/raw_pixels/top1": 0.5}],
+        [{"step": 0, "eval/knn/both/top1": 0.5, "eval/fewshot/both/top1": None}],
+        [{"step": 10, "train/loss": None, "train/grad_norm": None, "eval/denoising/x0/t0.5": None}],
+        [{"step": 10, "train/loss": -1.0}, {"step": 20, "train/loss": 0.0, "train/loss_b": 1e300}],
+        [{"step": 10, "train/loss": "text", "other": True}],
+        [{"step": step, "train/loss": 1.0} for step in range(3000)],
+    ],
+)
+def test_whatever_a_run_has(tmp_path, rows):
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    check(tmp_path)
+
+
+def test_an_empty_directory(tmp_path):
+    _, page = check(tmp_path)
+    assert "no numbers yet" in page.text
+
+
+def test_files_that_cannot_be_read_are_passed_over(tmp_path):
+    (tmp_path / "config.json").write_text('{"preset": ')
+    (tmp_path / "environment.json").write_text("[1, 2]")
+    (tmp_path / "metrics.jsonl").write_text('{"step": 10, "train/loss": 1.0}\n{"step": 2')
+    folder = tmp_path / "pictures" / "broken"
+    folder.mkdir(parents=True)
+    (folder / "00000010.png").write_bytes(b"not a picture")
+    (folder / "name.png").mkdir()
+    _, page = check(tmp_path)
+    assert "img" not in page.tags
+
+
+def test_hostile_names_stay_text(tmp_path):
+    hostile = "<script>alert(1)</script>\"'&"
+    run_dir = tmp_path / hostile.replace("/", "-")
+    make_run(run_dir, pictures=0)
+    (run_dir / "config.json").write_text(json.dumps({"preset": hostile, "name": hostile}))
+    (run_dir / "environment.json").write_text(
+        json.dumps({"command": [hostile], "resume_command": hostile, "x": hostile})
+    )
+    save_pictures(run_dir, 0, {hostile: np.zeros((2, 2, 3), np.uint8)})
+    with MetricsFile.open(run_dir / "metrics.jsonl") as metrics:
+        names = ("train/loss", "train/", "eval/fewshot/", "eval/denoising/", "eval/")
+        metrics.append(0, {f"{name}{hostile}{tail}": 0.5 for name in names for tail in ("", "/top1", "/t0.5")})
+        metrics.append(1, {f"{name}{hostile}{tail}": 0.6 for name in names for tail in ("", "/top1", "/t0.5")})
+    _, page = check(run_dir)
+    assert "script" not in page.tags
+    assert page.text.count(hostile) > 10
+
+
+def test_the_page_stays_small(tmp_path, monkeypatch):
+    noise = np.random.default_rng(0)
+    for step in range(12):
+        for name in ("eval/a", "eval/b"):
+            save_pictures(tmp_path, step, {name: noise.integers(0, 256, (100, 500, 3), np.uint8)})
+    size = next((tmp_path / "pictures" / "eval-a").iterdir()).stat().st_size
+    monkeypatch.setattr("umd_eqx.report.webpage.PICTURE_BYTES", int(5.5 * size))
+    text, page = check(tmp_path)
+    assert page.tags.count("img") == 5
+    assert "19 more in pictures/" in page.text
+    assert len(text) < 5 * size * 4 / 3 + 20_000
+    monkeypatch.undo()
+    assert check(tmp_path)[1].tags.count("img") == 2 * (1 + 6)
+
+
+def test_smoothing_keeps_a_constant_and_passes_over_gaps():
+    assert smooth([2.0] * 5, 3) == pytest.approx([2.0] * 5)
+    assert smooth([1.0, float("nan"), 1.0], 3) == pytest.approx([1.0, 1.0, 1.0])
+    assert np.isnan(smooth([float("nan"), 1.0], 3)[0])
+    noisy = smooth(list(np.random.default_rng(0).normal(size=4000)), 100)
+    assert np.std(noisy[1000:]) == pytest.approx((1 / 200) ** 0.5, rel=0.5)
+
+
+def test_sparklines_need_two_points():
+    assert sparkline([1.0, float("nan")]) == ""
+    assert sparkline([1.0, 1.0]).startswith("<svg")
