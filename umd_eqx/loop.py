@@ -108,7 +108,7 @@ class Meter:
     def __init__(
         self,
         batch_size: int,
-        flops: float,
+        flops: int,
         peak: float,
         *,
         wall: float = 0.0,

@@ -23,27 +23,27 @@ PUBLISHED_NOISY_TIME = 0.051
 
 def umd() -> Config:
     """UMD on the shipped images: half of each batch reconstructed, half denoised."""
-    steps = 6000
+    steps = 1600
     evaluators = _probe(steps) | _reconstruction(steps) | _denoising(steps)
     return _small(unified(), steps, evaluators)
 
 
 def mae() -> Config:
     """MAE on the shipped images: hidden patches of clean images."""
-    steps = 9000
+    steps = 2800
     config = _small(masked_reconstruction(), steps, _probe(steps) | _reconstruction(steps))
     return dataclasses.replace(config, model=dataclasses.replace(config.model, conditioning="token"))
 
 
 def dit() -> Config:
     """DiT on the shipped images: denoising with every patch visible."""
-    steps = 4000
+    steps = 1200
     return _small(denoising(), steps, _probe(steps, PUBLISHED_NOISY_TIME) | _denoising(steps))
 
 
 def maskdit() -> Config:
     """MaskDiT on the shipped images: denoising with half of the patches hidden."""
-    steps = 5000
+    steps = 1400
     evaluators = _probe(steps, PUBLISHED_NOISY_TIME) | _reconstruction(steps, 0.5) | _denoising(steps)
     return _small(masked_denoising(), steps, evaluators)
 
@@ -98,9 +98,9 @@ def _small(objective: AbstractObjective, steps: int, evaluators: dict[str, Abstr
         path=CosineTable(),
         data=DataConfig(area_min=100.0, flip=False, batch_size=32, expected=_FASHION_MNIST),
         optim=OptimConfig(lr=1e-3, lr_batch_size=None, steps=steps, warmup=0.1),
-        ema=EmaConfig(rate=2e-3, batch_size=None),
+        ema=EmaConfig(rate=4e-3, batch_size=None),
         eval=evaluators,
-        checkpoint=CheckpointConfig(every=1000),
+        checkpoint=CheckpointConfig(every=400),
         log=LogConfig(every=50),
     )
 
@@ -132,15 +132,15 @@ _IMAGENET = DataSpec("imagenet2012", 1_268_355, 50_000, None, None, 3, 1000)
 
 
 def _probe(steps: int, time: float = 0.0) -> dict[str, AbstractEvaluator]:
-    return {"fewshot": FewShot(every=steps // 4, time=time)}
+    return {"fewshot": FewShot(every=steps // 4, time=time, test_images=5000)}
 
 
 def _reconstruction(steps: int, mask_ratio: float = 0.75) -> dict[str, AbstractEvaluator]:
-    return {"reconstruction": Reconstruction(every=steps // 4, mask_ratio=mask_ratio, images=500)}
+    return {"reconstruction": Reconstruction(every=steps // 4, mask_ratio=mask_ratio, images=250)}
 
 
 def _denoising(steps: int) -> dict[str, AbstractEvaluator]:
-    return {"denoising": Denoising(every=steps // 4, images=250)}
+    return {"denoising": Denoising(every=steps // 4, images=125)}
 
 
 def _published_evals(time: float = 0.0) -> dict[str, AbstractEvaluator]:

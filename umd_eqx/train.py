@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, Bool, Int, PyTree
 
 from umd_eqx.models import AbstractModel
 from umd_eqx.objectives import AbstractObjective, Draw, draw
@@ -118,6 +118,6 @@ def loss_and_grads(
     return jax.tree.map(lambda leaf: leaf / parts.accumulate, total)
 
 
-def _where(condition: Scalar, new: PyTree, old: PyTree) -> PyTree:
+def _where(condition: Bool[Array, ""], new: PyTree, old: PyTree) -> PyTree:
     # Fused into the update by the compiler: it reads both anyway.
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b) if eqx.is_array(a) else a, new, old)

@@ -54,8 +54,9 @@ def _predict(model: AutoEncoder, images: Any, t: Any, y: Any, order: Any, kept: 
         both = jnp.concatenate([prediction.x0, prediction.eps], axis=-1)
         if view is None:
             return both, model.represent(image, t, y).class_tokens, None
-        part = Part(image[None], t[None], y[None], jax.tree.map(lambda leaf: leaf[None], view))
-        tokens = model.encode([part], model.conditions([part]))[0][0]  # class tokens, then visible patches
+        views = jax.tree.map(lambda leaf: leaf[None, None], view)
+        part = Part(image[None, None], t[None, None], y[None, None], views)
+        tokens = model.encode([part], model.conditions([part]))[0][0, 0]  # class tokens, then visible patches
         k = model.class_tokens.shape[0]
         return both, jnp.mean(tokens[:k], axis=0), tokens[k:]
 
@@ -135,8 +136,8 @@ def _parts(model: AutoEncoder, images: Any, t: Any, y: Any) -> tuple:
     block, layer = jax.tree.map(lambda leaf: leaf[0], (model.encoder.blocks, conditioning.layers))
     tokens = jax.vmap(lambda image: model.embed(patchify(image, model.patch)))(images)  # count n d
     c = jax.vmap(model.condition)(t, y)  # count d
-    (out,) = conditioning.apply(block, layer, conditioning.prepare((c[:, None],)), (tokens,))
-    return tokens, c, out
+    (out,) = conditioning.apply(block, layer, conditioning.prepare((c[None, :, None],)), (tokens[None],))
+    return tokens, c, out[0]
 
 
 def _intermediates(folder: Folder, kind: str, recorded: Recorded) -> Iterator[Comparison]:

@@ -95,4 +95,4 @@ def image_keys(key: PRNGKeyArray, indices: Int[np.ndarray, "b"]) -> Key[Array, "
 
 def weighted_mean(values: Float[np.ndarray, "count ..."], valid: np.ndarray) -> Float[np.ndarray, "..."]:
     """The mean over the rows that are valid. NaN where none is."""
-    return np.asarray(values, np.float64)[np.asarray(valid, bool)].mean(axis=0)
+    return np.asarray(np.asarray(values, np.float64)[np.asarray(valid, bool)].mean(axis=0))

@@ -25,7 +25,7 @@ class RidgeProbe(NamedTuple):
     std: Float[np.ndarray, "d"]
     weights: Float[np.ndarray, "d_plus_1 classes"]
 
-    def predict(self, features: Float[np.ndarray, "n d"]) -> Labels:
+    def predict(self, features: Float[np.ndarray, "n d"]) -> Int[np.ndarray, "n"]:
         """The class with the largest score."""
         return np.argmax(_whitened(features, self.mean, self.std) @ self.weights, axis=1)
 
@@ -143,8 +143,8 @@ class FewShot(AbstractEvaluator):
         train: Float[np.ndarray, "n d"],
         train_labels: Labels,
         test: Float[np.ndarray, "m d"],
-        test_labels: Labels,
-        positions: list[Labels],
+        test_labels: Int[np.ndarray, "m"],
+        positions: list[Int[np.ndarray, "_"]],
         context: EvalContext,
     ) -> dict[str, float]:
         classes = context.train.spec.num_classes

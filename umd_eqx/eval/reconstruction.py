@@ -51,7 +51,7 @@ class Reconstruction(AbstractEvaluator):
                 valid.append(np.asarray(batch.valid))
                 shown = shown or [np.asarray(x[: self.pictures]) for x in pictures]
             mean = weighted_mean(np.concatenate(errors), np.concatenate(valid))
-            return Report({"error": float(mean)}, {"pictures": grid(shown)})
+            return Report({"error": float(mean)}, {"pictures": grid([list(images) for images in shown])})
 
         return evaluate
 

@@ -6,7 +6,9 @@ embedding; the head predicts the clean image and the noise for every pixel.
 """
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -14,20 +16,20 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from umd_eqx.masking import View, hide, patchify, restore, unpatchify
-from umd_eqx.models.layers import Linear, matmul, rowwise, sinusoid
+from umd_eqx.models.layers import Linear, rowwise, sinusoid
 from umd_eqx.models.stack import Stack
 from umd_eqx.types import Group, Groups, Image, Label, NetworkTime, Prediction, Representation, Tokens, Vector
 
 
 class Part(eqx.Module):
-    """Images that are treated alike in one pass: `count` of them, all with one number of visible patches.
+    """Images of a batch that are treated alike: `count` in each of its rows, all with one number of visible patches.
 
     `views` holds the view of each (as `jax.vmap` returns it), or is None where every patch is visible.
     """
 
-    x: Float[Array, "count h w c"]
-    t: Float[Array, "count"]
-    y: Int[Array, "count"]
+    x: Float[Array, "rows count h w c"]
+    t: Float[Array, "rows count"]
+    y: Int[Array, "rows count"]
     views: View | None
 
 
@@ -53,11 +55,11 @@ class AbstractModel(eqx.Module):
         """What the encoder makes of the whole image."""
 
     def together(self, parts: Sequence[Part]) -> list[Prediction]:
-        """Predictions for images with different views, a batched `Prediction` for each part.
+        """Predictions for images with different views: for each part a `Prediction` with its two leading axes.
 
         One after the other, unless a network knows how to share the work. The numbers are the same.
         """
-        return [jax.vmap(self)(part.x, part.t, part.y, part.views) for part in parts]
+        return [_every(self)(part.x, part.t, part.y, part.views) for part in parts]
 
 
 class Trunk(eqx.Module):
@@ -115,7 +117,7 @@ class Head(eqx.Module):
     bias: Float[Array, "two_channels"]
 
     def __call__(self, groups: Groups, c: Groups) -> Groups:
-        """The values of each patch, (count, n, values) for each group."""
+        """The values of each patch, (rows, count, n, values) for each group."""
         if self.modulation is not None:
             modulations = rowwise(self.modulation, tuple(jax.nn.silu(rows) for rows in c))
             halves = [jnp.split(rows, 2, axis=-1) for rows in modulations]
@@ -125,7 +127,7 @@ class Head(eqx.Module):
 
     def _pixels(self, rows: Float[Array, "rows decoder_d"]) -> Float[Array, "rows values"]:
         # One bias per channel, for every pixel of a patch.
-        pixels = matmul(rows, self.kernel.astype(rows.dtype)).reshape(len(rows), -1, self.bias.size)
+        pixels = (rows @ self.kernel.astype(rows.dtype)).reshape(len(rows), -1, self.bias.size)
         return (pixels + self.bias.astype(rows.dtype)).reshape(len(rows), -1)
 
 
@@ -160,59 +162,68 @@ class AutoEncoder(AbstractModel):
         self, x: Image, t: NetworkTime, y: Label, view: View | None = None, *, key: PRNGKeyArray | None = None
     ) -> Prediction:
         """Predicts the clean image and the noise of every pixel, hidden or not. Deterministic: `key` is not used."""
-        part = Part(x[None], t[None], y[None], jax.tree.map(lambda leaf: leaf[None], view))
-        (prediction,) = self.together([part])
-        return Prediction(prediction.x0[0], prediction.eps[0])
+        (prediction,) = self.together([_alone(x, t, y, view)])
+        return Prediction(prediction.x0[0, 0], prediction.eps[0, 0])
 
     def together(self, parts: Sequence[Part]) -> list[Prediction]:
         """All parts in one pass, which reads each weight once."""
         c = self.conditions(parts)
         encoded = self.encode(parts, c)
         tokens = tuple(self._decoder_tokens(x, part) for x, part in zip(encoded, parts, strict=True))
-        decoded = self.decoder(tokens, c)  # count, 1 + n, decoder_d
-        patches = self.head(tuple(x[:, 1:] for x in decoded), c)
-        return [jax.vmap(self._prediction)(values) for values in patches]
+        decoded = self.decoder(tokens, c)  # rows, count, 1 + n, decoder_d
+        patches = self.head(tuple(x[:, :, 1:] for x in decoded), c)
+        return [_every(self._prediction)(values) for values in patches]
 
     def represent(self, x: Image, t: NetworkTime, y: Label) -> Representation:
         """The mean of the class tokens (the reference's representation) and the mean of the patches."""
-        part = Part(x[None], t[None], y[None], None)
-        tokens = self.encode([part], self.conditions([part]))[0][0]  # k + n, d
+        part = _alone(x, t, y, None)
+        tokens = self.encode([part], self.conditions([part]))[0][0, 0]  # k + n, d
         k = self.class_tokens.shape[0]
         return Representation(_mean(tokens[:k]), _mean(tokens[k:]))
 
     def conditions(self, parts: Sequence[Part]) -> Groups:
-        """c of each image, as (count, 1, d)."""
-        return tuple(jax.vmap(self.condition)(part.t, part.y).astype(self.dtype)[:, None] for part in parts)
+        """c of each image, as one token (rows, count, 1, d)."""
+        return tuple(_every(self.condition)(part.t, part.y).astype(self.dtype)[:, :, None] for part in parts)
 
     def encode(self, parts: Sequence[Part], c: Groups) -> Groups:
         """Class tokens, then visible patches in the order of their view, after the encoder's last LayerNorm.
 
-        (count, k + kept, d) for each part.
+        (rows, count, k + kept, d) for each part.
         """
-        pixels = tuple(jax.vmap(patchify, (0, None))(part.x, self.patch).astype(self.dtype) for part in parts)
+        pixels = tuple(_every(partial(patchify, patch=self.patch))(part.x).astype(self.dtype) for part in parts)
         groups = []
         for embedded, part in zip(rowwise(self.embed, pixels), parts, strict=True):
-            tokens = embedded + self.positions.astype(self.dtype)  # count, n, d
-            visible = tokens if part.views is None else jax.vmap(hide)(tokens, part.views)
-            class_tokens = jnp.broadcast_to(self.class_tokens, (len(tokens), *self.class_tokens.shape))
-            groups.append(jnp.concatenate([class_tokens.astype(self.dtype), visible], axis=1))
+            tokens = embedded + self.positions.astype(self.dtype)  # rows, count, n, d
+            visible = tokens if part.views is None else _every(hide)(tokens, part.views)
+            class_tokens = jnp.broadcast_to(self.class_tokens, (*tokens.shape[:2], *self.class_tokens.shape))
+            groups.append(jnp.concatenate([class_tokens.astype(self.dtype), visible], axis=2))
         return self.encoder(tuple(groups), c)
 
     def _decoder_tokens(self, encoded: Group, part: Part) -> Group:
         k = self.class_tokens.shape[0]
-        summary = jax.vmap(_mean)(encoded[:, :k])[:, None].astype(self.dtype)
-        tokens = jnp.concatenate([summary, encoded[:, k:]], axis=1)  # count, 1 + kept, d
+        summary = _every(_mean)(encoded[:, :, :k])[:, :, None].astype(self.dtype)
+        tokens = jnp.concatenate([summary, encoded[:, :, k:]], axis=2)  # rows, count, 1 + kept, d
         if self.bridge is not None:
-            tokens = self.bridge(tokens)
-        summary, patches = tokens[:, :1], tokens[:, 1:]
+            (tokens,) = rowwise(self.bridge, (tokens,))
+        summary, patches = tokens[:, :, :1], tokens[:, :, 1:]
         if part.views is not None:
-            patches = jax.vmap(restore, (0, None, 0))(patches, self.mask_token, part.views)  # count, n, decoder_d
-        return jnp.concatenate([summary, patches + self.decoder_positions.astype(self.dtype)], axis=1)
+            patches = _every(lambda p, view: restore(p, self.mask_token, view))(patches, part.views)
+        return jnp.concatenate([summary, patches + self.decoder_positions.astype(self.dtype)], axis=2)
 
     def _prediction(self, patches: Float[Array, "n values"]) -> Prediction:
         height, width, channels = self.image_shape
         pixels = unpatchify(patches.astype(jnp.float32), self.patch, height, width)  # h w 2c
         return Prediction(x0=pixels[..., :channels], eps=pixels[..., channels:])
+
+
+def _alone(x: Image, t: NetworkTime, y: Label, view: View | None) -> Part:
+    views = jax.tree.map(lambda leaf: leaf[None, None], view)
+    return Part(x[None, None], jnp.asarray(t)[None, None], jnp.asarray(y)[None, None], views)
+
+
+def _every(function: Callable[..., Any]) -> Callable[..., Any]:
+    # Over both leading axes: the rows of a batch, and the images of a row.
+    return jax.vmap(jax.vmap(function))
 
 
 def _mean(tokens: Tokens) -> Vector:

@@ -17,7 +17,7 @@ class AbstractConditioning(eqx.Module):
 
     `layers` holds what differs from block to block, with a leading axis of the depth (None if nothing does); the stack
     scans over it. `prepare` runs once for the stack, `apply` once for each block. Conditions come as groups too, with
-    one row (count, 1, condition) for each image.
+    one token (rows, count, 1, condition) for each image.
     """
 
     layers: eqx.AbstractVar[PyTree]
@@ -96,15 +96,15 @@ class Token(AbstractConditioning):
 
     def apply(self, block: Block, layer: None, signals: Groups, groups: Groups) -> Groups:
         """The plain pre-norm block on c and the tokens."""
-        groups = tuple(jnp.concatenate(pair, axis=1) for pair in zip(signals, groups, strict=True))  # 1 + n tokens
+        groups = tuple(jnp.concatenate(pair, axis=2) for pair in zip(signals, groups, strict=True))  # 1 + n tokens
         groups = _add(groups, block.attention(_each(block.norm1, groups)))
         groups = _add(groups, rowwise(block.mlp, _each(block.norm2, groups)))
-        return tuple(group[:, 1:] for group in groups)
+        return tuple(group[:, :, 1:] for group in groups)
 
 
 def _modulated(block: Block, modulations: Groups, groups: Groups) -> Groups:
     # x + gate * f(LN(x) * (1 + scale) + shift), for attention and then for the MLP (Peebles and Xie 2022, DiT).
-    parts = [jnp.split(rows, 6, axis=-1) for rows in modulations]  # of each group: six times (count, 1, d)
+    parts = [jnp.split(rows, 6, axis=-1) for rows in modulations]  # of each group: six times (rows, count, 1, d)
     shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = zip(*parts, strict=True)
     attended = block.attention(_shifted(_each(block.norm1, groups), scale_a, shift_a))
     groups = _add(groups, _times(gate_a, attended))

@@ -23,23 +23,6 @@ lecun_normal = jax.nn.initializers.lecun_normal()
 tiny_normal = jax.nn.initializers.normal(1e-6)
 
 
-@jax.custom_batching.custom_vmap
-def matmul(x: Float[Array, "*rows inputs"], kernel: Float[Array, "inputs outputs"]) -> Float[Array, "*rows outputs"]:
-    """x W over the last axis, fast under `jax.vmap` over `x`."""
-    return x @ kernel
-
-
-@matmul.def_vmap
-def _matmul_of_batch(axis_size: int, batched: list[bool], x: Array, kernel: Array) -> tuple[Array, bool]:
-    # The rows of all images as one tall matrix: XLA's CPU back end is slow at the gradient of a product that
-    # contracts over two axes (images, tokens), and the shape makes no difference to other chips.
-    if batched == [True, False]:
-        rows = x.reshape(-1, x.shape[-1])
-        return (rows @ kernel).reshape(*x.shape[:-1], kernel.shape[-1]), True
-    axes = tuple(0 if is_batched else None for is_batched in batched)
-    return jax.vmap(jnp.matmul, in_axes=axes, axis_size=axis_size)(x, kernel), True
-
-
 class Linear(eqx.Module):
     """y = x W + b over the last axis; the kernel is (inputs, outputs) as in Flax."""
 
@@ -63,7 +46,7 @@ class Linear(eqx.Module):
 
     def __call__(self, x: Float[Array, "*rows inputs"]) -> Float[Array, "*rows outputs"]:
         """Applies the layer to each row, in the dtype of `x`."""
-        return matmul(x, self.kernel.astype(x.dtype)) + self.bias.astype(x.dtype)
+        return x @ self.kernel.astype(x.dtype) + self.bias.astype(x.dtype)
 
 
 class LayerNorm(eqx.Module):
@@ -101,11 +84,11 @@ class Attention(eqx.Module):
         """Every token attends to every token of its own image."""
         return rowwise(self.out, tuple(self._mix(qkv) for qkv in rowwise(self.qkv, groups)))
 
-    def _mix(self, qkv: Float[Array, "count n three_d"]) -> Group:
-        count, n, three_d = qkv.shape
-        heads = qkv.reshape(count, n, 3, self.heads, three_d // (3 * self.heads))
+    def _mix(self, qkv: Float[Array, "rows count n three_d"]) -> Group:
+        rows, count, n, three_d = qkv.shape
+        heads = qkv.reshape(rows * count, n, 3, self.heads, three_d // (3 * self.heads))
         mixed = jax.nn.dot_product_attention(heads[:, :, 0], heads[:, :, 1], heads[:, :, 2])
-        return mixed.reshape(count, n, three_d // 3)
+        return mixed.reshape(rows, count, n, three_d // 3)
 
 
 class Mlp(eqx.Module):
@@ -145,17 +128,19 @@ class Block(eqx.Module):
 
 
 def rowwise(layer: Callable[[Array], Array], groups: Groups) -> Groups:
-    """Applies a layer to the rows of all groups at once.
+    """Applies a layer to the tokens of all groups at once, as one tall matrix.
 
-    So a pass over images with different views reads each weight once, and its gradient is written once.
+    So a pass over images with different views reads each weight once, and its gradient is written once. Groups are
+    joined within each row of the batch, not end to end: a batch that is sharded over its rows stays where it is. The
+    matrix is flat because XLA's CPU back end is slow at the gradient of a product that contracts over two axes.
     """
-    rows = [group.reshape(-1, group.shape[-1]) for group in groups]
-    if len(rows) == 1:
-        done = [layer(rows[0])]
-    else:
-        ends = list(itertools.accumulate(len(part) for part in rows))
-        done = jnp.split(layer(jnp.concatenate(rows)), ends[:-1])
-    return tuple(part.reshape(*group.shape[:-1], part.shape[-1]) for part, group in zip(done, groups, strict=True))
+    rows = groups[0].shape[0]
+    flat = [group.reshape(rows, -1, group.shape[-1]) for group in groups]
+    joined = flat[0] if len(flat) == 1 else jnp.concatenate(flat, axis=1)  # rows, tokens of a row, d
+    done = layer(joined.reshape(-1, joined.shape[-1])).reshape(*joined.shape[:2], -1)
+    ends = list(itertools.accumulate(part.shape[1] for part in flat))
+    parts = [done] if len(flat) == 1 else jnp.split(done, ends[:-1], axis=1)
+    return tuple(part.reshape(*group.shape[:-1], -1) for part, group in zip(parts, groups, strict=True))
 
 
 def sinusoid(t: Float[Array, ""], width: int) -> Float[Array, "width"]:

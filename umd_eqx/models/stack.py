@@ -44,7 +44,7 @@ class Stack(eqx.Module):
         return cls(blocks, conditioning, LayerNorm.init(width), scan, remat)
 
     def __call__(self, groups: Groups, c: Groups) -> Groups:
-        """The tokens after all blocks and the last LayerNorm; `c` has a row for each image of each group."""
+        """The tokens after all blocks and the last LayerNorm; `c` has one token for each image of each group."""
         signals = self.conditioning.prepare(c)
         arrays, static = eqx.partition((self.blocks, self.conditioning.layers), eqx.is_array)
 

@@ -2,6 +2,8 @@
 
 import abc
 import math
+from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -84,6 +86,11 @@ def draw(
 def in_rows(tree: PyTree, rows: int) -> PyTree:
     """Each array (b, ...) as (rows, b / rows, ...)."""
     return jax.tree.map(lambda leaf: jnp.reshape(leaf, (rows, -1, *leaf.shape[1:])), tree)
+
+
+def every(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of one image, over both leading axes of a batch in rows."""
+    return jax.vmap(jax.vmap(function))
 
 
 def split_by_period(tree: PyTree, first: int, second: int) -> tuple[PyTree, PyTree]:

@@ -3,9 +3,7 @@
 import math
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
 from umd_eqx.errors import BadInput
 from umd_eqx.models import AbstractModel
@@ -34,17 +32,10 @@ class Unified(AbstractObjective):
         kinds = {"denoising": (self.denoising, size - clean), "reconstruction": (self.reconstruction, clean)}
         halves = split_by_period((batch, draw), size - clean, clean)
         present = {name: (*kind, half) for (name, kind), half in zip(kinds.items(), halves, strict=True) if kind[1]}
-        objectives = [objective for objective, _, _ in present.values()]
-
-        def of_row(rows: list[tuple[Batch, Draw]]) -> list[Float[Array, "count terms"]]:
-            parts = [o.part(model, path, *row) for o, row in zip(objectives, rows, strict=True)]
-            predictions = model.together(parts)
-            return [o.errors(model, path, p, *row) for o, p, row in zip(objectives, predictions, rows, strict=True)]
-
-        errors = jax.vmap(of_row)([half for _, _, half in present.values()])
+        predictions = model.together([kind.part(model, path, *half) for kind, _, half in present.values()])
         total, metrics = jnp.asarray(0.0), {}
-        for (name, (objective, count, _)), values in zip(present.items(), errors, strict=True):
-            loss, terms = objective.total(values)
+        for (name, (kind, count, half)), prediction in zip(present.items(), predictions, strict=True):
+            loss, terms = kind.total(kind.errors(model, path, prediction, *half))
             total = total + loss * (count / size)
             metrics |= {f"{name}/loss": loss} | {f"{name}/{key}": value for key, value in terms.items()}
         return total, metrics

@@ -3,7 +3,6 @@
 from typing import Annotated, Literal
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import tyro
 from jaxtyping import Array, Float
@@ -11,7 +10,7 @@ from jaxtyping import Array, Float
 from umd_eqx.errors import BadInput
 from umd_eqx.masking import View, hidden_pixels, num_kept
 from umd_eqx.models import AbstractModel, Part
-from umd_eqx.objectives.base import AbstractObjective, Draw, in_rows
+from umd_eqx.objectives.base import AbstractObjective, Draw, every, in_rows
 from umd_eqx.paths import AbstractPath
 from umd_eqx.types import Batch, Image, Metrics, Prediction, Scalar, Time
 
@@ -46,36 +45,34 @@ class MaskedDenoising(AbstractObjective):
     def loss(self, model: AbstractModel, path: AbstractPath, batch: Batch, draw: Draw) -> tuple[Scalar, Metrics]:
         """The weighted sum of the terms, each the mean over the batch; the terms by name, unweighted."""
 
-        def of_row(batch: Batch, draw: Draw) -> Float[Array, "count terms"]:
-            (prediction,) = model.together([self.part(model, path, batch, draw)])
-            return self.errors(model, path, prediction, batch, draw)
-
-        return self.total(jax.vmap(of_row)(*in_rows((batch, draw), batch.image.shape[0])))
+        batch, draw = in_rows((batch, draw), batch.image.shape[0])
+        (prediction,) = model.together([self.part(model, path, batch, draw)])
+        return self.total(self.errors(model, path, prediction, batch, draw))
 
     def part(self, model: AbstractModel, path: AbstractPath, batch: Batch, draw: Draw) -> Part:
-        """What the network is given of these images: noised or not, with time, label and view."""
+        """What the network is given of a batch in rows: noised or not, with time, label and view."""
         kept = num_kept(model.num_patches, self.mask_ratio)
-        views = jax.vmap(lambda order: View(order, kept))(draw.order) if kept < model.num_patches else None
+        views = every(lambda order: View(order, kept))(draw.order) if kept < model.num_patches else None
         no_class = jnp.full_like(batch.label, model.num_classes or 0)
         if not self.noised:
             return Part(batch.image, jnp.zeros_like(draw.t), no_class, views)
-        x_t = jax.vmap(path.interpolate)(batch.image, draw.eps, draw.t)
+        x_t = every(path.interpolate)(batch.image, draw.eps, draw.t)
         y = jnp.where(draw.drop_label, no_class, batch.label)
-        return Part(x_t, jax.vmap(path.network_time)(draw.t), y, views)
+        return Part(x_t, every(path.network_time)(draw.t), y, views)
 
     def errors(
         self, model: AbstractModel, path: AbstractPath, prediction: Prediction, batch: Batch, draw: Draw
-    ) -> Float[Array, "count terms"]:
-        """The squared error of each term, unweighted, for each image."""
+    ) -> Float[Array, "rows count terms"]:
+        """The squared error of each term, unweighted, for each image of a batch in rows."""
         kept = num_kept(model.num_patches, self.mask_ratio)
 
         def of_image(prediction: Prediction, x0: Image, t: Time, eps: Image, order: Array) -> Float[Array, "terms"]:
             hidden = hidden_pixels(View(order, kept), x0, model.patch)
             return jnp.stack([_error(term, path, prediction, x0, eps, t, hidden) for term in self.terms])
 
-        return jax.vmap(of_image)(prediction, batch.image, draw.t, draw.eps, draw.order)
+        return every(of_image)(prediction, batch.image, draw.t, draw.eps, draw.order)
 
-    def total(self, errors: Float[Array, "*images terms"]) -> tuple[Scalar, Metrics]:
+    def total(self, errors: Float[Array, "rows count terms"]) -> tuple[Scalar, Metrics]:
         """The weighted sum of the terms' means over all images, and these means by name."""
         means = jnp.mean(errors.reshape(-1, len(self.terms)), axis=0)
         metrics = {term.name: mean for term, mean in zip(self.terms, means, strict=True)}
