@@ -7,6 +7,7 @@ from umd_eqx.config import Config, build
 from umd_eqx.errors import BadInput
 from umd_eqx.flops import peak_flops, step_flops
 from umd_eqx.masking import num_kept
+from umd_eqx.models import AutoEncoder
 from umd_eqx.models.variants import num_parameters
 from umd_eqx.report.terminal import duration
 from umd_eqx.sharding import batch_sharding, replicated
@@ -28,10 +29,11 @@ def dry_run(config: Config) -> str:
     mesh, batch_size = built.parts.mesh, config.data.batch_size
     state = built.abstract_state()
     model = state.model
+    assert isinstance(model, AutoEncoder)
     state = jax.tree.map(lambda leaf: _shape(leaf, replicated(mesh)), state)
     image = (batch_size, config.data.size, config.data.size, spec.channels)
-    shapes = Batch(_zeros(image, "float32"), _zeros((batch_size,), "int32"), _zeros((batch_size,), "bool"))
-    shapes = jax.tree.map(lambda leaf: _shape(leaf, batch_sharding(mesh)), shapes)
+    batch = jax.eval_shape(lambda: _empty(image))
+    shapes = jax.tree.map(lambda leaf: _shape(leaf, batch_sharding(mesh)), batch)
     memory = compile_step(built.parts, state, shapes).compiled.memory_analysis()
     flops = step_flops(model, config.objective, batch_size)
     peak, source = peak_flops()
@@ -66,8 +68,8 @@ def _spec(config: Config) -> tuple[DataSpec, str]:
         return config.data.expected, " (not on this machine: the recipe's own figures)"
 
 
-def _zeros(shape: tuple[int, ...], dtype: str) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
+def _empty(shape: tuple[int, ...]) -> Batch:
+    return Batch(jnp.zeros(shape), jnp.zeros(shape[0], jnp.int32), jnp.zeros(shape[0], bool))
 
 
 def _shape(leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:

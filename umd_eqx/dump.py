@@ -27,8 +27,9 @@ NOT_THE_RUN = ("log", "checkpoint", "eval", "max_skipped", "data.dir", "data.eva
 
 def dump(value: Any) -> Any:
     """Numbers, strings, lists and dictionaries; a dataclass becomes a dictionary with its type's name under "type"."""
-    if isinstance(value, tuple) and hasattr(value, "_asdict"):
-        return {"type": type(value).__name__} | {name: dump(item) for name, item in value._asdict().items()}
+    fields = getattr(value, "_fields", None)  # a named tuple
+    if fields is not None:
+        return {"type": type(value).__name__} | {name: dump(getattr(value, name)) for name in fields}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {field.name: dump(getattr(value, field.name)) for field in dataclasses.fields(value)}
         return {"type": type(value).__name__} | fields
@@ -89,4 +90,4 @@ def only_the_run(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Names whose values differ between two flat dumps, with both values (None where there is none)."""
-    return {name: (old.get(name), new.get(name)) for name in old | new if old.get(name) != new.get(name)}
+    return {name: (old.get(name), new.get(name)) for name in {**old, **new} if old.get(name) != new.get(name)}

@@ -56,8 +56,8 @@ class Evaluations:
         for name in names:
             evaluator, evaluate = self.evaluators[name]
             say(f"evaluating {name}")
-            averaged = evaluator.weights == "ema" and state.ema is not None
-            report = evaluate(state.ema if averaged else state.model, self.key)
+            average = state.ema if evaluator.weights == "ema" else None
+            report = evaluate(state.model if average is None else average, self.key)
             row |= {f"eval/{name}/{key}": value for key, value in report.scalars.items()}
             pictures |= {f"{name}/{key}": image for key, image in report.images.items()}
         beaten = [name for name in names if self.evaluators[name][0].untrained]

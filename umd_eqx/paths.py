@@ -199,20 +199,12 @@ class RectifiedFlow(AbstractSmoothPath):
 class SmoothTable(AbstractSmoothPath):
     """The smooth path through every level of a discrete one: its log-SNR, interpolated by cubic Hermite pieces.
 
-    Variance preserving; the table's first and last step are the end times.
+    Variance preserving; the table's first and last step are the end times (`smooth` sets them).
     """
 
-    table: AbstractDiscretePath
-
-    @property
-    def t_min(self) -> float:
-        """The table's first step."""
-        return 1.0 / self.table.steps
-
-    @property
-    def t_max(self) -> float:
-        """The table's last step."""
-        return 1.0
+    table: AbstractDiscretePath = CosineTable()
+    t_min: float = eqx.field(static=True, default=1e-3)
+    t_max: float = eqx.field(static=True, default=1.0)
 
     def log_snr(self, t: Time) -> Scalar:
         """The interpolated log-SNR. Outside the table its last pieces are continued."""
@@ -220,13 +212,9 @@ class SmoothTable(AbstractSmoothPath):
         nodes = np.arange(1, self.table.steps + 1) / self.table.steps
         levels = np.log(abar) - np.log1p(-abar)
         dtype = jnp.result_type(t)
-        curve = diffrax.CubicInterpolation(
-            jnp.asarray(nodes, dtype),
-            tuple(
-                jnp.asarray(k, dtype)
-                for k in diffrax.backward_hermite_coefficients(jnp.asarray(nodes), jnp.asarray(levels))
-            ),
-        )
+        d, c, b, a = diffrax.backward_hermite_coefficients(jnp.asarray(nodes), jnp.asarray(levels))
+        pieces = (d.astype(dtype), c.astype(dtype), b.astype(dtype), a.astype(dtype))
+        curve = diffrax.CubicInterpolation(jnp.asarray(nodes, dtype), pieces)
         return curve.evaluate(t)
 
     def alpha(self, t: Time) -> Scalar:
@@ -244,4 +232,4 @@ class SmoothTable(AbstractSmoothPath):
 
 def smooth(path: AbstractDiscretePath) -> SmoothTable:
     """The path that a solver with rates can integrate in the place of a table."""
-    return SmoothTable(path)
+    return SmoothTable(table=path, t_min=1.0 / path.steps, t_max=1.0)

@@ -17,6 +17,7 @@ from umd_eqx.errors import BadInput
 from umd_eqx.eval import EvalContext
 from umd_eqx.flops import peak_flops, step_flops
 from umd_eqx.loop import Evaluations, Guard, Meter, Sinks, fit
+from umd_eqx.models import AutoEncoder
 from umd_eqx.models.variants import num_parameters
 from umd_eqx.report import MetricsFile, Terminal, Wandb, read_metrics, results_table, write_webpage
 from umd_eqx.sharding import batch_sharding, place, replicated
@@ -146,11 +147,13 @@ class _Run:
         )
 
     def _describe(self, state: TrainState) -> Meter:
-        flops = step_flops(state.model, self.parts.objective, self.config.data.batch_size)
+        model = state.model
+        assert isinstance(model, AutoEncoder)
+        flops = step_flops(model, self.parts.objective, self.config.data.batch_size)
         peak, source = peak_flops()
         facts = {
             "steps": self.built.total,
-            "parameters": num_parameters(state.model),
+            "parameters": num_parameters(model),
             "flops_per_step": flops,
             "peak_flops_per_device": peak,
             "peak_from": source,

@@ -1,5 +1,8 @@
 """One file of rules: which array lies where on the devices."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import equinox as eqx
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding
@@ -9,7 +12,7 @@ from jaxtyping import Array, PyTree
 from umd_eqx.errors import BadInput
 
 
-def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
+def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
     """All devices (or the given ones) along one axis, "data"."""
     devices = jax.devices() if devices is None else devices
     # Auto axes: with Explicit ones, jax's default, a vmapped step is refused.

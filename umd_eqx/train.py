@@ -67,7 +67,7 @@ def compile_step(parts: Parts, state: PyTree, batch: PyTree) -> Any:
 
     Shapes do: arrays may be `jax.ShapeDtypeStruct`s. Call it with `((parts, batch), state)`.
     """
-    return _update.lower((parts, batch), state).compile()
+    return _update.lower((parts, batch), state).compile()  # pyright: ignore[reportFunctionMemberAccess]
 
 
 # What comes first is not donated: the batch has no output that could take its place.
@@ -89,8 +89,9 @@ def _update(given: tuple[Parts, Batch], state: TrainState) -> tuple[TrainState, 
 
     skipped = 1 - finite.astype(jnp.int32)
     state = TrainState(state.step + 1, model, ema, opt_state, state.skipped + skipped)
-    metrics |= {"loss": loss, "grad_norm": grad_norm, "lr": parts.schedule(state.step - 1), "skipped": skipped}
-    return place(state, replicated(parts.mesh)), metrics
+    lr = jnp.asarray(parts.schedule(state.step - 1))
+    own = {"loss": loss, "grad_norm": grad_norm, "lr": lr, "skipped": skipped}
+    return place(state, replicated(parts.mesh)), metrics | own
 
 
 def loss_and_grads(

@@ -52,7 +52,7 @@ class Denoising(AbstractEvaluator):
                 batches = context.batches("test", indices)
                 for batch, rows in zip(batches, batch_rows(indices, context.batch_size), strict=True):
                     t = jnp.asarray(level)
-                    error, pictures = _denoise(model, context.path, batch.image, t, image_keys(keys, rows))
+                    error, pictures = _denoise(model, context.path, jnp.asarray(batch.image), t, image_keys(keys, rows))
                     errors.append(np.stack([np.asarray(e) for e in error], axis=1))
                     valid.append(np.asarray(batch.valid))
                     shown = shown or [np.asarray(x[: self.pictures]) for x in pictures]

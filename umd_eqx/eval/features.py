@@ -44,7 +44,7 @@ def extract(
         context.batches(split, indices, fewshot=True), batch_rows(indices, context.batch_size), strict=True
     ):
         keys = image_keys(key, rows)
-        features = _represent(model, context.path, batch.image, jnp.asarray(time), keys)
+        features = _represent(model, context.path, jnp.asarray(batch.image), jnp.asarray(time), keys)
         valid = np.asarray(batch.valid)
         parts.append([np.asarray(x)[valid] for x in (features.class_tokens, features.patches, batch.label)])
     return FeatureSet(*(np.concatenate(column) for column in zip(*parts, strict=True)))

@@ -46,7 +46,7 @@ class Reconstruction(AbstractEvaluator):
             errors, valid, shown = [], [], []
             batches = context.batches("test", indices)
             for batch, rows in zip(batches, batch_rows(indices, context.batch_size), strict=True):
-                error, pictures = _reconstruct(model, batch.image, image_keys(key, rows), self.mask_ratio)
+                error, pictures = _reconstruct(model, jnp.asarray(batch.image), image_keys(key, rows), self.mask_ratio)
                 errors.append(np.asarray(error))
                 valid.append(np.asarray(batch.valid))
                 shown = shown or [np.asarray(x[: self.pictures]) for x in pictures]

@@ -150,13 +150,9 @@ class AutoEncoder(AbstractModel):
     head: Head
     image_shape: tuple[int, int, int] = eqx.field(static=True)
     patch: int = eqx.field(static=True)
+    num_patches: int = eqx.field(static=True)
     num_classes: int | None = eqx.field(static=True)
     dtype: str = eqx.field(static=True)
-
-    @property
-    def num_patches(self) -> int:
-        """Patches in an image."""
-        return self.positions.shape[0]
 
     def __call__(
         self, x: Image, t: NetworkTime, y: Label, view: View | None = None, *, key: PRNGKeyArray | None = None

@@ -63,7 +63,8 @@ class SharedAdaLN(AbstractConditioning):
     @classmethod
     def init(cls, condition: int, width: int, depth: int, *, key: PRNGKeyArray) -> "SharedAdaLN":
         """For `depth` blocks of `width` and a c of `condition` numbers."""
-        return cls(Linear.init(condition, 6 * width, key=key, kernel_init=zeros), jnp.zeros((depth, 6 * width)))
+        shared = Linear.init(condition, 6 * width, key=key, kernel_init=zeros)
+        return cls(shared=shared, layers=jnp.zeros((depth, 6 * width)))
 
     def prepare(self, c: Groups) -> Groups:
         """The shared layer of SiLU(c)."""
@@ -88,7 +89,7 @@ class Token(AbstractConditioning):
         """For blocks of `width` and a c of `condition` numbers."""
         if condition == width:
             return cls()
-        return cls(Linear.init(condition, width, key=key, kernel_init=xavier_uniform))
+        return cls(project=Linear.init(condition, width, key=key, kernel_init=xavier_uniform))
 
     def prepare(self, c: Groups) -> Groups:
         """c at the width of the stack."""

@@ -5,12 +5,13 @@ tokens begin.
 """
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from umd_eqx.types import Group, Groups
 
@@ -154,7 +155,9 @@ def sinusoid(t: Float[Array, ""], width: int) -> Float[Array, "width"]:
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)])
 
 
-def _three_xavier_uniform(key: PRNGKeyArray, shape: tuple[int, int], dtype: DTypeLike) -> Array:
+def _three_xavier_uniform(
+    key: PRNGKeyArray, shape: Sequence[int], dtype: Any = jnp.float32, out_sharding: Any = None
+) -> Array:
     # Each of the three kernels by its own fan, as if they were apart: one wide kernel would start smaller.
     width = shape[0]
     kernels = [xavier_uniform(k, (width, width), dtype) for k in jax.random.split(key, 3)]

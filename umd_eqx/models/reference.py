@@ -63,6 +63,7 @@ def from_reference(
         ),
         image_shape=(side, side, channels),
         patch=patch,
+        num_patches=positions.shape[0],
         num_classes=tree.array("label_emb/embedding/embedding", 2).shape[0] - 1 if has_labels else None,
         dtype=dtype,
     )

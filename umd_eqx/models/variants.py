@@ -116,6 +116,7 @@ class ModelConfig:
             head=self._head(encoder.width, decoder.width, patch, channels, keys[11]),
             image_shape=(size, size, channels),
             patch=patch,
+            num_patches=num_patches,
             num_classes=classes,
             dtype=self.dtype,
         )

@@ -55,7 +55,7 @@ class MaskedDenoising(AbstractObjective):
         views = every(lambda order: View(order, kept))(draw.order) if kept < model.num_patches else None
         no_class = jnp.full_like(batch.label, model.num_classes or 0)
         if not self.noised:
-            return Part(batch.image, jnp.zeros_like(draw.t), no_class, views)
+            return Part(jnp.asarray(batch.image), jnp.zeros_like(draw.t), no_class, views)
         x_t = every(path.interpolate)(batch.image, draw.eps, draw.t)
         y = jnp.where(draw.drop_label, no_class, batch.label)
         return Part(x_t, every(path.network_time)(draw.t), y, views)
