@@ -84,12 +84,14 @@ def _update(given: tuple[Parts, Batch], state: TrainState) -> tuple[TrainState, 
     params = eqx.filter(state.model, eqx.is_inexact_array)
     updates, opt_state = parts.optimiser.update(grads, state.opt_state, params)
     model = eqx.apply_updates(state.model, updates)
-    ema = None if state.ema is None or parts.ema_rate is None else ema_update(state.ema, model, parts.ema_rate)
+    ema = state.ema
+    if ema is not None and parts.ema_rate is not None:
+        ema = ema_update(ema, model, parts.ema_rate)
     model, ema, opt_state = _where(finite, (model, ema, opt_state), (state.model, state.ema, state.opt_state))
 
+    lr = jnp.asarray(parts.schedule(state.step - state.skipped))  # skipped steps do not move the schedule
     skipped = 1 - finite.astype(jnp.int32)
     state = TrainState(state.step + 1, model, ema, opt_state, state.skipped + skipped)
-    lr = jnp.asarray(parts.schedule(state.step - 1))
     own = {"loss": loss, "grad_norm": grad_norm, "lr": lr, "skipped": skipped}
     return place(state, replicated(parts.mesh)), metrics | own
 

@@ -53,6 +53,8 @@ class ModelConfig:
     """How many learned tokens the encoder carries beside the patches; their mean is the representation."""
     class_token_std: float = 0.02
     """Their random start. At 0, as published, they stay identical to each other for ever."""
+    position_std: float | None = None
+    """Random start of the position embeddings. None: 1 / sqrt(patches), as published."""
     labels: bool = False
     """Build a label table (class-conditional generation)."""
     scan: bool = True
@@ -86,8 +88,10 @@ class ModelConfig:
             )
         if self.class_tokens < 1:
             raise BadInput("--model.class-tokens", f"{self.class_tokens} is too few", "Use 1 or more (the paper has 4)")
-        if self.class_token_std < 0:
-            raise BadInput("--model.class-token-std", f"{self.class_token_std} is negative", "Use 0 or more")
+        for name in ("class_token_std", "position_std"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise BadInput(f"--model.{name.replace('_', '-')}", f"{value} is negative", "Use 0 or more")
 
     def build(self, size: int, channels: int, num_classes: int, *, key: PRNGKeyArray) -> AutoEncoder:
         """A freshly initialised network for images of `size` x `size` x `channels`.
@@ -101,9 +105,10 @@ class ModelConfig:
         num_patches = (size // patch) ** 2
         classes = num_classes if self.labels else None
         normal = jax.random.normal
+        position_std = num_patches**-0.5 if self.position_std is None else self.position_std
         return AutoEncoder(
             embed=Linear.init(patch * patch * channels, encoder.width, key=keys[0]),
-            positions=normal(keys[1], (num_patches, encoder.width)) / num_patches**0.5,
+            positions=normal(keys[1], (num_patches, encoder.width)) * position_std,
             class_tokens=normal(keys[2], (self.class_tokens, encoder.width)) * self.class_token_std,
             condition=Condition.init(encoder.width, classes, key=keys[3]),
             encoder=self._stack(encoder, encoder.width, keys[4], keys[5]),
@@ -111,7 +116,7 @@ class ModelConfig:
             if encoder.width == decoder.width
             else Linear.init(encoder.width, decoder.width, key=keys[6], kernel_init=xavier_uniform),
             mask_token=normal(keys[7], (decoder.width,)) * 0.02,
-            decoder_positions=normal(keys[8], (num_patches, decoder.width)) / num_patches**0.5,
+            decoder_positions=normal(keys[8], (num_patches, decoder.width)) * position_std,
             decoder=self._stack(decoder, encoder.width, keys[9], keys[10]),
             head=self._head(encoder.width, decoder.width, patch, channels, keys[11]),
             image_shape=(size, size, channels),

@@ -22,8 +22,9 @@ class Unified(AbstractObjective):
     """Share of the batch that is reconstructed without noise, in [0, 1]; the count is rounded down."""
 
     def num_clean(self, batch_size: int) -> int:
-        """How many images of a batch are reconstructed: int(B r), as in the reference."""
-        return int(batch_size * self.no_noise_prob)
+        """How many images of a batch are reconstructed: the floor of B r, as in the reference."""
+        # A share such as 0.29 is a hair below itself in binary, and 100 of it must be as many as 300 of it in thirds.
+        return int(batch_size * self.no_noise_prob + 1e-9)
 
     def loss(self, model: AbstractModel, path: AbstractPath, batch: Batch, draw: Draw) -> tuple[Scalar, Metrics]:
         """The mean over all images of whichever loss each has. Both kinds go through the network together."""
@@ -60,7 +61,7 @@ class Unified(AbstractObjective):
             raise BadInput(flag, f"{self.no_noise_prob} is outside [0, 1]", "Give the share of images without noise")
         clean = self.num_clean(batch_size)
         if clean == 0 and self.no_noise_prob > 0:
-            way_out = f"Use at least {1 / batch_size:.4g}, or a larger --data.batch-size"
+            way_out = f"Use at least {math.ceil(1e5 / batch_size) / 1e5:g}, or a larger --data.batch-size"
             raise BadInput(flag, f"{self.no_noise_prob} of a batch of {batch_size} is no image at all", way_out)
         if clean < batch_size:
             self.denoising.validate(num_patches, batch_size - clean, f"{field}.denoising")

@@ -1,5 +1,6 @@
 """A method as data: which prediction is held to which truth, on which patches, at which mask ratio, noised or clean."""
 
+import math
 from typing import Annotated, Literal
 
 import equinox as eqx
@@ -92,18 +93,20 @@ class MaskedDenoising(AbstractObjective):
 
     def validate(self, num_patches: int, batch_size: int, field: str = "--objective") -> None:
         """Raises `BadInput` where the mask ratio leaves nothing visible, or nothing for a term."""
-        flag, kept = f"{field}.mask-ratio", num_kept(num_patches, self.mask_ratio)
+        flag = f"{field}.mask-ratio"
         if not 0.0 <= self.mask_ratio < 1.0:
             raise BadInput(flag, f"{self.mask_ratio} is outside [0, 1)", "Give the share of patches to hide")
         if not 0.0 <= self.label_dropout <= 1.0:
             raise BadInput(f"{field}.label-dropout", f"{self.label_dropout} is outside [0, 1]", "Give a probability")
+        kept = num_kept(num_patches, self.mask_ratio)
         if kept == 0:
-            way_out = f"Use at most {1 - 1 / num_patches:.4g}, which leaves one visible"
+            most = math.floor((1 - 1 / num_patches) * 1e4) / 1e4
+            way_out = f"Use at most {most:g}, which leaves one visible"
             raise BadInput(flag, f"{self.mask_ratio} hides all {num_patches} patches of an image", way_out)
         regions = {term.region for term in self.terms}
         if kept == num_patches and "hidden" in regions:
             name = next(term.name for term in self.terms if term.region == "hidden")
-            way_out = f"Use at least {1 / num_patches:.4g}, or a preset without that term (dit)"
+            way_out = f"Use at least {math.ceil(1e4 / num_patches) / 1e4:g}, or a preset without that term (dit)"
             raise BadInput(flag, f"{self.mask_ratio} hides no patch, but the term {name} needs some", way_out)
 
 

@@ -1,0 +1,102 @@
+"""Runs in processes of their own that end in every way a process can."""
+
+import signal
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from faults.tiny import (
+    STEPS,
+    arrays,
+    assert_equal_bit_for_bit,
+    ended,
+    numbers,
+    rows,
+    start,
+    tiny,
+    wait_for_step,
+)
+from faults.tiny import (
+    compilation_cache as compilation_cache,
+)
+
+from umd_eqx.workspace import own
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing happened to."""
+    run_dir = tmp_path_factory.mktemp("whole") / "run"
+    code, out, error = ended(start(run_dir))
+    assert code == 0, error
+    assert "denoising/x0/t0.50" in out
+    return run_dir
+
+
+def same_as(run_dir: Path, whole: Path) -> None:
+    assert [row["step"] for row in rows(run_dir)] == list(range(1, STEPS + 1))
+    assert numbers(run_dir) == numbers(whole)
+    assert_equal_bit_for_bit(arrays(run_dir, tiny()), arrays(whole, tiny()))
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    assert ended(process)[0] == -signal.SIGKILL
+
+
+def test_a_run_killed_and_stopped_again_and_again_is_the_run_that_never_was(uninterrupted, tmp_path):
+    run_dir = tmp_path / "run"
+    for step in (3, 6):
+        process = start(run_dir, seconds_a_step=0.15)
+        wait_for_step(process, run_dir, step)
+        kill(process)
+    for step, number in ((8, signal.SIGTERM), (10, signal.SIGINT)):
+        process = start(run_dir, seconds_a_step=0.15)
+        wait_for_step(process, run_dir, step)
+        process.send_signal(number)
+        code, out, error = ended(process)
+        assert code == 75
+        assert error == ""
+        assert f"{number.name}: saving" in out
+        last = rows(run_dir)[-1]["step"]
+        assert f"stopped by {number.name} at step {last} of 12, saved. The same command goes on" in out
+        assert (run_dir / "checkpoints" / str(last)).is_dir()
+
+    code, out, _ = ended(start(run_dir))
+    assert code == 0
+    assert f"resuming {run_dir} at step {last} of 12" in out
+    same_as(run_dir, uninterrupted)
+
+
+def test_what_is_wrong_is_one_line_and_no_traceback_in_a_real_process(tmp_path):
+    code, out, error = ended(start(tmp_path / "run", "--optim.lr", "-1"))
+    assert (code, out) == (2, "")
+    assert error == "error: --optim.lr: -1.0 is not positive. Use a positive number\n"
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_another_process_is_at_is_refused_with_one_line(tmp_path):
+    run_dir = tmp_path / "run"
+    with own(run_dir):
+        code, _, error = ended(start(run_dir))
+    assert code == 2
+    assert error.splitlines() == [
+        f"error: --run-dir: another process is running in {run_dir}. Wait for it, stop it, or choose another directory"
+    ]
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_random_moments_is_the_run_that_never_was(tmp_path):
+    # While importing, compiling, in a step, an evaluation, a save, a restore. Compiled as for a user.
+    whole, run_dir, rng = tmp_path / "whole", tmp_path / "run", np.random.default_rng(0)
+    assert ended(start(whole, optimise=True))[0] == 0
+    for _ in range(12):
+        process = start(run_dir, seconds_a_step=0.05, optimise=True)
+        try:
+            assert process.wait(rng.uniform(2.0, 12.0)) == 0
+            break
+        except subprocess.TimeoutExpired:
+            kill(process)
+    assert ended(start(run_dir, optimise=True))[0] == 0
+    same_as(run_dir, whole)

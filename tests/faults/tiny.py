@@ -1,0 +1,153 @@
+"""A recipe that takes seconds, runs of it in this process and in one of its own, and what they leave behind."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+
+from umd_eqx.checkpoint import Checkpoints
+from umd_eqx.config import Config, build
+from umd_eqx.eval import Denoising
+from umd_eqx.presets import umd
+from umd_eqx.sharding import make_mesh
+
+COMMAND = Path(__file__).parent / "tiny_pretrain.py"
+STEPS = 12
+
+
+def tiny(**fields: Any) -> Config:
+    """A UMD run of 12 small steps with every row written, a checkpoint every second step and an evaluation at 4, 8, 12.
+
+    `fields` by their dotted names with `__` for the dot: `tiny(optim__lr=1e-2)`.
+    """
+    config = umd()
+    shown = Denoising(every=4, images=8, pictures=2, levels=(0.5,), shown_levels=(0.5,))
+    config = dataclasses.replace(config, eval={"denoising": shown})
+    usual = {
+        "model__variant": "mu/7",
+        "data__batch_size": 8,
+        "data__eval_batch_size": 8,
+        "optim__steps": STEPS,
+        "log__every": 1,
+        "checkpoint__every": 2,
+    }
+    for name, value in (usual | fields).items():
+        *room, field = name.split("__")
+        inner = {field: value}
+        if room:
+            inner = {room[0]: dataclasses.replace(getattr(config, room[0]), **inner)}
+        config = dataclasses.replace(config, **inner)
+    return config
+
+
+def _cache_dir() -> str:
+    # One for the whole session, whichever process of it comes first; pytest-xdist's workers share it.
+    return os.environ.setdefault("UMD_EQX_TEST_CACHE", tempfile.mkdtemp(prefix="umd_eqx_compiled_"))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compilation_cache() -> Iterator[None]:
+    """Lets the runs of a session share what the compiler made (each run has a step function of its own), in a hurry."""
+    settings = {
+        "jax_disable_most_optimizations": True,  # halves the time to compile; a step here takes milliseconds anyway
+        "jax_compilation_cache_dir": _cache_dir(),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: jax.config.values[name] for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+def on_one_device(patch: pytest.MonkeyPatch) -> None:
+    """Lets runs take one of the eight devices, which two cores compile and step several times as fast."""
+    patch.setattr("umd_eqx.config.make_mesh", lambda: make_mesh(jax.devices()[:1]))
+    patch.setattr("umd_eqx.run.peak_flops", lambda: (1e12, "not measured"))
+
+
+@pytest.fixture
+def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`on_one_device`, for a test."""
+    on_one_device(monkeypatch)
+
+
+def rows(run_dir: Path) -> list[dict[str, Any]]:
+    """The whole lines of metrics.jsonl."""
+    path = run_dir / "metrics.jsonl"
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
+
+
+def numbers(run_dir: Path) -> list[dict[str, Any]]:
+    """The rows without what a clock says."""
+    return [{name: x for name, x in row.items() if not name.startswith("throughput/")} for row in rows(run_dir)]
+
+
+def arrays(run_dir: Path, config: Config) -> dict[str, np.ndarray]:
+    """Every array of the newest checkpoint, by name."""
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    built = build(config, config.data.describe(), make_mesh(jax.devices()[:1]))
+    checkpoints = Checkpoints(epath.Path(run_dir / "checkpoints"), keep=config.checkpoint.keep)
+    found = checkpoints.restore(built.abstract_state(), device, pytest.fail)
+    checkpoints.close()
+    assert found is not None
+    leaves, _ = jax.tree_util.tree_flatten_with_path(found[1])
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def assert_equal_bit_for_bit(left: dict[str, np.ndarray], right: dict[str, np.ndarray]) -> None:
+    assert left.keys() == right.keys()
+    for name in left:
+        assert left[name].dtype == right[name].dtype
+        assert left[name].tobytes() == right[name].tobytes(), name
+
+
+def start(run_dir: Path, *flags: str, seconds_a_step: float = 0.0, optimise: bool = False) -> subprocess.Popen[str]:
+    """The command on the tiny recipe in a process of its own, with one device; `optimise` as a user's run is."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("XLA_", "JAX_", "UMD_"))}
+    environment |= {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": _cache_dir(),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "0" if optimise else "1",
+        "SECONDS_A_STEP": str(seconds_a_step),
+    }
+    words = [sys.executable, str(COMMAND), "tiny", "--run-dir", str(run_dir), *flags]
+    return subprocess.Popen(
+        words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=run_dir.parent
+    )
+
+
+def ended(process: subprocess.Popen[str], timeout: float = 240.0) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr."""
+    out, error = process.communicate(timeout=timeout)
+    return process.returncode, out, error
+
+
+def wait_for_step(process: subprocess.Popen[str], run_dir: Path, step: int, timeout: float = 240.0) -> None:
+    """Returns when the metrics have come to a step."""
+    end = time.monotonic() + timeout
+    while time.monotonic() < end:
+        if rows(run_dir) and rows(run_dir)[-1]["step"] >= step:
+            return
+        if process.poll() is not None:
+            pytest.fail(f"the run ended before step {step}: {ended(process)}")
+        time.sleep(0.02)
+    process.kill()
+    pytest.fail(f"the run did not come to step {step}: {ended(process)}")

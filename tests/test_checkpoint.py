@@ -1,0 +1,124 @@
+"""Checkpoints of states as they are; damaged ones are in faults/."""
+
+import dataclasses
+import json
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from etils import epath
+from faults.tiny import compilation_cache as compilation_cache
+
+from umd_eqx import checkpoint
+from umd_eqx.checkpoint import Checkpoints, require_space
+from umd_eqx.config import Built, build
+from umd_eqx.errors import BadInput
+from umd_eqx.optim import OptimConfig
+from umd_eqx.presets import umd
+from umd_eqx.sharding import make_mesh, place, replicated
+from umd_eqx.train import TrainState
+from umd_eqx.types import DataSpec
+
+SPEC = DataSpec("fashion_mnist", 60_000, 10_000, 28, 28, 1, 10)
+
+
+@pytest.fixture(scope="module")
+def built() -> Built:
+    config = umd()
+    model = dataclasses.replace(config.model, variant="mu/7")
+    data = dataclasses.replace(config.data, eval_batch_size=8)
+    optim = OptimConfig(steps=9, mu_dtype="bfloat16")
+    return build(dataclasses.replace(config, model=model, data=data, optim=optim), SPEC)
+
+
+@pytest.fixture(scope="module")
+def state(built: Built) -> TrainState:
+    """Arrays of every shape and dtype of a state, filled with what no rounding would leave alone."""
+    rng = np.random.default_rng(0)
+
+    def fill(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        values = rng.normal(size=leaf.shape) if jnp.issubdtype(leaf.dtype, jnp.floating) else rng.integers(0, 9)
+        return jnp.asarray(values, leaf.dtype)
+
+    return jax.tree.map(fill, built.abstract_state())
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    opened = Checkpoints(epath.Path(tmp_path / "checkpoints"), keep=2)
+    yield opened
+    opened.close()
+
+
+def equal(left: TrainState, right: TrainState) -> bool:
+    return eqx.tree_equal(jax.device_get(left), jax.device_get(right)) is True
+
+
+def test_a_state_comes_back_bit_for_bit_on_the_devices_that_are_asked_for(checkpoints, built, state):
+    checkpoints.save(3, state)
+    checkpoints.wait()
+    for devices in (1, 8):
+        everywhere = replicated(make_mesh(jax.devices()[:devices]))
+        found = checkpoints.restore(built.abstract_state(), everywhere, pytest.fail)
+        assert found is not None
+        step, restored = found
+        assert step == 3
+        assert jax.tree.structure(restored) == jax.tree.structure(state)
+        assert equal(restored, state)
+        assert all(leaf.sharding == everywhere for leaf in jax.tree.leaves(restored))
+
+
+def test_nothing_saved_is_nothing_found(checkpoints, built):
+    assert checkpoints.steps() == []
+    assert checkpoints.restore(built.abstract_state(), replicated(built.parts.mesh), pytest.fail) is None
+
+
+def test_the_newest_are_kept_and_a_step_is_saved_once(checkpoints, state):
+    for step in (1, 2, 2, 5):
+        checkpoints.save(step, state)
+    checkpoints.wait()
+    assert checkpoints.steps() == [2, 5]
+
+
+def test_what_is_saved_is_the_state_as_it_was(checkpoints, built, state):
+    # The step that follows is given the state's memory to write to, while the save goes on in the background.
+    state = place(state, replicated(make_mesh(jax.devices()[:1])))
+    expected = jax.device_get(state)
+    overwrite = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf * 0, tree), donate_argnums=0)
+    checkpoints.save(1, state)
+    overwrite(state)
+    checkpoints.wait()
+    found = checkpoints.restore(built.abstract_state(), replicated(built.parts.mesh), pytest.fail)
+    assert found is not None
+    assert equal(found[1], expected)
+
+
+def test_every_file_is_sealed(checkpoints, tmp_path, state):
+    checkpoints.save(1, state)
+    checkpoints.wait()
+    folder = tmp_path / "checkpoints/1"
+    sealed = json.loads((folder / "crc32.json").read_text())
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert sealed.keys() == files - {"crc32.json"}
+
+
+def test_a_disk_too_small_for_all_checkpoints_is_refused(tmp_path, monkeypatch, built):
+    state = built.abstract_state()
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    usage = type("usage", (), {"free": 3 * size})
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: usage)
+    require_space(epath.Path(tmp_path), state, keep=2)
+    with pytest.raises(BadInput, match=r"--checkpoint\.keep") as error:
+        require_space(epath.Path(tmp_path), state, keep=3)
+    assert error.value.field == "--run-dir"
+
+
+def test_a_disk_that_fills_up_is_said_to_be_full(checkpoints, state, monkeypatch):
+    def full(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints.manager, "save", full)
+    with pytest.raises(BadInput, match=r"is full\. Free some space and run the same command again"):
+        checkpoints.save(1, state)

@@ -1,0 +1,137 @@
+"""The command line: which word is the preset, what is printed without running, what the flags do to a recipe."""
+
+import dataclasses
+import json
+
+import pytest
+from faults.tiny import compilation_cache as compilation_cache
+
+from umd_eqx.cli import SWITCHES, main, split_preset
+from umd_eqx.dryrun import dry_run
+from umd_eqx.dump import load
+from umd_eqx.errors import BadInput
+from umd_eqx.presets import PRETRAIN, umd
+
+
+@pytest.fixture
+def said(capsys):
+    """What the command prints when it ends well."""
+
+    def call(*words: str, presets=PRETRAIN) -> str:
+        with pytest.raises(SystemExit) as end:
+            main(presets, words)
+        out, error = capsys.readouterr()
+        assert end.value.code in (0, None), error
+        return out
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "flags"),
+    [
+        ([], "umd", []),
+        (["mae"], "mae", []),
+        (["--optim.lr", "1"], "umd", ["--optim.lr", "1"]),
+        (["dit", "--optim.lr", "1"], "dit", ["--optim.lr", "1"]),
+        # A value may have the name of a preset.
+        (["--run-dir", "mae"], "umd", ["--run-dir", "mae"]),
+        (["mae", "--run-dir", "mae"], "mae", ["--run-dir", "mae"]),
+    ],
+)
+def test_the_first_word_is_the_preset(words, name, flags):
+    assert split_preset(PRETRAIN, words) == (name, flags)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--dry-run", "mae"],
+        ["--optim.lr", "1", "mae"],
+        ["--optim.lr=1", "mae"],
+        ["mae", "dit"],
+        ["--data.no-flip", "mae"],
+    ],
+)
+def test_a_preset_anywhere_else_is_refused(words):
+    with pytest.raises(BadInput, match="comes after a flag"):
+        split_preset(PRETRAIN, words)
+
+
+def test_the_help_lists_every_preset_and_the_flags_of_the_chosen_one(said):
+    out = said("mae", "--help")
+    for name, preset in PRETRAIN.items():
+        assert f"{'*' if name == 'mae' else ' '} {name} " in out
+        # Lines are wrapped to the width of the terminal: their first words.
+        assert " ".join(preset.__doc__.split()[:4]) in " ".join(out.split())
+    assert "--objective.mask-ratio FLOAT" in out
+    assert "--objective.denoising" not in out
+    assert "--objective.denoising.mask-ratio FLOAT" in said("--help")
+    # Structure is the preset's.
+    assert "--objective.terms" not in out
+    assert "--objective.noised" not in out
+
+
+def test_every_flag_without_a_value_is_known_as_one(said):
+    # A word behind one of them is no value: it is a preset in the wrong place.
+    out = said("--help")
+    found = {word.strip(",|│ ") for word in out.replace("|", " ").split() if word.startswith("--")}
+    negative = {flag for flag in found if flag.split(".")[-1].removeprefix("--").startswith("no-")}
+    positive = {flag.replace("--no-", "--").replace(".no-", ".") for flag in negative} & found
+    assert positive == set(SWITCHES)
+
+
+@pytest.mark.parametrize("name", PRETRAIN)
+def test_the_printed_configuration_is_the_recipe(said, name):
+    assert load(json.loads(said(name, "--print-config"))) == PRETRAIN[name]()
+
+
+def test_flags_change_the_recipe_and_nothing_else(said):
+    flags = "--optim.lr 3e-4 --objective.reconstruction.mask-ratio 0.5 --eval.denoising.levels 0.25 0.5 --data.flip"
+    config = load(json.loads(said("umd", "--print-config", *flags.split(), "--seed", "7")))
+    assert config.optim.lr == 3e-4
+    assert config.objective.reconstruction.mask_ratio == 0.5
+    assert config.objective.denoising == umd().objective.denoising
+    assert config.eval["denoising"].levels == (0.25, 0.5)
+    assert (config.data.flip, config.seed) == (True, 7)
+    assert (config.model, config.path, config.ema) == (umd().model, umd().path, umd().ema)
+
+
+def test_a_recipe_of_ones_own_stands_beside_the_others(said):
+    def mine():
+        """Mine, with a seed of its own."""
+        return dataclasses.replace(umd(), seed=42)
+
+    out = said("mine", "--help", presets={**PRETRAIN, "mine": mine})
+    assert "* mine" in out
+    assert "Mine, with a seed of its own." in out
+    assert load(json.loads(said("mine", "--print-config", presets={**PRETRAIN, "mine": mine}))).seed == 42
+
+
+def test_a_dry_run_says_what_a_run_would_take_and_leaves_nothing(said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    out = said("umd", "--dry-run", "--model.variant", "mu/7", "--data.batch-size", "16", "--data.eval-batch-size", "8")
+    lines = dict(line.split(maxsplit=1) for line in out.splitlines() if not line.startswith("FLOPs"))
+    assert lines["data"] == "fashion_mnist, 60,000 to train on, 10 classes"
+    assert lines["batch"] == "16 x 28 x 28 x 1"
+    assert lines["passes"] == "8 images, 10 of 16 patches visible; 8 images, 4 of 16 patches visible"
+    steps, warmup = umd().optim.steps, umd().optim.warmup
+    assert lines["steps"] == f"{steps:,}, of them {int(steps * warmup):,} warming up"
+    assert lines["devices"].startswith("8 x cpu")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_of_data_that_are_asked_for_and_missing_is_refused(tmp_path):
+    config = PRETRAIN["umd-b4-in64"]()
+    data = dataclasses.replace(config.data, dir=str(tmp_path / "missing"))
+    with pytest.raises(BadInput, match="there is no folder"):
+        dry_run(dataclasses.replace(config, data=data))
+
+
+@pytest.mark.slow
+def test_a_dry_run_of_a_published_recipe_needs_no_data(said):
+    out = said("umd-b4-in64", "--dry-run")
+    lines = dict(line.split(maxsplit=1) for line in out.splitlines())
+    assert lines["parameters"] == "174,157,062"
+    assert lines["data"].endswith("(not on this machine: the recipe's own figures)")
+    assert lines["steps"] == "990,902, of them 49,545 warming up"

@@ -1,0 +1,117 @@
+import re
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from umd_eqx.errors import BadInput
+from umd_eqx.objectives import unified
+from umd_eqx.optim import OptimConfig, adamw, schedule
+from umd_eqx.paths import CosineTable
+from umd_eqx.sharding import batch_sharding, make_mesh, micro_batches, place, replicated, validate_batch
+from umd_eqx.train import Parts, TrainState, compile_step
+from umd_eqx.types import Batch
+
+STEPS = 5
+
+if len(jax.devices()) < 8:
+    pytest.skip("needs 8 devices: run with --xla_force_host_platform_device_count=8", allow_module_level=True)
+
+
+def images(batch_size: int) -> Batch:
+    rng = np.random.default_rng(0)
+    image = jnp.asarray(rng.normal(size=(batch_size, 8, 8, 3)), jnp.float32)
+    return Batch(image, jnp.asarray(rng.integers(0, 5, batch_size)), jnp.ones(batch_size, bool))
+
+
+@pytest.fixture(scope="module")
+def compiled(random_model):
+    """`compiled(devices, batch_size, accumulate)`: a step with its first arguments, and a state to begin with."""
+
+    def make(devices: int, batch_size: int = 16, accumulate: int = 1):
+        mesh = make_mesh(jax.devices()[:devices])
+        config = OptimConfig(lr=1e-3, lr_batch_size=None, steps=20, warmup=0.1)
+        lr = schedule(config, 1, 1)
+        parts = Parts(unified(), CosineTable(), adamw(config, lr), lr, mesh, 0, 0.1, accumulate)
+        state = place(TrainState.init(random_model(labels=True), parts.optimiser, ema=True), replicated(mesh))
+        batch = place(images(batch_size), batch_sharding(mesh))
+        return compile_step(parts, state, batch), (parts, batch), state
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def on_eight(compiled):
+    return compiled(8)
+
+
+def losses(step, given, state) -> list[float]:
+    found = []
+    for _ in range(STEPS):
+        state, metrics = step(given, state)
+        found.append(float(metrics["loss"]))
+    return found
+
+
+def moves_between_devices(step) -> set[str]:
+    """The collectives of a compiled step."""
+    names = "all-reduce|all-gather|all-to-all|collective-permute|collective-broadcast|reduce-scatter"
+    return set(re.findall(rf"\b({names})(?:-start)?\(", step.compiled.as_text()))
+
+
+def test_eight_devices_train_as_one_does(compiled, on_eight):
+    alone, together = losses(*compiled(1)), losses(*on_eight)
+    assert len({round(loss, 4) for loss in alone}) == STEPS  # it does train
+    np.testing.assert_allclose(together, alone, rtol=1e-5)
+
+
+def test_no_image_leaves_its_device(on_eight):
+    assert moves_between_devices(on_eight[0]) == {"all-reduce"}
+
+
+def test_no_image_leaves_its_device_in_micro_batches(compiled):
+    assert moves_between_devices(compiled(8, batch_size=32, accumulate=2)[0]) <= {"all-reduce"}
+
+
+def test_states_are_whole_everywhere_and_batches_are_shared_out(on_eight):
+    _, (_, batch), _ = on_eight
+    assert {shard.data.shape for shard in batch.image.addressable_shards} == {(2, 8, 8, 3)}
+    whole = place(jnp.arange(5.0), replicated(make_mesh()))
+    assert [shard.data.shape for shard in whole.addressable_shards] == [(5,)] * len(jax.devices())
+
+
+def test_a_batch_that_does_not_divide_over_the_devices_is_refused():
+    mesh = make_mesh(jax.devices()[:8])
+    validate_batch(16, mesh, accumulate=1, period=2)
+    for batch_size, way_out in ((12, 16), (3, 8), (20, 16), (101, 104)):
+        with pytest.raises(BadInput, match=rf"{batch_size} does not divide over 8 devices\. Use {way_out}") as refusal:
+            validate_batch(batch_size, mesh, accumulate=1, period=1)
+        assert refusal.value.field == "--data.batch-size"
+        validate_batch(way_out, mesh, accumulate=1, period=1)
+    with pytest.raises(BadInput, match=r"--data\.batch-size: 0 is no batch"):
+        validate_batch(0, mesh, accumulate=1, period=1)
+
+
+def test_micro_batches_that_would_differ_are_refused_with_those_that_would_not():
+    mesh = make_mesh(jax.devices()[:1])
+    # 256 images of which 12 are clean: 4 periods of 64.
+    with pytest.raises(BadInput, match=r"3 micro-batches cannot .* Use one of 1, 2, 4") as refusal:
+        validate_batch(256, mesh, accumulate=3, period=64)
+    assert refusal.value.field == "--optim.accumulate"
+    for accumulate in (1, 2, 4):
+        validate_batch(256, mesh, accumulate, period=64)
+
+
+def test_micro_batches_by_hand():
+    # 4 periods of 2: every second period, so that each device gives its own images to both.
+    cut = micro_batches({"x": jnp.arange(8), "y": jnp.arange(16).reshape(8, 2)}, accumulate=2, period=2)
+    np.testing.assert_array_equal(cut["x"], [[0, 1, 4, 5], [2, 3, 6, 7]])
+    np.testing.assert_array_equal(cut["y"][1], [[4, 5], [6, 7], [12, 13], [14, 15]])
+
+
+def test_place_leaves_what_is_no_array():
+    placed = place((jnp.ones(3), "name", None), replicated(make_mesh()))
+    assert placed[1:] == ("name", None)
+    assert eqx.is_array(placed[0])

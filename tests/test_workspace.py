@@ -1,0 +1,110 @@
+"""The directory of a run."""
+
+import dataclasses
+import json
+import multiprocessing
+import os
+
+import pytest
+
+from umd_eqx.errors import BadInput
+from umd_eqx.presets import PRETRAIN
+from umd_eqx.workspace import LONGEST_NAME, claim, default_run_dir, environment, own, save_json
+
+UMD = PRETRAIN["umd"]()
+
+
+def replaced(config, **fields):
+    for name, value in fields.items():
+        room, field = name.split("__")
+        config = dataclasses.replace(config, **{room: dataclasses.replace(getattr(config, room), **{field: value})})
+    return config
+
+
+def test_the_directory_has_the_name_of_the_preset_and_of_what_was_changed():
+    assert str(default_run_dir("umd", UMD, UMD)) == "runs/umd"
+    changed = replaced(UMD, optim__lr=3e-4, model__variant="mu/7")
+    assert str(default_run_dir("umd", changed, UMD)) == "runs/umd,model.variant=mu-7,optim.lr=0.0003"
+    changed = replaced(UMD, data__train_split="train[:99%]")
+    assert str(default_run_dir("umd", changed, UMD)) == "runs/umd,data.train_split=train-99"
+
+
+def test_what_makes_no_other_run_makes_no_other_directory():
+    changed = replaced(UMD, log__every=1, checkpoint__keep=9, data__dir="/data", data__eval_batch_size=8)
+    assert default_run_dir("umd", changed, UMD) == default_run_dir("umd", UMD, UMD)
+
+
+def test_a_long_name_is_cut_and_two_of_them_stay_apart():
+    long = {"optim__lr": 1e-5, "optim__beta1": 0.123, "optim__beta2": 0.456, "optim__clip": 7.5}
+    long |= {"model__variant": "mu/7"}
+    names = [
+        default_run_dir("umd", replaced(UMD, **long, optim__weight_decay=decay), UMD).name for decay in (0.25, 0.125)
+    ]
+    assert names[0] != names[1]
+    assert all(len(name) <= LONGEST_NAME + 9 for name in names)
+    assert all(name.startswith("umd,model.variant=mu-7,optim.beta1=0.123") for name in names)
+
+
+def hold(directory, ready, done):
+    with own(directory):
+        ready.set()
+        done.wait(60)
+        os._exit(1)  # as a killed process: nothing is cleaned up
+
+
+def test_a_directory_has_one_owner_and_is_free_when_its_process_is_gone(tmp_path):
+    # Spawned and not forked: jax has threads. It imports the package once more, and nothing else.
+    context = multiprocessing.get_context("spawn")
+    ready, done = context.Event(), context.Event()
+    process = context.Process(target=hold, args=(tmp_path / "run", ready, done))
+    process.start()
+    assert ready.wait(60)
+    with pytest.raises(BadInput, match="another process is running in") as error, own(tmp_path / "run"):
+        pass
+    assert error.value.field == "--run-dir"
+    done.set()
+    process.join(60)
+    with own(tmp_path / "run"):
+        pass
+
+
+def test_a_directory_is_made_with_its_parents_and_can_be_owned_again(tmp_path):
+    for _ in range(2):
+        with own(tmp_path / "a/b/run"):
+            assert (tmp_path / "a/b/run").is_dir()
+
+
+def test_a_place_that_cannot_be_written_to_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file", tmp_path / "file/run"):
+        with pytest.raises(BadInput, match="cannot be written to"), own(place):
+            pass
+
+
+def test_a_claim_is_kept_and_told_apart_from_another_run(tmp_path):
+    claim(tmp_path, UMD, "umd")
+    claim(tmp_path, replaced(UMD, log__every=1), "umd")
+    kept = json.loads((tmp_path / "config.json").read_text())
+    assert kept["preset"] == "umd"
+    assert kept["config"]["log"]["every"] == 1
+    with pytest.raises(BadInput, match=r"was started with 0.001, and now it is 0.1") as error:
+        claim(tmp_path, replaced(UMD, optim__lr=0.1), "umd")
+    assert error.value.field == "--optim.lr"
+    assert json.loads((tmp_path / "config.json").read_text()) == kept
+
+
+def test_another_preset_is_another_run(tmp_path):
+    claim(tmp_path, UMD, "umd")
+    with pytest.raises(BadInput, match="was started with"):
+        claim(tmp_path, PRETRAIN["dit"](), "dit")
+
+
+def test_the_environment_says_what_a_reader_needs(tmp_path):
+    facts = environment("umd", {"steps": 3})
+    assert facts["preset"] == "umd"
+    assert facts["steps"] == 3
+    assert facts["devices"] == 8
+    assert facts["command"].startswith("python ")
+    assert {"umd_eqx", "jax", "equinox", "orbax-checkpoint"} <= facts["packages"].keys()
+    save_json(tmp_path / "environment.json", facts)
+    assert json.loads((tmp_path / "environment.json").read_text()) == facts
