@@ -19,7 +19,10 @@ from umd_eqx.run import run
 from umd_eqx.workspace import default_run_dir
 
 EXIT_BAD_INPUT = 2
-SWITCHES = ("--dry-run", "--print-config", "--log.wandb", "--data.flip", "--model.labels", "--model.scan")
+SWITCHES = (
+    *("--dry-run", "--print-config", "--log.wandb", "--data.flip", "--model.labels", "--model.scan"),
+    *("--ema.only-with-labels", "--eval.fewshot.raw-pixels"),
+)
 """Flags that take no value, so that a word behind one is not theirs."""
 
 
@@ -80,6 +83,7 @@ def split_preset(presets: Mapping[str, Preset], arguments: Sequence[str]) -> tup
             hint = f"Did you mean {close[0]}? " if close else ""
             raise BadInput("preset", f"there is no {name!r}", f"{hint}There are: {', '.join(presets)}")
     for before, word in zip(["", *flags], flags, strict=False):
+        before = before.replace("--no-", "--").replace(".no-", ".")
         if word in presets and (not before.startswith("--") or before in SWITCHES or "=" in before):
             raise BadInput("preset", f"{word!r} comes after a flag", f"Write the preset first: {word} --flag VALUE ...")
     return name, flags

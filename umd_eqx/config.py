@@ -41,7 +41,7 @@ class DataConfig:
     """Mirror one image in two."""
     batch_size: int = 32
     """Images a step, over all devices."""
-    eval_batch_size: int = 250
+    eval_batch_size: int = 256
     """Images a batch of an evaluation, over all devices."""
     max_broken: int = 100
     """How many images may be unreadable (skipped and counted) before the run stops."""

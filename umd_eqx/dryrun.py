@@ -1,7 +1,11 @@
 """What a run would take, without running it."""
 
+from typing import Any
+
+import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from umd_eqx.config import Config, build
 from umd_eqx.errors import BadInput
@@ -11,7 +15,7 @@ from umd_eqx.models import AutoEncoder
 from umd_eqx.models.variants import num_parameters
 from umd_eqx.report.terminal import duration
 from umd_eqx.sharding import batch_sharding, replicated
-from umd_eqx.train import compile_step
+from umd_eqx.train import Parts, TrainState, train_step
 from umd_eqx.types import Batch, DataSpec
 
 USUAL_MFU = 0.4
@@ -30,11 +34,8 @@ def dry_run(config: Config) -> str:
     state = built.abstract_state()
     model = state.model
     assert isinstance(model, AutoEncoder)
-    state = jax.tree.map(lambda leaf: _shape(leaf, replicated(mesh)), state)
     image = (batch_size, config.data.size, config.data.size, spec.channels)
-    batch = jax.eval_shape(lambda: _empty(image))
-    shapes = jax.tree.map(lambda leaf: _shape(leaf, batch_sharding(mesh)), batch)
-    memory = compile_step(built.parts, state, shapes).compiled.memory_analysis()
+    memory = _memory(built.parts, state, jax.eval_shape(lambda: _empty(image)))
     flops = step_flops(model, config.objective, batch_size)
     peak, source = peak_flops()
     seconds = flops / (peak * mesh.size * USUAL_MFU)
@@ -66,6 +67,20 @@ def _spec(config: Config) -> tuple[DataSpec, str]:
         if config.data.expected is None or config.data.expected.name != config.data.name or config.data.dir is not None:
             raise
         return config.data.expected, " (not on this machine: the recipe's own figures)"
+
+
+def _memory(parts: Parts, state: TrainState, batch: Batch) -> Any:
+    # Compiled from shapes alone, so that a network that would not fit can be asked about.
+    arrays, static = eqx.partition(state, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
+
+    def step(arrays: PyTree, batch: Batch) -> PyTree:
+        state, metrics = train_step(parts, eqx.combine(arrays, static), batch)
+        return eqx.filter(state, eqx.is_array), metrics
+
+    everywhere, shared_out = replicated(parts.mesh), batch_sharding(parts.mesh)
+    shapes = jax.tree.map(lambda leaf: _shape(leaf, everywhere), arrays)
+    shared = jax.tree.map(lambda leaf: _shape(leaf, shared_out), batch)
+    return jax.jit(step, donate_argnums=0).lower(shapes, shared).compile().memory_analysis()
 
 
 def _empty(shape: tuple[int, ...]) -> Batch:

@@ -23,7 +23,7 @@ class OptimConfig:
     """Peak learning rate, for a batch of `lr_batch_size` images."""
     lr_batch_size: int | None = 256
     """The learning rate grows in proportion to the batch from here. None: `lr` is the peak for any batch."""
-    epochs: float | None = None
+    epochs: float | int | None = None
     """How long to train, in passes over the data. Give this or `steps`."""
     steps: int | None = None
     """How long to train, in steps."""

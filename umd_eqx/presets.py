@@ -122,7 +122,7 @@ def _imagenet64(objective: AbstractObjective, *, batch_size: int, evaluators: di
             eval_batch_size=1024,
             expected=_IMAGENET,
         ),
-        optim=OptimConfig(lr=1.5e-4, epochs=800, mu_dtype="bfloat16"),
+        optim=OptimConfig(lr=1.5e-4, epochs=800.0, mu_dtype="bfloat16"),
         ema=EmaConfig(rate=1e-4, only_with_labels=True),
         eval=evaluators,
     )

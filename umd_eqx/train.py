@@ -65,7 +65,7 @@ def train_step(parts: Parts, state: TrainState, batch: Batch) -> tuple[TrainStat
 def compile_step(parts: Parts, state: PyTree, batch: PyTree) -> Any:
     """The compiled step: to see what it needs (`.compiled.memory_analysis()`), or to call it as often as wanted.
 
-    Shapes do: arrays may be `jax.ShapeDtypeStruct`s. Call it with `((parts, batch), state)`.
+    Call it with `((parts, batch), state)`.
     """
     return _update.lower((parts, batch), state).compile()  # pyright: ignore[reportFunctionMemberAccess]
 

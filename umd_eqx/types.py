@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import equinox as eqx
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, Num, UInt8
 
 Image = Float[Array, "h w c"]
 """One image, values in [-1, 1] (a latent: whatever its tokenizer says)."""
@@ -37,7 +37,7 @@ NetworkTime = Float[Array, ""]
 """What the network is fed for a time: 0 is clean, 1000 is noise (`AbstractPath.network_time`)."""
 Label = Int[Array, ""]
 """A class, 0 .. num_classes - 1; `num_classes` itself is "no class"."""
-Metrics = dict[str, Scalar]
+Metrics = dict[str, Num[Array, ""]]
 
 
 class Batch(eqx.Module):

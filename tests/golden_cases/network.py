@@ -182,8 +182,8 @@ def _patch_head(folder: Folder) -> Iterator[Comparison]:
 def _to_pixels(head: Head, tokens: Any, patch: int) -> Any:
     """Images, from grids of tokens (image, row, column, d)."""
     count, rows, columns, width = tokens.shape
-    (values,) = head((tokens.reshape(count, -1, width),), (jnp.zeros((count, 1, 1)),))
-    return jax.vmap(partial(unpatchify, patch=patch, height=rows * patch, width=columns * patch))(values)
+    (values,) = head((tokens.reshape(1, count, -1, width),), (jnp.zeros((1, count, 1, 1)),))
+    return jax.vmap(partial(unpatchify, patch=patch, height=rows * patch, width=columns * patch))(values[0])
 
 
 def _masks(folder: Folder) -> Iterator[Comparison]:
