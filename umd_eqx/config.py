@@ -35,7 +35,7 @@ class DataConfig:
     """Which part to evaluate on."""
     size: int = 28
     """Side of the square that the network sees, in pixels, after cropping."""
-    area_min: float = 80.0
+    area_min: float | int = 80.0
     """Smallest area of a random crop, in percent. 100: no random crop."""
     flip: bool = True
     """Mirror one image in two."""

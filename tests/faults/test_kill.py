@@ -24,16 +24,6 @@ from faults.tiny import (
 from umd_eqx.workspace import own
 
 
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nothing happened to."""
-    run_dir = tmp_path_factory.mktemp("whole") / "run"
-    code, out, error = ended(start(run_dir))
-    assert code == 0, error
-    assert "denoising/x0/t0.50" in out
-    return run_dir
-
-
 def same_as(run_dir: Path, whole: Path) -> None:
     assert [row["step"] for row in rows(run_dir)] == list(range(1, STEPS + 1))
     assert numbers(run_dir) == numbers(whole)
@@ -45,14 +35,15 @@ def kill(process: subprocess.Popen[str]) -> None:
     assert ended(process)[0] == -signal.SIGKILL
 
 
-def test_a_run_killed_and_stopped_again_and_again_is_the_run_that_never_was(uninterrupted, tmp_path):
-    run_dir = tmp_path / "run"
+def test_a_run_killed_and_stopped_again_and_again_is_the_run_that_never_was(tmp_path):
+    whole, run_dir = tmp_path / "whole", tmp_path / "run"
+    uninterrupted = start(whole)  # beside the other, to take half the time
     for step in (3, 6):
-        process = start(run_dir, seconds_a_step=0.15)
+        process = start(run_dir, seconds_a_step=0.3)
         wait_for_step(process, run_dir, step)
         kill(process)
     for step, number in ((8, signal.SIGTERM), (10, signal.SIGINT)):
-        process = start(run_dir, seconds_a_step=0.15)
+        process = start(run_dir, seconds_a_step=0.3)
         wait_for_step(process, run_dir, step)
         process.send_signal(number)
         code, out, error = ended(process)
@@ -66,7 +57,10 @@ def test_a_run_killed_and_stopped_again_and_again_is_the_run_that_never_was(unin
     code, out, _ = ended(start(run_dir))
     assert code == 0
     assert f"resuming {run_dir} at step {last} of 12" in out
-    same_as(run_dir, uninterrupted)
+    code, out, error = ended(uninterrupted)
+    assert (code, error) == (0, "")
+    assert "denoising/x0/t0.50" in out
+    same_as(run_dir, whole)
 
 
 def test_what_is_wrong_is_one_line_and_no_traceback_in_a_real_process(tmp_path):

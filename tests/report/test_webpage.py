@@ -8,8 +8,8 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 
-from umd_eqx.report.curves import smooth, sparkline
 from umd_eqx.report import MetricsFile, save_pictures
+from umd_eqx.report.curves import smooth, sparkline
 from umd_eqx.report.webpage import write_webpage
 
 VOID = {"meta", "link", "img", "br", "hr"}

@@ -22,7 +22,9 @@ class Box(NamedTuple):
     width: int
 
 
-def random_crop_box(rng: np.random.Generator, height: int, width: int, area_min: float, *, attempts: int = 100) -> Box:
+def random_crop_box(
+    rng: np.random.Generator, height: int, width: int, area_min: float | int, *, attempts: int = 100
+) -> Box:
     """Draw the rectangle to crop, as the reference does by TensorFlow's `sample_distorted_bounding_box`.
 
     The aspect ratio (width / height) is uniform in 0.75 .. 1.33; given it, the height is uniform among the whole
@@ -128,7 +130,7 @@ class TrainTransform:
     """
 
     size: int
-    area_min: float = 80.0
+    area_min: float | int = 80.0
     flip: bool = True
 
     def __call__(

@@ -2,7 +2,7 @@
 
 import abc
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Literal
 
 import jax
@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 from umd_eqx.data.loader import evaluation_batches
 from umd_eqx.data.source import DataSource
 from umd_eqx.data.transforms import EvalTransform, FewShotTransform
+from umd_eqx.errors import BadInput
 from umd_eqx.models import AbstractModel
 from umd_eqx.paths import AbstractPath
 from umd_eqx.sharding import batch_sharding
@@ -73,6 +74,13 @@ class AbstractEvaluator(abc.ABC):
     def untrained(self) -> bool:
         """Whether the network's first weights are measured once too, as the line to beat."""
         return False
+
+
+def require(flags: Mapping[str, bool], way_out: str) -> None:
+    """Raises `BadInput` for the first flag whose value cannot work: flags by name, True where they can."""
+    for flag, works in flags.items():
+        if not works:
+            raise BadInput(f"--eval.{flag}", "this value cannot work", way_out)
 
 
 def spread(count: int, size: int) -> Int[np.ndarray, "count"]:

@@ -9,8 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, PRNGKeyArray
 
-from umd_eqx.errors import BadInput
-from umd_eqx.eval.base import AbstractEvaluator, EvalContext, Evaluate, batch_rows, image_keys, spread, weighted_mean
+from umd_eqx.eval.base import (
+    AbstractEvaluator,
+    EvalContext,
+    Evaluate,
+    batch_rows,
+    image_keys,
+    require,
+    spread,
+    weighted_mean,
+)
 from umd_eqx.eval.pictures import grid
 from umd_eqx.models import AbstractModel
 from umd_eqx.paths import AbstractPath
@@ -40,8 +48,12 @@ class Denoising(AbstractEvaluator):
 
     def build(self, context: EvalContext) -> Evaluate:
         """The measurement, on images spread evenly over the test split."""
-        if not all(0.0 < level < 1.0 for level in self.levels) or not set(self.shown_levels) <= set(self.levels):
-            raise BadInput("--eval", f"levels {self.levels} must lie in (0, 1) and hold shown_levels", "Correct them")
+        counts = {"denoising.images": self.images >= 1, "denoising.pictures": self.pictures >= 1}
+        require(counts, "Use 1 or more")
+        inside = len(self.levels) > 0 and all(0.0 < level < 1.0 for level in self.levels)
+        require({"denoising.levels": inside}, "Give one or more times in (0, 1)")
+        shown = len(self.shown_levels) > 0 and set(self.shown_levels) <= set(self.levels)
+        require({"denoising.shown-levels": shown}, "Choose among --eval.denoising.levels")
         indices = spread(self.images, len(context.test))
 
         def evaluate(model: AbstractModel, key: PRNGKeyArray) -> Report:

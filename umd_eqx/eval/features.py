@@ -52,8 +52,8 @@ def extract(
 
 def flat_pixels(
     context: EvalContext, split: Literal["train", "test"], indices: Int[np.ndarray, "n"]
-) -> tuple[Float[np.ndarray, "n pixels"], Int[np.ndarray, "n"]]:
-    """The images themselves as features, and their labels."""
+) -> tuple[Float[np.ndarray, "readable pixels"], Int[np.ndarray, "readable"]]:
+    """The images themselves as features, and their labels; those that cannot be read are left out."""
     batches = list(context.batches(split, indices, fewshot=True))
     valid = np.concatenate([np.asarray(batch.valid) for batch in batches])
     images = np.concatenate([np.asarray(batch.image) for batch in batches])

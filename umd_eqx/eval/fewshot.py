@@ -6,8 +6,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int, PRNGKeyArray
 
-from umd_eqx.errors import BadInput
-from umd_eqx.eval.base import AbstractEvaluator, EvalContext, Evaluate, spread
+from umd_eqx.eval.base import AbstractEvaluator, EvalContext, Evaluate, require, spread
 from umd_eqx.eval.features import Features, extract, flat_pixels
 from umd_eqx.models import AbstractModel
 from umd_eqx.types import Report
@@ -109,8 +108,12 @@ class FewShot(AbstractEvaluator):
 
     def build(self, context: EvalContext) -> Evaluate:
         """Draws the training images; the function returned extracts features and fits."""
-        if self.shots < 1 or self.seeds < 1 or self.knn < 1:
-            raise BadInput("--eval", "shots, seeds and knn must be 1 or more", "Raise them, or leave the probe out")
+        counts = {"shots": self.shots, "seeds": self.seeds, "knn": self.knn}
+        counts |= {"pool": self.pool, "test-images": self.test_images}
+        require({f"fewshot.{name}": n is None or n >= 1 for name, n in counts.items()}, "Use 1 or more")
+        require({"fewshot.features": len(self.features) > 0}, "Name one or more of class_tokens, patches, both")
+        require({"fewshot.time": 0 <= self.time <= 1}, "Use a time of the path, 0 (clean) to 1 (noise)")
+        require({"fewshot.l2": self.l2 > 0}, "Use a positive number; the reference has 1024")
         pool = len(context.train) if self.pool is None else min(self.pool, len(context.train))
         pool_labels = context.train.labels(np.arange(pool))
         draws = [draw_shots(pool_labels, self.shots, seed) for seed in range(self.seeds)]

@@ -9,8 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, PRNGKeyArray
 
-from umd_eqx.errors import BadInput
-from umd_eqx.eval.base import AbstractEvaluator, EvalContext, Evaluate, batch_rows, image_keys, spread, weighted_mean
+from umd_eqx.eval.base import (
+    AbstractEvaluator,
+    EvalContext,
+    Evaluate,
+    batch_rows,
+    image_keys,
+    require,
+    spread,
+    weighted_mean,
+)
 from umd_eqx.eval.pictures import grid
 from umd_eqx.masking import View, draw_order, hidden_pixels, num_kept
 from umd_eqx.models import AbstractModel
@@ -38,8 +46,9 @@ class Reconstruction(AbstractEvaluator):
 
     def build(self, context: EvalContext) -> Evaluate:
         """The measurement, on images spread evenly over the test split."""
-        if not 0.0 < self.mask_ratio < 1.0:
-            raise BadInput("--eval", f"mask_ratio {self.mask_ratio} is outside (0, 1)", "The paper uses 0.75")
+        require({"reconstruction.mask-ratio": 0.0 < self.mask_ratio < 1.0}, "Use a share in (0, 1); the paper has 0.75")
+        counts = {"reconstruction.images": self.images >= 1, "reconstruction.pictures": self.pictures >= 1}
+        require(counts, "Use 1 or more")
         indices = spread(self.images, len(context.test))
 
         def evaluate(model: AbstractModel, key: PRNGKeyArray) -> Report:
