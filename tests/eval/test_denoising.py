@@ -88,8 +88,9 @@ def test_the_picture_shows_the_image_and_each_level_with_its_prediction():
         np.testing.assert_array_equal(image, source)
         assert np.corrcoef(image.ravel(), little.ravel())[0, 1] > 0.8
         assert np.corrcoef(image.ravel(), much.ravel())[0, 1] < 0.6
-        # Zero is grey.
-        assert set(np.unique(guess)) == set(np.unique(other_guess)) == {128.0}
+        # Who sees no noise leaves the image as it is, but for its scale.
+        assert np.corrcoef(little.ravel(), guess.ravel())[0, 1] > 0.9
+        assert np.corrcoef(much.ravel(), other_guess.ravel())[0, 1] > 0.6
 
 
 @pytest.mark.parametrize(

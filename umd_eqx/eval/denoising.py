@@ -30,7 +30,8 @@ class Denoising(AbstractEvaluator):
     """Denoising of test images with every patch visible and no label.
 
     `x0/tX` and `eps/tX` are the mean squared errors of the clean image and of the noise at time X of the path. The
-    picture has an image a row: the image, then, level by level, noised and the predicted clean image.
+    picture has an image a row: the image, then, level by level, noised and the clean image that follows from the
+    predicted noise. A system that masks teaches its x0 head hidden patches only, so that its `x0` is no measure here.
     """
 
     every: int = 25_000
@@ -92,6 +93,7 @@ def _denoise(
         x_t = path.interpolate(x0, eps, t)
         prediction = model(x_t, path.network_time(t), no_class)
         errors = jnp.mean((prediction.x0 - x0) ** 2), jnp.mean((prediction.eps - eps) ** 2)
-        return errors, (x0, x_t, prediction.x0)
+        # By way of the noise, as the reference samples: with a mask, the x0 head never learned visible patches.
+        return errors, (x0, x_t, path.x0_from_eps(x_t, prediction.eps, t))
 
     return jax.vmap(one)(images, keys)
