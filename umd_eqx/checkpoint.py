@@ -82,7 +82,8 @@ class Checkpoints:
                 continue
             leaves = [restored[name] for name in abstract]
             return step, eqx.combine(jax.tree.unflatten(jax.tree.structure(arrays), leaves), static)
-        if found:
+        if found or any(entry.name.endswith(".corrupt") for entry in self.directory.iterdir()):
+            # Also the second time: to begin again would wipe the numbers of the run.
             raise BadInput(
                 "--run-dir",
                 f"none of the checkpoints in {self.directory} can be read",

@@ -1,6 +1,7 @@
 """The optimiser of every recipe: AdamW with warm-up and cosine, and the average of the weights."""
 
 import dataclasses
+import math
 from typing import Literal
 
 import equinox as eqx
@@ -47,16 +48,17 @@ class OptimConfig:
         if (self.epochs is None) == (self.steps is None):
             raise BadInput("--optim.epochs", "give either epochs or steps", "Set the other one to None")
         for name in ("lr", "clip"):
-            if not getattr(self, name) > 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise BadInput(f"--optim.{name}", f"{getattr(self, name)} is not positive", "Use a positive number")
         for name in ("warmup", "beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise BadInput(f"--optim.{name}", f"{getattr(self, name)} is outside [0, 1)", "Use a share below 1")
-        if self.weight_decay < 0:
-            raise BadInput("--optim.weight-decay", f"{self.weight_decay} is negative", "Use 0 or more")
+        if not 0 <= self.weight_decay < math.inf:
+            problem = f"{self.weight_decay} is {'negative' if self.weight_decay < 0 else 'no finite number'}"
+            raise BadInput("--optim.weight-decay", problem, "Use 0 or more")
         for name in ("epochs", "steps", "accumulate", "lr_batch_size"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
+            if value is not None and not 0 < value < math.inf:
                 flag = f"--optim.{name.replace('_', '-')}"
                 raise BadInput(flag, f"{value} is not positive", "Use a positive number")
 
