@@ -67,7 +67,7 @@ def claim(run_dir: Path, config: Config, preset: str) -> None:
     """
     path = run_dir / "config.json"
     if not path.exists():
-        foreign = sorted(entry.name for entry in run_dir.iterdir() if entry.name != ".lock")
+        foreign = sorted(entry.name for entry in run_dir.iterdir() if entry.name != ".lock" and entry.suffix != ".tmp")
         if foreign:
             problem = f"{run_dir} holds {foreign[0]!r} and no run"
             raise BadInput("--run-dir", problem, "Choose an empty or a new directory")
