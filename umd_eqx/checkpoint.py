@@ -107,7 +107,10 @@ class Checkpoints:
         for step in self.steps():
             seal = self.directory / str(step) / SEAL
             if not seal.exists():
-                seal.write_text(json.dumps(_digests(seal.parent)))
+                # In one piece: half a seal would make a sound checkpoint look damaged.
+                unfinished = seal.with_name(f"{SEAL}.tmp")
+                unfinished.write_text(json.dumps(_digests(seal.parent)))
+                unfinished.replace(seal)
 
     def _set_aside(self, step: int) -> None:
         target = self.directory / f"{step}.corrupt"
@@ -122,7 +125,7 @@ def _digests(folder: epath.Path) -> dict[str, int]:
     for entry in sorted(folder.iterdir()):  # epath has no recursive glob, which would be dear on a bucket
         if entry.is_dir():
             digests |= {f"{entry.name}/{name}": digest for name, digest in _digests(entry).items()}
-        elif entry.name != SEAL:
+        elif entry.name not in (SEAL, f"{SEAL}.tmp"):
             digests[entry.name] = zlib.crc32(entry.read_bytes())
     return digests
 

@@ -28,8 +28,6 @@ from umd_eqx.errors import BadInput
 from umd_eqx.run import run
 from umd_eqx.sharding import make_mesh
 
-pytestmark = pytest.mark.slow  # whole runs, killed and begun again: minutes
-
 CONFIG = tiny(eval={})
 STEPS = 6
 
