@@ -57,7 +57,7 @@ def load(data: Any, types: Iterable[type] = ()) -> Any:
         if "type" not in data:
             return {name: build(item) for name, item in data.items()}
         name = data["type"]
-        if name not in known:
+        if not isinstance(name, str) or name not in known:
             raise BadInput("config.json", f"{name!r} is no type that this program knows", "Pass it to load(types=...)")
         try:
             return known[name](**{key: build(item) for key, item in data.items() if key != "type"})

@@ -1,5 +1,6 @@
 """The training loop: it knows steps, rows and checkpoints, and no method's name."""
 
+import functools
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -206,7 +207,7 @@ def fit(
         due = evaluations.due(done)
         if due or done % log_every == 0:
             row = {f"train/{name}": float(value) for name, value in metrics.items()} | meter.row()
-            measured, pictures = evaluations.measure(due, state, sinks.terminal.phase)
+            measured, pictures = evaluations.measure(due, state, functools.partial(sinks.terminal.phase, step=done))
             sinks.write(done, row | measured, pictures)
             sinks.terminal.phase("training")
             meter.restart()

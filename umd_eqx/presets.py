@@ -133,7 +133,7 @@ _IMAGENET = DataSpec("imagenet2012", 1_268_355, 50_000, None, None, 3, 1000)
 
 
 def _probe(steps: int, time: float = 0.0) -> dict[str, AbstractEvaluator]:
-    return {"fewshot": FewShot(every=steps // 4, time=time, test_images=5000)}
+    return {"fewshot": FewShot(every=steps // 4, time=time, l2=None, test_images=5000)}
 
 
 def _reconstruction(steps: int, mask_ratio: float = 0.75) -> dict[str, AbstractEvaluator]:

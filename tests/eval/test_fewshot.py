@@ -10,7 +10,7 @@ from eval.fakes import Fake, Source, blobs, context, noise
 from umd_eqx.errors import BadInput
 from umd_eqx.eval import FewShot
 from umd_eqx.eval.features import extract
-from umd_eqx.eval.fewshot import draw_shots, nearest_neighbours, ridge_probe
+from umd_eqx.eval.fewshot import STRENGTHS, choose_l2, draw_shots, leave_one_out, nearest_neighbours, ridge_probe
 
 KEY = jax.random.key(3)
 RNG = np.random.default_rng(0)
@@ -59,6 +59,35 @@ def test_a_class_that_was_not_drawn_is_never_predicted():
     assert set(probe.predict(RNG.normal(size=(100, 6)))) <= {0, 1, 2}
 
 
+@pytest.mark.parametrize(("count", "width"), [(12, 40), (40, 12), (20, 19)])
+@pytest.mark.parametrize("l2", [0.1, 1024.0])
+def test_leaving_one_out_is_fitting_without_it(count, width, l2):
+    features, labels = RNG.normal(size=(count, width)), np.arange(count) % 4
+    scores = leave_one_out(features, labels, 4, l2)
+    whole = ridge_probe(features, labels, 4, l2)
+    x = np.concatenate([(features - whole.mean) / whole.std, np.full((count, 1), 100.0)], axis=1)
+    y = 2.0 * np.eye(4)[labels] - 1.0
+    for i in range(count):
+        rest, answers = np.delete(x, i, axis=0), np.delete(y, i, axis=0)
+        weights = np.linalg.solve(rest.T @ rest + l2 * np.eye(width + 1), rest.T @ answers)
+        np.testing.assert_allclose(scores[i], x[i] @ weights, atol=1e-6)
+
+
+def test_the_strength_that_is_chosen_suits_the_features():
+    labels = np.arange(200) % 4
+    clean = 5.0 * np.eye(4, 8)[labels] + 0.1 * RNG.normal(size=(200, 8))
+    # Nothing to choose between where every strength is right: the strongest.
+    assert choose_l2(clean, labels, 4) == max(STRENGTHS)
+    # More features than images and most of them noise: a weak penalty fits the noise, the chosen one does not.
+    signal = 1.5 * np.eye(4, 400)[labels]
+    train, test = (signal + RNG.normal(size=signal.shape) for _ in range(2))
+    chosen = choose_l2(train, labels, 4)
+    accuracy = {l2: np.mean(ridge_probe(train, labels, 4, l2).predict(test) == labels) for l2 in STRENGTHS}
+    assert chosen > 1.0
+    assert accuracy[chosen] > accuracy[min(STRENGTHS)]
+    assert accuracy[chosen] >= max(accuracy.values()) - 0.05
+
+
 def test_neighbours_by_hand():
     train = np.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.1, 0.9], [-1.0, 0.0]])
     labels = np.array([2, 1, 0, 0, 3])
@@ -104,6 +133,15 @@ def test_the_report_has_every_feature_and_score_and_the_pixels():
     }
 
 
+def test_a_chosen_strength_is_reported_for_each_kind_of_features():
+    probe = dataclasses.replace(PROBE, l2=None, shots=8)
+    scalars = probe.build(context(blobs(60, 0), blobs(21, 1)))(Fake(), KEY).scalars
+    chosen = {name: value for name, value in scalars.items() if name.endswith("/l2")}
+    assert chosen.keys() == {f"{features}/l2" for features in ("class_tokens", "patches", "both", "raw_pixels")}
+    assert all(min(STRENGTHS) <= value <= max(STRENGTHS) * (1 + 1e-9) for value in chosen.values())
+    assert scalars["class_tokens/top1"] == 100.0
+
+
 @pytest.mark.parametrize("time", [0.0, 0.7])
 def test_no_number_depends_on_how_images_are_batched(time):
     # 23 and 37 divide by nothing: whatever fills up a last batch is not counted.
@@ -146,6 +184,17 @@ def test_a_test_image_that_cannot_be_read_is_left_out():
         wrong.broken = broken
         scalars = PROBE.build(context(blobs(60, 0), wrong))(Fake(), KEY).scalars
         assert scalars["class_tokens/top1"] == scalars["class_tokens/knn"] == 100.0
+
+
+def test_a_training_image_that_cannot_be_read_is_left_out_and_moves_no_other():
+    train = blobs(60, 0)
+    whole = dataclasses.replace(PROBE, shots=15, seeds=1)
+    train.broken = (3, 10, 30)
+    scalars = whole.build(context(train, blobs(21, 1)))(Fake(), KEY).scalars
+    kept = np.setdiff1d(np.arange(60), train.broken)
+    same = Source(train.images[kept], train._labels[kept])
+    other = whole.build(context(same, blobs(21, 1)))(Fake(), KEY).scalars
+    assert scalars == other
 
 
 def test_the_pool_and_the_test_images_are_as_many_as_asked_for():

@@ -150,7 +150,7 @@ class TestTerminal:
             terminal.update(51, {})  # comes out of a pause: tells nothing of the pace
             clock.now += 2
             terminal.update(52, {})
-            terminal.phase("evaluating fewshot")
+            terminal.phase("evaluating fewshot", step=53)
             clock.now += 1000
             terminal.phase("training")
             clock.now += 2
@@ -159,7 +159,7 @@ class TestTerminal:
             "step 50/100  compiling",
             "step 51/100",
             "step 52/100  eta 1m36s",
-            "step 52/100  evaluating fewshot",
+            "step 53/100  evaluating fewshot",
             "step 53/100  eta 1m34s",
         ]
 

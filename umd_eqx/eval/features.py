@@ -17,11 +17,12 @@ Features = Literal["class_tokens", "patches", "both"]
 
 
 class FeatureSet(NamedTuple):
-    """Features and labels, a row an image. Images that could not be read are left out."""
+    """Features, labels and indices, a row an image. Images that could not be read are left out."""
 
     class_tokens: Float[np.ndarray, "n d"]
     patches: Float[np.ndarray, "n d"]
     labels: Int[np.ndarray, "n"]
+    indices: Int[np.ndarray, "n"]
 
     def of(self, name: Features) -> Float[np.ndarray, "n features"]:
         """One kind, or both side by side."""
@@ -46,19 +47,18 @@ def extract(
         keys = image_keys(key, rows)
         features = _represent(model, context.path, jnp.asarray(batch.image), jnp.asarray(time), keys)
         valid = np.asarray(batch.valid)
-        parts.append([np.asarray(x)[valid] for x in (features.class_tokens, features.patches, batch.label)])
+        parts.append([np.asarray(x)[valid] for x in (features.class_tokens, features.patches, batch.label, rows)])
     return FeatureSet(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
 def flat_pixels(
     context: EvalContext, split: Literal["train", "test"], indices: Int[np.ndarray, "n"]
-) -> tuple[Float[np.ndarray, "readable pixels"], Int[np.ndarray, "readable"]]:
-    """The images themselves as features, and their labels; those that cannot be read are left out."""
+) -> Float[np.ndarray, "readable pixels"]:
+    """The images themselves as features; those that cannot be read are left out."""
     batches = list(context.batches(split, indices, fewshot=True))
     valid = np.concatenate([np.asarray(batch.valid) for batch in batches])
     images = np.concatenate([np.asarray(batch.image) for batch in batches])
-    labels = np.concatenate([np.asarray(batch.label) for batch in batches])
-    return images.reshape(len(images), -1)[valid], labels[valid]
+    return images.reshape(len(images), -1)[valid]
 
 
 @eqx.filter_jit

@@ -1,6 +1,7 @@
 """Few-shot linear probe and k-nearest neighbours on frozen features (reference.md's evaluation; big_vision's probe)."""
 
 import dataclasses
+import functools
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -13,6 +14,9 @@ from umd_eqx.types import Report
 
 BIAS_FEATURE = 100.0
 """The constant appended to the features: large, so that the ridge penalty hardly touches the bias."""
+
+STRENGTHS = tuple(10.0 ** (power / 2) for power in range(-4, 9))
+"""The ridge penalties, 0.01 to 10,000, that one is chosen from where `FewShot.l2` is None."""
 
 Labels = Int[np.ndarray, "n"]
 
@@ -47,13 +51,35 @@ def ridge_probe(features: Float[np.ndarray, "n d"], labels: Labels, num_classes:
     """
     features = np.asarray(features, np.float64)
     mean, std = features.mean(axis=0), features.std(axis=0) + 1e-5
-    x = _whitened(features, mean, std)
-    y = 2.0 * np.eye(num_classes)[labels] - 1.0
+    x, y = _whitened(features, mean, std), _targets(labels, num_classes)
     if x.shape[0] < x.shape[1]:
         weights = x.T @ np.linalg.solve(x @ x.T + l2 * np.eye(x.shape[0]), y)
     else:
         weights = np.linalg.solve(x.T @ x + l2 * np.eye(x.shape[1]), x.T @ y)
     return RidgeProbe(mean, std, weights)
+
+
+def leave_one_out(
+    features: Float[np.ndarray, "n d"], labels: Labels, num_classes: int, l2: float
+) -> Float[np.ndarray, "n classes"]:
+    """What `ridge_probe` fitted without an image scores for it, for every image, from a single fit.
+
+    y - y_without = (y - y_fitted) / (1 - h), h the diagonal of X (X'X + l2 I)^-1 X' (Allen 1974, PRESS). Whitening is
+    that of all images.
+    """
+    return _leave_one_out(*_spectrum(features), _targets(labels, num_classes), l2)
+
+
+def choose_l2(features: Float[np.ndarray, "n d"], labels: Labels, num_classes: int) -> float:
+    """The strength among `STRENGTHS` that classifies most of these images from the others; of equals the largest."""
+    projections, squares = _spectrum(features)
+    targets = _targets(labels, num_classes)
+
+    def correct(l2: float) -> tuple[int, float]:
+        scores = _leave_one_out(projections, squares, targets, l2)
+        return int(np.sum(scores.argmax(axis=1) == labels)), l2
+
+    return max(STRENGTHS, key=correct)
 
 
 def nearest_neighbours(
@@ -86,8 +112,9 @@ class FewShot(AbstractEvaluator):
     """Training images a class."""
     seeds: int = 3
     """Draws of the training images."""
-    l2: float = 1024.0
-    """Strength of the ridge penalty."""
+    l2: float | None = 1024.0
+    """Strength of the ridge penalty (the reference's, for its 100,000 images). None: for each kind of features the one
+    that classifies most of the training images of a draw, each left out in turn."""
     features: tuple[Features, ...] = ("class_tokens", "patches", "both")
     """The mean of the class tokens (the reference's), the mean of the patches, or both side by side."""
     time: float = 0.0
@@ -113,54 +140,84 @@ class FewShot(AbstractEvaluator):
         require({f"fewshot.{name}": n is None or n >= 1 for name, n in counts.items()}, "Use 1 or more")
         require({"fewshot.features": len(self.features) > 0}, "Name one or more of class_tokens, patches, both")
         require({"fewshot.time": 0 <= self.time <= 1}, "Use a time of the path, 0 (clean) to 1 (noise)")
-        require({"fewshot.l2": self.l2 > 0}, "Use a positive number; the reference has 1024")
+        require({"fewshot.l2": self.l2 is None or self.l2 > 0}, "Use a positive number; the reference has 1024")
         pool = len(context.train) if self.pool is None else min(self.pool, len(context.train))
         pool_labels = context.train.labels(np.arange(pool))
         draws = [draw_shots(pool_labels, self.shots, seed) for seed in range(self.seeds)]
         train_indices = np.unique(np.concatenate(draws))
-        positions = [np.searchsorted(train_indices, draw) for draw in draws]
         test_count = len(context.test) if self.test_images is None else self.test_images
         test_indices = spread(test_count, len(context.test))
+
+        @functools.cache  # they stay what they are for the whole run
+        def pixels() -> tuple[np.ndarray, np.ndarray]:
+            return flat_pixels(context, "train", train_indices), flat_pixels(context, "test", test_indices)
 
         def evaluate(model: AbstractModel, key: PRNGKeyArray) -> Report:
             train = extract(model, context, "train", train_indices, self.time, key)
             test = extract(model, context, "test", test_indices, self.time, key)
-            scalars = {}
-            for name in self.features:
-                scores = self._score(train.of(name), train.labels, test.of(name), test.labels, positions, context)
-                scalars |= {f"{name}/{score}": value for score, value in scores.items()}
-            return Report(scalars | raw(), {})
-
-        def raw() -> dict[str, float]:
-            if not self.raw_pixels:
-                return {}
-            train, train_labels = flat_pixels(context, "train", train_indices)
-            test, test_labels = flat_pixels(context, "test", test_indices)
-            scores = self._score(train, train_labels, test, test_labels, positions, context)
-            return {f"raw_pixels/{score}": value for score, value in scores.items()}
+            pairs = {name: (train.of(name), test.of(name)) for name in self.features}
+            if self.raw_pixels:
+                pairs["raw_pixels"] = pixels()
+            rows = [np.flatnonzero(np.isin(train.indices, draw)) for draw in draws]
+            score = functools.partial(self._score, train.labels, test.labels, rows, context.train.spec.num_classes)
+            scores = {name: score(*pair) for name, pair in pairs.items()}
+            return Report({f"{name}/{k}": v for name, each in scores.items() for k, v in each.items()}, {})
 
         return evaluate
 
     def _score(
         self,
-        train: Float[np.ndarray, "n d"],
         train_labels: Labels,
-        test: Float[np.ndarray, "m d"],
         test_labels: Int[np.ndarray, "m"],
-        positions: list[Int[np.ndarray, "_"]],
-        context: EvalContext,
+        draws: list[Int[np.ndarray, "_"]],
+        classes: int,
+        train: Float[np.ndarray, "n d"],
+        test: Float[np.ndarray, "m d"],
     ) -> dict[str, float]:
-        classes = context.train.spec.num_classes
-        probes = [ridge_probe(train[p], train_labels[p], classes, self.l2) for p in positions]
-        accuracies = [100.0 * float(np.mean(probe.predict(test) == test_labels)) for probe in probes]
+        accuracies, strengths = [], []
+        for rows in draws:
+            features, labels = train[rows], train_labels[rows]
+            l2 = choose_l2(features, labels, classes) if self.l2 is None else self.l2
+            predicted = ridge_probe(features, labels, classes, l2).predict(test)
+            accuracies.append(100.0 * float(np.mean(predicted == test_labels)))
+            strengths.append(l2)
         neighbours = nearest_neighbours(train, train_labels, test, self.knn)
-        return {
+        scores = {
             "top1": float(np.mean(accuracies)),
             "top1_seed0": accuracies[0],
             "knn": 100.0 * float(np.mean(neighbours == test_labels)),
         }
+        return scores if self.l2 is not None else scores | {"l2": float(np.exp(np.mean(np.log(strengths))))}
 
 
 def _whitened(features: Float[np.ndarray, "n d"], mean: np.ndarray, std: np.ndarray) -> Float[np.ndarray, "n d_plus_1"]:
     x = (np.asarray(features, np.float64) - mean) / std
     return np.concatenate([x, np.full((len(x), 1), BIAS_FEATURE)], axis=1)
+
+
+def _targets(labels: Labels, num_classes: int) -> Float[np.ndarray, "n classes"]:
+    return 2.0 * np.eye(num_classes)[labels] - 1.0
+
+
+def _spectrum(features: Float[np.ndarray, "n d"]) -> tuple[Float[np.ndarray, "n rank"], Float[np.ndarray, "rank"]]:
+    # The images on the principal directions of the whitened features, and the squared length of each direction.
+    features = np.asarray(features, np.float64)
+    x = _whitened(features, features.mean(axis=0), features.std(axis=0) + 1e-5)
+    if x.shape[0] < x.shape[1]:
+        squares, left = np.linalg.eigh(x @ x.T)
+        squares = np.maximum(squares, 0.0)
+        return left * np.sqrt(squares), squares
+    squares, right = np.linalg.eigh(x.T @ x)
+    return x @ right, np.maximum(squares, 0.0)
+
+
+def _leave_one_out(
+    projections: Float[np.ndarray, "n rank"],
+    squares: Float[np.ndarray, "rank"],
+    y: Float[np.ndarray, "n classes"],
+    l2: float,
+) -> Float[np.ndarray, "n classes"]:
+    weighted = projections / (squares + l2)
+    fitted = weighted @ (projections.T @ y)
+    leverage = np.sum(weighted * projections, axis=1, keepdims=True)
+    return y - (y - fitted) / (1.0 - leverage)

@@ -89,14 +89,16 @@ class Terminal:
         elif step >= self._total or self._clock() - self._said_at >= self._interval:
             self._line()
 
-    def phase(self, text: str) -> None:
+    def phase(self, text: str, step: int | None = None) -> None:
         """Say what the run does now. The clock for the time left stands still until it is `"training"` again.
 
         **Arguments:**
 
         - `text`: a few words, like `"compiling"` or `"evaluating fewshot"`; `"training"` starts the clock again, and so
           does the next `update`, which then tells nothing of the pace.
+        - `step`: steps done, where more were than `update` has been told of.
         """
+        self._step = self._step if step is None else step
         if text == TRAINING:
             self._pace.go()
         else:
