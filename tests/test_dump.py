@@ -31,7 +31,7 @@ def test_every_path_comes_back(path):
 
 
 def test_a_type_that_is_not_known_is_refused_and_nothing_is_imported():
-    for name in ("Nothing", "os.system", "builtins.eval", "Parts"):
+    for name in ("Nothing", "os.system", "builtins.eval", "Parts", ["Config"], None):
         with pytest.raises(BadInput, match="is no type that this program knows"):
             load({"type": name})
     data = dump(PRETRAIN["umd"]())

@@ -179,6 +179,18 @@ def test_an_array_of_another_rank_is_named(params):
     assert refusal.value.field == "embedding/bias"
 
 
+def test_an_array_of_another_length_is_named(params):
+    # All but those whose every length is free: the rest of the file is measured by them.
+    free = {"cls": -1, "label_emb/embedding/embedding": -1, "pos_embedding": -1, "embedding/kernel": 0}
+    for name, value in params.items():
+        axis = free.get(name, 0)
+        longer = np.concatenate([value, np.take(value, [0], axis=axis)], axis=axis)
+        with pytest.raises(BadInput) as refusal:
+            from_reference(params | {name: longer})
+        # A kernel whose outputs are free is believed, and its bias or the next layer is what does not fit.
+        assert refusal.value.field.split("/")[0] == name.split("/")[0], name
+
+
 def test_patches_that_are_no_square_are_refused(params):
     with pytest.raises(BadInput, match="pos_embedding: 8 patches are not a square"):
         from_reference(params | {"pos_embedding": params["pos_embedding"][:, :8]})

@@ -184,8 +184,11 @@ class AutoEncoder(AbstractModel):
     def encode(self, parts: Sequence[Part], c: Groups) -> Groups:
         """Class tokens, then visible patches in the order of their view, after the encoder's last LayerNorm.
 
-        (rows, count, k + kept, d) for each part.
+        (rows, count, k + kept, d) for each part. Raises `ValueError` for images of another shape than the network's.
         """
+        for part in parts:  # another shape with as many patches would pass unseen
+            if part.x.shape[2:] != self.image_shape:
+                raise ValueError(f"images of shape {part.x.shape[2:]} for a network of {self.image_shape}")
         pixels = tuple(_every(partial(patchify, patch=self.patch))(part.x).astype(self.dtype) for part in parts)
         groups = []
         for embedded, part in zip(rowwise(self.embed, pixels), parts, strict=True):

@@ -2,9 +2,8 @@
 
 import re
 from collections.abc import Mapping
-from typing import TypeVar
 
-import jax
+import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -16,8 +15,9 @@ from umd_eqx.models.layers import Attention, Block, LayerNorm, Linear, Mlp
 from umd_eqx.models.stack import Remat, Stack
 
 Params = Mapping[str, np.ndarray]
+Pair = tuple[Array, Array]
 
-T = TypeVar("T")
+_LABELS = "label_emb/embedding/embedding"
 _SCANNED = "{stack}/ScanCheckpointEncoder1DBlock_0"
 
 
@@ -38,113 +38,125 @@ def from_reference(
     Raises `BadInput` naming the first parameter that is missing or does not fit.
     """
     tree = _Reader(params)
-    patch, _, channels, width = tree.array("embedding/kernel", 4).shape
-    positions = tree.array("pos_embedding", 3)[0]
-    side = round(positions.shape[0] ** 0.5) * patch
-    if (side // patch) ** 2 != positions.shape[0]:
-        raise BadInput("pos_embedding", f"{positions.shape[0]} patches are not a square", "Use square images")
+    patch, _, channels, width = tree.array("embedding/kernel", None, None, None, None).shape
+    kernel = tree.array("embedding/kernel", patch, patch, channels, width)
+    positions = tree.array("pos_embedding", 1, None, width)[0]
+    n = positions.shape[0]
+    side = round(n**0.5) * patch
+    if (side // patch) ** 2 != n:
+        raise BadInput("pos_embedding", f"{n} patches are not a square", "Use square images")
     adaln = "final_modulation/kernel" in params
-    has_labels = labels and "label_emb/embedding/embedding" in params
-    head = tree.array("final_conv/kernel", 4)  # patch patch d 2c, flipped in space by the transposed convolution
+    has_labels = labels and _LABELS in params
+    # Flipped in space by the transposed convolution: patch patch d 2c.
+    head = tree.array("final_conv/kernel", patch, patch, width, 2 * channels)
     return AutoEncoder(
-        embed=Linear(tree.array("embedding/kernel", 4).reshape(-1, width), tree.array("embedding/bias", 1)),
+        embed=Linear(kernel.reshape(-1, width), tree.array("embedding/bias", width)),
         positions=positions,
-        class_tokens=tree.array("cls", 3)[0],
-        condition=_condition(tree, has_labels),
-        encoder=_stack(tree, "Encoder", adaln=adaln, scan=scan, remat=remat),
+        class_tokens=tree.array("cls", 1, None, width)[0],
+        condition=_condition(tree, width, has_labels),
+        encoder=_stack(tree, "Encoder", width, adaln=adaln, scan=scan, remat=remat),
         bridge=None,
-        mask_token=tree.array("image_mask_embedding", 3)[0, 0],
-        decoder_positions=tree.array("dec_pos_embedding", 3)[0],
-        decoder=_stack(tree, "Decoder", adaln=adaln, scan=scan, remat=remat),
+        mask_token=tree.array("image_mask_embedding", 1, 1, width)[0, 0],
+        decoder_positions=tree.array("dec_pos_embedding", 1, n, width)[0],
+        decoder=_stack(tree, "Decoder", width, adaln=adaln, scan=scan, remat=remat),
         head=Head(
-            modulation=tree.linear("final_modulation") if adaln else None,
+            modulation=tree.linear("final_modulation", width, 2 * width) if adaln else None,
             kernel=head[::-1, ::-1].transpose(2, 0, 1, 3).reshape(width, -1),
-            bias=tree.array("final_conv/bias", 1),
+            bias=tree.array("final_conv/bias", 2 * channels),
         ),
         image_shape=(side, side, channels),
         patch=patch,
-        num_patches=positions.shape[0],
-        num_classes=tree.array("label_emb/embedding/embedding", 2).shape[0] - 1 if has_labels else None,
+        num_patches=n,
+        num_classes=tree.array(_LABELS, None, width).shape[0] - 1 if has_labels else None,
         dtype=dtype,
     )
 
 
 class _Reader:
-    """Looks parameters up by name, in float32, with a clear word for what is missing."""
+    """Looks parameters up by name, in float32, with a clear word for what is missing or does not fit."""
 
     def __init__(self, params: Params):
         self.params = params
 
-    def array(self, name: str, ndim: int) -> Float[Array, "..."]:
+    def array(self, name: str, *shape: int | None) -> Float[Array, "..."]:
+        """A parameter of this shape; None is any length."""
         if name not in self.params:
             raise BadInput(name, "is not among the parameters", "Pass a file in the reference's naming, unchanged")
         value = jnp.asarray(self.params[name], jnp.float32)
-        if value.ndim != ndim:
-            raise BadInput(name, f"has shape {value.shape}, not {ndim} axes", "Pass the reference's own array")
+        fits = value.ndim == len(shape) and all(
+            want in (None, have) for want, have in zip(shape, value.shape, strict=True)
+        )
+        if not fits:
+            wanted = ", ".join("any" if length is None else str(length) for length in shape)
+            raise BadInput(name, f"has shape {value.shape}, not ({wanted})", "Pass the reference's own array")
         return value
 
-    def linear(self, name: str) -> Linear:
-        return Linear(self.array(f"{name}/kernel", 2), self.array(f"{name}/bias", 1))
+    def linear(self, name: str, inputs: int | None, outputs: int | None) -> Linear:
+        kernel = self.array(f"{name}/kernel", inputs, outputs)
+        return Linear(kernel, self.array(f"{name}/bias", kernel.shape[1]))
 
     def depth(self, stack: str) -> int:
         """How many blocks a stack has, in either way of storing them."""
         scanned = f"{_SCANNED.format(stack=stack)}/LayerNorm_0/scale"
         if scanned in self.params:
-            return self.array(scanned, 2).shape[0]
+            return self.array(scanned, None, None).shape[0]
         pattern = re.compile(re.escape(stack) + r"/Encoder1DBlock_(\d+)/")
         return 1 + max((int(match[1]) for match in map(pattern.match, self.params) if match), default=0)
 
-    def layer(self, stack: str, i: int, name: str, ndim: int) -> Array:
-        """A parameter of block `i`."""
+    def layers(self, stack: str, name: str, *shape: int | None) -> Array:
+        """A parameter of all blocks of a stack, with a leading axis of the depth."""
         scanned = f"{_SCANNED.format(stack=stack)}/{name}"
+        depth = self.depth(stack)
         if scanned in self.params:
-            return self.array(scanned, ndim + 1)[i]
-        return self.array(f"{stack}/Encoder1DBlock_{i}/{name}", ndim)
+            return self.array(scanned, depth, *shape)
+        return jnp.stack([self.array(f"{stack}/Encoder1DBlock_{i}/{name}", *shape) for i in range(depth)])
 
 
-def _condition(tree: _Reader, has_labels: bool) -> Condition:
-    time = Trunk(tree.linear("time_trunk/Dense_0"), tree.linear("time_trunk/Dense_1"))
+def _condition(tree: _Reader, width: int, has_labels: bool) -> Condition:
+    def trunk(name: str) -> Trunk:
+        up = tree.linear(f"{name}/Dense_0", width, None)
+        return Trunk(up, tree.linear(f"{name}/Dense_1", up.kernel.shape[1], width))
+
     if not has_labels:
-        return Condition(time, None, None)
-    label = Trunk(tree.linear("label_trunk/Dense_0"), tree.linear("label_trunk/Dense_1"))
-    return Condition(time, tree.array("label_emb/embedding/embedding", 2), label)
+        return Condition(trunk("time_trunk"), None, None)
+    return Condition(trunk("time_trunk"), tree.array(_LABELS, None, width), trunk("label_trunk"))
 
 
-def _stack(tree: _Reader, stack: str, *, adaln: bool, scan: bool, remat: Remat) -> Stack:
-    depth = tree.depth(stack)
-    blocks = _stacked([_block(tree, stack, i) for i in range(depth)])
-    modulations = [_layer(tree, stack, i, "Dense_0") for i in range(depth)] if adaln else []
-    return Stack(
-        blocks=blocks,
-        conditioning=AdaLNZero(_stacked(modulations)) if adaln else Token(),
-        norm=LayerNorm(tree.array(f"{stack}/encoder_norm/scale", 1), tree.array(f"{stack}/encoder_norm/bias", 1)),
-        scan=scan,
-        remat=remat,
-    )
+def _stack(tree: _Reader, stack: str, width: int, *, adaln: bool, scan: bool, remat: Remat) -> Stack:
+    blocks = _blocks(tree, stack, width)
+    conditioning = Token()
+    if adaln:
+        conditioning = AdaLNZero(eqx.filter_vmap(Linear)(*_linears(tree, stack, "Dense_0", width, 6 * width)))
+    scale, bias = (tree.array(f"{stack}/encoder_norm/{name}", width) for name in ("scale", "bias"))
+    return Stack(blocks, conditioning, LayerNorm(scale, bias), scan, remat)
 
 
-def _stacked(modules: list[T]) -> T:
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *modules)
+def _blocks(tree: _Reader, stack: str, width: int) -> Block:
+    attention = "MultiHeadDotProductAttention_0"
+    parts = [f"{attention}/{part}" for part in ("query", "key", "value")]
+    depth, _, heads, head = tree.layers(stack, f"{parts[0]}/kernel", width, None, None).shape
+    kernels = [tree.layers(stack, f"{part}/kernel", width, heads, head).reshape(depth, width, -1) for part in parts]
+    biases = [tree.layers(stack, f"{part}/bias", heads, head).reshape(depth, -1) for part in parts]
+    out_kernel = tree.layers(stack, f"{attention}/out/kernel", heads, head, width).reshape(depth, -1, width)
+    qkv = (jnp.concatenate(kernels, axis=2), jnp.concatenate(biases, axis=1))
+    out = (out_kernel, tree.layers(stack, f"{attention}/out/bias", width))
+    norms = [_norms(tree, stack, name, width) for name in ("LayerNorm_0", "LayerNorm_1")]
+    up = _linears(tree, stack, "MlpBlock_0/Dense_0", width, None)
+    down = _linears(tree, stack, "MlpBlock_0/Dense_1", up[0].shape[2], width)
+
+    @eqx.filter_vmap  # a block's fields are declared without the axis of the depth
+    def block(norm1: Pair, qkv: Pair, out: Pair, norm2: Pair, up: Pair, down: Pair) -> Block:
+        attention = Attention(Linear(*qkv), Linear(*out), heads)
+        return Block(LayerNorm(*norm1), attention, LayerNorm(*norm2), Mlp(Linear(*up), Linear(*down)))
+
+    return block(norms[0], qkv, out, norms[1], up, down)
 
 
-def _layer(tree: _Reader, stack: str, i: int, name: str) -> Linear:
-    return Linear(tree.layer(stack, i, f"{name}/kernel", 2), tree.layer(stack, i, f"{name}/bias", 1))
+def _linears(tree: _Reader, stack: str, name: str, inputs: int, outputs: int | None) -> Pair:
+    # Kernel and bias of a layer in every block of a stack, with a leading axis of the depth.
+    kernel = tree.layers(stack, f"{name}/kernel", inputs, outputs)
+    return kernel, tree.layers(stack, f"{name}/bias", kernel.shape[2])
 
 
-def _block(tree: _Reader, stack: str, i: int) -> Block:
-    def norm(name: str) -> LayerNorm:
-        return LayerNorm(tree.layer(stack, i, f"{name}/scale", 1), tree.layer(stack, i, f"{name}/bias", 1))
-
-    def attention(name: str, ndim: int) -> Array:
-        return tree.layer(stack, i, f"MultiHeadDotProductAttention_0/{name}", ndim)
-
-    parts = ("query", "key", "value")
-    kernels = [attention(f"{part}/kernel", 3) for part in parts]  # inputs heads head_dim
-    width, heads, _ = kernels[0].shape
-    qkv = Linear(
-        jnp.concatenate([kernel.reshape(width, -1) for kernel in kernels], axis=1),
-        jnp.concatenate([attention(f"{part}/bias", 2).reshape(-1) for part in parts]),
-    )
-    out = Linear(attention("out/kernel", 3).reshape(-1, width), attention("out/bias", 1))
-    mlp = Mlp(_layer(tree, stack, i, "MlpBlock_0/Dense_0"), _layer(tree, stack, i, "MlpBlock_0/Dense_1"))
-    return Block(norm("LayerNorm_0"), Attention(qkv, out, heads), norm("LayerNorm_1"), mlp)
+def _norms(tree: _Reader, stack: str, name: str, width: int) -> Pair:
+    return tree.layers(stack, f"{name}/scale", width), tree.layers(stack, f"{name}/bias", width)
