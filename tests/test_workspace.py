@@ -95,8 +95,9 @@ def test_a_claim_is_kept_and_told_apart_from_another_run(tmp_path):
 
 def test_another_preset_is_another_run(tmp_path):
     claim(tmp_path, UMD, "umd")
-    with pytest.raises(BadInput, match="was started with"):
+    with pytest.raises(BadInput, match="was started with umd, and now it is dit") as error:
         claim(tmp_path, PRETRAIN["dit"](), "dit")
+    assert error.value.field == "preset"
 
 
 def test_the_environment_says_what_a_reader_needs(tmp_path):

@@ -73,14 +73,17 @@ def claim(run_dir: Path, config: Config, preset: str) -> None:
             raise BadInput("--run-dir", problem, "Choose an empty or a new directory")
     else:
         try:
-            old = only_the_run(flatten(json.loads(path.read_text())["config"]))
+            record = json.loads(path.read_text())
+            old = only_the_run(flatten(record["config"]))
         except (ValueError, KeyError, TypeError) as error:
             raise BadInput("--run-dir", f"{path} cannot be read", "Choose another directory") from error
         changed = differences(old, run_identity(config))
         if changed:
             name, (was, now) = next(iter(changed.items()))
+            if record.get("preset") != preset:
+                name, was, now = "preset", record.get("preset"), preset
             raise BadInput(
-                f"--{name.replace('_', '-')}",
+                name if name == "preset" else f"--{name.replace('_', '-')}",
                 f"the run in {run_dir} was started with {_plain(was)}, and now it is {_plain(now)}",
                 "Ask for the old value to go on with it, or for another --run-dir to start a new run",
             )

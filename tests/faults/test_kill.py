@@ -23,8 +23,6 @@ from faults.tiny import (
 
 from umd_eqx.workspace import own
 
-pytestmark = pytest.mark.slow  # whole runs, killed and begun again: minutes
-
 
 def same_as(run_dir: Path, whole: Path) -> None:
     assert [row["step"] for row in rows(run_dir)] == list(range(1, STEPS + 1))
