@@ -23,7 +23,7 @@ PUBLISHED_NOISY_TIME = 0.051
 
 def umd() -> Config:
     """UMD on the shipped images: half of each batch reconstructed, half denoised."""
-    steps = 2400
+    steps = 2000
     evaluators = _probe(steps) | _reconstruction(steps) | _denoising(steps)
     return _small(unified(), steps, evaluators)
 
