@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import equinox as eqx
-import flax_baseline
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,6 +31,12 @@ from umd_eqx.models.stack import Remat
 from umd_eqx.objectives import Draw
 from umd_eqx.train import TrainState, compile_step, loss_and_grads
 from umd_eqx.types import Batch
+
+try:
+    import flax_baseline
+except ModuleNotFoundError as error:
+    print(f'error: {error}. The other side needs an extra: pip install -e ".[bench]"', file=sys.stderr)
+    sys.exit(2)
 
 System = Literal["umd", "mae", "dit", "maskdit"]
 SAME_LOSS = 1e-5

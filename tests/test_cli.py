@@ -116,7 +116,7 @@ def test_a_dry_run_says_what_a_run_would_take_and_leaves_nothing(said, tmp_path,
     assert lines["batch"] == "16 x 28 x 28 x 1"
     assert lines["passes"] == "8 images, 10 of 16 patches visible; 8 images, 4 of 16 patches visible"
     steps, warmup = umd().optim.steps, umd().optim.warmup
-    assert lines["steps"] == f"{steps:,}, of them {int(steps * warmup):,} warming up"
+    assert lines["steps"] == f"{steps:,} of a schedule of {steps:,}, of them {int(steps * warmup):,} warming up"
     assert lines["devices"].startswith("8 x cpu")
     assert list(tmp_path.iterdir()) == []
 
@@ -128,10 +128,28 @@ def test_a_dry_run_of_data_that_are_asked_for_and_missing_is_refused(tmp_path):
         dry_run(dataclasses.replace(config, data=data))
 
 
+def test_a_dry_run_without_the_data_goes_by_the_recipe_only_where_the_same_are_asked_for(monkeypatch):
+    monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
+    recipe = PRETRAIN["umd-b4-in64"]()
+    for field in ("train_split", "test_split"):
+        data = dataclasses.replace(recipe.data, **{field: "train[:10%]"})
+        with pytest.raises(BadInput) as error:  # its number of images is not the recipe's
+            dry_run(dataclasses.replace(recipe, data=data), recipe=recipe)
+        assert error.value.field == "--data.dir"
+    shipped = PRETRAIN["umd"]()
+    wrong = dataclasses.replace(shipped, data=dataclasses.replace(shipped.data, train_split="training"))
+    with pytest.raises(BadInput) as error:
+        dry_run(wrong, recipe=shipped)
+    assert error.value.field == "--data.train-split"
+    with pytest.raises(BadInput) as error:
+        dry_run(shipped, limit_steps=0)
+    assert error.value.field == "--limit-steps"
+
+
 @pytest.mark.slow
 def test_a_dry_run_of_a_published_recipe_needs_no_data(said):
     out = said("umd-b4-in64", "--dry-run")
     lines = dict(line.split(maxsplit=1) for line in out.splitlines())
     assert lines["parameters"] == "174,157,062"
     assert lines["data"].endswith("(not on this machine: the recipe's own figures)")
-    assert lines["steps"] == "990,902, of them 49,545 warming up"
+    assert lines["steps"] == "990,902 of a schedule of 990,902, of them 49,545 warming up"

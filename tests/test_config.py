@@ -9,7 +9,10 @@ import pytest
 from faults.tiny import compilation_cache as compilation_cache
 
 from umd_eqx.config import Config, DataConfig, build
+from umd_eqx.data.source import BrokenImage, TfdsSource
+from umd_eqx.dump import run_identity
 from umd_eqx.errors import BadInput
+from umd_eqx.eval import Denoising, FewShot, Reconstruction
 from umd_eqx.optim import EmaConfig, OptimConfig
 from umd_eqx.presets import umd
 from umd_eqx.sharding import make_mesh
@@ -94,9 +97,59 @@ def test_the_data_are_described_and_opened_as_configured():
     assert data.describe() == DataSpec("fashion_mnist", 100, 10, 28, 28, 1, 10)
     train, test = data.open()
     assert (len(train), len(test)) == (100, 10)
-    assert train.broken == set()
+    assert train.broken == test.broken == set()
     image = data.transform()(train[0]["image"], np.random.default_rng(0))
     assert (image.shape, image.dtype) == ((28, 28, 1), np.float32)
+
+
+def test_broken_images_are_counted_in_both_splits_up_to_the_same_number(monkeypatch):
+    def read(source: TfdsSource, index: int):
+        if index < 3:
+            raise BrokenImage(index, "cut short")
+        return {"image": np.full((28, 28, 1), index, np.uint8), "label": 0}
+
+    monkeypatch.setattr(TfdsSource, "__getitem__", read)
+    train, test = DataConfig(train_split="train[:9]", test_split="test[:8]", max_broken=2).open()
+    assert train[2]["image"][0, 0, 0] == 3  # the next one stands in
+    assert train.broken == {2}
+    for index in (0, 1):
+        with pytest.raises(BrokenImage):
+            test[index]
+    assert test.broken == {0, 1}
+    with pytest.raises(BadInput, match=r"3 broken images, more than 2, in test\[:8\]") as error:
+        test[2]
+    assert error.value.field == "--data.max-broken"
+
+
+@pytest.mark.parametrize("workers", [0, -1])
+def test_less_than_one_thread_is_refused(workers):
+    with pytest.raises(BadInput, match=f"{workers} is too small") as error:
+        build(small(data=dataclasses.replace(small().data, workers=workers)), SPEC)
+    assert error.value.field == "--data.workers"
+
+
+def test_how_many_threads_read_is_no_part_of_the_run():
+    assert run_identity(small(data=dataclasses.replace(small().data, workers=7))) == run_identity(small())
+
+
+@pytest.mark.parametrize(
+    ("evaluator", "flag", "said"),
+    [
+        (FewShot(shots=0), "shots", "0 cannot work"),
+        (Denoising(levels=(0.5, 1.5)), "levels", "(0.5, 1.5) cannot work"),
+        (Reconstruction(images=-1), "images", "-1 cannot work"),
+        (
+            Reconstruction(mask_ratio=0.99),
+            "mask-ratio",
+            "0.99 cannot work. Use 0.0625, which hides one patch of 16, to",
+        ),
+    ],
+)
+def test_an_evaluation_that_cannot_work_is_named_as_it_is_in_the_configuration(evaluator, flag, said):
+    with pytest.raises(BadInput) as error:
+        build(small(eval={"mine": evaluator}), SPEC)
+    assert error.value.field == f"--eval.mine.{flag}"
+    assert said in str(error.value)
 
 
 def test_a_configuration_cannot_be_changed_by_accident():

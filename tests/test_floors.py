@@ -17,7 +17,6 @@ FLOORS = {
     "paths": 0,
     "models": 1,
     "objectives": 2,
-    "sampling": 2,
     "data": 2,
     "optim": 2,
     "sharding": 2,
@@ -26,7 +25,7 @@ FLOORS = {
     "train": 3,
     "checkpoint": 3,
     "report": 3,
-    "signals": 3,
+    "signals": 2,
     "config": 4,
     "presets": 4,
     "dump": 4,
@@ -42,6 +41,7 @@ NEIGHBOURS = {
     ("masking", "types"),  # the vocabulary of shapes
     ("paths", "types"),
     ("paths", "tables"),
+    ("paths", "errors"),
     ("flops", "objectives"),  # the passes that a batch takes
     ("checkpoint", "train"),  # holds a TrainState
     ("presets", "config"),
@@ -52,6 +52,7 @@ NEIGHBOURS = {
     ("run", "config"),
     ("run", "dump"),
     ("run", "loop"),
+    ("run", "presets"),
     ("run", "workspace"),
 }
 
@@ -62,7 +63,7 @@ CONFINED = {
     "orbax": {"checkpoint"},
     "tensorflow_datasets": {"data"},
     "grain": {"data"},
-    "PIL": {"data", "report", "eval"},
+    "PIL": {"data", "report"},
 }
 
 

@@ -1,6 +1,7 @@
 """The loop's parts, each with a clock, a model or a batch that is made up."""
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Literal
 
 import jax
@@ -76,7 +77,7 @@ class TestMeter:
         for _ in range(4):
             meter.next(batches)
             clock.now += 1.5  # the step
-        row = meter.row()
+        row = meter.row() | meter.wall
         assert row["throughput/images_per_s"] == pytest.approx(4 * 16 / 8)
         assert row["throughput/mfu"] == pytest.approx(4e9 / 8 / 1e12)
         assert row["throughput/data_wait"] == pytest.approx(0.25)
@@ -89,12 +90,18 @@ class TestMeter:
         clock.now += 1000.0  # an evaluation
         meter.restart()
         meter.next(clock.batches(1.0))
-        row = meter.row()
+        row = meter.row() | meter.wall
         assert row["throughput/images_per_s"] == pytest.approx(16.0)
         assert row["throughput/wall_seconds"] == pytest.approx(1002.0)
 
     def test_an_interval_in_which_no_time_passed_is_not_divided_by(self):
-        assert np.isfinite(list(Meter(16, 10**9, 1e12, clock=Clock()).row().values())).all()
+        meter = Meter(16, 10**9, 1e12, clock=Clock())
+        meter.next(Clock().batches(0.0))
+        assert np.isfinite(list(meter.row().values())).all()
+
+    def test_an_interval_without_a_step_has_no_throughput(self):
+        # The first step is the compiler's: a row right after it would say that nothing was done.
+        assert Meter(16, 10**9, 1e12, clock=Clock()).row() == {}
 
 
 class Number(AbstractModel):
@@ -132,9 +139,11 @@ class Value(AbstractEvaluator):
         return self.beaten
 
 
-def evaluations(*, untrained=lambda: Number(-1.0), last: int = 10, **evaluators: Value) -> Evaluations:
+def evaluations(
+    *, untrained=lambda: Number(-1.0), last: int = 10, beaten: Iterable[str] = (), **evaluators: Value
+) -> Evaluations:
     built = {name: (evaluator, evaluator.build(None)) for name, evaluator in evaluators.items()}
-    return Evaluations(built, jax.random.key(0), last=last, untrained=untrained)
+    return Evaluations(built, jax.random.key(0), last=last, untrained=untrained, beaten=beaten)
 
 
 def state(model: float, ema: float | None = None) -> TrainState:
@@ -181,8 +190,10 @@ class TestEvaluations:
         assert made == [1]
 
     def test_a_run_that_has_measured_them_does_not_again(self):
-        row, _ = evaluations(a=Value(beaten=True), untrained=None).measure(["a"], state(2.0), ignore)
-        assert not any("untrained" in name for name in row)
+        both = evaluations(a=Value(beaten=True), b=Value(beaten=True), beaten={"a"})
+        row, _ = both.measure(["a", "b"], state(2.0), ignore)
+        # ... but another evaluation, that came to the run later, has a line of its own.
+        assert {name.split("/")[2] for name in row if "untrained" in name} == {"b"}
 
     def test_every_evaluation_has_the_same_randomness(self):
         several = evaluations(a=Value(beaten=True), b=Value())
@@ -214,6 +225,7 @@ def test_a_run_whose_loss_is_no_number_stops_with_its_weights_as_they_were(tmp_p
     written = rows(tmp_path / "run")
     assert [row["step"] for row in written] == [1, 2, 3, 4, 5, 6][: len(written)]
     assert all(row["train/loss"] is None and row["train/skipped"] == 1 for row in written)
+    assert [row["train/skipped_total"] for row in written] == [row["step"] for row in written]
     # What was saved meanwhile is finite: nothing of those steps came into it.
     saved = arrays(tmp_path / "run", recipe())
     assert all(np.isfinite(array).all() for array in saved.values())

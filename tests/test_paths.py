@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from umd_eqx.errors import BadInput
 from umd_eqx.paths import AbstractDiscretePath, CosinePath, CosineTable, LinearTable, RectifiedFlow, SmoothTable, smooth
 
 TABLES = {"cosine table": CosineTable(), "linear table": LinearTable()}
@@ -18,6 +19,22 @@ VARIANCE_PRESERVING = {name: path for name, path in PATHS.items() if not isinsta
 SHAPE = (2, 2, 1)
 X0 = jnp.asarray(np.random.default_rng(0).normal(size=SHAPE), jnp.float32)
 EPS = jnp.asarray(np.random.default_rng(1).normal(size=SHAPE), jnp.float32)
+
+
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [
+        (CosineTable(0), "--path.steps"),
+        (LinearTable(-3), "--path.steps"),
+        (CosinePath(0.5, 0.2), "--path.t-min"),
+        (RectifiedFlow(-0.1, 1.0), "--path.t-min"),
+        (SmoothTable(CosineTable(1)), "--path.table.steps"),
+    ],
+)
+def test_a_path_that_cannot_work_is_refused(path, field):
+    with pytest.raises(BadInput) as error:
+        path.validate()
+    assert error.value.field == field
 
 
 def levels(path, times):

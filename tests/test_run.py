@@ -1,5 +1,6 @@
 """One run from its configuration to its report."""
 
+import dataclasses
 import json
 import signal
 from pathlib import Path
@@ -25,8 +26,10 @@ from umd_eqx.config import Config, build
 from umd_eqx.data.source import BrokenImage, TfdsSource
 from umd_eqx.errors import BadInput
 from umd_eqx.eval import FewShot, Reconstruction
-from umd_eqx.run import Outcome, run
+from umd_eqx.presets import PRETRAIN
+from umd_eqx.run import Outcome, nearest_preset, run
 from umd_eqx.signals import Stop
+from umd_eqx.workspace import default_run_dir
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -90,8 +93,10 @@ def test_the_learning_rate_does_not_go_by_the_limit(done):
 
 
 def test_a_finished_run_says_so_and_is_left_as_it_is(done, capsys):
-    before = {path: path.read_bytes() for path in done.rglob("*") if path.is_file() and path.name != "config.json"}
-    assert run(measured(), run_dir=done, preset="tiny", limit_steps=3) == Outcome(done, 4, None)
+    before = {path: path.read_bytes() for path in done.rglob("*") if path.is_file()}
+    # With another evaluation, of which nothing comes any more and nothing may be recorded.
+    other = dataclasses.replace(measured(), eval=tiny().eval)
+    assert run(other, run_dir=done, preset="tiny", limit_steps=3) == Outcome(done, 4, None)
     out = capsys.readouterr().out
     assert "is finished: it is at step 4, and 3 was asked for" in out
     assert "fewshot/class_tokens/top1" in out
@@ -101,7 +106,7 @@ def test_a_finished_run_says_so_and_is_left_as_it_is(done, capsys):
 
 
 def test_measuring_does_not_change_what_is_trained(done, tmp_path):
-    run(QUIET, run_dir=tmp_path / "quiet", limit_steps=4)
+    run(QUIET, run_dir=tmp_path / "quiet", preset="tiny", limit_steps=4)
     assert_equal_bit_for_bit(arrays(tmp_path / "quiet", QUIET), arrays(done, measured()))
 
 
@@ -109,6 +114,23 @@ def test_without_a_directory_it_is_made_under_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run(QUIET, preset="mine", limit_steps=1).run_dir == Path("runs/mine")
     assert [row["step"] for row in rows(tmp_path / "runs/mine")] == [1]
+
+
+def test_in_python_a_directory_is_named_by_what_was_changed_of_the_nearest_preset():
+    for name in PRETRAIN:
+        assert nearest_preset(PRETRAIN[name]()) == (name, PRETRAIN[name]())
+    config = PRETRAIN["mae"]()
+    changed = dataclasses.replace(config, optim=dataclasses.replace(config.optim, lr=5e-4), seed=3)
+    assert nearest_preset(changed)[0] == "mae"
+    assert default_run_dir("mae", changed, config).name == "mae,optim.lr=0.0005,seed=3"
+
+
+def test_a_bucket_is_refused_and_makes_no_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BadInput, match="not a folder of this machine") as error:
+        run(QUIET, run_dir="gs://bucket/run")
+    assert error.value.field == "--run-dir"
+    assert list(tmp_path.iterdir()) == []
 
 
 def signalled(monkeypatch: pytest.MonkeyPatch, number: signal.Signals, at_step: int, times: int = 1) -> None:
@@ -137,6 +159,12 @@ def test_a_signal_ends_the_run_after_the_step_with_its_state_saved(tmp_path, mon
     assert "at step 3 of 12, saved. The same command goes on" in out
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
     assert arrays(tmp_path / "run", QUIET)[".step"] == 3
+
+
+def test_a_signal_in_the_last_step_stops_a_run_that_is_done(tmp_path, monkeypatch, capsys):
+    signalled(monkeypatch, signal.SIGTERM, at_step=3)
+    assert run(QUIET, run_dir=tmp_path / "run", limit_steps=3) == Outcome(tmp_path / "run", 3, None)
+    assert "report: " in capsys.readouterr().out
 
 
 def test_a_second_ctrl_c_ends_at_once_and_the_run_goes_on_from_its_last_checkpoint(tmp_path, monkeypatch, capsys):
@@ -175,7 +203,9 @@ class TestBrokenImages:
 
     def test_a_few_are_skipped_and_told(self, tmp_path, capsys):
         run(tiny(data__max_broken=1000), run_dir=tmp_path / "run", limit_steps=4)
-        assert "images could not be read and were skipped" in capsys.readouterr().out
+        out = capsys.readouterr().out
+        assert "train images could not be read and were skipped" in out
+        assert "test images could not be read and were skipped" in out
         assert all(np.isfinite(row["train/loss"]) for row in rows(tmp_path / "run"))
         assert np.isfinite(rows(tmp_path / "run")[-1]["eval/denoising/x0/t0.50"])
 

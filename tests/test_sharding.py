@@ -104,6 +104,14 @@ def test_micro_batches_that_would_differ_are_refused_with_those_that_would_not()
         validate_batch(256, mesh, accumulate, period=64)
 
 
+def test_micro_batches_with_fewer_images_than_devices_are_refused():
+    mesh = make_mesh(jax.devices()[:8])
+    with pytest.raises(BadInput, match=r"4 micro-batches cannot .* over 8 devices\. Use one of 1, 2$") as refusal:
+        validate_batch(16, mesh, accumulate=4, period=1)
+    assert refusal.value.field == "--optim.accumulate"
+    validate_batch(16, mesh, accumulate=2, period=1)
+
+
 def test_micro_batches_by_hand():
     # 4 periods of 2: every second period, so that each device gives its own images to both.
     cut = micro_batches({"x": jnp.arange(8), "y": jnp.arange(16).reshape(8, 2)}, accumulate=2, period=2)

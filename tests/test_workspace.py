@@ -9,7 +9,7 @@ import pytest
 
 from umd_eqx.errors import BadInput
 from umd_eqx.presets import PRETRAIN
-from umd_eqx.workspace import LONGEST_NAME, claim, default_run_dir, environment, own, save_json
+from umd_eqx.workspace import LONGEST_NAME, claim, default_run_dir, environment, own, record, save_json
 
 UMD = PRETRAIN["umd"]()
 
@@ -82,10 +82,14 @@ def test_a_place_that_cannot_be_written_to_is_refused(tmp_path):
 
 
 def test_a_claim_is_kept_and_told_apart_from_another_run(tmp_path):
-    claim(tmp_path, UMD, "umd")
-    claim(tmp_path, replaced(UMD, log__every=1), "umd")
+    assert claim(tmp_path, UMD, "umd")
+    record(tmp_path, UMD, "umd", UMD)
+    often = replaced(UMD, log__every=1)
+    assert not claim(tmp_path, often, "umd")
+    assert json.loads((tmp_path / "config.json").read_text())["config"]["log"]["every"] == 50  # checked, not written
+    record(tmp_path, often, "umd", UMD)
     kept = json.loads((tmp_path / "config.json").read_text())
-    assert kept["preset"] == "umd"
+    assert (kept["preset"], kept["overrides"]) == ("umd", {"log.every": 1})
     assert kept["config"]["log"]["every"] == 1
     with pytest.raises(BadInput, match=r"was started with 0.001, and now it is 0.1") as error:
         claim(tmp_path, replaced(UMD, optim__lr=0.1), "umd")
@@ -94,7 +98,7 @@ def test_a_claim_is_kept_and_told_apart_from_another_run(tmp_path):
 
 
 def test_another_preset_is_another_run(tmp_path):
-    claim(tmp_path, UMD, "umd")
+    record(tmp_path, UMD, "umd", UMD)
     with pytest.raises(BadInput, match="was started with umd, and now it is dit") as error:
         claim(tmp_path, PRETRAIN["dit"](), "dit")
     assert error.value.field == "preset"

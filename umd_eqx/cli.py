@@ -16,7 +16,6 @@ from umd_eqx.dump import dump
 from umd_eqx.errors import BadInput
 from umd_eqx.presets import Preset
 from umd_eqx.run import run
-from umd_eqx.workspace import default_run_dir
 
 EXIT_BAD_INPUT = 2
 SWITCHES = (
@@ -64,10 +63,10 @@ def _main(presets: Mapping[str, Preset], arguments: list[str]) -> int:
         print(json.dumps(dump(command.config), indent=2))
         return 0
     if command.dry_run:
-        print(dry_run(command.config))
+        print(dry_run(command.config, recipe=recipe, limit_steps=command.limit_steps))
         return 0
-    directory = command.run_dir or default_run_dir(name, command.config, recipe)
-    return run(command.config, run_dir=directory, preset=name, limit_steps=command.limit_steps).exit_code
+    options = {"run_dir": command.run_dir, "limit_steps": command.limit_steps}
+    return run(command.config, preset=name, recipe=recipe, **options).exit_code
 
 
 def split_preset(presets: Mapping[str, Preset], arguments: Sequence[str]) -> tuple[str, list[str]]:

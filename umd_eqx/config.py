@@ -8,7 +8,8 @@ import jax
 import tyro
 from jax.sharding import Mesh
 
-from umd_eqx.data.source import DataSource, SkipBroken, describe, open_source
+from umd_eqx.data.broken import CountBroken, SkipBroken
+from umd_eqx.data.source import describe, open_source
 from umd_eqx.data.transforms import TrainTransform
 from umd_eqx.errors import BadInput
 from umd_eqx.eval import AbstractEvaluator
@@ -43,14 +44,16 @@ class DataConfig:
     """Images a step, over all devices."""
     eval_batch_size: int = 256
     """Images a batch of an evaluation, over all devices."""
+    workers: int = 2
+    """Threads that read images ahead, each a batch of its own."""
     max_broken: int = 100
-    """How many images may be unreadable (skipped and counted) before the run stops."""
+    """How many images of each split may be unreadable (skipped and counted) before the run stops."""
     expected: Annotated[DataSpec | None, tyro.conf.Suppress] = None
     """What the data will be: enough for --dry-run where they are not on this machine."""
 
     def validate(self, mesh: Mesh) -> None:
         """Raises `BadInput` for values that cannot work."""
-        for name in ("size", "batch_size", "eval_batch_size"):
+        for name in ("size", "batch_size", "eval_batch_size", "workers"):
             if getattr(self, name) < 1:
                 raise BadInput(
                     f"--data.{name.replace('_', '-')}", f"{getattr(self, name)} is too small", "Use 1 or more"
@@ -65,17 +68,30 @@ class DataConfig:
             raise BadInput("--data.eval-batch-size", problem, f"Use {nearest}, for example")
 
     def describe(self) -> DataSpec:
-        """What the data are, without reading an image."""
+        """What the data are, without reading an image: images in each split, pixels, channels, classes.
+
+        Raises `BadInput` naming `--data.dir`, `--data.name`, `--data.train-split` or `--data.test-split`.
+        """
         return describe(self.name, self.dir, self.train_split, self.test_split)
 
-    def open(self) -> tuple[SkipBroken, DataSource]:
-        """The images to train on, broken ones skipped, and those to evaluate on."""
+    def open(self) -> tuple[SkipBroken, CountBroken]:
+        """The images to train on, broken ones replaced, and those to evaluate on, broken ones counted.
+
+        Raises `BadInput` as `describe` does, and for files that cannot be read. Reading an image raises `BadInput`
+        naming `--data.max-broken` where too many of its split were broken.
+        """
         train = open_source(self.name, self.dir, self.train_split)
         test = open_source(self.name, self.dir, self.test_split, field="--data.test-split")
-        return SkipBroken(train, self.max_broken), test
+        return (
+            SkipBroken(train, self.max_broken, split=self.train_split),
+            CountBroken(test, self.max_broken, split=self.test_split),
+        )
 
     def transform(self) -> TrainTransform:
-        """What happens to an image before training."""
+        """What happens to an image before training: from uint8 of any size to float32 (size, size, channels), -1 .. 1.
+
+        Raises nothing: the values are checked by `validate`.
+        """
         return TrainTransform(self.size, self.area_min, self.flip)
 
 
@@ -122,7 +138,9 @@ class Config:
         self.model.validate(self.data.size)
         *_, patch = self.model.sizes()
         self.data.validate(mesh)
-        self.objective.validate((self.data.size // patch) ** 2, self.data.batch_size)
+        self.path.validate()
+        num_patches = (self.data.size // patch) ** 2
+        self.objective.validate(num_patches, self.data.batch_size)
         self.optim.validate()
         period = self.objective.period(self.data.batch_size)
         validate_batch(self.data.batch_size, mesh, self.optim.accumulate, period)
@@ -136,6 +154,8 @@ class Config:
         ):
             if value < 1:
                 raise BadInput(flag, f"{value} is too small", "Use 1 or more")
+        for name, evaluator in self.eval.items():
+            evaluator.validate(num_patches, f"--eval.{name}")
         if not 0 <= self.seed < 2**32:
             raise BadInput("--seed", f"{self.seed} is outside 0 .. 2^32 - 1", "Choose a number in that range")
 
@@ -149,6 +169,12 @@ class Built:
     parts: Parts
     warmup: int
     total: int
+
+    def steps(self, limit: int | None) -> int:
+        """Where the run ends: at the end of its schedule, or at `limit` if that is sooner. Raises `BadInput`."""
+        if limit is not None and limit < 1:
+            raise BadInput("--limit-steps", f"{limit} is too small", "Use 1 or more, or leave it out")
+        return self.total if limit is None else min(self.total, limit)
 
     def init(self) -> TrainState:
         """The state before the first step, a function of the seed alone, on every device."""

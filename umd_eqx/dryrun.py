@@ -22,14 +22,15 @@ USUAL_MFU = 0.4
 """Share of the peak that the estimate of the time goes by."""
 
 
-def dry_run(config: Config) -> str:
+def dry_run(config: Config, *, recipe: Config | None = None, limit_steps: int | None = None) -> str:
     """Parameters, FLOPs a step, memory, shapes and time of a run, as lines of text. Compiles the step, runs nothing.
 
-    Where the data are not on this machine, the preset's own figures for them are taken, and the text says so. Raises
-    `BadInput` as a run would.
+    Where the data are not on this machine, the figures of `recipe` (the preset; None: the configuration itself) are
+    taken for them if it asks for the same data, and the text says so. Raises `BadInput` as a run would.
     """
-    spec, note = _spec(config)
+    spec, note = _spec(config, config if recipe is None else recipe)
     built = build(config, spec)
+    steps = built.steps(limit_steps)
     mesh, batch_size = built.parts.mesh, config.data.batch_size
     state = built.abstract_state()
     model = state.model
@@ -49,24 +50,27 @@ def dry_run(config: Config) -> str:
         "batch": " x ".join(map(str, image)),
         "passes": "; ".join(passes),
         "parameters": f"{num_parameters(model):,}",
-        "steps": f"{built.total:,}, of them {built.warmup:,} warming up",
+        "steps": f"{steps:,} of a schedule of {built.total:,}, of them {built.warmup:,} warming up",
         "FLOPs a step": f"{flops / 1e9:,.1f} G",
         "devices": f"{mesh.size} x {jax.devices()[0].device_kind}, {peak / 1e12:.3g} TFLOP/s each ({source})",
         "memory": f"{memory.argument_size_in_bytes / 1e9:.2f} GB of state and batch on each device, "
         f"{memory.temp_size_in_bytes / 1e9:.2f} GB while a step runs (compiled for this machine)",
-        "time": f"{duration(seconds * built.total)} at {USUAL_MFU:.0%} of the peak, {seconds * 1e3:,.0f} ms a step",
+        "time": f"{duration(seconds * steps)} at {USUAL_MFU:.0%} of the peak, {seconds * 1e3:,.0f} ms a step",
     }
     width = max(map(len, lines)) + 2
     return "\n".join(f"{name:{width}}{value}" for name, value in lines.items())
 
 
-def _spec(config: Config) -> tuple[DataSpec, str]:
+def _spec(config: Config, recipe: Config) -> tuple[DataSpec, str]:
     try:
         return config.data.describe(), ""
-    except BadInput:
-        if config.data.expected is None or config.data.expected.name != config.data.name or config.data.dir is not None:
+    except BadInput as error:
+        asked, known = ((data.name, data.dir, data.train_split, data.test_split) for data in (config.data, recipe.data))
+        # Nothing was said of a folder, so what is wrong with it is that there is none.
+        missing = error.field == "--data.dir" and config.data.dir is None
+        if recipe.data.expected is None or asked != known or not missing:
             raise
-        return config.data.expected, " (not on this machine: the recipe's own figures)"
+        return recipe.data.expected, " (not on this machine: the recipe's own figures)"
 
 
 def _memory(parts: Parts, state: TrainState, batch: Batch) -> Any:

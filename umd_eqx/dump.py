@@ -21,7 +21,10 @@ TYPES: tuple[type, ...] = (
 )
 """What a dump may hold. A reader's own types are passed to `load` beside them."""
 
-NOT_THE_RUN = ("log", "checkpoint", "eval", "max_skipped", "data.dir", "data.eval_batch_size", "data.expected")
+NOT_THE_RUN = (
+    *("log", "checkpoint", "eval", "max_skipped"),
+    *("data.dir", "data.eval_batch_size", "data.workers", "data.max_broken", "data.expected"),
+)
 """What does not change the weights that come out: it may differ when a run is resumed."""
 
 

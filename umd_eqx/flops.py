@@ -55,8 +55,8 @@ def _stack_flops(stack: Stack, tokens: int) -> int:
         case Token(project=project):
             extra = 0 if project is None else 2 * project.kernel.size
             tokens += 1
-        case _:
-            extra = 0
+        case other:
+            raise NotImplementedError(f"say here how many FLOPs {type(other).__name__} takes")
     return depth * (24 * tokens * width**2 + 4 * tokens**2 * width) + extra
 
 

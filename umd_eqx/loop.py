@@ -2,7 +2,7 @@
 
 import functools
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import jax
@@ -30,7 +30,8 @@ class Evaluations:
     - `evaluators`: a name's hyper-parameters and what was built of them.
     - `key`: the same for every evaluation of a run, so that they see the same masks and noise and can be compared.
     - `last`: the step at which the run ends: everything is due there.
-    - `untrained`: makes the first weights again; None if they have been measured already.
+    - `untrained`: makes the first weights again.
+    - `beaten`: the names whose first weights have been measured already.
     """
 
     def __init__(
@@ -39,16 +40,18 @@ class Evaluations:
         key: PRNGKeyArray,
         *,
         last: int,
-        untrained: Callable[[], AbstractModel] | None,
+        untrained: Callable[[], AbstractModel],
+        beaten: Iterable[str] = (),
     ):
         self.evaluators, self.key, self.last, self.untrained = evaluators, key, last, untrained
+        self.beaten = set(beaten)
 
     def due(self, step: int) -> list[str]:
         """The names of those that are due after `step` steps."""
         return [name for name, (e, _) in self.evaluators.items() if step % e.every == 0 or step == self.last]
 
     def measure(self, names: list[str], state: TrainState, say: Callable[[str], None]) -> tuple[Row, dict]:
-        """Numbers by `eval/<name>/...` and pictures by the same. The first time also `eval/untrained/<name>/...`.
+        """Numbers by `eval/<name>/...` and pictures by the same. A name's first time also `eval/untrained/<name>/...`.
 
         The first weights are measured then, and not before training, so that training begins at once.
         """
@@ -61,14 +64,19 @@ class Evaluations:
             report = evaluate(state.model if average is None else average, self.key)
             row |= {f"eval/{name}/{key}": value for key, value in report.scalars.items()}
             pictures |= {f"{name}/{key}": image for key, image in report.images.items()}
-        beaten = [name for name in names if self.evaluators[name][0].untrained]
-        if self.untrained is not None and beaten:
-            first, self.untrained = self.untrained(), None
-            for name in beaten:
-                say(f"evaluating {name} of the untrained network")
-                scalars = self.evaluators[name][1](first, self.key).scalars
-                row |= {f"eval/untrained/{name}/{key}": v for key, v in scalars.items() if "raw_pixels" not in key}
+        missing = [name for name in names if self.evaluators[name][0].untrained and name not in self.beaten]
+        if missing:
+            row |= self._untrained(missing, say)
         return row, pictures
+
+    def _untrained(self, names: list[str], say: Callable[[str], None]) -> Row:
+        model, row = self.untrained(), {}
+        for name in names:
+            say(f"evaluating {name} of the untrained network")
+            scalars = self.evaluators[name][1](model, self.key).scalars
+            row |= {f"eval/untrained/{name}/{key}": v for key, v in scalars.items() if "raw_pixels" not in key}
+            self.beaten.add(name)
+        return row
 
 
 class Sinks:
@@ -89,10 +97,10 @@ class Sinks:
             if self.wandb is not None:
                 self.wandb.images(step, pictures)
 
-    def close(self) -> None:
-        """Sends what is left to be sent."""
+    def close(self, failed: bool = False) -> None:
+        """Sends what is left to be sent; `failed` where the run ended by an error."""
         if self.wandb is not None:
-            self.wandb.finish()
+            self.wandb.finish(failed)
 
 
 class Meter:
@@ -131,15 +139,20 @@ class Meter:
         self.steps += 1
         return batch
 
+    @property
+    def wall(self) -> dict[str, float]:
+        """Seconds since the run began, those of earlier sessions included."""
+        return {"throughput/wall_seconds": self.clock() - self.began}
+
     def row(self) -> Row:
-        """What the interval came to. Call it when the last step is really over."""
-        now = self.clock()
-        seconds = max(now - self.since, 1e-9)
+        """What the interval came to: nothing where it had no step. Call it when the last step is really over."""
+        if self.steps == 0:  # the first step is the compiler's
+            return {}
+        seconds = max(self.clock() - self.since, 1e-9)
         return {
             "throughput/images_per_s": self.steps * self.batch_size / seconds,
             "throughput/mfu": self.steps * self.flops / seconds / self.peak,
             "throughput/data_wait": self.waited / seconds,
-            "throughput/wall_seconds": now - self.began,
         }
 
 
@@ -208,7 +221,7 @@ def fit(
         if due or done % log_every == 0:
             row = {f"train/{name}": float(value) for name, value in metrics.items()} | meter.row()
             measured, pictures = evaluations.measure(due, state, functools.partial(sinks.terminal.phase, step=done))
-            sinks.write(done, row | measured, pictures)
+            sinks.write(done, row | measured | meter.wall, pictures)
             sinks.terminal.phase("training")
             meter.restart()
         if stop.asked or done % checkpoint_every == 0 or done == steps.stop:

@@ -26,6 +26,16 @@ def num_kept(num_patches: int, mask_ratio: float) -> int:
     return int(num_patches * (1.0 - mask_ratio))
 
 
+def ratios(num_patches: int) -> tuple[float, float]:
+    """Mask ratios of four digits or more that hide one of so many patches (2 or more), and that leave one visible."""
+    unit = 10 ** max(4, len(str(num_patches)))
+    share = unit // num_patches
+    # Tried out, since `num_kept` rounds down also what is a whole number but for its last bit: 2500 (1 - 0.9996).
+    least = next(m for m in range(share, 0, -1) if num_kept(num_patches, m / unit) == num_patches - 1)
+    most = next(m for m in range(unit - share, 0, -1) if num_kept(num_patches, m / unit) == 1)
+    return least / unit, most / unit
+
+
 def draw_order(key: PRNGKeyArray, num_patches: int) -> Int[Array, "n"]:
     """A uniformly random order of the patches: the argsort of uniform numbers (He et al. 2021, MAE)."""
     return jnp.argsort(jax.random.uniform(key, (num_patches,)))

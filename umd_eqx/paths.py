@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float64
 
+from umd_eqx.errors import BadInput
 from umd_eqx.tables import cosine_betas, linear_betas
 from umd_eqx.types import Image, NetworkTime, Scalar, Time
 
@@ -47,6 +48,10 @@ class AbstractPath(eqx.Module):
     @abc.abstractmethod
     def velocity_weights(self, t: Time) -> tuple[Scalar, Scalar]:
         """(a, b) of the path's v = a eps - b x0."""
+
+    @abc.abstractmethod
+    def validate(self, field: str = "--path") -> None:
+        """Raises `BadInput` for hyper-parameters that cannot work; `field` is what their flags begin with."""
 
     def interpolate(self, x0: Image, eps: Image, t: Time) -> Image:
         """x_t, the noised image."""
@@ -84,6 +89,11 @@ class AbstractDiscretePath(AbstractPath):
     """
 
     steps: eqx.AbstractVar[int]
+
+    def validate(self, field: str = "--path") -> None:
+        """Raises `BadInput` for a table without steps."""
+        if self.steps < 1:
+            raise BadInput(f"{field}.steps", f"{self.steps} is too small", "Use 1 or more; the paper has 1000")
 
     @abc.abstractmethod
     def alphas_cumprod(self) -> Float64[np.ndarray, "steps"]:
@@ -139,6 +149,12 @@ class AbstractSmoothPath(AbstractPath):
 
     t_min: eqx.AbstractVar[float]
     t_max: eqx.AbstractVar[float]
+
+    def validate(self, field: str = "--path") -> None:
+        """Raises `BadInput` unless 0 <= t_min < t_max <= 1."""
+        if not 0 <= self.t_min < self.t_max <= 1:
+            problem = f"{self.t_min} .. {self.t_max} is no piece of [0, 1]"
+            raise BadInput(f"{field}.t-min", problem, "Give 0 <= t_min < t_max <= 1")
 
     def log_snr(self, t: Time) -> Scalar:
         """log(alpha^2 / sigma^2). Infinite where sigma or alpha is 0."""
@@ -205,6 +221,13 @@ class SmoothTable(AbstractSmoothPath):
     table: AbstractDiscretePath = CosineTable()
     t_min: float = eqx.field(static=True, default=1e-3)
     t_max: float = eqx.field(static=True, default=1.0)
+
+    def validate(self, field: str = "--path") -> None:
+        """Raises `BadInput` for a bad table, too, and for one with fewer levels than a curve needs."""
+        super().validate(field)
+        self.table.validate(f"{field}.table")
+        if self.table.steps < 2:
+            raise BadInput(f"{field}.table.steps", "a curve needs two levels", "Use 2 or more; the paper has 1000")
 
     def log_snr(self, t: Time) -> Scalar:
         """The interpolated log-SNR. Outside the table its last pieces are continued."""

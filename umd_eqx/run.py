@@ -12,18 +12,19 @@ from umd_eqx.checkpoint import Checkpoints, require_space
 from umd_eqx.config import Built, Config, build
 from umd_eqx.data.loader import training_batches
 from umd_eqx.data.source import DataSource
-from umd_eqx.dump import dump
+from umd_eqx.dump import differences, dump, run_identity
 from umd_eqx.errors import BadInput
 from umd_eqx.eval import EvalContext
 from umd_eqx.flops import peak_flops, step_flops
 from umd_eqx.loop import Evaluations, Guard, Meter, Sinks, fit
 from umd_eqx.models import AutoEncoder
 from umd_eqx.models.variants import num_parameters
+from umd_eqx.presets import PRETRAIN
 from umd_eqx.report import MetricsFile, Terminal, Wandb, read_metrics, results_table, write_webpage
 from umd_eqx.sharding import batch_sharding, place, replicated
 from umd_eqx.signals import EXIT_STOPPED, Stop
 from umd_eqx.train import TrainState
-from umd_eqx.workspace import claim, default_run_dir, environment, own, save_json
+from umd_eqx.workspace import claim, default_run_dir, environment, own, record, save_json
 
 EVALUATION_KEY = 2**32 - 1
 """Folded into the seed for evaluations: no training step has this number."""
@@ -44,35 +45,52 @@ class Outcome:
 
 
 def run(
-    config: Config, *, run_dir: str | Path | None = None, preset: str = "run", limit_steps: int | None = None
+    config: Config,
+    *,
+    run_dir: str | Path | None = None,
+    preset: str | None = None,
+    recipe: Config | None = None,
+    limit_steps: int | None = None,
 ) -> Outcome:
     """Trains and measures as `config` says; in a directory with an unfinished run of the same kind, goes on with it.
 
     **Arguments:**
 
     - `config`: from a preset, changed with `dataclasses.replace`.
-    - `run_dir`: where everything is written; `runs/<preset>` if not given.
-    - `preset`: the recipe's name, for the reader of the results.
+    - `run_dir`: where everything is written; if not given, `runs/<preset>` with what was changed of it.
+    - `preset`, `recipe`: what the configuration was made from, for the reader of the results and the name of the
+      directory. If not given, the published preset that it has most in common with.
     - `limit_steps`: stop after this step, measure and report. The learning rate goes by the whole length all the same.
 
     Raises `BadInput` for whatever the caller can mend.
     """
-    directory = default_run_dir(preset, config, config) if run_dir is None else Path(run_dir)
-    if limit_steps is not None and limit_steps < 1:
-        raise BadInput("--limit-steps", f"{limit_steps} is too small", "Use 1 or more, or leave it out")
+    if preset is None or recipe is None:
+        preset, recipe = nearest_preset(config) if preset is None else (preset, config)
+    if "://" in str(run_dir):
+        raise BadInput("--run-dir", f"{run_dir} is not a folder of this machine", "Give a local or a mounted folder")
+    directory = default_run_dir(preset, config, recipe) if run_dir is None else Path(run_dir)
     built = build(config, config.data.describe())
-    stop_at = built.total if limit_steps is None else min(built.total, limit_steps)
+    stop_at = built.steps(limit_steps)
     with own(directory):
-        claim(directory, config, preset)
-        return _Run(built, directory, preset, stop_at).start()
+        if claim(directory, config, preset):
+            record(directory, config, preset, recipe)
+        return _Run(built, directory, preset, recipe, stop_at).start()
+
+
+def nearest_preset(config: Config) -> tuple[str, Config]:
+    """The preset of which least was changed to make this configuration: its name and recipe."""
+    recipes = {name: preset() for name, preset in PRETRAIN.items()}
+    mine = run_identity(config)
+    name = min(recipes, key=lambda name: len(differences(run_identity(recipes[name]), mine)))
+    return name, recipes[name]
 
 
 class _Run:
     """The wiring of one run; what it does is in `start`, from top to bottom."""
 
-    def __init__(self, built: Built, directory: Path, preset: str, stop_at: int):
+    def __init__(self, built: Built, directory: Path, preset: str, recipe: Config, stop_at: int):
         self.built, self.config, self.parts = built, built.config, built.parts
-        self.directory, self.preset, self.stop_at = directory, preset, stop_at
+        self.directory, self.preset, self.recipe, self.stop_at = directory, preset, recipe, stop_at
         self.metrics_path = directory / "metrics.jsonl"
 
     def start(self) -> Outcome:
@@ -83,6 +101,7 @@ class _Run:
             newest = max(checkpoints.steps(), default=0)
             if newest >= self.stop_at:
                 return self._already_done(newest)
+            record(self.directory, self.config, self.preset, self.recipe)  # what may differ may have changed
             require_space(epath.Path(self.directory), self.built.abstract_state(), self.config.checkpoint.keep)
             terminal = stack.enter_context(Terminal(self.stop_at, start=newest))
             stop = stack.enter_context(Stop(terminal.warn))
@@ -90,8 +109,9 @@ class _Run:
             first, state = self._restore(checkpoints, terminal)
             metrics = stack.enter_context(MetricsFile.open(self.metrics_path, first or None))
             meter = self._describe(state)
+            terminal.say(self._headline(state))
             sinks = Sinks(self.directory, terminal, metrics, self._wandb(terminal))
-            stack.callback(sinks.close)
+            stack.push(lambda kind, *_: sinks.close(failed=kind is not None))
             batches = stack.enter_context(contextlib.closing(self._batches(train, first)))
             step = fit(
                 self.parts,
@@ -107,14 +127,14 @@ class _Run:
                 guard=Guard(self.config.max_skipped, terminal.warn),
                 stop=stop,
             )
-            if train.broken:
-                terminal.warn(
-                    f"{len(train.broken)} images could not be read and were skipped: {sorted(train.broken)[:10]}"
-                )
+            for name, found in (("train", train.broken), ("test", test.broken)):
+                if found:
+                    some = ", ".join(map(str, sorted(found)[:10]))
+                    terminal.warn(f"{len(found)} {name} images could not be read and were skipped: {some}")
             terminal.phase("saving")
             checkpoints.wait()
             write_webpage(self.directory)
-        return self._goodbye(step, stop.asked)
+        return self._goodbye(step, stop.asked if step < self.stop_at else None)
 
     def _restore(self, checkpoints: Checkpoints, terminal: Terminal) -> tuple[int, TrainState]:
         everywhere = replicated(self.parts.mesh)
@@ -133,17 +153,21 @@ class _Run:
             seed=self.config.seed,
             start_step=first,
             sharding=batch_sharding(self.parts.mesh),
+            threads=data.workers,
         )
 
     def _evaluations(self, train: DataSource, test: DataSource) -> Evaluations:
         data = self.config.data
-        context = EvalContext(train, test, self.parts.path, data.size, data.eval_batch_size, self.parts.mesh)
-        measured = any(name.startswith("eval/untrained/") for row in read_metrics(self.metrics_path) for name in row)
+        mesh, path = self.parts.mesh, self.parts.path
+        context = EvalContext(train, test, path, data.size, data.eval_batch_size, mesh, threads=data.workers)
+        names = {name for row in read_metrics(self.metrics_path) for name in row}
+        beaten = {name.split("/")[2] for name in names if name.startswith("eval/untrained/")}
         return Evaluations(
             {name: (evaluator, evaluator.build(context)) for name, evaluator in self.config.eval.items()},
             jax.random.fold_in(jax.random.key(self.config.seed), EVALUATION_KEY),
             last=self.stop_at,
-            untrained=None if measured else lambda: self.built.init().model,
+            untrained=lambda: self.built.init().model,
+            beaten=beaten,
         )
 
     def _describe(self, state: TrainState) -> Meter:
@@ -164,6 +188,16 @@ class _Run:
         wall = rows[-1].get("throughput/wall_seconds", 0.0) if rows else 0.0
         return Meter(self.config.data.batch_size, flops, peak * self.parts.mesh.size, wall=wall)
 
+    def _headline(self, state: TrainState) -> str:
+        data, spec, mesh = self.config.data, self.built.spec, self.parts.mesh
+        assert isinstance(state.model, AutoEncoder)
+        network = f"{self.config.model.variant} with {num_parameters(state.model):,} parameters"
+        return (
+            f"{self.directory}: {self.preset}, {network}; "
+            f"{spec.name}, {spec.num_train:,} images at {data.size} px, {data.batch_size} a step; "
+            f"{mesh.size} x {jax.devices()[0].device_kind}"
+        )
+
     def _wandb(self, terminal: Terminal) -> Wandb | None:
         name = self.directory.name
         run_id = hashlib.sha256(str(self.directory.absolute()).encode()).hexdigest()[:16]
@@ -179,6 +213,9 @@ class _Run:
         if stopped_by is not None:
             print(f"stopped by {stopped_by} at step {step} of {self.built.total}, saved. The same command goes on")
         else:
-            print(f"\n{results_table(read_metrics(self.metrics_path))}\n")
+            rows = read_metrics(self.metrics_path)
+            print(f"\n{results_table(rows)}\n")
+            if skipped := int((rows[-1] if rows else {}).get("train/skipped_total") or 0):
+                print(f"{skipped} of {step} steps were skipped: their loss or gradient was not finite")
             print(f"report: {self.directory / 'report.html'}")
         return Outcome(self.directory, step, stopped_by)

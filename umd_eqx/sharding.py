@@ -41,17 +41,19 @@ def validate_batch(batch_size: int, mesh: Mesh, accumulate: int, period: int) ->
         nearest = max(1, round(batch_size / devices)) * devices
         raise BadInput(flag, f"{batch_size} does not divide over {devices} devices", f"Use {nearest}, for example")
     pieces = batch_size // period
-    if pieces % accumulate:
-        allowed = [n for n in range(1, min(pieces, 64) + 1) if pieces % n == 0]
+    if pieces % accumulate or (batch_size // accumulate) % devices:
+        fits = [n for n in range(1, min(pieces, 64) + 1) if pieces % n == 0]
+        allowed = [n for n in fits if (batch_size // n) % devices == 0]
         raise BadInput(
             "--optim.accumulate",
-            f"{accumulate} micro-batches cannot all be alike in a batch of {batch_size}",
+            f"{accumulate} micro-batches cannot all be alike in a batch of {batch_size} over {devices} devices",
             f"Use one of {', '.join(map(str, allowed))}",
         )
 
 
 def micro_batches(tree: PyTree, accumulate: int, period: int) -> PyTree:
-    """Cuts each array (b, ...) into (accumulate, b / accumulate, ...) such that no image changes its device.
+    """Cuts each array (b, ...) into (accumulate, b / accumulate, ...) such that no image changes its
+    device where a device's share of the batch holds a whole number of periods for each.
 
     Micro-batch j takes every `accumulate`-th period, beginning with the j-th, so that each holds what the whole holds.
     """

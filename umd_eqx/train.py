@@ -57,7 +57,7 @@ def train_step(parts: Parts, state: TrainState, batch: Batch) -> tuple[TrainStat
     """One update, compiled. The batch is sharded over the devices; the state is a copy on each, and is donated.
 
     The metrics are scalars by name: the loss and its parts, `grad_norm` before clipping, `lr`, and `skipped`, 1 where
-    the loss or the gradient was not finite: then only `step` and the count of such steps move.
+    the loss or the gradient was not finite: then only `step` and the count of such steps, `skipped_total`, move.
     """
     return _update((parts, batch), state)
 
@@ -92,7 +92,7 @@ def _update(given: tuple[Parts, Batch], state: TrainState) -> tuple[TrainState, 
     lr = jnp.asarray(parts.schedule(state.step - state.skipped))  # skipped steps do not move the schedule
     skipped = 1 - finite.astype(jnp.int32)
     state = TrainState(state.step + 1, model, ema, opt_state, state.skipped + skipped)
-    own = {"loss": loss, "grad_norm": grad_norm, "lr": lr, "skipped": skipped}
+    own = {"loss": loss, "grad_norm": grad_norm, "lr": lr, "skipped": skipped, "skipped_total": state.skipped}
     return place(state, replicated(parts.mesh)), metrics | own
 
 

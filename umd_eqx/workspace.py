@@ -59,8 +59,8 @@ def own(run_dir: Path) -> Iterator[None]:
         yield
 
 
-def claim(run_dir: Path, config: Config, preset: str) -> None:
-    """Makes the directory this run's, or checks that it already is.
+def claim(run_dir: Path, config: Config, preset: str) -> bool:
+    """Checks that the directory is this run's, or nobody's yet: then True. Writes nothing: see `record`.
 
     Raises `BadInput`, naming the field, if it holds a run that a different configuration made, or no run at all but
     something else.
@@ -71,23 +71,31 @@ def claim(run_dir: Path, config: Config, preset: str) -> None:
         if foreign:
             problem = f"{run_dir} holds {foreign[0]!r} and no run"
             raise BadInput("--run-dir", problem, "Choose an empty or a new directory")
-    else:
-        try:
-            record = json.loads(path.read_text())
-            old = only_the_run(flatten(record["config"]))
-        except (ValueError, KeyError, TypeError) as error:
-            raise BadInput("--run-dir", f"{path} cannot be read", "Choose another directory") from error
-        changed = differences(old, run_identity(config))
-        if changed:
-            name, (was, now) = next(iter(changed.items()))
-            if record.get("preset") != preset:
-                name, was, now = "preset", record.get("preset"), preset
-            raise BadInput(
-                name if name == "preset" else f"--{name.replace('_', '-')}",
-                f"the run in {run_dir} was started with {_plain(was)}, and now it is {_plain(now)}",
-                "Ask for the old value to go on with it, or for another --run-dir to start a new run",
-            )
-    save_json(path, {"preset": preset, "config": dump(config)})
+        return True
+    try:
+        kept = json.loads(path.read_text())
+        old = only_the_run(flatten(kept["config"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadInput("--run-dir", f"{path} cannot be read", "Choose another directory") from error
+    changed = differences(old, run_identity(config))
+    if changed:
+        name, (was, now) = next(iter(changed.items()))
+        field = f"--{name.replace('_', '-')}"
+        if kept.get("preset") != preset:
+            field, was, now = "preset", kept.get("preset"), preset
+        raise BadInput(
+            field,
+            f"the run in {run_dir} was started with {_plain(was)}, and now it is {_plain(now)}",
+            "Ask for the old value to go on with it, or for another --run-dir to start a new run",
+        )
+    return False
+
+
+def record(run_dir: Path, config: Config, preset: str, recipe: Config) -> None:
+    """Writes `config.json`: the preset, what was changed of its recipe, and the whole configuration."""
+    changed = differences(flatten(dump(recipe)), flatten(dump(config)))
+    overrides = {name: new for name, (_, new) in changed.items()}
+    save_json(run_dir / "config.json", {"preset": preset, "overrides": overrides, "config": dump(config)})
 
 
 def environment(preset: str, facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
+from umd_eqx.data.broken import SkipBroken
 from umd_eqx.data.loader import _training_steps, batch_at, evaluation_batches, training_batches
-from umd_eqx.data.source import BrokenImage, SkipBroken, open_source
+from umd_eqx.data.source import BrokenImage, open_source
 from umd_eqx.data.transforms import EvalTransform, TrainTransform
 from umd_eqx.errors import BadInput
 from umd_eqx.types import Batch, DataSpec
@@ -66,13 +67,32 @@ def take(number, source, transform, **keywords):
         stream.close()
 
 
-@pytest.mark.parametrize("prefetch", [0, 1, 3])
-def test_a_resumed_stream_goes_on_bit_for_bit(prefetch):
+@pytest.mark.parametrize(("prefetch", "threads"), [(0, 2), (1, 1), (3, 2), (2, 5)])
+def test_a_resumed_stream_goes_on_bit_for_bit(prefetch, threads):
+    ahead = {"prefetch": prefetch, "threads": threads}
     whole = take(12, Numbered(11), Noisy(), batch_size=4, seed=3)
     for start in (0, 1, 5, 11):
-        resumed = take(12 - start, Numbered(11), Noisy(), batch_size=4, seed=3, start_step=start, prefetch=prefetch)
+        resumed = take(12 - start, Numbered(11), Noisy(), batch_size=4, seed=3, start_step=start, **ahead)
         assert all(same(a, b) for a, b in zip(whole[start:], resumed, strict=True))
         assert same(whole[start], batch_at(Numbered(11), Noisy(), batch_size=4, seed=3, step=start))
+
+
+class Together:
+    """A transform that returns when so many images are in the making at once; later ones do not wait."""
+
+    def __init__(self, number):
+        self.barrier, self.count = threading.Barrier(number), itertools.count()
+
+    def __call__(self, image, rng=None):
+        if next(self.count) < self.barrier.parties:
+            self.barrier.wait(timeout=20)
+        return image.astype(np.float32)
+
+
+def test_so_many_threads_read_at_once():
+    stream = training_batches(Numbered(11), Together(5), batch_size=1, seed=0, threads=5)
+    next(stream)
+    stream.close()
 
 
 def test_batches_are_what_the_network_takes():
@@ -196,6 +216,11 @@ def test_evaluation_goes_through_all_images_in_order(prefetch):
     np.testing.assert_array_equal(np.concatenate([b.valid for b in batches]), [True] * 10 + [False] * 2)
     assert not batches[-1].image[2:].any()
     assert [x.dtype for x in leaves(batches[0])] == [np.float32, np.int32, np.bool_]
+
+
+def test_so_many_threads_evaluate_at_once():
+    batches = list(evaluation_batches(Numbered(5), Together(5), 1, threads=5))
+    np.testing.assert_array_equal(np.concatenate([b.label for b in batches]), np.arange(5))
 
 
 def test_evaluation_of_some_images():

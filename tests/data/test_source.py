@@ -8,7 +8,7 @@ import pytest
 import tensorflow_datasets as tfds
 from tiny_sets import encode, image_features, picture, write
 
-from umd_eqx.data.source import BrokenImage, SkipBroken, TfdsSource, decode_image, describe, open_source
+from umd_eqx.data.source import BrokenImage, TfdsSource, decode_image, describe, open_source
 from umd_eqx.errors import BadInput
 from umd_eqx.types import DataSpec
 
@@ -117,28 +117,6 @@ def test_an_image_of_another_size_than_stated_is_broken(tmp_path):
     assert source[0]["image"].shape == (4, 4, 1)
     with pytest.raises(BrokenImage, match="4 x 5 and not 4 x 4"):
         source[1]
-
-
-def test_the_next_image_stands_in_for_a_broken_one(grey_root):
-    source = SkipBroken(open_source("tiny", str(grey_root), "train"))
-    for _ in range(2):
-        np.testing.assert_array_equal(source[17]["image"], picture(18, 9, 7, 1))
-        assert source[17]["label"] == 18 % 5
-        np.testing.assert_array_equal(source[4]["image"], picture(5, 9, 7, 1))
-    assert source.broken == {4, 17}
-    assert len(source) == 40
-    assert source.spec.num_train == 40
-    last = SkipBroken(open_source("tiny", str(grey_root), "train[:5]"))
-    np.testing.assert_array_equal(last[4]["image"], picture(0, 9, 7, 1))
-
-
-def test_too_many_broken_images_are_refused(grey_root):
-    source = SkipBroken(open_source("tiny", str(grey_root), "train"), max_broken=1)
-    source[4]
-    source[4]
-    assert "2 broken images" in refused("--data.max-broken", source.__getitem__, 17)
-    alone = SkipBroken(open_source("tiny", str(grey_root), "train[17:18]"))
-    assert "all of the 1 images" in refused("--data.max-broken", alone.__getitem__, 0)
 
 
 def test_a_missing_or_damaged_file_is_refused(grey_root, tmp_path):

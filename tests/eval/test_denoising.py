@@ -11,6 +11,7 @@ from oracle import GaussianOracle
 
 from umd_eqx.errors import BadInput
 from umd_eqx.eval import Denoising
+from umd_eqx.eval.denoising import level_name
 from umd_eqx.eval.pictures import GAP
 from umd_eqx.paths import CosinePath
 
@@ -76,6 +77,38 @@ def test_each_level_has_noise_of_its_own_and_the_key_alone_decides_it():
     assert evaluate(Fake(), jax.random.key(6)).scalars["eps/t0.10"] != found["eps/t0.10"]
 
 
+@pytest.mark.parametrize(
+    ("level", "name"),
+    [(0.05, "t0.05"), (0.1, "t0.10"), (0.5, "t0.50"), (0.051, "t0.051"), (0.052, "t0.052"), (1e-5, "t0.00001")],
+)
+def test_a_level_has_two_decimals_or_as_many_as_it_needs(level, name):
+    assert level_name(level) == name
+
+
+def test_levels_that_are_close_have_numbers_of_their_own():
+    levels = (0.05, 0.051, 0.052)
+    found = scalars(Denoising(levels=levels, shown_levels=levels[:1], images=8))
+    assert found.keys() == {f"{head}/t{level}" for head in ("x0", "eps") for level in levels}
+
+
+def test_the_picture_shows_images_that_were_read_and_nothing_else():
+    # In batches of 8; the first has two that can be read, and three are to be shown.
+    source = Source(SOURCE.images, SOURCE._labels, broken=(0, 1, 2, 4, 5, 6, 8))
+    picture = LEVELS.build(context(source, source, batch_size=8))(Fake(), KEY).images["pictures"]
+    assert picture.shape == (3 * 8 + 2 * GAP, 5 * 8 + 4 * GAP, 3)
+    for row, index in enumerate((3, 7, 9)):
+        np.testing.assert_array_equal(picture[(8 + GAP) * row :][:8, :8, 0], SOURCE.images[index, ..., 0])
+    few = dataclasses.replace(LEVELS, images=2).build(context(SOURCE, SOURCE, batch_size=8))
+    assert few(Fake(), KEY).images["pictures"].shape == (2 * 8 + GAP, 5 * 8 + 4 * GAP, 3)
+
+
+def test_where_no_image_can_be_read_there_is_no_number_and_no_picture():
+    source = Source(SOURCE.images, SOURCE._labels, broken=range(40))
+    report = LEVELS.build(context(source, source))(Fake(), KEY)
+    assert np.isnan(list(report.scalars.values())).all()
+    assert report.images == {}
+
+
 def test_the_picture_shows_the_image_and_each_level_with_its_prediction():
     picture = LEVELS.build(context(SOURCE, SOURCE))(Fake(copied=0.0), KEY).images["pictures"]
     assert picture.shape == (3 * 8 + 2 * GAP, 5 * 8 + 4 * GAP, 3)
@@ -101,6 +134,7 @@ def test_the_picture_shows_the_image_and_each_level_with_its_prediction():
         ({"levels": ()}, "levels"),
         ({"levels": (0.1, 0.9, 1.0)}, "levels"),
         ({"levels": (0.0, 0.1, 0.9)}, "levels"),
+        ({"levels": (0.1, 0.1, 0.9)}, "levels"),
         ({"shown_levels": (0.3,)}, "shown-levels"),
     ],
 )
@@ -108,3 +142,5 @@ def test_what_cannot_work_is_refused_before_training(fields, flag):
     with pytest.raises(BadInput) as refused:
         dataclasses.replace(LEVELS, **fields).build(context(SOURCE, SOURCE))
     assert refused.value.field == f"--eval.denoising.{flag}"
+    (value,) = fields.values()
+    assert str(refused.value).startswith(f"--eval.denoising.{flag}: {value} cannot work. ")

@@ -1,6 +1,7 @@
 """The probe and the neighbours, on features whose answer is known."""
 
 import dataclasses
+import tracemalloc
 
 import jax
 import numpy as np
@@ -100,6 +101,24 @@ def test_neighbours_by_hand():
     np.testing.assert_array_equal(nearest_neighbours(train, labels, test, 99), [0, 0, 0, 0])
 
 
+@pytest.mark.parametrize("rows", [1, 7, 50, 1000])
+def test_neighbours_do_not_depend_on_how_many_are_looked_for_at_once(rows):
+    # Of 16 signs the length is 4 and every cosine a multiple of 1/16: exact in any order, with ties everywhere.
+    train, test = (RNG.choice([-1.0, 1.0], (count, 16)) for count in (60, 50))
+    labels = RNG.integers(0, 5, 60)
+    together = nearest_neighbours(train, labels, test, 7, rows=50)
+    np.testing.assert_array_equal(nearest_neighbours(train, labels, test, 7, rows=rows), together)
+
+
+def test_neighbours_of_many_images_take_no_memory_for_all_pairs():
+    train, test = (RNG.normal(size=(count, 4)).astype(np.float32) for count in (1000, 8000))
+    tracemalloc.start()
+    nearest_neighbours(train, np.arange(1000) % 5, test, 3)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 8000 * 1000 * 4  # the cosines of all pairs alone
+
+
 def test_shots_are_drawn_of_each_class_without_repetition():
     labels = RNG.integers(0, 5, 300)
     drawn = draw_shots(labels, 7, seed=0)
@@ -197,6 +216,21 @@ def test_a_training_image_that_cannot_be_read_is_left_out_and_moves_no_other():
     assert scalars == other
 
 
+def test_labels_are_read_when_they_are_first_needed_and_once():
+    asked = []
+
+    class Slow(Source):
+        def labels(self, indices):
+            asked.append(len(indices))
+            return super().labels(indices)
+
+    train = blobs(60, 0)
+    evaluate = PROBE.build(context(Slow(train.images, train._labels), blobs(21, 1)))
+    assert asked == []  # the start of a run does not wait for them
+    assert evaluate(Fake(), KEY) == evaluate(Fake(), KEY)
+    assert asked == [60]
+
+
 def test_the_pool_and_the_test_images_are_as_many_as_asked_for():
     # Beyond the pool every label is wrong.
     train = blobs(80, 0)
@@ -217,4 +251,6 @@ def test_the_pool_and_the_test_images_are_as_many_as_asked_for():
 def test_what_cannot_work_is_refused_before_training(field, value):
     with pytest.raises(BadInput) as error:
         dataclasses.replace(PROBE, **{field: value}).build(context(blobs(60, 0), blobs(20, 1)))
-    assert error.value.field == f"--eval.fewshot.{field.replace('_', '-')}"
+    flag = f"--eval.fewshot.{field.replace('_', '-')}"
+    assert error.value.field == flag
+    assert str(error.value).startswith(f"{flag}: {value} cannot work. ")

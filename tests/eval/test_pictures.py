@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from umd_eqx.eval.base import batch_rows, spread, weighted_mean
-from umd_eqx.eval.pictures import GAP, grid, to_uint8
+from umd_eqx.eval.pictures import GAP, grid, pick, to_uint8
 
 
 def test_every_value_comes_back_and_what_is_too_bright_or_dark_is_clipped():
@@ -50,3 +50,11 @@ def test_rows_of_batches_are_the_indices_in_order():
 def test_rows_that_are_not_valid_do_not_weigh():
     values = np.array([[1.0, 10.0], [2.0, 20.0], [np.nan, 1e30]])
     np.testing.assert_array_equal(weighted_mean(values, np.array([True, True, False])), [1.5, 15.0])
+    np.testing.assert_array_equal(weighted_mean(values, np.zeros(3, bool)), [np.nan, np.nan])
+
+
+@pytest.mark.parametrize(("count", "picked"), [(0, []), (1, [1]), (2, [1, 3]), (9, [1, 3])])
+def test_only_images_that_are_valid_are_picked(count, picked):
+    one = np.arange(4, dtype=np.float32).reshape(4, 1, 1, 1)
+    found = pick([one, -one], np.array([False, True, False, True]), count)
+    assert [(float(a.item()), float(b.item())) for a, b in found] == [(i, -i) for i in picked]

@@ -12,7 +12,7 @@ from oracle import GaussianOracle
 from umd_eqx.errors import BadInput
 from umd_eqx.eval import Reconstruction
 from umd_eqx.eval.pictures import GAP
-from umd_eqx.masking import View, draw_order, hidden_pixels, num_kept
+from umd_eqx.masking import View, draw_order, hidden_pixels, num_kept, ratios
 from umd_eqx.paths import CosineTable
 
 KEY = jax.random.key(5)
@@ -115,8 +115,53 @@ def test_the_picture_shows_image_view_prediction_and_both_together():
         np.testing.assert_array_equal(together[clear], np.where(visible, source, predicted)[clear])
 
 
+@pytest.mark.parametrize(("images", "broken", "columns"), [(4, (), 4), (40, (0, 2, 3, 4, 5, 6, 7), 5), (8, (1, 2), 5)])
+def test_the_picture_shows_images_that_were_read_and_nothing_else(images, broken, columns):
+    # A batch of 8: the first may be filled up, or have fewer images than are to be shown.
+    source = Source(SOURCE.images, SOURCE._labels, broken=broken)
+    evaluator = dataclasses.replace(HIDDEN, images=images)
+    picture = evaluator.build(context(source, source, batch_size=8))(Fake(), KEY).images["pictures"]
+    assert picture.shape == (4 * 8 + 3 * GAP, columns * 8 + (columns - 1) * GAP, 3)
+    read = np.setdiff1d(np.arange(images) * 40 // images, broken)
+    for column, index in enumerate(read[:columns]):
+        shown = picture[:8, (8 + GAP) * column :][:, :8, 0]
+        np.testing.assert_array_equal(shown, SOURCE.images[index, ..., 0])
+
+
+def test_where_no_image_can_be_read_there_is_no_number_and_no_picture():
+    source = Source(SOURCE.images, SOURCE._labels, broken=range(40))
+    report = HIDDEN.build(context(source, source))(Fake(), KEY)
+    assert np.isnan(report.scalars["error"])
+    assert report.images == {}
+
+
 @pytest.mark.parametrize(("field", "value"), [("images", 0), ("pictures", 0), ("mask_ratio", 0.0), ("mask_ratio", 1.0)])
 def test_what_cannot_work_is_refused_before_training(field, value):
     with pytest.raises(BadInput) as refused:
         dataclasses.replace(HIDDEN, **{field: value}).build(context(SOURCE, SOURCE))
-    assert refused.value.field == f"--eval.reconstruction.{field.replace('_', '-')}"
+    flag = f"--eval.reconstruction.{field.replace('_', '-')}"
+    assert refused.value.field == flag
+    assert str(refused.value).startswith(f"{flag}: {value} cannot work. Use ")
+
+
+@pytest.mark.parametrize("ratio", [0.99, 1.0, 0.0, -0.1, 1e-17, float("nan")])
+def test_a_mask_ratio_that_hides_no_patch_or_all_of_them_is_refused(ratio):
+    evaluator = dataclasses.replace(HIDDEN, mask_ratio=ratio)
+    with pytest.raises(BadInput, match=r"Use 0\.0204, which hides one patch of 49, to 0\.9795, which") as refused:
+        evaluator.validate(49, "--eval.hidden")
+    assert str(refused.value).startswith(f"--eval.hidden.mask-ratio: {ratio} cannot work.")
+
+
+def test_an_image_of_one_patch_cannot_be_masked():
+    with pytest.raises(BadInput, match="smaller patch") as refused:
+        HIDDEN.validate(1)
+    assert refused.value.field == "--model.variant"
+
+
+@pytest.mark.parametrize("num_patches", [2, 3, *(side**2 for side in range(2, 65)), 10_000, 16_384, 65_536, 100_000])
+def test_the_ratios_that_are_advised_do_what_is_said_of_them(num_patches):
+    least, most = ratios(num_patches)
+    assert num_kept(num_patches, least) == num_patches - 1
+    assert num_kept(num_patches, most) == 1
+    for ratio in (least, most):
+        dataclasses.replace(HIDDEN, mask_ratio=float(f"{ratio:g}")).validate(num_patches)

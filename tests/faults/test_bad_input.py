@@ -9,9 +9,6 @@ import pytest
 from umd_eqx.cli import main
 from umd_eqx.presets import PRETRAIN
 
-# Eight devices here, and a preset's own evaluation batch of 250 does not divide over them.
-EIGHT = ("--data.eval-batch-size", "248")
-
 
 @pytest.fixture
 def refused(tmp_path, monkeypatch, capsys):
@@ -21,7 +18,7 @@ def refused(tmp_path, monkeypatch, capsys):
     def call(*words: str) -> str:
         before = sorted(tmp_path.rglob("*"))
         with pytest.raises(SystemExit) as end:
-            main(PRETRAIN, [*words, *EIGHT])
+            main(PRETRAIN, list(words))
         out, error = capsys.readouterr()
         assert end.value.code == 2
         assert "Traceback" not in out + error
@@ -48,6 +45,18 @@ def test_an_unknown_preset_is_met_with_the_nearest(refused):
 def test_a_preset_after_a_flag_is_told_to_come_first(refused, flag):
     error = one_line(refused(*flag, "mae"))
     assert "'mae' comes after a flag. Write the preset first: mae --flag VALUE" in error
+
+
+@pytest.mark.parametrize(
+    ("words", "field"),
+    [
+        (("umd", "--path.steps", "0"), "--path.steps"),
+        (("mae", "--model.variant", "mu/28"), "--model.variant"),
+        (("umd", "--run-dir", "gs://bucket/x"), "--run-dir"),
+    ],
+)
+def test_what_cannot_work_is_named_before_anything_is_made(refused, words, field):
+    assert one_line(refused(*words)).startswith(f"error: {field}: ")
 
 
 @pytest.mark.parametrize(
@@ -150,7 +159,7 @@ def test_a_file_in_the_way_of_the_run_directory_is_named(refused, tmp_path):
 def test_too_small_a_disk_is_refused_before_the_first_step(tmp_path, monkeypatch, capsys):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage(10**9, 10**9 - 10**6, 10**6))
-    words = ["umd", "--run-dir", str(tmp_path / "run"), "--checkpoint.keep", "3", *EIGHT]
+    words = ["umd", "--run-dir", str(tmp_path / "run"), "--checkpoint.keep", "3"]
     with pytest.raises(SystemExit) as end:
         main(PRETRAIN, words)
     assert end.value.code == 2

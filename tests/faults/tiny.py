@@ -52,7 +52,7 @@ def tiny(**fields: Any) -> Config:
 
 
 def _cache_dir() -> str:
-    # One for the whole session, whichever process of it comes first; pytest-xdist's workers share it.
+    # One for the whole session.
     return os.environ.setdefault("UMD_EQX_TEST_CACHE", tempfile.mkdtemp(prefix="umd_eqx_compiled_"))
 
 

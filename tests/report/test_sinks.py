@@ -126,7 +126,7 @@ def test_results_table():
     rows = [
         {"step": 0, "eval/fewshot/raw_pixels/top1": 0.75, "eval/fid": 200.0},
         {"step": 10, "train/loss": 1.0, "eval/fid": None},
-        {"step": 20, "eval/knn/both/top1": 0.8125},
+        {"step": 20, "eval/fewshot/both/knn": 0.8125},
     ]
     assert results_table(rows).splitlines() == [
         "evaluation                value  step",

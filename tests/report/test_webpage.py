@@ -80,7 +80,7 @@ def make_run(run_dir, pictures=3):
             if step % 100 == 0:
                 for feature, scale in (("class_tokens", 1.0), ("patches", 0.9), ("both", 1.1)):
                     row[f"eval/fewshot/{feature}/top1"] = scale * (40 + step / 10)
-                    row[f"eval/knn/{feature}/top1"] = scale * (30 + step / 10)
+                    row[f"eval/fewshot/{feature}/knn"] = scale * (30 + step / 10)
                 for time in (0.1, 0.5, 0.9):
                     row[f"eval/denoising/eps/t{time:.2f}"] = 1 - time
                     row[f"eval/denoising/x0/t{time:.2f}"] = time
@@ -131,7 +131,7 @@ def test_the_same_run_gives_the_same_page_and_leaves_nothing_behind(tmp_path):
         [],
         [{"step": 10, "train/loss": 0.5}],
         [{"step": 0, "eval/fewshot/raw_pixels/top1": 0.5}],
-        [{"step": 0, "eval/knn/both/top1": 0.5, "eval/fewshot/both/top1": None}],
+        [{"step": 0, "eval/fewshot/both/knn": 0.5, "eval/fewshot/both/top1": None}],
         [{"step": 10, "train/loss": None, "train/grad_norm": None, "eval/denoising/x0/t0.5": None}],
         [{"step": 10, "train/loss": -1.0}, {"step": 20, "train/loss": 0.0, "train/loss_b": 1e300}],
         [{"step": 10, "train/loss": "text", "other": True}],
@@ -165,9 +165,7 @@ def test_hostile_names_stay_text(tmp_path):
     run_dir = tmp_path / hostile.replace("/", "-")
     make_run(run_dir, pictures=0)
     (run_dir / "config.json").write_text(json.dumps({"preset": hostile, "name": hostile}))
-    (run_dir / "environment.json").write_text(
-        json.dumps({"command": [hostile], "resume_command": hostile, "x": hostile})
-    )
+    (run_dir / "environment.json").write_text(json.dumps({"command": [hostile], "x": hostile}))
     save_pictures(run_dir, 0, {hostile: np.zeros((2, 2, 3), np.uint8)})
     with MetricsFile.open(run_dir / "metrics.jsonl") as metrics:
         names = ("train/loss", "train/", "eval/fewshot/", "eval/denoising/", "eval/")

@@ -32,6 +32,7 @@ def training_batches(
     start_step: int = 0,
     sharding: jax.sharding.Sharding | None = None,
     prefetch: int = 2,
+    threads: int = 2,
 ) -> Generator[Batch, None, None]:
     """The endless stream of training batches from `start_step` on.
 
@@ -47,7 +48,9 @@ def training_batches(
     - `start_step`: the first step.
     - `sharding`: where the arrays go (leading axis first); each process then loads the rows of its own devices only.
         None leaves them numpy arrays.
-    - `prefetch`: batches made ahead, by a thread each, and put on their devices; 0 makes each when it is asked for.
+    - `prefetch`: batches made ahead and put on their devices, though no fewer than there are threads; 0 makes each
+        when it is asked for, without threads.
+    - `threads`: how many of these batches are in the making at once, each by a thread of its own; 1 or more.
 
     **Returns:** a generator; `close()` (or letting go of it) ends its threads. `image` float32 (batch, size, size,
     channels), `label` int32, `valid` all true.
@@ -58,7 +61,7 @@ def training_batches(
     steps = _training_steps(source, transform, batch_size, seed, rows)
     if sharding is not None:
         steps = steps.map(lambda local: _on_devices(local, rows, batch_size, sharding))
-    return _stream(steps[start_step:], prefetch)
+    return _stream(steps[start_step:], prefetch, threads)
 
 
 def batch_at(source: DataSource, transform: RandomTransform, *, batch_size: int, seed: int, step: int) -> Batch:
@@ -73,6 +76,7 @@ def evaluation_batches(
     indices: Sequence[int] | np.ndarray | None = None,
     *,
     prefetch: int = 2,
+    threads: int = 2,
 ) -> Generator[Batch, None, None]:
     """All images once, in order, as numpy arrays.
 
@@ -82,12 +86,12 @@ def evaluation_batches(
     - `transform`: called as `transform(image)`.
     - `batch_size`: rows of each batch.
     - `indices`: which examples, in which order; None for all.
-    - `prefetch`: batches made ahead, by a thread each.
+    - `prefetch`, `threads`: as in `training_batches`.
 
     **Returns:** a generator of batches that all have `batch_size` rows. The rows that fill up the last one, and those
     of images that cannot be read, hold zeros, label 0 and `valid` False.
 
-    **Raises:** `BadInput` naming `--batch-size`.
+    **Raises:** `BadInput` naming `--batch-size`; while it runs, whatever the source raises but `BrokenImage`.
     """
     _check_batch_size(batch_size)
     wanted = np.arange(len(source)) if indices is None else np.asarray(indices, np.int64)
@@ -96,7 +100,7 @@ def evaluation_batches(
         return _evaluation_batch(source, transform, wanted[step * batch_size : (step + 1) * batch_size], batch_size)
 
     steps = math.ceil(len(wanted) / batch_size)
-    return _stream(grain.MapDataset.range(steps).map(batch), prefetch)
+    return _stream(grain.MapDataset.range(steps).map(batch), prefetch, threads)
 
 
 def _check_batch_size(batch_size: int) -> None:
@@ -168,9 +172,10 @@ def _evaluation_batch(source: DataSource, transform: Transform, indices: np.ndar
     return Batch(image, label, valid)
 
 
-def _stream(steps: grain.MapDataset[Batch], prefetch: int) -> Generator[Batch, None, None]:
-    """The batches in order, `prefetch` of them in the making; the threads end with the generator."""
-    options = grain.ReadOptions(num_threads=prefetch, prefetch_buffer_size=prefetch)
+def _stream(steps: grain.MapDataset[Batch], prefetch: int, threads: int) -> Generator[Batch, None, None]:
+    """The batches in order, made ahead; the threads end with the generator."""
+    ahead = max(prefetch, threads) if prefetch else 0  # a thread without a batch to make would be idle
+    options = grain.ReadOptions(num_threads=threads if prefetch else 0, prefetch_buffer_size=ahead)
     iterator = iter(steps.to_iter_dataset(options))
     try:
         yield from iterator

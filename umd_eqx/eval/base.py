@@ -33,6 +33,8 @@ class EvalContext:
     size: int
     batch_size: int
     mesh: Mesh
+    threads: int = 2
+    """That read images, each a batch of its own."""
 
     @property
     def native(self) -> bool:
@@ -45,11 +47,12 @@ class EvalContext:
     ) -> Iterator[Batch]:
         """The images of a split by their indices, in order, as whole batches on the devices.
 
-        The last one is filled up with rows that are not `valid`. `fewshot` crops as the reference's probe does.
+        The last one is filled up with rows that are not `valid`. `fewshot` crops as the reference's probe does. Raises
+        whatever the source raises but `BrokenImage`, such as `BadInput` for too many of these.
         """
         source = self.train if split == "train" else self.test
         transform = FewShotTransform(self.size, self.native) if fewshot else EvalTransform(self.size)
-        for batch in evaluation_batches(source, transform, self.batch_size, indices):
+        for batch in evaluation_batches(source, transform, self.batch_size, indices, threads=self.threads):
             yield jax.device_put(batch, batch_sharding(self.mesh))
 
 
@@ -66,6 +69,13 @@ class AbstractEvaluator(abc.ABC):
     weights: Literal["raw", "ema"]
     """Which weights: raw, or their average where one is kept."""
 
+    def validate(self, num_patches: int | None = None, field: str = "--eval") -> None:
+        """Raises `BadInput` for hyper-parameters that cannot work. By default there are none.
+
+        `num_patches` are those of an image, None where they are not known; `field` is the flag without its last part.
+        """
+        del num_patches, field
+
     @abc.abstractmethod
     def build(self, context: EvalContext) -> Evaluate:
         """The measurement itself. Raises `BadInput` where it cannot be made with these data."""
@@ -76,11 +86,11 @@ class AbstractEvaluator(abc.ABC):
         return False
 
 
-def require(flags: Mapping[str, bool], way_out: str) -> None:
-    """Raises `BadInput` for the first flag whose value cannot work: flags by name, True where they can."""
-    for flag, works in flags.items():
-        if not works:
-            raise BadInput(f"--eval.{flag}", "this value cannot work", way_out)
+def require(evaluator: AbstractEvaluator, field: str, works: Mapping[str, bool], way_out: str) -> None:
+    """Raises `BadInput` for the first hyper-parameter that cannot work: by their names, True where they can."""
+    for name, fine in works.items():
+        if not fine:
+            raise BadInput(f"{field}.{name.replace('_', '-')}", f"{getattr(evaluator, name)} cannot work", way_out)
 
 
 def spread(count: int, size: int) -> Int[np.ndarray, "count"]:
@@ -103,4 +113,5 @@ def image_keys(key: PRNGKeyArray, indices: Int[np.ndarray, "b"]) -> Key[Array, "
 
 def weighted_mean(values: Float[np.ndarray, "count ..."], valid: np.ndarray) -> Float[np.ndarray, "..."]:
     """The mean over the rows that are valid. NaN where none is."""
-    return np.asarray(np.asarray(values, np.float64)[np.asarray(valid, bool)].mean(axis=0))
+    kept = np.asarray(values, np.float64)[np.asarray(valid, bool)]
+    return np.asarray(kept.mean(axis=0)) if len(kept) else np.full(kept.shape[1:], np.nan)

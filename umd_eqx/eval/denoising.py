@@ -19,7 +19,7 @@ from umd_eqx.eval.base import (
     spread,
     weighted_mean,
 )
-from umd_eqx.eval.pictures import grid
+from umd_eqx.eval.pictures import grid, pick
 from umd_eqx.models import AbstractModel
 from umd_eqx.paths import AbstractPath
 from umd_eqx.types import Image, Report, Scalar
@@ -29,9 +29,10 @@ from umd_eqx.types import Image, Report, Scalar
 class Denoising(AbstractEvaluator):
     """Denoising of test images with every patch visible and no label.
 
-    `x0/tX` and `eps/tX` are the mean squared errors of the clean image and of the noise at time X of the path. The
-    picture has an image a row: the image, then, level by level, noised and the clean image that follows from the
-    predicted noise. A system that masks teaches its x0 head hidden patches only, so that its `x0` is no measure here.
+    `x0/tX` and `eps/tX` are the mean squared errors of the clean image and of the noise at time X of the path, written
+    with two decimals (`t0.50`) or as many as it has. The picture has an image a row: the image, then, level by level,
+    noised and the clean image that follows from the predicted noise. A system that masks teaches its x0 head hidden
+    patches only, so that its `x0` is no measure here.
     """
 
     every: int = 25_000
@@ -47,14 +48,18 @@ class Denoising(AbstractEvaluator):
     shown_levels: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8)
     """The levels of the picture, among `levels`."""
 
+    def validate(self, num_patches: int | None = None, field: str = "--eval.denoising") -> None:
+        """Raises `BadInput` for numbers of images below 1, and levels that are none, twice there or outside (0, 1)."""
+        require(self, field, {"images": self.images >= 1, "pictures": self.pictures >= 1}, "Use 1 or more")
+        inside = len(self.levels) > 0 and all(0.0 < level < 1.0 for level in self.levels)
+        once = len(set(self.levels)) == len(self.levels)
+        require(self, field, {"levels": inside and once}, "Give one or more times in (0, 1), each once")
+        shown = len(self.shown_levels) > 0 and set(self.shown_levels) <= set(self.levels)
+        require(self, field, {"shown_levels": shown}, f"Choose among {field}.levels")
+
     def build(self, context: EvalContext) -> Evaluate:
         """The measurement, on images spread evenly over the test split."""
-        counts = {"denoising.images": self.images >= 1, "denoising.pictures": self.pictures >= 1}
-        require(counts, "Use 1 or more")
-        inside = len(self.levels) > 0 and all(0.0 < level < 1.0 for level in self.levels)
-        require({"denoising.levels": inside}, "Give one or more times in (0, 1)")
-        shown = len(self.shown_levels) > 0 and set(self.shown_levels) <= set(self.levels)
-        require({"denoising.shown-levels": shown}, "Choose among --eval.denoising.levels")
+        self.validate()
         indices = spread(self.images, len(context.test))
 
         def evaluate(model: AbstractModel, key: PRNGKeyArray) -> Report:
@@ -68,14 +73,19 @@ class Denoising(AbstractEvaluator):
                     error, pictures = _denoise(model, context.path, jnp.asarray(batch.image), t, image_keys(keys, rows))
                     errors.append(np.stack([np.asarray(e) for e in error], axis=1))
                     valid.append(np.asarray(batch.valid))
-                    shown = shown or [np.asarray(x[: self.pictures]) for x in pictures]
+                    shown += pick(pictures, valid[-1], self.pictures - len(shown))
                 x0, eps = weighted_mean(np.concatenate(errors), np.concatenate(valid))
-                scalars |= {f"x0/t{level:.2f}": float(x0), f"eps/t{level:.2f}": float(eps)}
+                scalars |= {f"x0/{level_name(level)}": float(x0), f"eps/{level_name(level)}": float(eps)}
                 if level in self.shown_levels:
-                    columns += shown if not columns else shown[1:]
-            return Report(scalars, {"pictures": grid(list(zip(*columns, strict=True)))})
+                    columns += list(zip(*shown, strict=True))[1 if columns else 0 :]
+            return Report(scalars, {"pictures": grid(list(zip(*columns, strict=True)))} if columns else {})
 
         return evaluate
+
+
+def level_name(level: float) -> str:
+    """As a level is logged: t0.50, t0.051. Two decimals or as many as it has, so that no two levels share a name."""
+    return f"t{np.format_float_positional(level, min_digits=2)}"
 
 
 @eqx.filter_jit

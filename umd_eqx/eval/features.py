@@ -39,7 +39,21 @@ def extract(
     time: float,
     key: PRNGKeyArray,
 ) -> FeatureSet:
-    """The representation of each image, noised to `time` on the path (0: clean), without its label."""
+    """The representation of each image, noised on the path, without its label.
+
+    **Arguments:**
+
+    - `model`: represents one image (h, w, c) with values in [-1, 1].
+    - `context`: whose split is read, cropped as the reference's probe does.
+    - `split`, `indices`: which images, 0 .. len(split) - 1, in any order.
+    - `time`: of the path, 0 (clean) to 1 (noise).
+    - `key`: of the noise; an image's noise depends on the key and its index only.
+
+    **Returns:** a row for each image that can be read, in the order of `indices`.
+
+    **Raises:** whatever the source raises but `BrokenImage`, such as `BadInput` for too many of these; `ValueError`
+    where `indices` is empty.
+    """
     parts = []
     for batch, rows in zip(
         context.batches(split, indices, fewshot=True), batch_rows(indices, context.batch_size), strict=True
@@ -54,7 +68,10 @@ def extract(
 def flat_pixels(
     context: EvalContext, split: Literal["train", "test"], indices: Int[np.ndarray, "n"]
 ) -> Float[np.ndarray, "readable pixels"]:
-    """The images themselves as features; those that cannot be read are left out."""
+    """The images themselves as features, values in [-1, 1]; those that cannot be read are left out.
+
+    Raises as `extract` does.
+    """
     batches = list(context.batches(split, indices, fewshot=True))
     valid = np.concatenate([np.asarray(batch.valid) for batch in batches])
     images = np.concatenate([np.asarray(batch.image) for batch in batches])

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Array, Bool, Float, UInt8
 
 GAP = 2
 """Pixels between two images of a grid."""
@@ -14,6 +14,14 @@ def to_uint8(image: Float[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h w 3"]:
     """An image in [-1, 1] (clipped) as red, green, blue; one channel becomes grey, of many the first three count."""
     pixels = np.clip((np.asarray(image, np.float32) + 1.0) * 127.5 + 0.5, 0, 255).astype(np.uint8)
     return np.repeat(pixels[..., :1], 3, axis=2) if pixels.shape[2] < 3 else pixels[..., :3]
+
+
+def pick(
+    kinds: Sequence[Float[Array | np.ndarray, "b h w c"]], valid: Bool[np.ndarray, "b"], count: int
+) -> list[tuple[Float[np.ndarray, "h w c"], ...]]:
+    """Of several pictures of each image of a batch, those of the first `count` valid images: a tuple an image."""
+    rows = np.flatnonzero(valid)[:count]
+    return list(zip(*(np.asarray(kind)[rows] for kind in kinds), strict=True)) if rows.size else []
 
 
 def grid(rows: Sequence[Sequence[Float[np.ndarray, "h w c"]]]) -> UInt8[np.ndarray, "rows columns 3"]:

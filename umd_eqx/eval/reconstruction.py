@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, PRNGKeyArray
 
+from umd_eqx.errors import BadInput
 from umd_eqx.eval.base import (
     AbstractEvaluator,
     EvalContext,
@@ -19,8 +20,8 @@ from umd_eqx.eval.base import (
     spread,
     weighted_mean,
 )
-from umd_eqx.eval.pictures import grid
-from umd_eqx.masking import View, draw_order, hidden_pixels, num_kept
+from umd_eqx.eval.pictures import grid, pick
+from umd_eqx.masking import View, draw_order, hidden_pixels, num_kept, ratios
 from umd_eqx.models import AbstractModel
 from umd_eqx.types import Image, Report, Scalar
 
@@ -44,11 +45,23 @@ class Reconstruction(AbstractEvaluator):
     pictures: int = 12
     """How many of them are shown."""
 
+    def validate(self, num_patches: int | None = None, field: str = "--eval.reconstruction") -> None:
+        """Raises `BadInput` for numbers of images below 1, and a mask ratio that hides no patch or all of them."""
+        require(self, field, {"images": self.images >= 1, "pictures": self.pictures >= 1}, "Use 1 or more")
+        way_out = "Use a share in (0, 1)"
+        some = 0.0 < self.mask_ratio < 1.0
+        if num_patches == 1:
+            problem = "an image of one patch has none to hide and none to show"
+            raise BadInput("--model.variant", problem, "Choose a smaller patch, or a larger --data.size")
+        if num_patches is not None:
+            least, most = ratios(num_patches)
+            way_out = f"Use {least:g}, which hides one patch of {num_patches}, to {most:g}, which leaves one visible"
+            some = some and 0 < num_kept(num_patches, self.mask_ratio) < num_patches
+        require(self, field, {"mask_ratio": some}, way_out)
+
     def build(self, context: EvalContext) -> Evaluate:
         """The measurement, on images spread evenly over the test split."""
-        require({"reconstruction.mask-ratio": 0.0 < self.mask_ratio < 1.0}, "Use a share in (0, 1); the paper has 0.75")
-        counts = {"reconstruction.images": self.images >= 1, "reconstruction.pictures": self.pictures >= 1}
-        require(counts, "Use 1 or more")
+        self.validate()
         indices = spread(self.images, len(context.test))
 
         def evaluate(model: AbstractModel, key: PRNGKeyArray) -> Report:
@@ -58,9 +71,10 @@ class Reconstruction(AbstractEvaluator):
                 error, pictures = _reconstruct(model, jnp.asarray(batch.image), image_keys(key, rows), self.mask_ratio)
                 errors.append(np.asarray(error))
                 valid.append(np.asarray(batch.valid))
-                shown = shown or [np.asarray(x[: self.pictures]) for x in pictures]
+                shown += pick(pictures, valid[-1], self.pictures - len(shown))
             mean = weighted_mean(np.concatenate(errors), np.concatenate(valid))
-            return Report({"error": float(mean)}, {"pictures": grid([list(images) for images in shown])})
+            columns = list(zip(*shown, strict=True))
+            return Report({"error": float(mean)}, {"pictures": grid(columns)} if columns else {})
 
         return evaluate
 

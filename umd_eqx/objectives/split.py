@@ -22,8 +22,11 @@ class Unified(AbstractObjective):
     """Share of the batch that is reconstructed without noise, in [0, 1]; the count is rounded down."""
 
     def num_clean(self, batch_size: int) -> int:
-        """How many images of a batch are reconstructed: the floor of B r, as in the reference."""
-        # A share such as 0.29 is a hair below itself in binary, and 100 of it must be as many as 300 of it in thirds.
+        """How many images of a batch are reconstructed: the floor of B r, as in the reference.
+
+        Where B r is a whole number that binary fractions miss (0.29 of 100), the reference's own product falls one
+        short. Here it does not: micro-batches of such a batch would be split otherwise than the whole.
+        """
         return int(batch_size * self.no_noise_prob + 1e-9)
 
     def loss(self, model: AbstractModel, path: AbstractPath, batch: Batch, draw: Draw) -> tuple[Scalar, Metrics]:

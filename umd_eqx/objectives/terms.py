@@ -1,6 +1,5 @@
 """A method as data: which prediction is held to which truth, on which patches, at which mask ratio, noised or clean."""
 
-import math
 from typing import Annotated, Literal
 
 import equinox as eqx
@@ -9,7 +8,7 @@ import tyro
 from jaxtyping import Array, Float
 
 from umd_eqx.errors import BadInput
-from umd_eqx.masking import View, hidden_pixels, num_kept
+from umd_eqx.masking import View, hidden_pixels, num_kept, ratios
 from umd_eqx.models import AbstractModel, Part
 from umd_eqx.objectives.base import AbstractObjective, Draw, every, in_rows
 from umd_eqx.paths import AbstractPath
@@ -98,15 +97,17 @@ class MaskedDenoising(AbstractObjective):
             raise BadInput(flag, f"{self.mask_ratio} is outside [0, 1)", "Give the share of patches to hide")
         if not 0.0 <= self.label_dropout <= 1.0:
             raise BadInput(f"{field}.label-dropout", f"{self.label_dropout} is outside [0, 1]", "Give a probability")
+        regions = {term.region for term in self.terms}
+        if num_patches == 1 and ("hidden" in regions or self.mask_ratio > 0):
+            way_out = "Choose a smaller patch, or a larger --data.size"
+            raise BadInput("--model.variant", "an image of one patch has none to hide and none to show", way_out)
         kept = num_kept(num_patches, self.mask_ratio)
         if kept == 0:
-            most = math.floor((1 - 1 / num_patches) * 1e4) / 1e4
-            way_out = f"Use at most {most:g}, which leaves one visible"
+            way_out = f"Use at most {ratios(num_patches)[1]:g}, which leaves one visible"
             raise BadInput(flag, f"{self.mask_ratio} hides all {num_patches} patches of an image", way_out)
-        regions = {term.region for term in self.terms}
         if kept == num_patches and "hidden" in regions:
             name = next(term.name for term in self.terms if term.region == "hidden")
-            way_out = f"Use at least {math.ceil(1e4 / num_patches) / 1e4:g}, or a preset without that term (dit)"
+            way_out = f"Use at least {ratios(num_patches)[0]:g}, or a preset without that term (dit)"
             raise BadInput(flag, f"{self.mask_ratio} hides no patch, but the term {name} needs some", way_out)
 
 

@@ -10,7 +10,7 @@ The names of the numbers are the one contract between the loop, these sinks and 
 | `throughput/data_wait` | share of the time spent waiting for data, in [0, 1] |
 | `throughput/wall_seconds` | seconds since the run began, over all its sessions |
 | `eval/fewshot/<features>/top1` | accuracy of the few-shot probe in percent; `raw_pixels` are features too |
-| `eval/fewshot/<features>/knn`, or `eval/knn/<features>/top1` | that of the nearest neighbours, in percent |
+| `eval/fewshot/<features>/knn` | that of the nearest neighbours, in percent |
 | `eval/denoising/<head>/t<time>` | squared error of a head at one noise level |
 | `eval/...` | any other number of an evaluation |
 

@@ -38,7 +38,7 @@ def probes(run: RunDirectory) -> str:
     """
     kinds = (
         ("fewshot", "Few-shot linear probe, top-1", r"eval/fewshot/(.+)/top1"),
-        ("knn", "Nearest neighbours, top-1", r"eval/(?:fewshot/(?=.+/knn)|knn/(?=.+/top1))(.+)/(?:knn|top1)"),
+        ("knn", "Nearest neighbours, top-1", r"eval/fewshot/(.+)/knn"),
     )
     present = [(kind, title, lines) for kind, title, pattern in kinds if (lines := _probe_lines(run, pattern))]
     if not present:

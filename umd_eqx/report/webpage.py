@@ -1,8 +1,8 @@
 """The page of a run: one file, drawn from the run directory alone, that opens anywhere and fetches nothing.
 
-The names of the numbers are those in `report.py`. Facts about the run are read from the top level of
+The names of the numbers are those in `sinks.py`. Facts about the run are read from the top level of
 `environment.json`, then of `config.json`, then of the `"config"` in it: `preset`, `name`, `steps` (at which the run
-ends), `parameters`, `device`, `command` and `resume_command` (each a string or a list of words). What is missing is
+ends), `parameters`, `device`, `command` (a string or a list of words). What is missing is
 left out.
 """
 
@@ -182,14 +182,10 @@ def _figure(picture: _Picture, caption: str) -> str:
 
 def _reproduce(run: RunDirectory) -> str:
     command = _words(run.fact("command"))
-    resume = _words(run.fact("resume_command")) or command
     parts = []
     if command:
         parts.append(f"<h3>Command</h3>\n<pre>{escape(command)}</pre>\n")
-    if resume == command and resume:
         parts.append('<p class="note">The same command, given again, resumes the run from its last checkpoint.</p>\n')
-    elif resume:
-        parts.append(f"<h3>To resume</h3>\n<pre>{escape(resume)}</pre>\n")
     for title, content in (("Configuration", run.config), ("Environment", run.environment)):
         if content is not None:
             text = escape(json.dumps(content, indent=2, ensure_ascii=False))

@@ -1,0 +1,82 @@
+"""Images that cannot be read, in training and in evaluation."""
+
+import pickle
+
+import numpy as np
+import pytest
+from tiny_sets import picture
+
+from umd_eqx.data.broken import CountBroken, SkipBroken
+from umd_eqx.data.loader import evaluation_batches
+from umd_eqx.data.source import BrokenImage, DataSource, TfdsSource, open_source
+from umd_eqx.data.transforms import EvalTransform
+from umd_eqx.errors import BadInput
+
+
+@pytest.fixture
+def grey(grey_root) -> TfdsSource:
+    """40 images, of which 4 and 17 are broken."""
+    return open_source("tiny", str(grey_root), "train")
+
+
+def refused(source: DataSource, index: int) -> str:
+    with pytest.raises(BadInput) as error:
+        source[index]
+    assert error.value.field == "--data.max-broken"
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_the_next_image_stands_in_for_a_broken_one(grey, grey_root):
+    source = SkipBroken(grey)
+    for _ in range(2):
+        np.testing.assert_array_equal(source[17]["image"], picture(18, 9, 7, 1))
+        assert source[17]["label"] == 18 % 5
+        np.testing.assert_array_equal(source[4]["image"], picture(5, 9, 7, 1))
+    assert source.broken == {4, 17}
+    last = SkipBroken(open_source("tiny", str(grey_root), "train[:5]"))
+    np.testing.assert_array_equal(last[4]["image"], picture(0, 9, 7, 1))
+
+
+def test_a_broken_image_is_counted_once_and_stays_broken(grey):
+    source = CountBroken(grey)
+    for _ in range(2):
+        with pytest.raises(BrokenImage, match="image 17 is broken"):
+            source[17]
+        np.testing.assert_array_equal(source[18]["image"], picture(18, 9, 7, 1))
+    assert source.broken == {17}
+
+
+@pytest.mark.parametrize("wrap", [SkipBroken, CountBroken])
+def test_everything_else_is_as_the_source_has_it(grey, wrap):
+    source = pickle.loads(pickle.dumps(wrap(grey)))
+    assert isinstance(source, DataSource)
+    assert len(source) == 40
+    assert source.spec == grey.spec
+    np.testing.assert_array_equal(source.labels(np.arange(7)), np.arange(7) % 5)
+    assert source.broken == set()
+
+
+def test_more_broken_images_than_allowed_are_refused(grey):
+    train, test = SkipBroken(grey, max_broken=1, split="train"), CountBroken(grey, max_broken=1, split="test")
+    for _ in range(2):
+        train[4]
+        with pytest.raises(BrokenImage):
+            test[4]
+    assert "2 broken images, more than 1, in train; the last: image 17 is broken" in refused(train, 17)
+    assert "2 broken images, more than 1, in test; the last: image 17 is broken" in refused(test, 17)
+
+
+def test_where_every_image_is_broken_none_stands_in(grey_root):
+    alone = SkipBroken(open_source("tiny", str(grey_root), "train[17:18]"))
+    assert "all of the 1 images" in refused(alone, 0)
+
+
+def test_an_evaluation_counts_what_it_leaves_out(grey):
+    source = CountBroken(grey)
+    for _ in range(2):
+        valid = np.concatenate([batch.valid for batch in evaluation_batches(source, EvalTransform(7), 16)])
+        np.testing.assert_array_equal(np.flatnonzero(~valid[:40]), [4, 17])
+    assert source.broken == {4, 17}
+    with pytest.raises(BadInput, match=r"--data\.max-broken"):
+        list(evaluation_batches(CountBroken(grey, max_broken=1), EvalTransform(7), 16))
