@@ -1,7 +1,10 @@
 """Checkpoints of states as they are; damaged ones are in faults/."""
 
 import dataclasses
+import errno
 import json
+import threading
+import time
 
 import equinox as eqx
 import jax
@@ -104,15 +107,101 @@ def test_every_file_is_sealed(checkpoints, tmp_path, state):
     assert sealed.keys() == files - {"crc32.json"}
 
 
+def wait_for(path, seconds=60.0):
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < end, f"there is no {path}"
+        time.sleep(0.01)
+
+
+def test_the_newest_is_sealed_without_another_save_and_without_the_end(checkpoints, tmp_path, built, state):
+    for step in (1, 2):
+        checkpoints.save(step, state)
+    wait_for(tmp_path / "checkpoints/2/crc32.json")
+    # So that damage to it is seen by whoever comes after a kill.
+    largest = max((tmp_path / "checkpoints/2").rglob("*"), key=lambda path: path.stat().st_size)
+    data = bytearray(largest.read_bytes())
+    data[len(data) // 2] ^= 1
+    largest.write_bytes(data)
+    after, said = Checkpoints(checkpoints.directory, keep=2), []
+    found = after.restore(built.abstract_state(), replicated(built.parts.mesh), said.append)
+    after.close()
+    assert found is not None
+    assert found[0] == 1
+    assert f"checkpoint 2 is corrupt (the file {largest.relative_to(tmp_path / 'checkpoints/2')} is damaged)" in said[0]
+
+
+def test_training_does_not_wait_for_the_seal(checkpoints, tmp_path, state, monkeypatch):
+    begun, go_on, digests = threading.Event(), threading.Event(), checkpoint._digests
+
+    def slowly(folder):
+        begun.set()
+        assert go_on.wait(60)
+        return digests(folder)
+
+    monkeypatch.setattr(checkpoint, "_digests", slowly)
+    checkpoints.save(1, state)
+    assert begun.wait(60)
+    assert not (tmp_path / "checkpoints/1/crc32.json").exists()
+    go_on.set()
+    checkpoints.wait()
+    assert (tmp_path / "checkpoints/1/crc32.json").exists()
+
+
+@pytest.mark.parametrize("what_comes_next", ["wait", "save", "close"])
+def test_an_error_of_the_seal_is_raised_by_what_comes_next_and_once(
+    tmp_path, built, state, monkeypatch, what_comes_next
+):
+    def full(folder):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    opened = Checkpoints(epath.Path(tmp_path / "checkpoints"), keep=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "_digests", full)
+        opened.save(1, state)
+        with pytest.raises(BadInput, match="is full"):
+            opened.save(2, state) if what_comes_next == "save" else getattr(opened, what_comes_next)()
+    opened.close()
+    # The checkpoint itself is whole.
+    after = Checkpoints(epath.Path(tmp_path / "checkpoints"), keep=2)
+    found = after.restore(built.abstract_state(), replicated(built.parts.mesh), pytest.fail)
+    after.close()
+    assert found is not None
+    assert found[0] == 1
+
+
+def free(monkeypatch, space):
+    usage = type("usage", (), {"free": space})
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: usage)
+
+
+def size_of(state) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+
+
 def test_a_disk_too_small_for_all_checkpoints_is_refused(tmp_path, monkeypatch, built):
     state = built.abstract_state()
-    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
-    usage = type("usage", (), {"free": 3 * size})
-    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: usage)
+    free(monkeypatch, 3 * size_of(state))
     require_space(epath.Path(tmp_path), state, keep=2)
     with pytest.raises(BadInput, match=r"--checkpoint\.keep") as error:
         require_space(epath.Path(tmp_path), state, keep=3)
     assert error.value.field == "--run-dir"
+
+
+def test_checkpoints_that_are_there_already_need_no_more_room(checkpoints, tmp_path, monkeypatch, built, state):
+    for step in (1, 2):
+        checkpoints.save(step, state)
+    checkpoints.wait()
+    # Neither of these is one that the next save would take the place of.
+    (tmp_path / "checkpoints/3.corrupt").mkdir()
+    (tmp_path / "checkpoints/4.orbax-checkpoint-tmp").mkdir()
+    run_dir, abstract = epath.Path(tmp_path), built.abstract_state()
+    for keep, needed in ((1, 1), (2, 1), (3, 2), (4, 3)):
+        free(monkeypatch, needed * size_of(abstract))
+        require_space(run_dir, abstract, keep)
+        free(monkeypatch, needed * size_of(abstract) - 1)
+        with pytest.raises(BadInput, match=rf"GB more \({needed} of "):
+            require_space(run_dir, abstract, keep)
 
 
 def test_a_disk_that_fills_up_is_said_to_be_full(checkpoints, state, monkeypatch):

@@ -108,6 +108,16 @@ def test_a_recipe_of_ones_own_stands_beside_the_others(said):
     assert load(json.loads(said("mine", "--print-config", presets={**PRETRAIN, "mine": mine}))).seed == 42
 
 
+def test_ctrl_c_outside_the_training_loop_is_one_line(capsys):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as end:
+        main({"interrupted": interrupted}, [])
+    assert end.value.code == 130
+    assert capsys.readouterr() == ("", "interrupted: the last checkpoint, if there is one, is as it was\n")
+
+
 def test_a_dry_run_says_what_a_run_would_take_and_leaves_nothing(said, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     out = said("umd", "--dry-run", "--model.variant", "mu/7", "--data.batch-size", "16", "--data.eval-batch-size", "8")

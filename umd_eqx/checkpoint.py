@@ -1,11 +1,13 @@
 """Checkpoints: the training state, saved while training goes on, restored bit for bit."""
 
-import contextlib
 import json
 import logging
+import os
+import re
 import shutil
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import equinox as eqx
@@ -15,11 +17,17 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jaxtyping import PyTree
 
-from umd_eqx.errors import BadInput
+from umd_eqx.errors import BadInput, disk_errors
 from umd_eqx.train import TrainState
+
+FOLDER = "checkpoints"
+"""Where they lie in a run directory."""
 
 SEAL = "crc32.json"
 """The checksums of a checkpoint's files, beside them."""
+
+DAMAGE = ("DATA_LOSS", "NOT_FOUND", "OUT_OF_RANGE", "INVALID_ARGUMENT", "FAILED_PRECONDITION")
+"""What tensorstore says of a damaged or missing file. UNKNOWN, PERMISSION_DENIED, ... are the machine's trouble."""
 
 
 class Checkpoints:
@@ -32,28 +40,35 @@ class Checkpoints:
     """
 
     def __init__(self, directory: epath.Path, *, keep: int):
-        # orbax tells its whole life at INFO and warns about its own defaults; its errors reach us as exceptions.
-        logging.getLogger("absl").setLevel(logging.ERROR)
+        # orbax tells its whole life at INFO, warns about its own defaults, and logs each error with a traceback; its
+        # errors reach us as exceptions.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
         self.directory = directory
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
         self.manager = ocp.CheckpointManager(directory, options=options, item_names=("state",))
+        self._background = ThreadPoolExecutor(1, thread_name_prefix="seal")
+        self._sealed: Future[None] | None = None
 
     def steps(self) -> list[int]:
         """The steps that have a complete checkpoint, oldest first."""
         return sorted(self.manager.all_steps())
 
     def save(self, step: int, state: TrainState) -> None:
-        """Begins to save; returns once the state is copied. A failure of an earlier save is raised here."""
+        """Begins to save; returns once the state is copied. A failure of the save before is raised here.
+
+        In the background the checkpoint is completed, and then sealed: so a run that is killed later has checksums for
+        its newest one, too.
+        """
         if step in self.manager.all_steps():
             return
         arrays = _as_dict(eqx.filter(state, eqx.is_array))
         if jax.default_backend() == "cpu":
             # There orbax would write from the very buffers that the next step is given to overwrite.
             arrays = jax.tree.map(jnp.copy, arrays)
-        with _disk_errors(self.directory):
-            self.manager.wait_until_finished()
-            self._seal()
+        with disk_errors(self.directory):
+            self._finish()
             self.manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(arrays)))
+        self._sealed = self._background.submit(self._seal, step)
 
     def restore(
         self, like: TrainState, sharding: jax.sharding.Sharding, say: Callable[[str], None]
@@ -62,7 +77,7 @@ class Checkpoints:
 
         `like` gives the structure (shapes will do), `sharding` where its arrays go. `say` is told of a checkpoint that
         is damaged; it is set aside as `<step>.corrupt`, and the one before it is tried. Raises `BadInput` if none can
-        be read.
+        be read, and where the machine is at fault and not the files: then nothing is set aside.
         """
         arrays, static = eqx.partition(like, lambda leaf: hasattr(leaf, "dtype"))
         abstract = {
@@ -72,12 +87,9 @@ class Checkpoints:
         found = self.steps()
         for step in reversed(found):
             try:
-                _check_seal(self.directory / str(step))
-                args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-                restored = self.manager.restore(step, args=args)["state"]
-            except Exception as error:  # whatever a damaged file makes of orbax, zarr or tensorstore
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
-                say(f"checkpoint {step} is corrupt ({reason}); set aside as {step}.corrupt, trying the one before it")
+                restored = self._read(step, abstract)
+            except _Damaged as error:
+                say(f"checkpoint {step} is corrupt ({error}); set aside as {step}.corrupt, trying the one before it")
                 self._set_aside(step)
                 continue
             leaves = [restored[name] for name in abstract]
@@ -93,24 +105,55 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Returns when everything that was begun is on the disk."""
-        with _disk_errors(self.directory):
-            self.manager.wait_until_finished()
-            self._seal()
+        with disk_errors(self.directory):
+            self._finish()
 
     def close(self) -> None:
         """Waits, and lets go of the directory."""
         self.wait()
+        self._background.shutdown()
         self.manager.close()
 
-    def _seal(self) -> None:
-        # A save completes in the background, so that its files are summed up when we come by the next time.
-        for step in self.steps():
-            seal = self.directory / str(step) / SEAL
-            if not seal.exists():
-                # In one piece: half a seal would make a sound checkpoint look damaged.
-                unfinished = seal.with_name(f"{SEAL}.tmp")
-                unfinished.write_text(json.dumps(_digests(seal.parent)))
-                unfinished.replace(seal)
+    def _finish(self) -> None:
+        # An error of the save is raised by the first line, one of its seal by the last, each once.
+        self.manager.wait_until_finished()
+        sealed, self._sealed = self._sealed, None
+        if sealed is not None:
+            sealed.result()
+
+    def _seal(self, step: int) -> None:
+        # A process that is killed before the last line leaves a whole checkpoint without a seal, which is restored
+        # unchecked: to refuse it would lose more than it saves.
+        try:
+            self.manager.wait_until_finished()
+        except Exception:  # the main thread meets it itself
+            return
+        seal = self.directory / str(step) / SEAL
+        # In one piece: half a seal would make a sound checkpoint look damaged.
+        unfinished = seal.with_name(f"{SEAL}.tmp")
+        unfinished.write_text(json.dumps(_digests(seal.parent)))
+        unfinished.replace(seal)
+
+    def _read(self, step: int, abstract: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+        sealed = False
+        try:
+            sealed = _check_seal(self.directory / str(step))
+            args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+            return self.manager.restore(step, args=args)["state"]
+        except _Damaged:
+            raise
+        except Exception as error:
+            cause: BaseException = error
+            while type(cause) is Exception and cause.__cause__ is not None:  # orbax wraps all it meets, even Ctrl-C
+                cause = cause.__cause__
+            if not isinstance(cause, Exception):
+                raise KeyboardInterrupt from error
+            if not sealed and _is_damage(cause):
+                raise _Damaged((str(cause).strip() or type(cause).__name__).splitlines()[0][:160]) from error
+            if trouble := _trouble(cause):
+                problem = f"checkpoint {step} in {self.directory} cannot be read ({trouble})"
+                raise BadInput("--run-dir", problem, "It is as it was: mend that and run the same command") from error
+            raise
 
     def _set_aside(self, step: int) -> None:
         target = self.directory / f"{step}.corrupt"
@@ -130,30 +173,72 @@ def _digests(folder: epath.Path) -> dict[str, int]:
     return digests
 
 
-def _check_seal(folder: epath.Path) -> None:
-    # orbax does not notice a flipped bit, and a damaged file makes its threads print tracebacks at exit. A checkpoint
-    # whose process was killed before it could be summed up is left to orbax.
+class _Damaged(Exception):
+    """A checkpoint whose files are not what was written."""
+
+
+def _check_seal(folder: epath.Path) -> bool:
+    """Whether there is a seal. Raises `_Damaged` if the files are not those that were sealed."""
+    # orbax does not notice a flipped bit, and a damaged file makes its threads print tracebacks at exit.
     if not (folder / SEAL).exists():
-        return
-    expected, found = json.loads((folder / SEAL).read_text()), _digests(folder)
+        return False
+    try:
+        expected = json.loads((folder / SEAL).read_text())
+    except ValueError as error:
+        raise _Damaged(f"the file {SEAL} is damaged") from error
+    found = _digests(folder)
     for name in expected | found:
         if expected.get(name) != found.get(name):
-            raise OSError(f"the file {name} is {'missing' if name not in found else 'damaged'}")
+            raise _Damaged(f"the file {name} is {'missing' if name not in found else 'damaged'}")
+    return True
 
 
-def require_space(directory: epath.Path, state: PyTree, keep: int) -> None:
-    """Raises `BadInput` if the disk cannot take `keep` + 1 checkpoints of `state` (arrays or shapes)."""
+def _is_damage(error: BaseException) -> bool:
+    """Whether an error is one that a damaged or missing file makes of orbax, json or tensorstore."""
+    if isinstance(error, ValueError):
+        status = _status(error)
+        return status is None or status in DAMAGE
+    # The last three: a description that is still JSON, but says something else.
+    return isinstance(error, FileNotFoundError | IsADirectoryError | LookupError | TypeError | AttributeError)
+
+
+def _trouble(error: BaseException) -> str | None:
+    """The machine's trouble, as a user is told; None if it is something else."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    status = _status(error)
+    if not isinstance(error, ValueError) or status is None or status in DAMAGE:
+        return None
+    number = re.search(r"os_error_code='(\d+)'", str(error))
+    return os.strerror(int(number[1])) if number else status
+
+
+def _status(error: BaseException) -> str | None:
+    match = re.match(r"([A-Z_]+): ", str(error))
+    return match[1] if match else None
+
+
+def require_space(run_dir: epath.Path, state: PyTree, keep: int) -> None:
+    """Raises `BadInput` if the disk has no room for the checkpoints of `state` (arrays or shapes) still to come.
+
+    There are at most `keep` and the one being written. Those that `run_dir` holds already need no more room.
+    """
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state) if hasattr(leaf, "dtype"))
-    needed = (keep + 1) * size
     try:
-        free = shutil.disk_usage(directory).free
+        free = shutil.disk_usage(run_dir).free
     except OSError:  # a bucket
         return
-    if free < needed:
+    folder = run_dir / FOLDER
+    # Only a complete one has a bare number for a name.
+    there = sum(entry.name.isdecimal() for entry in folder.iterdir()) if folder.exists() else 0
+    missing = keep + 1 - min(keep, there)
+    if free < missing * size:
+        fewer = ", or keep fewer with --checkpoint.keep" if missing > 1 else ""
         raise BadInput(
             "--run-dir",
-            f"{directory} has {free / 1e9:.2f} GB free, and {keep + 1} checkpoints need {needed / 1e9:.2f} GB",
-            "Free some space, choose another disk, or keep fewer with --checkpoint.keep",
+            f"{run_dir} has {free / 1e9:.2f} GB free, and checkpoints need {missing * size / 1e9:.2f} GB more "
+            f"({missing} of {size / 1e9:.2f} GB)",
+            f"Free some space or choose another disk{fewer}",
         )
 
 
@@ -161,14 +246,3 @@ def _as_dict(arrays: PyTree) -> dict[str, Any]:
     # By name, so that a checkpoint does not depend on the order of fields, and so that its files can be looked at.
     leaves, _ = jax.tree_util.tree_flatten_with_path(arrays)
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
-
-
-@contextlib.contextmanager
-def _disk_errors(directory: epath.Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ValueError) as error:
-        if "No space left" not in str(error) and "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        way_out = "Free some space and run the same command again: it goes on from the last checkpoint that was saved"
-        raise BadInput("--run-dir", f"the disk of {directory} is full", way_out) from error

@@ -13,11 +13,15 @@ import tyro
 from umd_eqx.config import Config
 from umd_eqx.dryrun import dry_run
 from umd_eqx.dump import dump
-from umd_eqx.errors import BadInput
+from umd_eqx.errors import BadInput, disk_errors
 from umd_eqx.presets import Preset
 from umd_eqx.run import run
+from umd_eqx.workspace import default_run_dir
 
 EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+"""What a shell expects of a program that Ctrl-C ended."""
+
 SWITCHES = (
     *("--dry-run", "--print-config", "--log.wandb", "--data.flip", "--model.labels", "--model.scan"),
     *("--ema.only-with-labels", "--eval.fewshot.raw-pixels"),
@@ -41,7 +45,9 @@ class Command:
 
 
 def main(presets: Mapping[str, Preset], arguments: Sequence[str] | None = None) -> None:
-    """Runs the pre-training command and exits: 0 done, 2 bad input, 75 stopped by a signal with its state saved.
+    """Runs the pre-training command and exits.
+
+    0: done; 2: bad input, a full disk too; 75: stopped by a signal with its state saved; 130: by Ctrl-C without.
 
     **Arguments:**
 
@@ -53,6 +59,9 @@ def main(presets: Mapping[str, Preset], arguments: Sequence[str] | None = None) 
     except BadInput as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_BAD_INPUT)
+    except KeyboardInterrupt:  # outside the training loop, or the second one
+        print("interrupted: the last checkpoint, if there is one, is as it was", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
 
 
 def _main(presets: Mapping[str, Preset], arguments: list[str]) -> int:
@@ -65,8 +74,10 @@ def _main(presets: Mapping[str, Preset], arguments: list[str]) -> int:
     if command.dry_run:
         print(dry_run(command.config, recipe=recipe, limit_steps=command.limit_steps))
         return 0
-    options = {"run_dir": command.run_dir, "limit_steps": command.limit_steps}
-    return run(command.config, preset=name, recipe=recipe, **options).exit_code
+    directory = command.run_dir or default_run_dir(name, command.config, recipe)
+    options = {"run_dir": directory, "limit_steps": command.limit_steps}
+    with disk_errors(directory):
+        return run(command.config, preset=name, recipe=recipe, **options).exit_code
 
 
 def split_preset(presets: Mapping[str, Preset], arguments: Sequence[str]) -> tuple[str, list[str]]:

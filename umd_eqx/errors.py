@@ -1,4 +1,11 @@
-"""The one exception for what a user can mend."""
+"""The one exception for what a user can mend, and a full disk told by it."""
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class BadInput(ValueError):
@@ -16,3 +23,24 @@ class BadInput(ValueError):
     def __init__(self, field: str, problem: str, way_out: str):
         super().__init__(f"{field}: {problem}. {way_out}")
         self.field = field
+
+
+@contextlib.contextmanager
+def disk_errors(directory: str | os.PathLike[str]) -> Iterator[None]:
+    """A context in which a full disk, or a used-up quota, raises `BadInput`; any other error is left as it is.
+
+    **Arguments:**
+
+    - `directory`: named as what is full where the error itself names no file.
+    """
+    try:
+        yield
+    except BadInput:
+        raise
+    except (OSError, ValueError) as error:
+        # tensorstore has the system's words in a ValueError.
+        if getattr(error, "errno", None) not in _FULL and not any(os.strerror(n) in str(error) for n in _FULL):
+            raise
+        where = getattr(error, "filename", None) or os.fspath(directory)
+        way_out = "Free some space and run the same command again: it goes on from the last checkpoint that was saved"
+        raise BadInput("--run-dir", f"the disk of {where} is full", way_out) from error

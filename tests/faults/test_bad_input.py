@@ -164,6 +164,7 @@ def test_too_small_a_disk_is_refused_before_the_first_step(tmp_path, monkeypatch
         main(PRETRAIN, words)
     assert end.value.code == 2
     error = one_line(capsys.readouterr().err)
-    assert "0.00 GB free, and 4 checkpoints need 0.1" in error
+    assert "0.00 GB free, and checkpoints need 0.1" in error
+    assert "(4 of 0.0" in error
     assert "keep fewer with --checkpoint.keep" in error
     assert not (Path(tmp_path) / "run/metrics.jsonl").exists()

@@ -1,5 +1,7 @@
 """Checkpoints that a disk has damaged."""
 
+import errno
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +12,11 @@ from etils import epath
 from faults.tiny import (
     arrays,
     assert_equal_bit_for_bit,
+    ended,
     numbers,
     on_one_device,
     rows,
+    start,
     tiny,
 )
 from faults.tiny import (
@@ -22,8 +26,9 @@ from faults.tiny import (
     one_device as one_device,
 )
 
+from umd_eqx import checkpoint
 from umd_eqx.checkpoint import Checkpoints
-from umd_eqx.config import build
+from umd_eqx.config import Config, build
 from umd_eqx.errors import BadInput
 from umd_eqx.run import run
 from umd_eqx.sharding import make_mesh
@@ -68,11 +73,19 @@ def truncate_the_description(checkpoint: Path) -> None:
         path.write_bytes(path.read_bytes()[:20])
 
 
-def restored(directory: Path) -> tuple[int | None, list[str]]:
-    """The step that is restored, and what is said."""
+def restored(
+    directory: Path, config: Config = CONFIG, failure: BaseException | None = None
+) -> tuple[int | None, list[str]]:
+    """The step that is restored, and what is said; `failure` is what becomes of orbax's restore."""
     mesh = make_mesh(jax.devices()[:1])
-    like = build(CONFIG, CONFIG.data.describe(), mesh).abstract_state()
+    like = build(config, config.data.describe(), mesh).abstract_state()
     checkpoints, said = Checkpoints(epath.Path(directory / "checkpoints"), keep=2), []
+
+    def fail(*arguments, **options):
+        raise failure
+
+    if failure is not None:
+        checkpoints.manager.restore = fail
     try:
         found = checkpoints.restore(like, jax.sharding.SingleDeviceSharding(jax.devices()[0]), said.append)
     finally:
@@ -111,6 +124,117 @@ def test_a_checkpoint_killed_before_its_seal_was_written_is_read(finished, tmp_p
     shutil.copytree(finished, directory)
     (directory / "checkpoints/6/crc32.json").unlink()
     assert restored(directory) == (6, [])
+
+
+def test_what_orbax_makes_of_damage_is_known_where_there_is_no_seal(finished, tmp_path):
+    # In a process of its own: orbax's other threads tell at its end what they met, too.
+    directory = tmp_path / "run"
+    shutil.copytree(finished, directory)
+    (directory / "checkpoints/6/crc32.json").unlink()
+    truncate(directory / "checkpoints/6")
+    (directory / "checkpoints/4/crc32.json").unlink()
+    truncate_the_description(directory / "checkpoints/4")
+    code, out, error = ended(start(directory, "--limit-steps", "7"))
+    assert code == 2
+    assert "checkpoint 6 is corrupt (OUT_OF_RANGE: Error" in out
+    assert "checkpoint 4 is corrupt (Unterminated string" in out
+    assert "error: --run-dir: none of the checkpoints" in error
+
+
+def wrapped(error: BaseException) -> Exception:
+    """As orbax hands on what it meets while it reads an array."""
+    outer = Exception("Encountered error while reading array index")
+    outer.__cause__ = error
+    return outer
+
+
+def system(number: int) -> OSError:
+    return OSError(number, os.strerror(number))
+
+
+def tensorstore(status: str, number: int) -> ValueError:
+    return ValueError(f"{status}: Error reading: {os.strerror(number)} [os_error_code='{number}']")
+
+
+@pytest.mark.parametrize("sealed", [True, False])
+@pytest.mark.parametrize(
+    ("failure", "raised", "said"),
+    [
+        (system(errno.EIO), BadInput, r"checkpoint 6 in .* cannot be read \(Input/output error\)"),
+        (system(errno.EACCES), BadInput, r"cannot be read \(Permission denied\)"),
+        (system(errno.EMFILE), BadInput, r"cannot be read \(Too many open files\)"),
+        (tensorstore("UNKNOWN", errno.EIO), BadInput, r"cannot be read \(Input/output error\)"),
+        (wrapped(tensorstore("UNKNOWN", errno.EIO)), BadInput, r"cannot be read \(Input/output error\)"),
+        (wrapped(tensorstore("PERMISSION_DENIED", errno.EACCES)), BadInput, r"cannot be read \(Permission denied\)"),
+        (wrapped(ValueError("UNAVAILABLE: try again")), BadInput, r"cannot be read \(UNAVAILABLE\)"),
+        (MemoryError(), MemoryError, "^$"),
+        (wrapped(MemoryError()), Exception, "reading array index"),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory"), jax.errors.JaxRuntimeError, "Out of memory"),
+        (KeyboardInterrupt(), KeyboardInterrupt, "^$"),
+        (wrapped(KeyboardInterrupt()), KeyboardInterrupt, "^$"),
+    ],
+    ids=repr,
+)
+def test_a_machine_in_trouble_is_not_taken_for_damage(finished, tmp_path, failure, raised, said, sealed):
+    directory = tmp_path / "run"
+    shutil.copytree(finished, directory)
+    if not sealed:
+        (directory / "checkpoints/6/crc32.json").unlink()
+    with pytest.raises(raised, match=said):
+        restored(directory, failure=failure)
+    assert restored(directory) == (6, [])
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        wrapped(ValueError("OUT_OF_RANGE: Requested byte range [0, 355) is not valid for value of size 177")),
+        wrapped(ValueError("NOT_FOUND: Error reading")),
+        ValueError("DATA_LOSS: CRC-32C checksum verification failed"),
+        FileNotFoundError(errno.ENOENT, "No such file or directory"),
+        KeyError("tree_metadata"),
+    ],
+    ids=repr,
+)
+def test_damage_is_told_from_it_where_there_is_no_seal(finished, tmp_path, failure):
+    directory = tmp_path / "run"
+    shutil.copytree(finished, directory)
+    for step in (4, 6):
+        (directory / f"checkpoints/{step}/crc32.json").unlink()
+    with pytest.raises(BadInput, match="none of the checkpoints"):
+        restored(directory, failure=failure)
+    assert {path.name for path in (directory / "checkpoints").iterdir()} >= {"4.corrupt", "6.corrupt"}
+
+
+def test_a_disk_that_cannot_read_the_files_for_the_seal_is_not_taken_for_damage(finished, tmp_path, monkeypatch):
+    def fail(folder):
+        raise system(errno.EIO)
+
+    directory = tmp_path / "run"
+    shutil.copytree(finished, directory)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "_digests", fail)
+        with pytest.raises(BadInput, match="Input/output error"):
+            restored(directory)
+    assert restored(directory) == (6, [])
+
+
+def test_files_that_are_as_they_were_sealed_are_never_set_aside(finished, tmp_path):
+    # Another state than the one that was saved: what orbax raises of it, it could raise of damage, too.
+    directory = tmp_path / "run"
+    shutil.copytree(finished, directory)
+    with pytest.raises(ValueError, match="do not match"):
+        restored(directory, tiny(eval={}, ema__only_with_labels=True))
+    assert restored(directory) == (6, [])
+
+
+def test_a_seal_that_is_damaged_itself_is_damage(finished, tmp_path):
+    directory = tmp_path / "run"
+    shutil.copytree(finished, directory)
+    (directory / "checkpoints/6/crc32.json").write_text('{"state/_META')
+    step, said = restored(directory)
+    assert step == 4
+    assert "the file crc32.json is damaged" in said[0]
 
 
 @pytest.mark.usefixtures("one_device")

@@ -2,6 +2,7 @@
 
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,20 @@ def test_a_run_killed_and_stopped_again_and_again_is_the_run_that_never_was(tmp_
     assert (code, error) == (0, "")
     assert "denoising/x0/t0.50" in out
     same_as(run_dir, whole)
+
+
+def test_a_second_ctrl_c_is_one_line_and_leaves_the_last_checkpoint(tmp_path):
+    run_dir = tmp_path / "run"
+    process = start(run_dir, seconds_a_step=1.0)
+    wait_for_step(process, run_dir, 3)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.3)  # two at the same moment would be one to a process
+    process.send_signal(signal.SIGINT)
+    code, out, error = ended(process)
+    assert code == 130
+    assert error == "interrupted: the last checkpoint, if there is one, is as it was\n"
+    assert "SIGINT: saving" in out
+    assert (run_dir / "checkpoints/2/crc32.json").is_file()
 
 
 def test_what_is_wrong_is_one_line_and_no_traceback_in_a_real_process(tmp_path):

@@ -102,7 +102,9 @@ class MetricsFile:
             raise ValueError(f"step {step} does not come after step {self._last_step}: each step is written once")
         if "step" in row:
             raise ValueError("a row of metrics cannot have a number named 'step'")
-        self._file.write(_line({"step": int(step), **{name: _plain(value) for name, value in row.items()}}))
+        line = _line({"step": int(step), **{name: _plain(value) for name, value in row.items()}})
+        while line:  # a disk that is filling up takes a part of it, and refuses the rest only when asked again
+            line = line[self._file.write(line) :]
         os.fsync(self._file.fileno())
         self._last_step = step
 

@@ -1,0 +1,139 @@
+"""A disk that fills up while a run writes to it: one line, exit code 2, and nothing lost."""
+
+import errno
+import io
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from faults.tiny import (
+    arrays,
+    assert_equal_bit_for_bit,
+    numbers,
+    on_one_device,
+    tiny,
+)
+from faults.tiny import (
+    compilation_cache as compilation_cache,
+)
+from faults.tiny import (
+    one_device as one_device,
+)
+
+from umd_eqx.cli import main
+from umd_eqx.errors import BadInput, disk_errors
+from umd_eqx.report import MetricsFile, read_metrics
+from umd_eqx.run import run
+
+pytestmark = pytest.mark.usefixtures("one_device")
+
+CONFIG = tiny()
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two steps, and beside it the same with a third: what comes of it if no disk is full."""
+    folder = tmp_path_factory.mktemp("begun")
+    with pytest.MonkeyPatch.context() as patch:
+        on_one_device(patch)
+        run(CONFIG, run_dir=folder / "run", preset="tiny", limit_steps=2)
+        shutil.copytree(folder / "run", folder / "whole")
+        run(CONFIG, run_dir=folder / "whole", preset="tiny", limit_steps=3)
+    return folder
+
+
+def fill_up(patch: pytest.MonkeyPatch, pattern: str) -> None:
+    """Lets the disk be full for the files with such a name. As with the real thing, the error names none."""
+    sync = os.fsync
+
+    def fsync(file: int) -> None:
+        if re.fullmatch(pattern, Path(os.readlink(f"/proc/self/fd/{file}")).name):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(file)
+
+    patch.setattr(os, "fsync", fsync)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        r"metrics\.jsonl",  # a row
+        r"metrics\.jsonl\..*",  # the rows that are kept, at the start
+        r"config\.json\..*",
+        r"environment\.json\..*",
+        r"00000003\.png\..*",
+        r"report\.html\..*",
+    ],
+)
+def test_a_full_disk_is_one_line_and_the_run_goes_on_from_its_last_checkpoint(
+    begun, pattern, tmp_path, monkeypatch, capsys
+):
+    run_dir = tmp_path / "run"
+    shutil.copytree(begun / "run", run_dir)
+    with monkeypatch.context() as patch:
+        fill_up(patch, pattern)
+        with pytest.raises(SystemExit) as end:
+            main({"tiny": tiny}, ["tiny", "--run-dir", str(run_dir), "--limit-steps", "3"])
+    assert end.value.code == 2
+    out, error = capsys.readouterr()
+    assert error == (
+        f"error: --run-dir: the disk of {run_dir} is full. Free some space and run the same command again: "
+        "it goes on from the last checkpoint that was saved\n"
+    )
+    assert "Traceback" not in out
+    assert_equal_bit_for_bit(arrays(run_dir, CONFIG), arrays(begun / "run", CONFIG))
+    run(CONFIG, run_dir=run_dir, preset="tiny", limit_steps=3)
+    assert numbers(run_dir) == numbers(begun / "whole")
+    assert_equal_bit_for_bit(arrays(run_dir, CONFIG), arrays(begun / "whole", CONFIG))
+
+
+def test_in_python_it_is_the_error_of_the_system(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        fill_up(patch, r"metrics\.jsonl")
+        with pytest.raises(OSError, match="No space left") as error:
+            run(CONFIG, run_dir=tmp_path / "run", limit_steps=1)
+    assert error.value.errno == errno.ENOSPC
+
+
+@pytest.mark.parametrize(
+    ("error", "named"),
+    [
+        (OSError(errno.ENOSPC, "full"), "runs/here"),
+        (OSError(errno.EDQUOT, "quota", "/tmp/there"), "/tmp/there"),
+        (ValueError("RESOURCE_EXHAUSTED: Failed to write: No space left on device [os_error_code='28']"), "runs/here"),
+    ],
+)
+def test_a_full_disk_is_known_by_its_number_and_by_its_words(error, named):
+    with pytest.raises(BadInput, match=f"the disk of {named} is full"), disk_errors("runs/here"):
+        raise error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EIO, "Input/output error"),
+        ValueError("RESOURCE_EXHAUSTED: Too many open files [os_error_code='24']"),
+        BadInput("--run-dir", "runs/x cannot be written to (No space left on device)", "Choose another"),
+    ],
+)
+def test_no_other_error_is_taken_for_one(error):
+    with pytest.raises(type(error)) as raised, disk_errors("runs/here"):
+        raise error
+    assert raised.value is error
+
+
+class Reluctant(io.FileIO):
+    """As write(2) at a disk that is filling up: it says how much it took, and "no space" only when asked again."""
+
+    def write(self, data) -> int:
+        return super().write(data[:5])
+
+
+def test_a_row_of_which_the_disk_took_a_part_is_written_on(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    with MetricsFile(Reluctant(path, "wb"), -1) as metrics:
+        metrics.append(1, {"train/loss": 0.5})
+        metrics.append(2, {"train/loss": 0.25})
+    assert read_metrics(path) == [{"step": 1, "train/loss": 0.5}, {"step": 2, "train/loss": 0.25}]
