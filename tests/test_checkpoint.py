@@ -3,8 +3,11 @@
 import dataclasses
 import errno
 import json
+import logging
+import sys
 import threading
 import time
+from collections import namedtuple
 
 import equinox as eqx
 import jax
@@ -211,3 +214,18 @@ def test_a_disk_that_fills_up_is_said_to_be_full(checkpoints, state, monkeypatch
     monkeypatch.setattr(checkpoints.manager, "save", full)
     with pytest.raises(BadInput, match=r"is full\. Free some space and run the same command again"):
         checkpoints.save(1, state)
+
+
+def test_of_what_orbax_meets_only_the_exception_is_told(checkpoints, monkeypatch, caplog):
+    told = []
+    monkeypatch.setattr(sys, "unraisablehook", told.append)
+    for _ in range(2):
+        Checkpoints(checkpoints.directory, keep=2).close()
+    report = namedtuple("report", "exc_value")
+    sys.unraisablehook(report(RuntimeError("Event loop is closed")))
+    other = report(RuntimeError("something else"))
+    sys.unraisablehook(other)
+    assert told == [other]
+    logging.getLogger("asyncio").error("Task exception was never retrieved")
+    logging.getLogger("asyncio").error("something else")
+    assert caplog.messages == ["something else"]

@@ -1,10 +1,12 @@
 """Checkpoints: the training state, saved while training goes on, restored bit for bit."""
 
+import dataclasses
 import json
 import logging
 import os
 import re
 import shutil
+import sys
 import zlib
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -40,9 +42,7 @@ class Checkpoints:
     """
 
     def __init__(self, directory: epath.Path, *, keep: int):
-        # orbax tells its whole life at INFO, warns about its own defaults, and logs each error with a traceback; its
-        # errors reach us as exceptions.
-        logging.getLogger("absl").setLevel(logging.CRITICAL)
+        _hush()
         self.directory = directory
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
         self.manager = ocp.CheckpointManager(directory, options=options, item_names=("state",))
@@ -240,6 +240,29 @@ def require_space(run_dir: epath.Path, state: PyTree, keep: int) -> None:
             f"({missing} of {size / 1e9:.2f} GB)",
             f"Free some space or choose another disk{fewer}",
         )
+
+
+def _hush() -> None:
+    # orbax tells its whole life at INFO, warns about its own defaults, and logs each error with a traceback. Then it
+    # leaves its event loop, and each array that was still under way prints another one: hundreds for a full disk. Its
+    # errors reach us as exceptions.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    logging.getLogger("asyncio").addFilter(_is_no_echo)
+    if not isinstance(sys.unraisablehook, _WithoutEchoes):
+        sys.unraisablehook = _WithoutEchoes(sys.unraisablehook)
+
+
+def _is_no_echo(record: logging.LogRecord) -> bool:
+    return "exception was never retrieved" not in record.getMessage()
+
+
+@dataclasses.dataclass(frozen=True)
+class _WithoutEchoes:
+    report: Callable[[Any], object]
+
+    def __call__(self, unraisable: Any) -> None:
+        if not str(unraisable.exc_value).startswith(("Event loop is closed", "Encountered error while reading array")):
+            self.report(unraisable)
 
 
 def _as_dict(arrays: PyTree) -> dict[str, Any]:

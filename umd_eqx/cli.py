@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import inspect
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Annotated
@@ -62,6 +63,9 @@ def main(presets: Mapping[str, Preset], arguments: Sequence[str] | None = None) 
     except KeyboardInterrupt:  # outside the training loop, or the second one
         print("interrupted: the last checkpoint, if there is one, is as it was", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
+    except BrokenPipeError:  # `--help | head`: whoever read has read enough, and nothing more may be written at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
 
 
 def _main(presets: Mapping[str, Preset], arguments: list[str]) -> int:

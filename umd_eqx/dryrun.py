@@ -55,7 +55,8 @@ def dry_run(config: Config, *, recipe: Config | None = None, limit_steps: int | 
         "devices": f"{mesh.size} x {jax.devices()[0].device_kind}, {peak / 1e12:.3g} TFLOP/s each ({source})",
         "memory": f"{memory.argument_size_in_bytes / 1e9:.2f} GB of state and batch on each device, "
         f"{memory.temp_size_in_bytes / 1e9:.2f} GB while a step runs (compiled for this machine)",
-        "time": f"{duration(seconds * steps)} at {USUAL_MFU:.0%} of the peak, {seconds * 1e3:,.0f} ms a step",
+        "time": f"{duration(seconds * steps)} at {USUAL_MFU:.0%} of the peak, {seconds * 1e3:,.0f} ms a step, "
+        "evaluation not counted",
     }
     width = max(map(len, lines)) + 2
     return "\n".join(f"{name:{width}}{value}" for name, value in lines.items())

@@ -64,6 +64,7 @@ def run(
 
     Raises `BadInput` for whatever the caller can mend.
     """
+    asked = preset
     if preset is None or recipe is None:
         preset, recipe = nearest_preset(config) if preset is None else (preset, config)
     if "://" in str(run_dir):
@@ -72,7 +73,7 @@ def run(
     built = build(config, config.data.describe())
     stop_at = built.steps(limit_steps)
     with own(directory):
-        if claim(directory, config, preset):
+        if claim(directory, config, asked):
             record(directory, config, preset, recipe)
         return _Run(built, directory, preset, recipe, stop_at).start()
 
@@ -131,7 +132,7 @@ class _Run:
                 if found:
                     some = ", ".join(map(str, sorted(found)[:10]))
                     terminal.warn(f"{len(found)} {name} images could not be read and were skipped: {some}")
-            terminal.phase("saving")
+            terminal.phase("saving", step)
             checkpoints.wait()
             write_webpage(self.directory)
         return self._goodbye(step, stop.asked if step < self.stop_at else None)

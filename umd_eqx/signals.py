@@ -36,4 +36,4 @@ class Stop:
             raise KeyboardInterrupt
         if self.asked is None:
             self.asked = signal.Signals(number).name
-            self._say(f"{self.asked}: saving after this step (Ctrl-C again to leave at once)")
+            self._say(f"{self.asked}: saving after this step and its evaluations (Ctrl-C again to leave at once)")

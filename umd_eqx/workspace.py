@@ -59,8 +59,10 @@ def own(run_dir: Path) -> Iterator[None]:
         yield
 
 
-def claim(run_dir: Path, config: Config, preset: str) -> bool:
+def claim(run_dir: Path, config: Config, preset: str | None) -> bool:
     """Checks that the directory is this run's, or nobody's yet: then True. Writes nothing: see `record`.
+
+    `preset` is the one that was asked for, None if none was by its name.
 
     Raises `BadInput`, naming the field, if it holds a run that a different configuration made, or no run at all but
     something else.
@@ -81,7 +83,7 @@ def claim(run_dir: Path, config: Config, preset: str) -> bool:
     if changed:
         name, (was, now) = next(iter(changed.items()))
         field = f"--{name.replace('_', '-')}"
-        if kept.get("preset") != preset:
+        if preset is not None and kept.get("preset") != preset:
             field, was, now = "preset", kept.get("preset"), preset
         raise BadInput(
             field,

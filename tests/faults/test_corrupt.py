@@ -127,7 +127,7 @@ def test_a_checkpoint_killed_before_its_seal_was_written_is_read(finished, tmp_p
 
 
 def test_what_orbax_makes_of_damage_is_known_where_there_is_no_seal(finished, tmp_path):
-    # In a process of its own: orbax's other threads tell at its end what they met, too.
+    # In a process of its own: there is no traceback of what orbax's other threads met, either.
     directory = tmp_path / "run"
     shutil.copytree(finished, directory)
     (directory / "checkpoints/6/crc32.json").unlink()
@@ -138,7 +138,8 @@ def test_what_orbax_makes_of_damage_is_known_where_there_is_no_seal(finished, tm
     assert code == 2
     assert "checkpoint 6 is corrupt (OUT_OF_RANGE: Error" in out
     assert "checkpoint 4 is corrupt (Unterminated string" in out
-    assert "error: --run-dir: none of the checkpoints" in error
+    assert error.startswith("error: --run-dir: none of the checkpoints")
+    assert len(error.splitlines()) == 1
 
 
 def wrapped(error: BaseException) -> Exception:

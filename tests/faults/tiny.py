@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
 from etils import epath
 
 from umd_eqx.checkpoint import Checkpoints
@@ -66,11 +67,13 @@ def compilation_cache() -> Iterator[None]:
         "jax_persistent_cache_min_entry_size_bytes": -1,
     }
     before = {name: jax.config.values[name] for name in settings}
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
+    for values in (settings, before):
+        for name, value in values.items():
+            jax.config.update(name, value)
+        # JAX looks at these once; other modules compile for eight devices, which it cannot always write down.
+        reset_cache()
+        if values is settings:
+            yield
 
 
 def on_one_device(patch: pytest.MonkeyPatch) -> None:

@@ -130,9 +130,9 @@ def test_results_table():
     ]
     assert results_table(rows).splitlines() == [
         "evaluation                value  step",
+        "fewshot/both/knn         0.8125    20",
         "fewshot/raw_pixels/top1    0.75     0",
         "fid                         nan    10",
-        "knn/both/top1            0.8125    20",
     ]
     assert results_table([{"step": 1, "train/loss": 1.0}]) == "no evaluation yet"
 

@@ -83,6 +83,8 @@ def training(run: RunDirectory) -> str:
     - `run`: the run.
     """
     names = [name for name in run.names() if not name.startswith("eval/") and name != "throughput/wall_seconds"]
+    # Only where there is something to see: most runs skip no step.
+    names = [name for name in names if not name.startswith("train/skipped") or any(run.curve(name)[1])]
     losses = sorted((name for name in names if re.fullmatch("train/.*loss.*", name)), key=lambda n: n != "train/loss")
     cards = []
     lines, legend = [], []

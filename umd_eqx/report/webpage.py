@@ -27,6 +27,12 @@ from umd_eqx.report.webcharts import denoising, evaluations, probes, training
 PICTURE_BYTES = 5_500_000
 """All pictures of a page together, before base64 makes them 4/3 as large: the page stays under about 8 MB."""
 
+CAPTIONS = {
+    "reconstruction-pictures": "Masked reconstruction. Rows: image, what the encoder sees, prediction, both combined",
+    "denoising-pictures": "Denoising. In each row: image, then noised and denoised, at growing noise levels",
+}
+"""What is to be seen on the pictures of the evaluations that come with the package."""
+
 EARLIER = 6
 """How many earlier versions of a picture a page shows at most."""
 
@@ -139,7 +145,7 @@ def _pictures(directory: Path) -> str:
     figures = []
     for name, path in newest.items():
         old = [shown[one] for one in earlier[name] if one in shown]
-        figure = _figure(shown[path], f"{name}, step {_step(path):,}") if path in shown else ""
+        figure = _figure(shown[path], f"{CAPTIONS.get(name, name)}, step {_step(path):,}") if path in shown else ""
         if old:
             strip = "".join(_figure(picture, f"step {int(picture.step):,}") for picture in old)
             figure += f'<details>\n<summary>Earlier: {escape(name)}</summary>\n<div class="strip">\n{strip}</div>\n'
