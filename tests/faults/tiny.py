@@ -14,8 +14,8 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache.compilation_cache import reset_cache
 from etils import epath
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from umd_eqx.checkpoint import Checkpoints
 from umd_eqx.config import Config, build
