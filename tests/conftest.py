@@ -1,6 +1,7 @@
 """What every test runs under. Set before JAX and the package are imported, because neither looks again."""
 
 # ruff: noqa: E402
+import gc
 import importlib.metadata
 import os
 
@@ -45,6 +46,20 @@ def strict_arithmetic(request: pytest.FixtureRequest) -> Iterator[None]:
     ranks = "raise" if parts & set(STRICT_RANKS) else "allow"
     with jax.numpy_dtype_promotion(dtypes), jax.numpy_rank_promotion(ranks):
         yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_memory_maps() -> Iterator[None]:
+    """Lets go of compiled programs before there are too many.
+
+    Each takes several memory maps, of which Linux gives a process 65,530; LLVM does not survive the one after.
+    """
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > 15_000:
+        eqx.clear_caches()
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")
