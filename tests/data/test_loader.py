@@ -183,6 +183,7 @@ import signal, sys
 from umd_eqx.data.loader import training_batches
 from umd_eqx.data.source import open_source
 from umd_eqx.data.transforms import TrainTransform
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is started with it ignored
 stream = training_batches(open_source("fashion_mnist", None, "test"), TrainTransform(28), batch_size=8, seed=0)
 try:
     for step, batch in enumerate(stream):
