@@ -1,0 +1,58 @@
+"""Arrays by name in a safetensors file: a format that holds numbers and text and nothing that could be executed."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax.numpy  # noqa: F401  # numpy then knows bfloat16 by its name, which is how safetensors asks for it
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from umd_eqx.errors import BadInput
+
+Tensors = Mapping[str, np.ndarray]
+
+
+def read_tensors(
+    path: str | os.PathLike[str], field: str = "--weights"
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """The arrays of a safetensors file by name, and the texts of its header.
+
+    **Arguments:**
+
+    - `path`: of a local file.
+    - `field`: the flag that named it.
+
+    **Raises:** `BadInput` for a file that is missing, cannot be read, is no safetensors file (a pickle, for example),
+    whose header does not fit its length, or that holds numbers of a kind unknown to numpy (bfloat16 is known). Nothing
+    of the file is executed, and no more is allocated than it holds.
+    """
+    way_out = "Give a .safetensors file"
+    if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
+        raise BadInput(field, f"{path} is no file", way_out)
+    try:
+        with safetensors.safe_open(os.fspath(path), framework="numpy") as file:
+            names = list(file.keys())
+            return {name: np.asarray(file.get_tensor(name)) for name in names}, dict(file.metadata() or {})
+    except FileNotFoundError as error:
+        raise BadInput(field, f"there is no file {path}", way_out) from error
+    except OSError as error:
+        raise BadInput(field, f"{path} cannot be read ({error.strerror or error})", way_out) from error
+    except (safetensors.SafetensorError, ValueError, TypeError, KeyError, AttributeError) as error:
+        # The words may be the file's own: on one line, and nothing that a terminal would obey.
+        words = "".join(c if c.isprintable() else " " for c in str(error))
+        problem = f"{path} is no safetensors file that can be read ({' '.join(words.split())[:160]})"
+        raise BadInput(field, problem, f"{way_out}; nothing in this one was executed") from error
+
+
+def write_tensors(path: str | os.PathLike[str], tensors: Tensors, texts: Mapping[str, str] | None = None) -> None:
+    """Writes arrays by name, and texts into the header, as one safetensors file, in one piece.
+
+    Raises `OSError` if the disk refuses.
+    """
+    path = Path(path)
+    unfinished = path.with_name(f"{path.name}.tmp")
+    contiguous = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
+    unfinished.write_bytes(safetensors.numpy.save(contiguous, dict(texts) if texts else None))
+    unfinished.replace(path)
