@@ -41,6 +41,11 @@ class GaussianOracle(AbstractModel):
         return cls(path, jnp.asarray(rng.normal(size=shape)), jnp.asarray(covariance), patch)
 
     @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Of the mean."""
+        return self.mean.shape
+
+    @property
     def num_patches(self) -> int:
         """Patches in an image."""
         return (self.mean.shape[0] // self.patch) * (self.mean.shape[1] // self.patch)

@@ -108,6 +108,7 @@ class Number(AbstractModel):
     """A network that is one number."""
 
     value: float
+    image_shape: tuple[int, int, int] = (1, 1, 1)
     num_classes: int | None = None
     patch: int = 1
     num_patches: int = 1

@@ -73,6 +73,7 @@ class Fake(AbstractModel):
     """
 
     copied: float = eqx.field(static=True, default=0.0)
+    image_shape: tuple[int, int, int] = eqx.field(static=True, default=(8, 8, 1))
     num_patches: int = eqx.field(static=True, default=16)
     num_classes: int | None = eqx.field(static=True, default=None)
     patch: int = eqx.field(static=True, default=2)

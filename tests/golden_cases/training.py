@@ -100,6 +100,10 @@ class Playback(AbstractModel):
     patch: int = eqx.field(static=True)
     num_patches: int = eqx.field(static=True)
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return self.inputs.shape[1:]
+
     def __call__(self, x: Any, t: Any, y: Any, view: Any = None, *, key: Any = None) -> Prediction:
         def recall(inputs: jax.Array, predictions: jax.Array) -> jax.Array:
             return predictions[jnp.argmin(jnp.sum((inputs - x) ** 2, axis=(1, 2, 3)))]

@@ -41,6 +41,7 @@ class Fixed(AbstractModel):
     x0: Image
     eps: Image
     num_classes: int | None = eqx.field(static=True, default=None)
+    image_shape: tuple[int, int, int] = eqx.field(static=True, default=SHAPE)
     patch: int = eqx.field(static=True, default=1)
     num_patches: int = eqx.field(static=True, default=N)
 
@@ -56,6 +57,7 @@ class Echo(AbstractModel):
 
     tells: str = eqx.field(static=True)
     num_classes: int | None = eqx.field(static=True, default=100)
+    image_shape: tuple[int, int, int] = eqx.field(static=True, default=SHAPE)
     patch: int = eqx.field(static=True, default=1)
     num_patches: int = eqx.field(static=True, default=N)
 

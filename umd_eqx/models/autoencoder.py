@@ -37,9 +37,11 @@ class AbstractModel(eqx.Module):
     """What an objective, a sampler or an evaluator may ask of a network. One image at a time: use `jax.vmap`.
 
     `num_classes` is None where the network knows no labels; it then ignores `y`. Label `num_classes` is "no class".
-    `patch` is the side of a patch and `num_patches` how many an image has: what a mask is drawn over.
+    `image_shape` is (rows, columns, channels) of an image, `patch` the side of a patch and `num_patches` how many an
+    image has: what a mask is drawn over.
     """
 
+    image_shape: eqx.AbstractVar[tuple[int, int, int]]
     num_classes: eqx.AbstractVar[int | None]
     patch: eqx.AbstractVar[int]
     num_patches: eqx.AbstractVar[int]

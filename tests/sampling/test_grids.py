@@ -1,0 +1,105 @@
+import jax
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from umd_eqx.paths import CosinePath, CosineTable, LinearTable, RectifiedFlow, smooth
+from umd_eqx.sampling import DDIM, EDMGrid, Heun, ReferenceGrid, ShiftedGrid, UniformGrid
+from umd_eqx.sampling.base import end_times, levels
+
+TABLES = {"cosine table": CosineTable(), "linear table": LinearTable(), "short table": CosineTable(7)}
+SMOOTH = {"cosine": CosinePath(), "rectified flow": RectifiedFlow(), "smooth table": smooth(LinearTable(50))}
+PATHS = TABLES | SMOOTH
+GRIDS = (UniformGrid(), ReferenceGrid(), EDMGrid(), ShiftedGrid(), ShiftedGrid(base=8))
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=repr)
+@pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
+def test_a_grid_falls_and_stays_within_the_ends_of_its_path(path, grid):
+    for steps, head in ((1, "x0"), (2, "eps"), (64, "x0")):
+        low, high = end_times(path, head)
+        times = grid.times(path, steps, 32, head)
+        assert np.all(np.diff(times.astype(np.float32)) < 0)
+        assert low <= times[-1]
+        assert times[0] <= high
+        assert 1 <= len(times) <= steps + isinstance(grid, ReferenceGrid)
+
+
+@pytest.mark.parametrize("path", TABLES.values(), ids=TABLES)
+@pytest.mark.parametrize("grid", GRIDS, ids=repr)
+def test_on_a_table_times_are_its_steps(path, grid):
+    steps = grid.times(path, 12, 32, "eps") * path.steps
+    np.testing.assert_allclose(steps, np.rint(steps), atol=1e-9)
+    assert steps.min() >= 1
+
+
+@given(st.integers(1, 1100))
+def test_the_reference_goes_down_in_strides(steps):
+    # As its loop has it: whole strides from 999 while above 0, then 0.
+    stride = -(-1000 // steps)
+    expected, index = [], 999
+    while index > 0:
+        expected.append(index)
+        index -= stride
+    times = ReferenceGrid().times(CosineTable(), steps, 64, "eps")
+    assert np.rint(times * 1000).astype(int).tolist() == [index + 1 for index in [*expected, 0]]
+
+
+@pytest.mark.parametrize("steps", [4, 50, 62, 100, 250, 1000])
+def test_the_reference_asks_at_the_recorded_steps(steps, golden_data):
+    with np.load(golden_data / "ddim.npz") as recorded:
+        asked = recorded[f"evaluated_t_s{steps}"]
+    times = ReferenceGrid().times(CosineTable(), steps, 64, "eps")
+    assert np.rint(times * 1000 - 1).astype(int).tolist() == list(dict.fromkeys(asked.tolist()))
+    assert DDIM(steps=steps).evaluations(CosineTable()) == len(times)
+
+
+@pytest.mark.parametrize("path", SMOOTH.values(), ids=SMOOTH)
+def test_edm_levels(path):
+    # Karras et al. 2022, eq. 5, in float64 from the levels alone.
+    alpha, sigma = levels(path, EDMGrid().times(path, 9, 32, "eps"))
+    ratio = sigma / alpha
+    expected = np.linspace(ratio[0] ** (1 / 7), ratio[-1] ** (1 / 7), 9) ** 7
+    np.testing.assert_allclose(ratio, expected, rtol=2e-2)  # a time is found between points of a fine grid
+    assert ratio[0] <= 80 * 1.02
+    assert ratio[-1] >= 0.002 * 0.98
+
+
+@pytest.mark.parametrize("side", [32, 64, 256])
+def test_a_shift_along_a_rectified_flow(side):
+    # Esser et al. 2024, eq. 23, between the ends, which stay.
+    path, s = RectifiedFlow(), side / 64
+    times = ShiftedGrid().times(path, 9, side, "x0")
+    t = np.linspace(1.0, 1e-3, 9)
+    np.testing.assert_allclose(times[1:-1], (s * t / (1 + (s - 1) * t))[1:-1], atol=2e-4)
+    assert (times[0], times[-1]) == (path.t_max, path.t_min)
+
+
+@pytest.mark.parametrize("path", [CosinePath(), smooth(CosineTable())], ids=["cosine", "smooth table"])
+def test_a_shift_is_one_of_the_log_snr(path):
+    even = UniformGrid().times(path, 9, 128, "x0")[1:-1]
+    shifted = ShiftedGrid().times(path, 9, 128, "x0")[1:-1]
+    log_snr = [2 * np.log(alpha / sigma) for alpha, sigma in (levels(path, even), levels(path, shifted))]
+    np.testing.assert_allclose(log_snr[1] - log_snr[0], 2 * np.log(64 / 128), atol=2e-2)
+
+
+@pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
+def test_levels_are_those_of_the_path_also_while_something_is_traced(path):
+    times = UniformGrid().times(path, 6, 32, "eps")
+    outside = levels(path, times)
+
+    @jax.jit
+    def inside(x):
+        for ours, theirs in zip(levels(path, times), outside, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+        return x
+
+    jax.vmap(inside)(np.zeros(2))
+    t = np.asarray(times, np.float32)
+    np.testing.assert_allclose(outside[0], jax.vmap(path.alpha)(t), rtol=1e-4, atol=3e-7)
+    np.testing.assert_allclose(outside[1], jax.vmap(path.sigma)(t), rtol=1e-4, atol=3e-7)
+
+
+def test_heun_asks_twice_but_at_the_end():
+    assert Heun(steps=10).evaluations(CosinePath()) == 19

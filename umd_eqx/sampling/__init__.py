@@ -1,0 +1,18 @@
+"""From noise to images: ODE and SDE solvers of diffrax along a path, one image at a time."""
+
+from umd_eqx.sampling.base import AbstractSampler as AbstractSampler
+from umd_eqx.sampling.base import Head as Head
+from umd_eqx.sampling.base import denoise as denoise
+from umd_eqx.sampling.batch import sample as sample
+from umd_eqx.sampling.config import SamplerConfig as SamplerConfig
+from umd_eqx.sampling.exponential import DDIM as DDIM
+from umd_eqx.sampling.exponential import DPMSolverPP as DPMSolverPP
+from umd_eqx.sampling.grids import AbstractGrid as AbstractGrid
+from umd_eqx.sampling.grids import EDMGrid as EDMGrid
+from umd_eqx.sampling.grids import ReferenceGrid as ReferenceGrid
+from umd_eqx.sampling.grids import ShiftedGrid as ShiftedGrid
+from umd_eqx.sampling.grids import UniformGrid as UniformGrid
+from umd_eqx.sampling.ode import Adaptive as Adaptive
+from umd_eqx.sampling.ode import Euler as Euler
+from umd_eqx.sampling.ode import Heun as Heun
+from umd_eqx.sampling.sde import ReverseSDE as ReverseSDE

@@ -1,0 +1,78 @@
+"""Many samples, batch by batch over the devices."""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
+
+from umd_eqx.models import AbstractModel
+from umd_eqx.paths import AbstractPath
+from umd_eqx.sampling.base import AbstractSampler
+from umd_eqx.sharding import batch_sharding, make_mesh, place, replicated
+from umd_eqx.types import Image, Label
+
+
+def sample(
+    model: AbstractModel,
+    path: AbstractPath,
+    sampler: AbstractSampler,
+    labels: Int[np.ndarray, "n"],
+    key: PRNGKeyArray,
+    *,
+    batch_size: int = 64,
+    mesh: Mesh | None = None,
+    noise: Float[np.ndarray, "n h w c"] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Float[np.ndarray, "n h w c"]:
+    """An image for each label, as the sampler leaves it: in [-1, 1] where it clips.
+
+    The noise of an image follows from `key` and its index alone: neither the batch size nor the devices change it.
+
+    **Arguments:**
+
+    - `labels`: 0 .. num_classes; ignored by a network without labels.
+    - `batch_size`: images at once, rounded up to a multiple of the devices.
+    - `mesh`: the devices that share each batch; None takes all.
+    - `noise`: standard normal, in the place of what the key would give.
+    - `progress`: told (done, all) after each batch.
+    """
+    mesh = make_mesh() if mesh is None else mesh
+    size = -(-max(batch_size, 1) // mesh.size) * mesh.size
+    model = place(model, replicated(mesh))
+    images = []
+    for start in range(0, len(labels), size):
+        rows = np.arange(start, min(start + size, len(labels)))
+        filled = np.resize(rows, size)  # what fills up the last batch is sampled again and dropped
+        given = None if noise is None else noise[filled]
+        batch = jax.device_put((filled, labels[filled], given), batch_sharding(mesh))
+        images.append(np.asarray(_batch(model, path, sampler, key, *batch))[: len(rows)])
+        if progress is not None:
+            progress(int(rows[-1]) + 1, len(labels))
+    return np.concatenate(images) if images else np.zeros((0, *model.image_shape), np.float32)
+
+
+def image_noise(key: PRNGKeyArray, index: Int[Array, ""], shape: tuple[int, int, int]) -> tuple[Image, Key[Array, ""]]:
+    """The noise that an image begins with, and the key of what is added on the way."""
+    first, rest = jax.random.split(jax.random.fold_in(key, index))
+    return jax.random.normal(first, shape), rest
+
+
+@eqx.filter_jit
+def _batch(
+    model: AbstractModel,
+    path: AbstractPath,
+    sampler: AbstractSampler,
+    key: PRNGKeyArray,
+    indices: Int[Array, "b"],
+    labels: Int[Array, "b"],
+    noise: Float[Array, "b h w c"] | None,
+) -> Float[Array, "b h w c"]:
+    def one(index: Int[Array, ""], y: Label, given: Image | None) -> Image:
+        drawn, rest = image_noise(key, index, model.image_shape)
+        return sampler(model, path, drawn if given is None else given, y, rest)
+
+    return jax.vmap(one)(indices, jnp.asarray(labels, jnp.int32), noise)

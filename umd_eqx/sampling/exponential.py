@@ -1,0 +1,257 @@
+"""Samplers whose steps are exact where the predicted clean image is constant: DDIM with eta, and DPM-Solver++(2M).
+
+Each step is a weighted sum of the image, the predicted clean image, the one predicted before, and fresh noise; the
+weights follow from alpha and sigma at the ends of the step, so that tables will do. The solver's time is the number of
+the step: nothing is rounded, repeated or negated on its way through diffrax.
+"""
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Float64, PRNGKeyArray
+
+from umd_eqx.models import AbstractModel
+from umd_eqx.paths import AbstractPath
+from umd_eqx.sampling.base import AbstractSampler, Head, States, begin, denoise, levels
+from umd_eqx.sampling.grids import AbstractGrid, ReferenceGrid, UniformGrid
+from umd_eqx.types import Image, Label
+
+Weights = Float64[np.ndarray, "steps"]
+
+
+class DDIM(AbstractSampler):
+    """Song et al. 2021a, eq. 12. `eta` 0 is deterministic, 1 adds as much noise as ancestral sampling (DDPM).
+
+    On the reference's grid it is the reference's sampler. Where the path is not variance preserving, the noise is `eta`
+    times that of q(x_s | x_t, x0).
+    """
+
+    steps: int = eqx.field(static=True, default=125)
+    eta: float = eqx.field(static=True, default=1.0)
+    grid: AbstractGrid = eqx.field(default_factory=ReferenceGrid)
+    head: Head = eqx.field(static=True, default="eps")
+    clip: bool = eqx.field(static=True, default=True)
+
+    def __call__(
+        self,
+        model: AbstractModel,
+        path: AbstractPath,
+        noise: Image,
+        y: Label,
+        key: PRNGKeyArray,
+        *,
+        step_noise: Float[Array, "steps h w c"] | None = None,
+    ) -> Image:
+        """An image from noise. `step_noise` stands in for what `key` would draw, an array a call of the network."""
+        return self._solve(model, path, noise, y, key, step_noise, every=False)[0]
+
+    def states(
+        self,
+        model: AbstractModel,
+        path: AbstractPath,
+        noise: Image,
+        y: Label,
+        key: PRNGKeyArray,
+        *,
+        step_noise: Float[Array, "steps h w c"] | None = None,
+    ) -> tuple[Float[Array, "k"], States]:
+        """The noised image at each time of the grid."""
+        times = self.grid.times(path, self.steps, noise.shape[0], self.head)
+        return jnp.asarray(times, noise.dtype), self._solve(model, path, noise, y, key, step_noise, every=True)
+
+    def evaluations(self, path: AbstractPath) -> int:
+        """One at each time of the grid (for grids that ask for the side of the image, of 64 pixels)."""
+        return len(self.grid.times(path, self.steps, 64, self.head))
+
+    def weights(self, path: AbstractPath, side: int) -> tuple[Weights, Weights, Weights]:
+        """Of the image, of the predicted clean image and of the noise, in each step; the last step ends at t = 0."""
+        alpha, sigma = _down_to_clean(path, self.grid.times(path, self.steps, side, self.head))
+        a, s, next_a, next_s = alpha[:-1], sigma[:-1], alpha[1:], sigma[1:]
+        # Never below 0 but by rounding.
+        fresh = self.eta * next_s / s * np.sqrt(np.maximum(s**2 - (a / next_a * next_s) ** 2, 0.0))
+        kept = np.sqrt(np.maximum(next_s**2 - fresh**2, 0.0))
+        return kept / s, next_a - kept * a / s, fresh
+
+    def _solve(
+        self,
+        model: AbstractModel,
+        path: AbstractPath,
+        noise: Image,
+        y: Label,
+        key: PRNGKeyArray,
+        step_noise: Float[Array, "steps h w c"] | None,
+        *,
+        every: bool,
+    ) -> States:
+        of_image, of_x0, of_noise = self.weights(path, noise.shape[0])
+        steps = len(of_image)
+        times = self.grid.times(path, self.steps, noise.shape[0], self.head)
+        drift = diffrax.ODETerm(_clean_image(self, model, path, times, y))
+        control = _StepNoise(0, steps, key if self.eta else None, step_noise, noise.shape)
+        terms = diffrax.MultiTerm(drift, diffrax.ControlTerm(lambda k, x, args: 1.0, control))
+        solver = _DDIMStep(*(jnp.asarray(w, noise.dtype) for w in (of_image, of_x0, of_noise)))
+        return _run(solver, terms, begin(path, times, noise), steps, every=every)
+
+
+class DPMSolverPP(AbstractSampler):
+    """DPM-Solver++(2M) (Lu et al. 2022b, algorithm 2): second order in the log-SNR, one call of the network a step.
+
+    The first and the last step are of first order; the last ends at t = 0 in the predicted clean image.
+    """
+
+    steps: int = eqx.field(static=True, default=32)
+    grid: AbstractGrid = eqx.field(default_factory=UniformGrid)
+    head: Head = eqx.field(static=True, default="eps")
+    clip: bool = eqx.field(static=True, default=True)
+
+    def __call__(self, model: AbstractModel, path: AbstractPath, noise: Image, y: Label, key: PRNGKeyArray) -> Image:
+        """An image from noise; `key` is not used."""
+        return self._solve(model, path, noise, y, every=False)[0]
+
+    def states(
+        self, model: AbstractModel, path: AbstractPath, noise: Image, y: Label, key: PRNGKeyArray
+    ) -> tuple[Float[Array, "k"], States]:
+        """The noised image at each time of the grid; `key` is not used."""
+        times = self.grid.times(path, self.steps, noise.shape[0], self.head)
+        return jnp.asarray(times, noise.dtype), self._solve(model, path, noise, y, every=True)
+
+    def evaluations(self, path: AbstractPath) -> int:
+        """One at each time of the grid (for grids that ask for the side of the image, of 64 pixels)."""
+        return len(self.grid.times(path, self.steps, 64, self.head))
+
+    def weights(self, path: AbstractPath, side: int) -> tuple[Weights, Weights, Weights]:
+        """Of the image, of the predicted clean image and of the one before it, in each step."""
+        alpha, sigma = _down_to_clean(path, self.grid.times(path, self.steps, side, self.head))
+        with np.errstate(divide="ignore"):
+            half_log_snr = np.log(alpha) - np.log(sigma)
+        h = np.diff(half_log_snr)  # infinite in the last step, and in the first where alpha is 0 there
+        clean = -alpha[1:] * np.expm1(-h)
+        extrapolated = np.zeros_like(h)  # 1 / (2 r) of the paper, r the ratio of the step before to this one
+        middle = np.isfinite(h[1:]) & np.isfinite(h[:-1])
+        extrapolated[1:][middle] = np.minimum(h[1:][middle] / h[:-1][middle], 1.0) / 2
+        return sigma[1:] / sigma[:-1], clean * (1 + extrapolated), -clean * extrapolated
+
+    def _solve(self, model: AbstractModel, path: AbstractPath, noise: Image, y: Label, *, every: bool) -> States:
+        weights = self.weights(path, noise.shape[0])
+        times = self.grid.times(path, self.steps, noise.shape[0], self.head)
+        term = diffrax.ODETerm(_clean_image(self, model, path, times, y))
+        solver = _MultistepStep(*(jnp.asarray(w, noise.dtype) for w in weights))
+        return _run(solver, term, begin(path, times, noise), len(times), every=every)
+
+
+def _down_to_clean(path: AbstractPath, times: Weights) -> tuple[Float64[np.ndarray, "n"], Float64[np.ndarray, "n"]]:
+    """alpha and sigma at each time, then 1 and 0: a smoothed table is not quite clean at t = 0."""
+    alpha, sigma = levels(path, times)
+    return np.append(alpha, 1.0), np.append(sigma, 0.0)
+
+
+def _clean_image(
+    sampler: AbstractSampler, model: AbstractModel, path: AbstractPath, times: Weights, y: Label
+) -> Callable[[Any, Image, Any], Image]:
+    """The clean image as predicted, by the number of the step: what these solvers have for a vector field."""
+
+    def field(k: Float[Array, ""], x: Image, args: Any) -> Image:
+        t = jnp.asarray(times, x.dtype)[jnp.rint(k).astype(jnp.int32)]
+        return denoise(model, path, x, t, y, head=sampler.head, clip=sampler.clip).x0
+
+    return field
+
+
+def _run(
+    solver: diffrax.AbstractSolver, terms: diffrax.AbstractTerm, x: Image, steps: int, *, every: bool
+) -> Float[Array, "k h w c"]:
+    """The states before each step, or the last one alone."""
+    saved = diffrax.SaveAt(ts=jnp.arange(steps, dtype=x.dtype)) if every else diffrax.SaveAt(t1=True)
+    solution = diffrax.diffeqsolve(
+        terms,
+        solver,
+        t0=0.0,
+        t1=float(steps),
+        dt0=1.0,
+        y0=x,
+        saveat=saved,
+        adjoint=diffrax.ForwardMode(),
+        max_steps=steps,
+        throw=False,  # checking would cost as much as a small network
+    )
+    assert solution.ys is not None
+    return solution.ys
+
+
+def _step_of(t0: Any) -> Array:
+    return jnp.rint(t0).astype(jnp.int32)
+
+
+class _DDIMStep(diffrax.AbstractItoSolver):
+    """One step of DDIM: the sum of image, clean image and noise."""
+
+    of_image: Float[Array, "steps"]
+    of_x0: Float[Array, "steps"]
+    of_noise: Float[Array, "steps"]
+    term_structure: ClassVar = diffrax.MultiTerm[tuple[diffrax.AbstractTerm, diffrax.AbstractTerm]]
+    interpolation_cls: ClassVar = diffrax.LocalLinearInterpolation
+
+    def order(self, terms: Any) -> int:
+        return 1
+
+    def strong_order(self, terms: Any) -> float:
+        return 0.5
+
+    def init(self, terms: Any, t0: Any, t1: Any, y0: Any, args: Any) -> None:
+        return None
+
+    def step(self, terms: Any, t0: Any, t1: Any, y0: Any, args: Any, solver_state: None, made_jump: Any) -> Any:
+        drift, diffusion = terms.terms
+        k = _step_of(t0)
+        y1 = self.of_image[k] * y0 + self.of_x0[k] * drift.vf(t0, y0, args)
+        y1 = y1 + self.of_noise[k] * diffusion.contr(t0, t1)
+        return y1, None, {"y0": y0, "y1": y1}, None, diffrax.RESULTS.successful
+
+    def func(self, terms: Any, t0: Any, y0: Any, args: Any) -> Any:
+        return terms.vf(t0, y0, args)
+
+
+class _MultistepStep(diffrax.AbstractSolver):
+    """One step of DPM-Solver++(2M): the sum of image, clean image and the clean image before."""
+
+    of_image: Float[Array, "steps"]
+    of_x0: Float[Array, "steps"]
+    of_previous: Float[Array, "steps"]
+    term_structure: ClassVar = diffrax.AbstractTerm
+    interpolation_cls: ClassVar = diffrax.LocalLinearInterpolation
+
+    def order(self, terms: Any) -> int:
+        return 2
+
+    def init(self, terms: Any, t0: Any, t1: Any, y0: Any, args: Any) -> Any:
+        return jnp.zeros_like(y0)  # the first step gives it no weight
+
+    def step(self, terms: Any, t0: Any, t1: Any, y0: Any, args: Any, solver_state: Any, made_jump: Any) -> Any:
+        k, x0 = _step_of(t0), terms.vf(t0, y0, args)
+        y1 = self.of_image[k] * y0 + self.of_x0[k] * x0 + self.of_previous[k] * solver_state
+        return y1, None, {"y0": y0, "y1": y1}, x0, diffrax.RESULTS.successful
+
+    def func(self, terms: Any, t0: Any, y0: Any, args: Any) -> Any:
+        return terms.vf(t0, y0, args)
+
+
+class _StepNoise(diffrax.AbstractPath):
+    """Standard normal noise, an image a step: drawn from a key, recorded, or none."""
+
+    t0: Any = eqx.field(static=True)  # pyright: ignore[reportIncompatibleVariableOverride]
+    t1: Any = eqx.field(static=True)  # pyright: ignore[reportIncompatibleVariableOverride]
+    key: PRNGKeyArray | None
+    recorded: Float[Array, "steps h w c"] | None
+    shape: tuple[int, ...] = eqx.field(static=True)
+
+    def evaluate(self, t0: Any, t1: Any = None, left: bool = True, use_jump: bool = True) -> Any:
+        if self.recorded is not None:
+            return self.recorded[_step_of(t0)]
+        if self.key is None:
+            return jnp.zeros(self.shape)
+        return jax.random.normal(jax.random.fold_in(self.key, _step_of(t0)), self.shape)

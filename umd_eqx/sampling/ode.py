@@ -1,0 +1,195 @@
+"""The probability-flow ODE dx/dt = alpha'(t) x0 + sigma'(t) eps, from noise to the last time of the path.
+
+Song et al. 2021b, eq. 13, in the form of Lipman et al. 2022 that needs no division: x0 and eps are what the network
+predicts. What is left at the last time is taken away by one more call: the image is the clean image as predicted there.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import diffrax
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Float64, Int, PRNGKeyArray
+
+from umd_eqx.models import AbstractModel
+from umd_eqx.paths import AbstractPath, AbstractSmoothPath
+from umd_eqx.sampling.base import AbstractSampler, Head, States, begin, denoise, end_times, require_smooth
+from umd_eqx.sampling.grids import AbstractGrid, UniformGrid
+from umd_eqx.types import Image, Label
+
+ADAPTIVE_LIMIT = 1000
+"""Steps after which an adaptive solver gives up: its image is NaN."""
+
+
+class Euler(AbstractSampler):
+    """Euler's method in t: first order, one call of the network a step."""
+
+    steps: int = eqx.field(static=True, default=32)
+    grid: AbstractGrid = eqx.field(default_factory=UniformGrid)
+    head: Head = eqx.field(static=True, default="eps")
+    clip: bool = eqx.field(static=True, default=True)
+
+    def __call__(self, model: AbstractModel, path: AbstractPath, noise: Image, y: Label, key: PRNGKeyArray) -> Image:
+        """An image from noise; `key` is not used. Raises `BadInput` naming `--sampler` for a table."""
+        times = self.grid.times(path, self.steps, noise.shape[0], self.head)
+        states = _integrate(self, diffrax.Euler(), model, path, times, noise, y, every=False)
+        return _last(self, model, path, times, states, y)
+
+    def states(
+        self, model: AbstractModel, path: AbstractPath, noise: Image, y: Label, key: PRNGKeyArray
+    ) -> tuple[Float[Array, "k"], States]:
+        """The noised image at each time of the grid; `key` is not used."""
+        times = self.grid.times(path, self.steps, noise.shape[0], self.head)
+        states = _integrate(self, diffrax.Euler(), model, path, times, noise, y, every=True)
+        return jnp.asarray(times, noise.dtype), states
+
+    def evaluations(self, path: AbstractPath) -> int:
+        """`steps`, the last call included."""
+        return len(self.grid.times(path, self.steps, 64, self.head))
+
+
+class Heun(AbstractSampler):
+    """Heun's method in t (Karras et al. 2022, algorithm 1, without its churn): second order, two calls a step."""
+
+    steps: int = eqx.field(static=True, default=18)
+    grid: AbstractGrid = eqx.field(default_factory=UniformGrid)
+    head: Head = eqx.field(static=True, default="eps")
+    clip: bool = eqx.field(static=True, default=True)
+
+    def __call__(self, model: AbstractModel, path: AbstractPath, noise: Image, y: Label, key: PRNGKeyArray) -> Image:
+        """An image from noise; `key` is not used. Raises `BadInput` naming `--sampler` for a table."""
+        times = self.grid.times(path, self.steps, noise.shape[0], self.head)
+        states = _integrate(self, diffrax.Heun(), model, path, times, noise, y, every=False)
+        return _last(self, model, path, times, states, y)
+
+    def states(
+        self, model: AbstractModel, path: AbstractPath, noise: Image, y: Label, key: PRNGKeyArray
+    ) -> tuple[Float[Array, "k"], States]:
+        """The noised image at each time of the grid; `key` is not used."""
+        times = self.grid.times(path, self.steps, noise.shape[0], self.head)
+        states = _integrate(self, diffrax.Heun(), model, path, times, noise, y, every=True)
+        return jnp.asarray(times, noise.dtype), states
+
+    def evaluations(self, path: AbstractPath) -> int:
+        """2 `steps` - 1: two for each of the steps between so many times, and the last call."""
+        return 2 * len(self.grid.times(path, self.steps, 64, self.head)) - 1
+
+
+class Adaptive(AbstractSampler):
+    """A Runge-Kutta method of fifth order that chooses its steps by a tolerance, for each image alone."""
+
+    method: Literal["tsit5", "dopri5"] = eqx.field(static=True, default="tsit5")
+    rtol: float = eqx.field(static=True, default=1e-3)
+    atol: float = eqx.field(static=True, default=1e-3)
+    shown: int = eqx.field(static=True, default=32)
+    """How many states are given, evenly in t."""
+    head: Head = eqx.field(static=True, default="eps")
+    clip: bool = eqx.field(static=True, default=True)
+
+    def __call__(self, model: AbstractModel, path: AbstractPath, noise: Image, y: Label, key: PRNGKeyArray) -> Image:
+        """An image from noise; `key` is not used. Raises `BadInput` naming `--sampler` for a table."""
+        times, solution = self._solve(model, path, noise, y, diffrax.SaveAt(t1=True))
+        assert solution.ys is not None
+        image = _last(self, model, path, times, solution.ys, y)
+        return jnp.where(solution.result == diffrax.RESULTS.successful, image, jnp.nan)
+
+    def states(
+        self, model: AbstractModel, path: AbstractPath, noise: Image, y: Label, key: PRNGKeyArray
+    ) -> tuple[Float[Array, "k"], States]:
+        """`shown` states evenly in t, interpolated; `key` is not used."""
+        low, high = end_times(path, self.head)
+        shown = jnp.linspace(high, low, self.shown, dtype=noise.dtype)
+        _, solution = self._solve(model, path, noise, y, diffrax.SaveAt(ts=shown))
+        assert solution.ys is not None
+        return shown, solution.ys
+
+    def evaluations(self, path: AbstractPath) -> None:
+        """Not known before: see `count`."""
+        return None
+
+    def count(self, model: AbstractModel, path: AbstractPath, noise: Image, y: Label) -> Int[Array, ""]:
+        """How often the network is asked for the image that comes of this noise: six times a step, and twice more."""
+        _, solution = self._solve(model, path, noise, y, diffrax.SaveAt(t1=True))
+        return 6 * solution.stats["num_steps"] + 2
+
+    def _solve(
+        self, model: AbstractModel, path: AbstractPath, noise: Image, y: Label, saveat: diffrax.SaveAt
+    ) -> tuple[Float64[np.ndarray, "2"], diffrax.Solution]:
+        smooth = require_smooth(path, self.method)
+        low, high = end_times(path, self.head)
+        times = np.array([high, low])
+        solution = diffrax.diffeqsolve(
+            diffrax.ODETerm(flow(self, model, smooth, y)),
+            diffrax.Tsit5() if self.method == "tsit5" else diffrax.Dopri5(),
+            t0=high,
+            t1=low,
+            dt0=None,
+            y0=begin(path, times, noise),
+            saveat=saveat,
+            stepsize_controller=diffrax.PIDController(rtol=self.rtol, atol=self.atol),
+            adjoint=diffrax.ForwardMode(),
+            max_steps=ADAPTIVE_LIMIT,
+            throw=False,
+        )
+        return times, solution
+
+
+def flow(
+    sampler: AbstractSampler, model: AbstractModel, path: AbstractSmoothPath, y: Label
+) -> Callable[[Any, Image, Any], Image]:
+    """dx/dt of the probability-flow ODE, a function of (t, x, args)."""
+
+    def field(t: Any, x: Image, args: Any) -> Image:
+        t = jnp.asarray(t, x.dtype)
+        prediction = denoise(model, path, x, t, y, head=sampler.head, clip=sampler.clip)
+        alpha_rate, sigma_rate = path.rates(t)
+        return alpha_rate * prediction.x0 + sigma_rate * prediction.eps
+
+    return field
+
+
+def _integrate(
+    sampler: AbstractSampler,
+    solver: diffrax.AbstractSolver,
+    model: AbstractModel,
+    path: AbstractPath,
+    times: Float64[np.ndarray, "n"],
+    noise: Image,
+    y: Label,
+    *,
+    every: bool,
+) -> States:
+    """The states at the times, or the last alone."""
+    smooth = require_smooth(path, type(sampler).__name__.lower())
+    x, ts = begin(path, times, noise), jnp.asarray(times, noise.dtype)
+    if len(times) == 1:
+        return x[None]
+    solution = diffrax.diffeqsolve(
+        diffrax.ODETerm(flow(sampler, model, smooth, y)),
+        solver,
+        t0=ts[0],
+        t1=ts[-1],
+        dt0=None,
+        y0=x,
+        saveat=diffrax.SaveAt(ts=ts) if every else diffrax.SaveAt(t1=True),
+        stepsize_controller=diffrax.StepTo(ts=ts),
+        adjoint=diffrax.ForwardMode(),
+        max_steps=len(times) - 1,
+        throw=False,  # checking would cost as much as a small network
+    )
+    assert solution.ys is not None
+    return solution.ys
+
+
+def _last(
+    sampler: AbstractSampler,
+    model: AbstractModel,
+    path: AbstractPath,
+    times: Float64[np.ndarray, "n"],
+    states: States,
+    y: Label,
+) -> Image:
+    t = jnp.asarray(times[-1], states.dtype)
+    return denoise(model, path, states[-1], t, y, head=sampler.head, clip=sampler.clip).x0

@@ -1,0 +1,106 @@
+"""The reverse SDE by Euler-Maruyama."""
+
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax.numpy as jnp
+import lineax
+import numpy as np
+from jaxtyping import Array, Float, Float64, PRNGKeyArray
+
+from umd_eqx.models import AbstractModel
+from umd_eqx.paths import AbstractPath, AbstractSmoothPath
+from umd_eqx.sampling.base import AbstractSampler, Head, States, begin, denoise, levels, require_smooth
+from umd_eqx.sampling.grids import AbstractGrid, EDMGrid
+from umd_eqx.types import Image, Label, Scalar, Time
+
+
+class ReverseSDE(AbstractSampler):
+    """dx = [alpha' x0 + sigma' eps + (g^2 / 2 sigma) eps] dt + g dw, backwards (Song et al. 2021b, eq. 6).
+
+    g^2 = 2 sigma^2 d log(sigma / alpha) / dt is the forward noise. Steps even in t would be unstable near t = 1, where
+    sigma / alpha changes manyfold in one: the grid is EDM's.
+    """
+
+    steps: int = eqx.field(static=True, default=64)
+    grid: AbstractGrid = eqx.field(default_factory=EDMGrid)
+    head: Head = eqx.field(static=True, default="eps")
+    clip: bool = eqx.field(static=True, default=True)
+
+    def __call__(self, model: AbstractModel, path: AbstractPath, noise: Image, y: Label, key: PRNGKeyArray) -> Image:
+        """An image from noise; `key` gives the noise on the way. Raises `BadInput` naming `--sampler` for a table."""
+        times = self.times(path, noise.shape[0])
+        states = self._integrate(model, path, times, noise, y, key, every=False)
+        t = jnp.asarray(times[-1], noise.dtype)
+        return denoise(model, path, states[-1], t, y, head=self.head, clip=self.clip).x0
+
+    def states(
+        self, model: AbstractModel, path: AbstractPath, noise: Image, y: Label, key: PRNGKeyArray
+    ) -> tuple[Float[Array, "k"], States]:
+        """The noised image at each time of the grid."""
+        times = self.times(path, noise.shape[0])
+        return jnp.asarray(times, noise.dtype), self._integrate(model, path, times, noise, y, key, every=True)
+
+    def evaluations(self, path: AbstractPath) -> int:
+        """`steps`, the last call included."""
+        return len(self.times(path, 64))
+
+    def times(self, path: AbstractPath, side: int) -> Float64[np.ndarray, "asked"]:
+        """Those of the grid at which sigma / alpha is at most EDM's 80: before, g^2 grows without bound."""
+        times = self.grid.times(path, self.steps, side, self.head)
+        alpha, sigma = levels(path, times)
+        stable = sigma <= EDMGrid().sigma_max * alpha * (1 + 1e-3)  # a time is found to so much
+        return times[stable] if np.any(stable) else EDMGrid().times(path, 1, side, self.head)
+
+    def _integrate(
+        self,
+        model: AbstractModel,
+        path: AbstractPath,
+        times: Float64[np.ndarray, "n"],
+        noise: Image,
+        y: Label,
+        key: PRNGKeyArray,
+        *,
+        every: bool,
+    ) -> States:
+        smooth = require_smooth(path, "sde")
+        x = begin(path, times, noise)
+        if len(times) == 1:
+            return x[None]
+
+        # Forward in u = -t, because a Brownian path cannot be followed backwards.
+        def drift(u: Any, x: Image, args: Any) -> Image:
+            t = jnp.asarray(-u, x.dtype)
+            prediction = denoise(model, path, x, t, y, head=self.head, clip=self.clip)
+            alpha_rate, sigma_rate = smooth.rates(t)
+            ode = alpha_rate * prediction.x0 + sigma_rate * prediction.eps
+            return -(ode + _squared_diffusion(smooth, t) / (2.0 * smooth.sigma(t)) * prediction.eps)
+
+        def diffusion(u: Any, x: Image, args: Any) -> lineax.AbstractLinearOperator:
+            g = jnp.sqrt(_squared_diffusion(smooth, jnp.asarray(-u, x.dtype)))
+            return lineax.DiagonalLinearOperator(jnp.full_like(x, g))
+
+        us = jnp.asarray(-times, x.dtype)
+        brownian = diffrax.UnsafeBrownianPath(shape=eqx.filter_eval_shape(lambda: x), key=key)
+        solution = diffrax.diffeqsolve(
+            diffrax.MultiTerm(diffrax.ODETerm(drift), diffrax.ControlTerm(diffusion, brownian)),
+            diffrax.Euler(),
+            t0=us[0],
+            t1=us[-1],
+            dt0=None,
+            y0=x,
+            saveat=diffrax.SaveAt(ts=us) if every else diffrax.SaveAt(t1=True),
+            stepsize_controller=diffrax.StepTo(ts=us),
+            adjoint=diffrax.ForwardMode(),
+            max_steps=len(times) - 1,
+            throw=False,
+        )
+        assert solution.ys is not None
+        return solution.ys
+
+
+def _squared_diffusion(path: AbstractSmoothPath, t: Time) -> Scalar:
+    """g^2 = 2 (sigma sigma' - sigma^2 alpha' / alpha)."""
+    (alpha_rate, sigma_rate), alpha, sigma = path.rates(t), path.alpha(t), path.sigma(t)
+    return 2.0 * (sigma * sigma_rate - sigma**2 * alpha_rate / alpha)
