@@ -63,6 +63,17 @@ PERTURBED = [
     ("few-shot, indices", "fewshot", "seed1_shot10/idx", False),
     ("few-shot, accuracy", "fewshot", "seed0_shot2/acc", False),
     ("few-shot, weights", "fewshot", "seed0_shot100/w", False),
+    ("Frechet distance", "fid_is", "frechet", False),
+    ("Frechet distance", "fid_is", "frechet_1_vs_3_singular", False),
+    ("Inception score, statistics, guidance", "fid_is", "inception_score", False),
+    ("Inception score, statistics, guidance", "fid_is", "inception_score_1split", False),
+    ("Inception score, statistics, guidance", "fid_is", "mu1", False),
+    ("Inception score, statistics, guidance", "fid_is", "sigma2", False),
+    ("Inception score, statistics, guidance", "fid_is", "stats_mu", False),
+    ("Inception score, statistics, guidance", "fid_is", "stats_sigma", False),
+    ("Inception score, statistics, guidance", "fid_is", "stats_is", False),
+    ("resize to 299", "fid_is", "resized_row", False),
+    ("resize to 299", "fid_is", "resized_col", False),
 ]
 
 

@@ -1,5 +1,5 @@
 """The golden groups, in the order of the tolerance table of tests/golden_data/README.md."""
 
-from golden_cases import evaluation, network, optimiser, training
+from golden_cases import evaluation, generation, network, optimiser, sampling, training
 
-GROUPS = network.GROUPS + training.GROUPS + optimiser.GROUPS + evaluation.GROUPS
+GROUPS = network.GROUPS + training.GROUPS + optimiser.GROUPS + evaluation.GROUPS + (sampling.GROUP,) + generation.GROUPS

@@ -1,4 +1,4 @@
-"""Diffusion tables, sampling, the few-shot probe, and the metrics of generated images."""
+"""Diffusion tables, sampling, and the few-shot probe."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -98,11 +98,7 @@ def _weights(folder: Folder) -> Iterator[Comparison]:
 
 GROUPS = (
     Group("diffusion tables", ("gd_*",), 1e-13, _tables),
-    Group("DDIM", ("ddim",), 2e-4),
     Group("few-shot, indices", ("fewshot",), 0.0, _indices),
     Group("few-shot, accuracy", ("fewshot",), 0.005, _accuracy),
     Group("few-shot, weights", ("fewshot",), 1e-3, _weights),
-    Group("Frechet distance", ("fid_is",), 1e-6),
-    Group("Inception score, statistics, guidance", ("fid_is", "model_*"), 1e-5),
-    Group("resize to 299", ("fid_is",), 2e-3),
 )

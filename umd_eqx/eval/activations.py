@@ -1,0 +1,117 @@
+"""What an extractor says of many images, batch by batch over the devices."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float32, UInt8
+
+from umd_eqx.eval.distances import Statistics, add
+from umd_eqx.models.extractor import AbstractExtractor
+from umd_eqx.sharding import batch_sharding, place, replicated
+
+_BLOCK = 1024
+"""Rows whose statistics are merged at once: one by one, the merging would cost more than the network."""
+
+
+class Features(NamedTuple):
+    """Statistics of all images of a set; features and class probabilities of all or of the first ones, a row each."""
+
+    statistics: Statistics
+    features: Float32[np.ndarray, "kept d"]
+    probabilities: Float32[np.ndarray, "kept classes"]
+
+
+def activations(
+    extractor: AbstractExtractor,
+    images: Iterable[UInt8[np.ndarray, "_ h w c"]],
+    mesh: Mesh,
+    progress: Callable[[int], None] | None = None,
+    *,
+    batch_size: int = 64,
+    keep: int | None = None,
+) -> Features:
+    """Features and probabilities of images, streamed: no more than two batches of images are held at once.
+
+    Neither the batch size nor the number of devices matters but for float32 rounding.
+
+    **Arguments:**
+
+    - `images`: grey levels, in arrays of any number of images; all images are of one shape.
+    - `mesh`: the devices that share each batch.
+    - `progress`: told the number of images that are done, after each batch.
+    - `batch_size`: images at once, rounded up to a multiple of the devices. What fills up the last is not counted.
+    - `keep`: how many rows of features and probabilities are kept, the first; None is all. The statistics are always
+      of all images. A set that is ordered by class must be shuffled first.
+
+    **Raises:** `ValueError` for no images, or for images of different shapes.
+    """
+    size = -(-max(batch_size, 1) // mesh.size) * mesh.size
+    extractor = place(extractor, replicated(mesh))
+    statistics, waiting, kept, done = None, [], [], 0
+    for features, probabilities in _streamed(extractor, _regrouped(images, size), size, mesh):
+        done += len(features)
+        waiting.append(features)
+        if sum(map(len, waiting)) >= _BLOCK:
+            statistics, waiting = add(statistics, np.concatenate(waiting)), []
+        if keep is None or not kept or done - len(features) < keep:
+            kept.append((features, probabilities))
+        if progress is not None:
+            progress(done)
+    if not done:
+        raise ValueError("no images to take features of")
+    if waiting:
+        statistics = add(statistics, np.concatenate(waiting))
+    features, probabilities = (np.concatenate(column)[:keep] for column in zip(*kept, strict=True))
+    assert statistics is not None
+    return Features(statistics, features, probabilities)
+
+
+def _streamed(
+    extractor: AbstractExtractor, groups: Iterable[np.ndarray], size: int, mesh: Mesh
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    # One batch ahead: the devices work on it while the host is busy with the one before.
+    ahead: deque[tuple[int, tuple[Array, Array]]] = deque()
+    for group in groups:
+        batch = np.concatenate([group, np.zeros((size - len(group), *group.shape[1:]), np.uint8)])
+        ahead.append((len(group), _activate(extractor, jax.device_put(batch, batch_sharding(mesh)))))
+        if len(ahead) > 1:
+            yield _fetched(*ahead.popleft())
+    while ahead:
+        yield _fetched(*ahead.popleft())
+
+
+def _fetched(count: int, outputs: tuple[Array, Array]) -> tuple[np.ndarray, np.ndarray]:
+    features, probabilities = outputs
+    return np.asarray(features)[:count], np.asarray(probabilities)[:count]
+
+
+@eqx.filter_jit
+def _activate(
+    extractor: AbstractExtractor, images: UInt8[Array, "b h w c"]
+) -> tuple[Float32[Array, "b d"], Float32[Array, "b classes"]]:
+    features, logits = jax.vmap(extractor)(images.astype(jnp.float32))
+    return features.astype(jnp.float32), jax.nn.softmax(logits.astype(jnp.float32))
+
+
+def _regrouped(arrays: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
+    """The rows of the arrays, in order, `size` at a time; the last may be fewer."""
+    pieces, have, shape = [], 0, None
+    for array in arrays:
+        shape = array.shape[1:] if shape is None else shape
+        if array.shape[1:] != shape:
+            raise ValueError(f"images of shapes {shape} and {array.shape[1:]} are not one set")
+        while len(array):
+            piece, array = array[: size - have], array[size - have :]
+            pieces.append(piece)
+            have += len(piece)
+            if have == size:
+                yield np.concatenate(pieces)
+                pieces, have = [], 0
+    if pieces:
+        yield np.concatenate(pieces)

@@ -1,0 +1,64 @@
+"""All metrics of two sets of images, by the names that they may be called by."""
+
+from typing import NamedTuple
+
+from umd_eqx.eval.activations import Features
+from umd_eqx.eval.distances import frechet_distance, kid
+from umd_eqx.eval.scores import density_coverage, inception_score, precision_recall
+
+
+class MetricNames(NamedTuple):
+    """What each metric is called in reports and result files."""
+
+    frechet: str
+    inception_score: str
+    inception_score_std: str
+    kid: str
+    kid_std: str
+    precision: str
+    recall: str
+    density: str
+    coverage: str
+
+
+def metric_names(extractor: str) -> MetricNames:
+    """The names for an extractor of this name (`AbstractExtractor.name`).
+
+    Only "inception" gives the published names, `fid`, `is`, `kid`, ...; numbers of any other extractor are on another
+    scale and carry its name: `fd_fashion`, `is_fashion`, `kid_fashion`, ... Raises `ValueError` for an empty name.
+    """
+    if extractor == "inception":
+        return MetricNames("fid", "is", "is_std", "kid", "kid_std", "precision", "recall", "density", "coverage")
+    if not extractor:
+        raise ValueError("an extractor without a name")
+    plain = ("fd", "is", "is_std", "kid", "kid_std", "precision", "recall", "density", "coverage")
+    return MetricNames(*(f"{name}_{extractor}" for name in plain))
+
+
+def measure(
+    real: Features,
+    fake: Features,
+    extractor: str,
+    *,
+    splits: int = 10,
+    subsets: int = 100,
+    subset_size: int = 1000,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Every metric of `fake` against `real`, in the order of `MetricNames`.
+
+    The Frechet distance is of the statistics, all others of the rows that were kept.
+
+    **Arguments:**
+
+    - `extractor`: the name of what made both sets; see `metric_names`.
+    - `splits`: of the Inception score, which is of `fake` alone.
+    - `subsets`, `subset_size`, `seed`: of the kernel distance.
+
+    **Raises:** `BadInput` where a side has too few images for one of them: 10 are enough for all at the defaults.
+    """
+    score = inception_score(fake.probabilities, splits)
+    kernel = kid(real.features, fake.features, subsets=subsets, subset_size=subset_size, seed=seed)
+    neighbours = precision_recall(real.features, fake.features) + density_coverage(real.features, fake.features)
+    values = (frechet_distance(real.statistics, fake.statistics), *score, *kernel, *neighbours)
+    return dict(zip(metric_names(extractor), values, strict=True))

@@ -1,0 +1,114 @@
+"""How good and how varied images are: Inception score, precision and recall, density and coverage. In float64."""
+
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+from jaxtyping import Float, Float64
+
+from umd_eqx.errors import BadInput
+
+_ENTRIES = 2**24
+"""Distances that are held at once: 128 MB."""
+_NOTHING = 1e-13
+"""Squared distances below this share of the squared lengths are rounding: a vector is 0 away from its copy."""
+
+
+def inception_score(probabilities: Float[np.ndarray, "n classes"], splits: int = 10) -> tuple[float, float]:
+    """exp(E KL(p(y|x) | p(y))) over each split of the images: (mean, standard deviation) (Salimans et al. 2016).
+
+    1 (every image says the same, or nothing) .. classes. A probability of exactly 0 adds 0, where the reference
+    gives NaN.
+
+    **Arguments:**
+
+    - `probabilities`: p(y|x), a row an image that sums to 1.
+    - `splits`: consecutive parts, from image `i n // splits` on; p(y) is that of the part.
+
+    **Raises:** `BadInput` for no split or fewer images than splits.
+    """
+    count = len(probabilities)
+    if splits < 1:
+        raise BadInput("--splits", f"{splits} splits cannot be averaged", "Use 1 or more; 10 is usual")
+    if count < splits:
+        raise BadInput("--samples", f"{count} images are too few for {splits} splits", f"Use {splits} or more")
+    edges = [i * count // splits for i in range(splits + 1)]
+    parts = [np.asarray(probabilities[a:b], np.float64) for a, b in itertools.pairwise(edges)]
+    scores = [np.exp(_divergence(part)) for part in parts]
+    return float(np.mean(scores)), float(np.std(scores))
+
+
+def _divergence(p: Float64[np.ndarray, "n classes"]) -> float:
+    ratio = np.divide(p, p.mean(axis=0), out=np.ones_like(p), where=p > 0)
+    return (p * np.log(ratio)).sum() / len(p)
+
+
+def precision_recall(real: Float[np.ndarray, "n d"], fake: Float[np.ndarray, "m d"], k: int = 3) -> tuple[float, float]:
+    """(precision, recall), both 0 .. 1 (Kynkaanniemi et al. 2019, eq. 1 and 2).
+
+    Precision is the share of fake images inside the ball of some real image, recall that of real images inside the
+    ball of some fake one. A ball reaches to the k-th nearest other image of its own kind, which belongs to it.
+
+    Raises `BadInput` for fewer than k + 1 images on a side.
+    """
+    real, fake = _centred(real, fake)
+    real_radii, fake_radii = radii(real, k), radii(fake, k)
+    precise, recalled = np.zeros(len(fake), bool), np.zeros(len(real), bool)
+    for rows, squared in _squared_distances(real, fake):
+        precise |= (squared <= real_radii[rows, None]).any(axis=0)
+        recalled[rows] = (squared <= fake_radii).any(axis=1)
+    return float(precise.mean()), float(recalled.mean())
+
+
+def density_coverage(real: Float[np.ndarray, "n d"], fake: Float[np.ndarray, "m d"], k: int = 5) -> tuple[float, float]:
+    """(density, coverage) (Naeem et al. 2020, eq. 3 and 4).
+
+    Density is how many balls of real images a fake image is in on average, over k: 1 for images of the same
+    distribution, and not bounded by it. Coverage, 0 .. 1, is the share of real balls that hold a fake image. A ball's
+    edge does not belong to it, as in the authors' program.
+
+    Raises `BadInput` for fewer than k + 1 real images, or no fake one.
+    """
+    real, fake = _centred(real, fake)
+    real_radii = radii(real, k)
+    inside, covered = 0, np.zeros(len(real), bool)
+    for rows, squared in _squared_distances(real, fake):
+        within = squared < real_radii[rows, None]
+        inside += int(within.sum())
+        covered[rows] = within.any(axis=1)
+    return inside / (k * len(fake)), float(covered.mean())
+
+
+def radii(features: Float[np.ndarray, "n d"], k: int) -> Float64[np.ndarray, "n"]:
+    """The squared distance of each image to its k-th nearest other. Raises `BadInput` for fewer than k + 1."""
+    if k < 1:
+        raise BadInput("--neighbours", f"{k} neighbours make no ball", "Use 1 or more")
+    if len(features) < k + 1:
+        problem = f"{len(features)} images are too few for {k} neighbours of each"
+        raise BadInput("--samples", problem, f"Use {k + 1} or more")
+    blocks = _squared_distances(features, features)
+    return np.concatenate([np.partition(squared, k, axis=1)[:, k] for _, squared in blocks])  # its own 0 comes first
+
+
+def _centred(real: np.ndarray, fake: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    if not len(real) or not len(fake):
+        raise BadInput("--samples", "there are no images to compare", "Use 1 or more on each side")
+    if real.shape[1] != fake.shape[1]:
+        raise ValueError(f"features of {real.shape[1]} and of {fake.shape[1]} numbers are not of one extractor")
+    # Distances stay; the squared lengths that they are differences of shrink.
+    middle = real.mean(axis=0, dtype=np.float64)
+    return real - middle, fake - middle
+
+
+def _squared_distances(
+    x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m d"]
+) -> Iterator[tuple[slice, Float64[np.ndarray, "rows m"]]]:
+    """Some rows of x at a time, and how far they are from every row of y."""
+    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    y_squares = np.einsum("id,id->i", y, y)
+    step = max(1, _ENTRIES // len(y))
+    for start in range(0, len(x), step):
+        some = x[start : start + step]
+        squares = np.einsum("id,id->i", some, some)[:, None] + y_squares
+        distances = squares - 2.0 * (some @ y.T)
+        yield slice(start, start + step), np.where(distances > _NOTHING * squares, distances, 0.0)
