@@ -15,8 +15,10 @@ FLOORS = {
     "tables": 0,
     "masking": 0,
     "paths": 0,
+    "tensors": 0,
     "models": 1,
     "objectives": 2,
+    "sampling": 2,
     "data": 2,
     "optim": 2,
     "sharding": 2,
@@ -33,7 +35,11 @@ FLOORS = {
     "workspace": 4,
     "loop": 4,
     "run": 4,
+    "pretrained": 4,
+    "finetuning": 4,
+    "supervised": 4,
     "cli": 5,
+    "commands": 5,
 }
 
 # What stands on one floor and leans on a neighbour all the same: (importer, imported).
@@ -42,6 +48,8 @@ NEIGHBOURS = {
     ("paths", "types"),
     ("paths", "tables"),
     ("paths", "errors"),
+    ("tensors", "errors"),
+    ("sampling", "sharding"),  # batches of samples over the devices
     ("flops", "objectives"),  # the passes that a batch takes
     ("checkpoint", "train"),  # holds a TrainState
     ("presets", "config"),
@@ -53,6 +61,13 @@ NEIGHBOURS = {
     ("run", "dump"),
     ("run", "loop"),
     ("run", "presets"),
+    ("run", "pretrained"),
+    ("pretrained", "config"),
+    ("pretrained", "dump"),
+    ("finetuning", "config"),
+    ("finetuning", "presets"),
+    ("finetuning", "pretrained"),
+    ("commands", "cli"),
     ("run", "workspace"),
 }
 

@@ -10,6 +10,7 @@ import pytest
 
 from umd_eqx import train
 from umd_eqx.config import build
+from umd_eqx.finetuning import FINETUNE
 from umd_eqx.models.variants import num_parameters
 from umd_eqx.objectives import MaskedDenoising, Term, Unified
 from umd_eqx.paths import CosineTable
@@ -27,10 +28,13 @@ IMAGES = 1_268_355
 """In 99 % of ImageNet's training split."""
 
 
-@pytest.mark.parametrize("name", PRETRAIN)
+ALL = PRETRAIN | FINETUNE
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_every_recipe_has_a_training_step(name):
     # By shapes alone: nothing is compiled or computed, so this takes a published network as it is.
-    config = PRETRAIN[name]()
+    config = ALL[name]()
     built = build(config, config.data.expected)
     state = built.abstract_state()
     size, count = config.data.size, config.data.batch_size
@@ -48,23 +52,26 @@ def test_every_recipe_has_a_training_step(name):
     assert all(leaf.shape == () for leaf in metrics.values())
 
 
-@pytest.mark.parametrize("name", PRETRAIN)
+@pytest.mark.parametrize("name", ALL)
 def test_every_recipe_is_described_in_a_line_of_its_own(name):
-    lines = [inspect.getdoc(preset).partition("\n")[0] for preset in PRETRAIN.values()]
-    assert len(set(lines)) == len(PRETRAIN)
-    assert PRETRAIN[name].__doc__.endswith(".")
+    lines = [inspect.getdoc(preset).partition("\n")[0] for preset in ALL.values()]
+    assert len(set(lines)) == len(ALL)
+    assert ALL[name].__doc__.endswith(".")
 
 
-@pytest.mark.parametrize("name", ["umd", "mae", "dit", "maskdit"])
+LAPTOP = ["umd", "mae", "dit", "maskdit", "umd-ft", "mae-ft", "dit-ft", "maskdit-ft", "dit-scratch"]
+
+
+@pytest.mark.parametrize("name", LAPTOP)
 @pytest.mark.parametrize("devices", [1, 2, 4, 8])
 def test_the_recipes_for_a_laptop_run_as_they_are_on_so_many_devices(name, devices):
-    config = PRETRAIN[name]()
+    config = ALL[name]()
     build(config, config.data.expected, make_mesh(jax.devices()[:devices]))
 
 
-@pytest.mark.parametrize("name", ["umd", "mae", "dit", "maskdit"])
+@pytest.mark.parametrize("name", LAPTOP)
 def test_the_recipes_for_a_laptop_expect_the_data_that_ship_with_the_package(name):
-    config = PRETRAIN[name]()
+    config = ALL[name]()
     assert config.data.describe() == config.data.expected
 
 

@@ -39,12 +39,15 @@ class Checkpoints:
 
     - `directory`: where they lie, one folder a step.
     - `keep`: how many of the newest are kept.
+    - `writing`: False where the run is somebody else's: it is only read, and nothing in it is changed.
     """
 
-    def __init__(self, directory: epath.Path, *, keep: int):
+    def __init__(self, directory: epath.Path, *, keep: int, writing: bool = True):
         _hush()
-        self.directory = directory
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
+        self.directory, self.writing = directory, writing
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, enable_async_checkpointing=True, read_only=not writing, create=writing
+        )
         self.manager = ocp.CheckpointManager(directory, options=options, item_names=("state",))
         self._background = ThreadPoolExecutor(1, thread_name_prefix="seal")
         self._sealed: Future[None] | None = None
@@ -89,8 +92,10 @@ class Checkpoints:
             try:
                 restored = self._read(step, abstract)
             except _Damaged as error:
-                say(f"checkpoint {step} is corrupt ({error}); set aside as {step}.corrupt, trying the one before it")
-                self._set_aside(step)
+                aside = f"; set aside as {step}.corrupt" if self.writing else ""
+                say(f"checkpoint {step} is corrupt ({error}){aside}, trying the one before it")
+                if self.writing:
+                    self._set_aside(step)
                 continue
             leaves = [restored[name] for name in abstract]
             return step, eqx.combine(jax.tree.unflatten(jax.tree.structure(arrays), leaves), static)

@@ -6,8 +6,9 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Annotated
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, NoReturn
 
 import tyro
 
@@ -46,17 +47,28 @@ class Command:
 
 
 def main(presets: Mapping[str, Preset], arguments: Sequence[str] | None = None) -> None:
-    """Runs the pre-training command and exits.
-
-    0: done; 2: bad input, a full disk too; 75: stopped by a signal with its state saved; 130: by Ctrl-C without.
+    """Runs the pre-training command and exits, as `exit_with` says.
 
     **Arguments:**
 
     - `presets`: recipes by name; the first is the default. Add your own: `main({**PRETRAIN, "mine": recipe})`.
     - `arguments`: the words of the command line, without the program.
     """
+    exit_with(lambda words: _main(presets, words), arguments)
+
+
+def exit_with(command: Callable[[list[str]], int], arguments: Sequence[str] | None = None) -> NoReturn:
+    """Runs a command and exits with what it returns, or with one line for what is wrong.
+
+    0: done; 2: bad input, a full disk too; 75: stopped by a signal with its state saved; 130: by Ctrl-C without.
+
+    **Arguments:**
+
+    - `command`: given the words of the command line.
+    - `arguments`: these words, without the program; None takes the program's own.
+    """
     try:
-        sys.exit(_main(presets, list(sys.argv[1:] if arguments is None else arguments)))
+        sys.exit(command(list(sys.argv[1:] if arguments is None else arguments)))
     except BadInput as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_BAD_INPUT)
@@ -71,17 +83,23 @@ def main(presets: Mapping[str, Preset], arguments: Sequence[str] | None = None) 
 def _main(presets: Mapping[str, Preset], arguments: list[str]) -> int:
     name, flags = split_preset(presets, arguments)
     recipe = presets[name]()
-    command = tyro.cli(Command, default=Command(recipe), args=flags, description=_describe(presets, name))
+    what = "Pre-train a masked or diffusion auto-encoder."
+    command = tyro.cli(Command, default=Command(recipe), args=flags, description=describe_presets(what, presets, name))
+    return train(command, name, recipe, default_run_dir(name, command.config, recipe))
+
+
+def train(command: Command, preset: str, recipe: Config, default_dir: Path) -> int:
+    """Does what is asked for: shows the configuration or what it takes, or runs it. Gives the exit code."""
     if command.print_config:
         print(json.dumps(dump(command.config), indent=2))
         return 0
     if command.dry_run:
         print(dry_run(command.config, recipe=recipe, limit_steps=command.limit_steps))
         return 0
-    directory = command.run_dir or default_run_dir(name, command.config, recipe)
+    directory = command.run_dir or default_dir
     options = {"run_dir": directory, "limit_steps": command.limit_steps}
     with disk_errors(directory):
-        return run(command.config, preset=name, recipe=recipe, **options).exit_code
+        return run(command.config, preset=preset, recipe=recipe, **options).exit_code
 
 
 def split_preset(presets: Mapping[str, Preset], arguments: Sequence[str]) -> tuple[str, list[str]]:
@@ -103,15 +121,11 @@ def split_preset(presets: Mapping[str, Preset], arguments: Sequence[str]) -> tup
     return name, flags
 
 
-def _describe(presets: Mapping[str, Preset], chosen: str) -> str:
+def describe_presets(what: str, presets: Mapping[str, Preset], chosen: str) -> str:
+    """What `--help` begins with: what the command does, and a line for each preset."""
     width = max(map(len, presets)) + 2
     lines = [f"{'*' if name == chosen else ' '} {name:{width}}{_first_line(p)}" for name, p in presets.items()]
-    return "\n".join(
-        [
-            "Pre-train a masked or diffusion auto-encoder. The first word is a preset (* is the one shown here):\n",
-            *lines,
-        ]
-    )
+    return "\n".join([f"{what} The first word is a preset (* is the one shown here):\n", *lines])
 
 
 def _first_line(preset: Preset) -> str:

@@ -1,7 +1,7 @@
 """The frozen tree of dataclasses that a run is made from, what is wrong with it, and what is built of it."""
 
 import dataclasses
-from typing import Annotated
+from typing import Annotated, Literal
 
 import equinox as eqx
 import jax
@@ -13,7 +13,8 @@ from umd_eqx.data.source import describe, open_source
 from umd_eqx.data.transforms import TrainTransform
 from umd_eqx.errors import BadInput
 from umd_eqx.eval import AbstractEvaluator
-from umd_eqx.models import ModelConfig
+from umd_eqx.models import AutoEncoder, ModelConfig
+from umd_eqx.models.warm_start import warm_start
 from umd_eqx.objectives import AbstractObjective
 from umd_eqx.optim import EmaConfig, OptimConfig, adamw, horizon, schedule
 from umd_eqx.paths import AbstractPath
@@ -116,6 +117,18 @@ class LogConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class Start:
+    """Where the first weights of a run come from, if not from its seed: see `umd_eqx.pretrained`."""
+
+    source: str
+    """A run directory or an exported safetensors file."""
+    weights: Literal["raw", "ema"]
+    """Which weights of a run: raw, or their average where one is kept."""
+    digest: str
+    """The fingerprint of the weights, so that a run goes on only from those that it began with."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """A run: everything that its result depends on, and what may change while it goes on."""
 
@@ -132,6 +145,8 @@ class Config:
     """Of everything random: weights, order of the data, augmentation, masks, noise."""
     max_skipped: int = 10
     """How many steps in a row may have a loss or gradient that is not finite before the run stops."""
+    start: Annotated[Start | None, tyro.conf.Suppress] = None
+    """The weights to begin with; None: fresh ones, from the seed."""
 
     def validate(self, mesh: Mesh) -> None:
         """Raises `BadInput` for the first value that cannot work, naming its flag and the way out."""
@@ -176,15 +191,20 @@ class Built:
             raise BadInput("--limit-steps", f"{limit} is too small", "Use 1 or more, or leave it out")
         return self.total if limit is None else min(self.total, limit)
 
-    def init(self) -> TrainState:
-        """The state before the first step, a function of the seed alone, on every device."""
-        # Compiled: one program starts sooner than the hundreds of small ones that it is made of.
-        return eqx.filter_jit(self._init)()
+    def init(self, source: AutoEncoder | None = None) -> TrainState:
+        """The state before the first step, a function of the seed and of the weights to begin with, on every device.
 
-    def _init(self) -> TrainState:
+        Raises `BadInput` naming `--from` where `source` is another network.
+        """
+        # Compiled: one program starts sooner than the hundreds of small ones that it is made of.
+        return eqx.filter_jit(self._init)(source)
+
+    def _init(self, source: AutoEncoder | None = None) -> TrainState:
         key = jax.random.key(self.config.seed)
         size, channels, classes = self.config.data.size, self.spec.channels, self.spec.num_classes
         model = self.config.model.build(size, channels, classes, key=key)
+        if source is not None:
+            model = warm_start(model, source)
         return TrainState.init(model, self.parts.optimiser, ema=self.parts.ema_rate is not None)
 
     def abstract_state(self) -> TrainState:

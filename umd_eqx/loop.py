@@ -30,7 +30,7 @@ class Evaluations:
     - `evaluators`: a name's hyper-parameters and what was built of them.
     - `key`: the same for every evaluation of a run, so that they see the same masks and noise and can be compared.
     - `last`: the step at which the run ends: everything is due there.
-    - `untrained`: makes the first weights again.
+    - `untrained`: makes the first weights again; None where they are not to be measured.
     - `beaten`: the names whose first weights have been measured already.
     """
 
@@ -40,7 +40,7 @@ class Evaluations:
         key: PRNGKeyArray,
         *,
         last: int,
-        untrained: Callable[[], AbstractModel],
+        untrained: Callable[[], AbstractModel] | None,
         beaten: Iterable[str] = (),
     ):
         self.evaluators, self.key, self.last, self.untrained = evaluators, key, last, untrained
@@ -65,12 +65,12 @@ class Evaluations:
             row |= {f"eval/{name}/{key}": value for key, value in report.scalars.items()}
             pictures |= {f"{name}/{key}": image for key, image in report.images.items()}
         missing = [name for name in names if self.evaluators[name][0].untrained and name not in self.beaten]
-        if missing:
-            row |= self._untrained(missing, say)
+        if missing and self.untrained is not None:
+            row |= self._untrained(self.untrained(), missing, say)
         return row, pictures
 
-    def _untrained(self, names: list[str], say: Callable[[str], None]) -> Row:
-        model, row = self.untrained(), {}
+    def _untrained(self, model: AbstractModel, names: list[str], say: Callable[[str], None]) -> Row:
+        row = {}
         for name in names:
             say(f"evaluating {name} of the untrained network")
             scalars = self.evaluators[name][1](model, self.key).scalars

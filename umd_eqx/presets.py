@@ -97,7 +97,7 @@ def _small(objective: AbstractObjective, steps: int, evaluators: dict[str, Abstr
         model=ModelConfig(variant="nano/4", conditioning="adaln", class_tokens=1, position_std=0.7),
         objective=objective,
         path=CosineTable(),
-        data=DataConfig(area_min=100.0, flip=False, batch_size=32, expected=_FASHION_MNIST),
+        data=DataConfig(area_min=100.0, flip=False, batch_size=32, expected=FASHION_MNIST),
         optim=OptimConfig(lr=1e-3, lr_batch_size=None, steps=steps, warmup=0.1),
         ema=EmaConfig(rate=4e-3, batch_size=None),
         eval=evaluators,
@@ -120,7 +120,7 @@ def _imagenet64(objective: AbstractObjective, *, batch_size: int, evaluators: di
             flip=True,
             batch_size=batch_size,
             eval_batch_size=1024,
-            expected=_IMAGENET,
+            expected=IMAGENET,
         ),
         optim=OptimConfig(lr=1.5e-4, epochs=800.0, mu_dtype="bfloat16"),
         ema=EmaConfig(rate=1e-4, only_with_labels=True),
@@ -128,8 +128,8 @@ def _imagenet64(objective: AbstractObjective, *, batch_size: int, evaluators: di
     )
 
 
-_FASHION_MNIST = DataSpec("fashion_mnist", 60_000, 10_000, 28, 28, 1, 10)
-_IMAGENET = DataSpec("imagenet2012", 1_268_355, 50_000, None, None, 3, 1000)
+FASHION_MNIST = DataSpec("fashion_mnist", 60_000, 10_000, 28, 28, 1, 10)
+IMAGENET = DataSpec("imagenet2012", 1_268_355, 50_000, None, None, 3, 1000)
 
 
 def _probe(steps: int, time: float = 0.0) -> dict[str, AbstractEvaluator]:

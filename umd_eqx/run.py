@@ -20,6 +20,7 @@ from umd_eqx.loop import Evaluations, Guard, Meter, Sinks, fit
 from umd_eqx.models import AutoEncoder
 from umd_eqx.models.variants import num_parameters
 from umd_eqx.presets import PRETRAIN
+from umd_eqx.pretrained import first_weights
 from umd_eqx.report import MetricsFile, Terminal, Wandb, read_metrics, results_table, write_webpage
 from umd_eqx.sharding import batch_sharding, place, replicated
 from umd_eqx.signals import EXIT_STOPPED, Stop
@@ -121,7 +122,7 @@ class _Run:
                 batches,
                 log_every=self.config.log.every,
                 checkpoint_every=self.config.checkpoint.every,
-                evaluations=self._evaluations(train, test),
+                evaluations=self._evaluations(train, test, terminal),
                 checkpoints=checkpoints,
                 sinks=sinks,
                 meter=meter,
@@ -141,7 +142,9 @@ class _Run:
         everywhere = replicated(self.parts.mesh)
         found = checkpoints.restore(self.built.abstract_state(), everywhere, terminal.warn)
         if found is None:
-            return 0, place(self.built.init(), everywhere)
+            start = self.config.start
+            source = None if start is None else first_weights(start, terminal.say)
+            return 0, place(self.built.init(source), everywhere)
         terminal.say(f"resuming {self.directory} at step {found[0]} of {self.built.total}")
         return found
 
@@ -157,17 +160,23 @@ class _Run:
             threads=data.workers,
         )
 
-    def _evaluations(self, train: DataSource, test: DataSource) -> Evaluations:
+    def _evaluations(self, train: DataSource, test: DataSource, terminal: Terminal) -> Evaluations:
         data = self.config.data
         mesh, path = self.parts.mesh, self.parts.path
-        context = EvalContext(train, test, path, data.size, data.eval_batch_size, mesh, threads=data.workers)
+        context = EvalContext(
+            *(train, test, path, data.size, data.eval_batch_size, mesh),
+            threads=data.workers,
+            say=terminal.say,
+            phase=terminal.phase,
+        )
         names = {name for row in read_metrics(self.metrics_path) for name in row}
         beaten = {name.split("/")[2] for name in names if name.startswith("eval/untrained/")}
         return Evaluations(
             {name: (evaluator, evaluator.build(context)) for name, evaluator in self.config.eval.items()},
             jax.random.fold_in(jax.random.key(self.config.seed), EVALUATION_KEY),
             last=self.stop_at,
-            untrained=lambda: self.built.init().model,
+            # Weights that something was trained for already are no line to beat.
+            untrained=(lambda: self.built.init().model) if self.config.start is None else None,
             beaten=beaten,
         )
 

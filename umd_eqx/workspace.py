@@ -26,17 +26,17 @@ PACKAGES = ("umd_eqx", "jax", "jaxlib", "equinox", "optax", "diffrax", "grain", 
 LONGEST_NAME = 100
 
 
-def default_run_dir(preset: str, config: Config, recipe: Config) -> Path:
+def default_run_dir(preset: str, config: Config, recipe: Config, *, parent: Path = Path("runs")) -> Path:
     """`runs/<preset>`, followed by what was changed of the recipe where that makes another run.
 
-    A name that grew too long ends in a hash instead.
+    A name that grew too long ends in a hash instead. `parent` is another folder in the place of `runs`.
     """
     changed = differences(run_identity(recipe), run_identity(config))
     words = [f"{name}={_plain(new)}" for name, (_, new) in sorted(changed.items())]
     name = ",".join([preset, *words])
     if len(name) > LONGEST_NAME:
         name = f"{name[:LONGEST_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-    return Path("runs") / name
+    return parent / name
 
 
 @contextlib.contextmanager

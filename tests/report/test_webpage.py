@@ -84,6 +84,9 @@ def make_run(run_dir, pictures=3):
                 for time in (0.1, 0.5, 0.9):
                     row[f"eval/denoising/eps/t{time:.2f}"] = 1 - time
                     row[f"eval/denoising/x0/t{time:.2f}"] = time
+                for scale in (1, 2):
+                    row[f"eval/generation/umd10k@500/cfg{scale}/fd_fashion"] = 90.0 - step / 10 - scale
+                    row[f"eval/generation/umd10k@500/cfg{scale}/recognised"] = 0.4 + step / 1000
             if step == 0:
                 row["eval/fewshot/raw_pixels/top1"] = 61.0
             metrics.append(step, row)
@@ -107,6 +110,9 @@ def test_a_full_run(tmp_path):
         "Learning rate",
         "train/something_else",
         "noise level",
+        "Distance of the samples from real images (fd_fashion, umd10k@500)",
+        "cfg2 48",
+        "Samples recognised as the class asked for",
         '"note": "<&>"',
         "eval-samples, step 200",
     ):

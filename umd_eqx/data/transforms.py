@@ -158,6 +158,17 @@ class EvalTransform:
 
 
 @dataclasses.dataclass(frozen=True)
+class SquashTransform:
+    """The whole image, squashed to `size` x `size` without antialiasing: the reference's images for FID."""
+
+    size: int
+
+    def __call__(self, image: UInt8[np.ndarray, "h w c"]) -> Float32[np.ndarray, "size size c"]:
+        """The image, in [-1, 1]."""
+        return to_unit_range(crop_resize(image, Box(0, 0, *image.shape[:2]), self.size))
+
+
+@dataclasses.dataclass(frozen=True)
 class FewShotTransform:
     """Smaller side to int(size * 256/246), antialiased, and the middle of it: the reference's few-shot evaluation.
 

@@ -6,4 +6,5 @@ from umd_eqx.eval.base import Evaluate as Evaluate
 from umd_eqx.eval.denoising import Denoising as Denoising
 from umd_eqx.eval.features import extract as extract
 from umd_eqx.eval.fewshot import FewShot as FewShot
+from umd_eqx.eval.generation import Generation as Generation
 from umd_eqx.eval.reconstruction import Reconstruction as Reconstruction

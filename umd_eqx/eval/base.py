@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
 from umd_eqx.data.loader import evaluation_batches
 from umd_eqx.data.source import DataSource
-from umd_eqx.data.transforms import EvalTransform, FewShotTransform
+from umd_eqx.data.transforms import EvalTransform, FewShotTransform, SquashTransform
 from umd_eqx.errors import BadInput
 from umd_eqx.models import AbstractModel
 from umd_eqx.paths import AbstractPath
@@ -35,6 +35,10 @@ class EvalContext:
     mesh: Mesh
     threads: int = 2
     """That read images, each a batch of its own."""
+    say: Callable[[str], None] = print
+    """Told what a person should know, such as weights that are missing."""
+    phase: Callable[[str], None] = lambda _: None
+    """Told what is going on now, where that takes long enough to be waited for."""
 
     @property
     def native(self) -> bool:
@@ -43,15 +47,25 @@ class EvalContext:
         return spec.height == spec.width == self.size
 
     def batches(
-        self, split: Literal["train", "test"], indices: Int[np.ndarray, "count"], *, fewshot: bool = False
+        self,
+        split: Literal["train", "test"],
+        indices: Int[np.ndarray, "count"],
+        *,
+        crop: Literal["evaluation", "fewshot", "squash"] = "evaluation",
     ) -> Iterator[Batch]:
         """The images of a split by their indices, in order, as whole batches on the devices.
 
-        The last one is filled up with rows that are not `valid`. `fewshot` crops as the reference's probe does. Raises
-        whatever the source raises but `BrokenImage`, such as `BadInput` for too many of these.
+        The last one is filled up with rows that are not `valid`. `crop` says how images are brought to size: as the
+        reference does in evaluations, for its few-shot probe, or for FID. Raises whatever the source raises but
+        `BrokenImage`, such as `BadInput` for too many of these.
         """
         source = self.train if split == "train" else self.test
-        transform = FewShotTransform(self.size, self.native) if fewshot else EvalTransform(self.size)
+        transforms = {
+            "evaluation": EvalTransform(self.size),
+            "fewshot": FewShotTransform(self.size, self.native),
+            "squash": SquashTransform(self.size),
+        }
+        transform = transforms[crop]
         for batch in evaluation_batches(source, transform, self.batch_size, indices, threads=self.threads):
             yield jax.device_put(batch, batch_sharding(self.mesh))
 

@@ -56,7 +56,7 @@ def extract(
     """
     parts = []
     for batch, rows in zip(
-        context.batches(split, indices, fewshot=True), batch_rows(indices, context.batch_size), strict=True
+        context.batches(split, indices, crop="fewshot"), batch_rows(indices, context.batch_size), strict=True
     ):
         keys = image_keys(key, rows)
         features = _represent(model, context.path, jnp.asarray(batch.image), jnp.asarray(time), keys)
@@ -72,7 +72,7 @@ def flat_pixels(
 
     Raises as `extract` does.
     """
-    batches = list(context.batches(split, indices, fewshot=True))
+    batches = list(context.batches(split, indices, crop="fewshot"))
     valid = np.concatenate([np.asarray(batch.valid) for batch in batches])
     images = np.concatenate([np.asarray(batch.image) for batch in batches])
     return images.reshape(len(images), -1)[valid]

@@ -194,6 +194,22 @@ def _to_stderr(text: str) -> None:
     print(text, file=sys.stderr)
 
 
+def save_png(path: str | os.PathLike[str], image: UInt8[np.ndarray, "rows columns 3"]) -> None:
+    """Write a picture in one piece; one less than 500 pixels wide is enlarged as `save_pictures` says.
+
+    Raises `OSError` if the disk refuses.
+    """
+    import io
+
+    from PIL import Image
+
+    scale = min(4, max(1, math.ceil(500 / image.shape[1])))
+    large = np.repeat(np.repeat(image, scale, axis=0), scale, axis=1)
+    buffer = io.BytesIO()
+    Image.fromarray(large).save(buffer, format="PNG", optimize=True)
+    write_atomically(path, buffer.getvalue())
+
+
 def save_pictures(run_dir: str | os.PathLike[str], step: int, images: Pictures) -> list[Path]:
     """Write `pictures/<name>/<step>.png` (a `/` of the name becomes `-`, the step has 8 digits), in the order given.
 
@@ -207,22 +223,14 @@ def save_pictures(run_dir: str | os.PathLike[str], step: int, images: Pictures) 
 
     Raises `ValueError` for a name that is no name of a folder, `OSError` if the disk refuses.
     """
-    import io
-
-    from PIL import Image
-
     paths = []
     for name, image in images.items():
         folder = name.strip("/").replace("/", "-")
         if folder.strip(".") == "" or "\\" in folder or "\0" in folder:
             raise ValueError(f"{name!r} cannot name a picture")
-        scale = min(4, max(1, math.ceil(500 / image.shape[1])))
-        large = np.repeat(np.repeat(image, scale, axis=0), scale, axis=1)
-        buffer = io.BytesIO()
-        Image.fromarray(large).save(buffer, format="PNG", optimize=True)
         path = Path(run_dir) / "pictures" / folder / f"{step:08d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, buffer.getvalue())
+        save_png(path, image)
         paths.append(path)
     return paths
 

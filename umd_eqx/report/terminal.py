@@ -25,6 +25,7 @@ class Terminal:
 
     - `total`: the step at which the run will end.
     - `start`: the step it starts at, 0 .. total.
+    - `work`, `unit`: what the steps are of, and what one is called.
     - `stream`: where to; None is stdout as it is now.
     - `interactive`: whether it is a terminal; None finds out.
     - `interval`: seconds between plain lines.
@@ -36,19 +37,21 @@ class Terminal:
         total: int,
         *,
         start: int = 0,
+        work: str = TRAINING,
+        unit: str = "step",
         stream: io.TextIOBase | None = None,
         interactive: bool | None = None,
         interval: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
     ):
-        self._total = total
+        self._total, self._work, self._unit = total, work, unit
         self._out = _Steady(stream if stream is not None else sys.stdout)
         dumb = os.environ.get("TERM") == "dumb"
         self._interactive = self._out.isatty() and not dumb if interactive is None else interactive
         self._interval = interval
         self._clock = clock
         self._pace = _Pace(start, clock)
-        self._phase = TRAINING
+        self._phase = work
         self._step = start
         self._row: dict[str, float] = {}
         self._unsaid = False
@@ -81,7 +84,7 @@ class Terminal:
           `throughput/data_wait` are shown where present.
         """
         self._pace.reach(step)
-        self._phase, self._step = TRAINING, step
+        self._phase, self._step = self._work, step
         self._row = {name: float(row[name]) for name in _SHOWN if name in row}
         self._unsaid = True
         if self._bar is not None:
@@ -90,24 +93,26 @@ class Terminal:
             self._line()
 
     def phase(self, text: str, step: int | None = None) -> None:
-        """Say what the run does now. The clock for the time left stands still until it is `"training"` again.
+        """Say what the run does now. The clock for the time left stands still until it is `work` again.
 
         **Arguments:**
 
-        - `text`: a few words, like `"compiling"` or `"evaluating fewshot"`; `"training"` starts the clock again, and so
-          does the next `update`, which then tells nothing of the pace.
+        - `text`: a few words, like `"compiling"` or `"evaluating fewshot"`; that of `work` starts the clock again, and
+          so does the next `update`, which then tells nothing of the pace.
         - `step`: steps done, where more were than `update` has been told of.
         """
         self._step = self._step if step is None else step
-        if text == TRAINING:
+        if text == self._work:
             self._pace.go()
         else:
             self._pace.pause()
-        changed, self._phase = text != self._phase, text
+        # What comes after a colon counts on: said as often as other numbers are.
+        changed, self._phase = text.partition(":")[0] != self._phase.partition(":")[0], text
         if self._bar is not None:
             self._draw()
-        elif changed and text != TRAINING:
-            self._print(f"step {self._step}/{self._total}  {text}")
+        elif text != self._work and (changed or self._clock() - self._said_at >= self._interval):
+            self._print(f"{self._unit} {self._step}/{self._total}  {text}")
+            self._said_at = self._said_at if changed else self._clock()
 
     def say(self, text: str) -> None:
         """Print a line that stays.
@@ -130,7 +135,7 @@ class Terminal:
     def _line(self) -> None:
         eta = self._pace.left(self._total - self._step)
         fields = [text for _, text in _fields(self._row, eta)]
-        self._print("  ".join([f"step {self._step}/{self._total}", *fields]))
+        self._print("  ".join([f"{self._unit} {self._step}/{self._total}", *fields]))
         self._unsaid = False
         self._said_at = self._clock()
 

@@ -144,6 +144,37 @@ def denoising(run: RunDirectory) -> str:
     )
 
 
+def generation(run: RunDirectory) -> str:
+    """How far samples are from real images, and how many are of the class asked for, by guidance, against the step.
+
+    **Arguments:**
+
+    - `run`: the run.
+    """
+    cards = []
+    for kind, title, pattern in (
+        ("distance", "Distance of the samples from real images", r"eval/generation/(.+)/(cfg[0-9.]+)/(fid|fd_\w+)"),
+        ("recognised", "Samples recognised as the class asked for", r"eval/generation/(.+)/(cfg[0-9.]+)/(recognised)"),
+    ):
+        found = {name: match for name in run.names() if (match := re.fullmatch(pattern, name))}
+        lines = drawable([Line(match[2], *run.curve(name), i) for i, (name, match) in enumerate(found.items())])
+        if lines:
+            first = next(iter(found.values()))
+            legend = [_Item(line, f"{_last(line):.3g}") for line in lines]
+            unit = "share" if kind == "recognised" else ""
+            title = f"{title} ({first[3]}, {first[1]})" if kind == "distance" else title
+            cards.append((title, lines, f"generation-{kind}", legend, unit))
+    if not cards:
+        return ""
+    sizes = (_MAIN, _SIDE) if len(cards) == 2 else (_WIDE,)
+    charts = [
+        _card(title, lines, name, size, legend, unit=unit)
+        for (title, lines, name, legend, unit), size in zip(cards, sizes, strict=True)
+    ]
+    columns = "headline two" if len(cards) == 2 else "headline"
+    return f'<section>\n<h2>Generation</h2>\n<div class="{columns}">\n{"".join(charts)}</div>\n</section>\n'
+
+
 def evaluations(run: RunDirectory) -> str:
     """A table of every number of the evaluations: the first, the last, and how it went.
 

@@ -22,7 +22,7 @@ from umd_eqx.report.metrics import write_atomically
 from umd_eqx.report.rundir import RunDirectory
 from umd_eqx.report.stylesheet import STYLE
 from umd_eqx.report.terminal import duration
-from umd_eqx.report.webcharts import denoising, evaluations, probes, training
+from umd_eqx.report.webcharts import denoising, evaluations, generation, probes, training
 
 PICTURE_BYTES = 5_500_000
 """All pictures of a page together, before base64 makes them 4/3 as large: the page stays under about 8 MB."""
@@ -30,6 +30,10 @@ PICTURE_BYTES = 5_500_000
 CAPTIONS = {
     "reconstruction-pictures": "Masked reconstruction. Rows: image, what the encoder sees, prediction, both combined",
     "denoising-pictures": "Denoising. In each row: image, then noised and denoised, at growing noise levels",
+    "generation-cfg1": "Samples without guidance, a class a row, always of the same noise",
+    "generation-cfg2": "Samples at guidance 2, a class a row, always of the same noise",
+    "generation-cfg4": "Samples at guidance 4, a class a row, always of the same noise",
+    "generation-film": "Samples coming out of the noise: the clean image as it is predicted on the way",
 }
 """What is to be seen on the pictures of the evaluations that come with the package."""
 
@@ -56,6 +60,7 @@ def write_webpage(run_dir: str | os.PathLike[str]) -> Path:
         probes(run),
         training(run),
         denoising(run),
+        generation(run),
         evaluations(run),
         _pictures(run.path),
         _reproduce(run),

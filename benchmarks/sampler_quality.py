@@ -1,0 +1,166 @@
+"""Quality against calls of the network, for every sampler: `python benchmarks/sampler_quality.py --run RUN`.
+
+Each sampler makes as many images from the same noise and labels with so many calls of the network. Printed are the
+Frechet distance in the features of the classifier that comes with the package, and the share of images in which it sees
+the class that was asked for. Guidance doubles the work of a call and is not counted twice.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from jaxtyping import Array, Int
+
+from umd_eqx.cli import exit_with
+from umd_eqx.errors import BadInput
+from umd_eqx.eval import EvalContext
+from umd_eqx.eval.activations import activations
+from umd_eqx.eval.distances import frechet_distance
+from umd_eqx.eval.extractors import choose_extractor
+from umd_eqx.eval.generation import path_for, real_images, reference, score
+from umd_eqx.eval.protocol import UMD10K, labels_for, scale
+from umd_eqx.models import AbstractModel
+from umd_eqx.models.guidance import guide
+from umd_eqx.paths import AbstractPath
+from umd_eqx.pretrained import from_pretrained
+from umd_eqx.sampling import Adaptive, SamplerConfig, sample
+from umd_eqx.sampling.batch import image_noise
+from umd_eqx.sharding import make_mesh
+
+SAMPLERS = {
+    "DDIM, eta 0": SamplerConfig(name="ddim", eta=0.0, grid="uniform", head="v"),
+    "DDIM, eta 1": SamplerConfig(name="ddim", eta=1.0, grid="uniform", head="v"),
+    "Euler": SamplerConfig(name="euler", head="v"),
+    "Heun": SamplerConfig(name="heun", head="v"),
+    "DPM-Solver++(2M)": SamplerConfig(name="dpmpp", head="v"),
+    "reverse SDE": SamplerConfig(name="sde", head="v"),
+}
+
+ADAPTIVE = {
+    f"{name}, rtol {rtol:g}": SamplerConfig(name=name, rtol=rtol, atol=rtol, head="v")
+    for name in ("tsit5", "dopri5")
+    for rtol in (1e-1, 1e-2)
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """What to measure."""
+
+    run: str | None = None
+    """A run directory or an export. None: the weights that come with the package."""
+    calls: tuple[int, ...] = (5, 9, 17, 33, 65)
+    """Calls of the network for an image."""
+    samples: int = 256
+    """Images for each point."""
+    cfg_scale: float = 2.0
+    """Guidance."""
+    batch_size: int = 64
+    """Images sampled at once."""
+    json: str | None = None
+    """A file for the rows."""
+    plot: Annotated[str | None, tyro.conf.arg(metavar="PNG")] = None
+    """A file for the plot."""
+
+
+def main(words: list[str]) -> int:
+    arguments = tyro.cli(Arguments, args=words, description=__doc__)
+    if arguments.samples < 10:
+        raise BadInput("--samples", f"{arguments.samples} are too few to measure", "Use 10 or more")
+    source = from_pretrained(arguments.run)
+    protocol, mesh = scale(UMD10K, arguments.samples), make_mesh()
+    train, test = source.data.open()
+    context = EvalContext(train, test, source.path, source.data.size, source.data.eval_batch_size, mesh)
+    extractor = choose_extractor("fashion", None, source.spec)
+    real = reference(extractor, protocol, context)
+    others = activations(extractor, real_images(context, protocol, "train", arguments.samples), mesh)
+    floor = frechet_distance(real.statistics, others.statistics)
+    print(f"{source.describe()}; guidance {arguments.cfg_scale:g}; {arguments.samples} samples a point")
+    print(f"as many real training images: fd_fashion {floor:.2f}\n")
+    print(f"{'sampler':<18} {'calls':>5} {'fd_fashion':>10} {'recognised':>10}")
+    model = guide(source.model, arguments.cfg_scale)
+    labels = labels_for(protocol, source.model.num_classes or 1)
+    rows = []
+    for name, config in SAMPLERS.items():
+        for calls in arguments.calls:
+            path = path_for(config, source.path)
+            config = dataclasses.replace(config, steps=steps_for(config, path, calls))
+            sampler = config.build()
+            images = sample(
+                *(model, path, sampler, labels, jax.random.key(0)),
+                batch_size=arguments.batch_size,
+                mesh=mesh,
+            )
+            found = score(images, labels, real, extractor, protocol, context, classes=source.model.num_classes)
+            row = {"sampler": name, "calls": sampler.evaluations(path), "floor": floor}
+            rows.append(row | {key: found[key] for key in ("fd_fashion", "recognised")})
+            print(f"{name:<18} {row['calls']:>5} {found['fd_fashion']:>10.2f} {found['recognised']:>10.1%}", flush=True)
+    for name, config in ADAPTIVE.items():
+        path, sampler = path_for(config, source.path), config.build()
+        assert isinstance(sampler, Adaptive)
+        options = {"batch_size": arguments.batch_size, "mesh": mesh}
+        images = sample(model, path, sampler, labels, jax.random.key(0), **options)
+        found = score(images, labels, real, extractor, protocol, context, classes=source.model.num_classes)
+        calls = mean_calls(sampler, model, path, labels[: arguments.batch_size])
+        rows.append(
+            {"sampler": name, "calls": calls, "floor": floor} | {k: found[k] for k in ("fd_fashion", "recognised")}
+        )
+        print(f"{name:<18} {calls:>5.0f} {found['fd_fashion']:>10.2f} {found['recognised']:>10.1%}", flush=True)
+    if arguments.json is not None:
+        Path(arguments.json).write_text(json.dumps(rows, indent=2) + "\n")
+    if arguments.plot is not None:
+        plot(rows, arguments, arguments.plot)
+    return 0
+
+
+def steps_for(config: SamplerConfig, path: AbstractPath, calls: int) -> int:
+    """The most steps, up to `calls`, that take no more than so many calls of the network; 1 at least."""
+    counts = {
+        steps: dataclasses.replace(config, steps=steps).build().evaluations(path) for steps in range(2, calls + 1)
+    }
+    return max((steps for steps, count in counts.items() if (count or 0) <= calls), default=1)
+
+
+def mean_calls(sampler: Adaptive, model: AbstractModel, path: AbstractPath, labels: Int[np.ndarray, "b"]) -> float:
+    """How often the network is asked for an image, over some images."""
+
+    @eqx.filter_jit
+    def count(model: AbstractModel, labels: Int[Array, "b"]) -> Int[Array, "b"]:
+        indices = jnp.arange(len(labels))
+        noise = jax.vmap(lambda i: image_noise(jax.random.key(0), i, model.image_shape)[0])(indices)
+        return jax.vmap(lambda x, y: sampler.count(model, path, x, y))(noise, labels)
+
+    return float(np.mean(count(model, jnp.asarray(labels))))
+
+
+def plot(rows: list[dict], arguments: Arguments, name: str) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    distance, share = figure.subplots(1, 2)
+    for sampler in (*SAMPLERS, "tsit5", "dopri5"):
+        mine = [row for row in rows if row["sampler"].startswith(sampler)]
+        calls = [row["calls"] for row in mine]
+        distance.plot(calls, [row["fd_fashion"] for row in mine], marker="o", markersize=3, label=sampler)
+        share.plot(calls, [100 * row["recognised"] for row in mine], marker="o", markersize=3)
+    distance.axhline(rows[0]["floor"], color="grey", linestyle=":", label="as many real images")
+    distance.set(xscale="log", yscale="log", xlabel="calls of the network", ylabel="fd_fashion")
+    share.set(xscale="log", xlabel="calls of the network", ylabel="recognised as the class asked for, %")
+    for axes in (distance, share):
+        ticks = np.unique([row["calls"] for row in rows if row["sampler"].startswith("DPM")])
+        axes.set_xticks(ticks, [str(tick) for tick in ticks], minor=False)
+        axes.set_xticks([], minor=True)
+        axes.grid(alpha=0.3)
+    figure.legend(*distance.get_legend_handles_labels(), loc="outside right upper", fontsize=8, frameon=False)
+    figure.suptitle(f"{arguments.samples} samples a point, guidance {arguments.cfg_scale:g}", fontsize=9)
+    figure.savefig(name, dpi=110)
+
+
+if __name__ == "__main__":
+    exit_with(main)

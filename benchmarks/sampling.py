@@ -1,0 +1,244 @@
+"""What diffrax costs: each sampler of fixed steps beside a loop written by hand, and beside the bare network.
+
+    python benchmarks/sampling.py [--samplers ddim heun] [--steps 32] [--batch 32] [--json FILE]
+
+The loop is a `lax.scan` over a table of coefficients, with as many calls of the network; both must give the same
+images. Sampler, loop and forward passes of the network take turns, so that a machine whose speed drifts is fair to all;
+times are the least of the rounds. The network is fresh: its weights do not change its speed.
+"""
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from umd_eqx.cli import exit_with
+from umd_eqx.errors import BadInput
+from umd_eqx.models import AbstractModel, ModelConfig
+from umd_eqx.paths import NETWORK_STEPS, CosinePath
+from umd_eqx.sampling import DDIM, AbstractSampler, DPMSolverPP, Euler, Heun, ReverseSDE
+from umd_eqx.sampling.base import levels
+from umd_eqx.types import Image, Label
+
+Name = Literal["ddim", "ancestral", "euler", "heun", "dpmpp", "sde"]
+SAME_IMAGES = 1e-3
+CLASSES = 10
+FORWARD_PASSES = 16
+"""Of the bare network in one round; their mean is one time."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What is measured."""
+
+    samplers: Annotated[tuple[Name, ...], tyro.conf.arg(aliases=["-s"])] = (
+        *("ddim", "ancestral", "euler"),
+        *("heun", "dpmpp", "sde"),
+    )
+    """Which samplers; ancestral is ddim with eta 1."""
+    variant: str = "nano/4"
+    """Size of the network, and its patch."""
+    size: int = 28
+    """Side of the images in pixels."""
+    channels: int = 1
+    """Of the images."""
+    batch: int = 32
+    """Images at once."""
+    steps: int = 32
+    """Steps of each sampler; heun calls the network twice in each."""
+    rounds: int = 7
+    """Times that each is timed, after one that is not."""
+    json: Path | None = None
+    """Write the rows there."""
+
+
+def sampler_of(name: Name, steps: int) -> AbstractSampler:
+    """The sampler, on the grid that is usual for it."""
+    match name:
+        case "ddim" | "ancestral":
+            return DDIM(steps=steps, eta=float(name == "ancestral"))
+        case "euler":
+            return Euler(steps=steps)
+        case "heun":
+            return Heun(steps=steps)
+        case "dpmpp":
+            return DPMSolverPP(steps=steps)
+        case "sde":
+            return ReverseSDE(steps=steps)
+
+
+class Coefficients(eqx.Module):
+    """What a loop by hand knows beforehand of each time at which it asks the network."""
+
+    t: Float[Array, "*k"]
+    alpha: Float[Array, "*k"]
+    sigma: Float[Array, "*k"]
+    alpha_rate: Float[Array, "*k"]
+    sigma_rate: Float[Array, "*k"]
+
+    @classmethod
+    def at(cls, path: CosinePath, times: np.ndarray) -> "Coefficients":
+        """Of all times, as arrays."""
+        rates = jax.vmap(path.rates)(jnp.asarray(times, jnp.float32))
+        return cls(*(jnp.asarray(column, jnp.float32) for column in (times, *levels(path, times), *rates)))
+
+    def ends(self, model: AbstractModel, x: Image, y: Label) -> tuple[Image, Image]:
+        """The clean image, clipped, and the noise that goes with it, by the network's noise."""
+        eps = model(x, NETWORK_STEPS * self.t, y).eps
+        x0 = jnp.clip((x - self.sigma * eps) / self.alpha, -1.0, 1.0)
+        return x0, (x - self.alpha * x0) / self.sigma
+
+    def velocity(self, model: AbstractModel, x: Image, y: Label, *, reverse_sde: bool = False) -> Image:
+        """dx/dt of the probability-flow ODE, or the drift of the reverse SDE."""
+        x0, eps = self.ends(model, x, y)
+        drift = self.alpha_rate * x0 + self.sigma_rate * eps
+        return drift + self.squared_diffusion / (2.0 * self.sigma) * eps if reverse_sde else drift
+
+    @property
+    def squared_diffusion(self) -> Array:
+        """g^2 of the forward SDE."""
+        return 2.0 * (self.sigma * self.sigma_rate - self.sigma**2 * self.alpha_rate / self.alpha)
+
+
+def by_hand(
+    sampler: AbstractSampler, model: AbstractModel, path: CosinePath, x: Image, y: Label, key: PRNGKeyArray
+) -> Image:
+    """One image by a plain `lax.scan`."""
+    assert isinstance(sampler, DDIM | Euler | Heun | DPMSolverPP | ReverseSDE)
+    times = sampler.grid.times(path, sampler.steps, x.shape[0], sampler.head)
+    table, numbers = Coefficients.at(path, times), jnp.arange(len(times))
+    x = table.sigma[0] * x
+    if isinstance(sampler, DDIM | DPMSolverPP):
+        weights = tuple(jnp.asarray(w, x.dtype) for w in sampler.weights(path, x.shape[0]))
+
+        def weighted(carry: tuple[Image, Image], row: Any) -> tuple[tuple[Image, Image], None]:
+            (x, before), (number, here, (of_image, of_x0, of_other)) = carry, row
+            x0, _ = here.ends(model, x, y)
+            other = before
+            if isinstance(sampler, DDIM) and sampler.eta:
+                other = jax.random.normal(jax.random.fold_in(key, number), x.shape)
+            return (of_image * x + of_x0 * x0 + of_other * other, x0), None
+
+        return jax.lax.scan(weighted, (x, jnp.zeros_like(x)), (numbers, table, weights))[0][0]
+
+    def step(x: Image, row: Any) -> tuple[Image, None]:
+        number, here, there = row
+        dt = there.t - here.t
+        if isinstance(sampler, ReverseSDE):
+            noise = jax.random.normal(jax.random.fold_in(key, number), x.shape)
+            drift = here.velocity(model, x, y, reverse_sde=True)
+            return x + dt * drift + jnp.sqrt(-dt * here.squared_diffusion) * noise, None
+        first = here.velocity(model, x, y)
+        if isinstance(sampler, Euler):
+            return x + dt * first, None
+        return x + 0.5 * dt * (first + there.velocity(model, x + dt * first, y)), None
+
+    here, there, last = (
+        jax.tree.map(lambda leaf, piece=piece: leaf[piece], table) for piece in (slice(-1), slice(1, None), -1)
+    )
+    x, _ = jax.lax.scan(step, x, (numbers[:-1], here, there))
+    return last.ends(model, x, y)[0]
+
+
+def least_ms(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+    """The least time of each call, in milliseconds: in every round each has its turn, and the first is not counted."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds + 1):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            jax.block_until_ready(call())
+            times[name].append(1e3 * (time.perf_counter() - start))
+    return {name: min(mine[1:]) for name, mine in times.items()}
+
+
+def measure(options: Options, name: Name) -> dict[str, Any]:
+    """One row: a sampler, its loop by hand, and the forward pass. Ends the process where the images differ."""
+    shape = (options.size, options.size, options.channels)
+    config = ModelConfig(variant=options.variant, labels=True)
+    model = config.build(options.size, options.channels, CLASSES, key=jax.random.key(0))
+    path, sampler = CosinePath(), sampler_of(name, options.steps)
+    noise = jax.random.normal(jax.random.key(1), (options.batch, *shape))
+    labels, keys = jnp.arange(options.batch) % CLASSES, jax.random.split(jax.random.key(2), options.batch)
+
+    @eqx.filter_jit
+    def ours(model: AbstractModel, noise: Array, labels: Array, keys: Array) -> Array:
+        return jax.vmap(lambda x, y, key: sampler(model, path, x, y, key))(noise, labels, keys)
+
+    @eqx.filter_jit
+    def hand(model: AbstractModel, noise: Array, labels: Array, keys: Array) -> Array:
+        return jax.vmap(lambda x, y, key: by_hand(sampler, model, path, x, y, key))(noise, labels, keys)
+
+    @eqx.filter_jit
+    def forward(model: AbstractModel, x: Array, t: Array, y: Array) -> Any:
+        return jax.vmap(lambda x, y: model(x, t, y))(x, y)
+
+    def passes() -> Any:
+        return [jax.block_until_ready(forward(model, noise, jnp.asarray(500.0), labels)) for _ in range(FORWARD_PASSES)]
+
+    arguments = (model, noise, labels, keys)
+    # The noise of the SDE is drawn inside diffrax, from keys of its own.
+    apart = 0.0 if name == "sde" else float(jnp.abs(ours(*arguments) - hand(*arguments)).max())
+    if not apart <= SAME_IMAGES:
+        sys.exit(f"error: {name}: the loop's images are {apart:.1e} off: the two do not do the same")
+    calls = {"sampler": lambda: ours(*arguments), "scan": lambda: hand(*arguments), "forward": passes}
+    ms = least_ms(calls, options.rounds)
+    evaluations = sampler.evaluations(path)
+    assert evaluations is not None
+    forward_ms = ms["forward"] / FORWARD_PASSES
+    return {
+        "sampler": name,
+        "ms": ms["sampler"],
+        "scan_ms": ms["scan"],
+        "ratio": ms["sampler"] / ms["scan"],
+        "evaluations": evaluations,
+        "evaluations_per_s": evaluations * options.batch / (ms["sampler"] / 1e3),
+        "forward_ms": forward_ms,
+        "forward_ratio": ms["sampler"] / evaluations / forward_ms,
+        "batch": options.batch,
+        "difference": apart,
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows as Markdown."""
+    lines = [["sampler", "ms", "scan ms", "ratio", "calls", "images evaluated/s", "forward ms", "evaluation / forward"]]
+    lines.append(["---"] * len(lines[0]))
+    for r in rows:
+        numbers = [f"{r['ms']:,.1f}", f"{r['scan_ms']:,.1f}", f"{r['ratio']:.3f}", f"{r['evaluations']}"]
+        numbers += [f"{r['evaluations_per_s']:,.0f}", f"{r['forward_ms']:.2f}", f"{r['forward_ratio']:.3f}"]
+        lines.append([r["sampler"], *numbers])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def main(words: list[str]) -> int:
+    """Measures, prints the table, and writes the rows. Raises `BadInput` naming the flag at fault."""
+    options = tyro.cli(Options, args=words, description=__doc__)
+    for name in ("batch", "rounds"):
+        if getattr(options, name) < 1:
+            raise BadInput(f"--{name}", f"{getattr(options, name)} is too small", "Use 1 or more")
+    if options.steps < 2:
+        raise BadInput("--steps", f"{options.steps} is too small", "Use 2 or more, so that there is a loop")
+    rows = []
+    for name in options.samplers:
+        rows.append(measure(options, name))
+        jax.clear_caches()
+        print(table(rows[-1:]).splitlines()[-1], flush=True)
+    shape = f"{options.variant}, {options.size} px, batch {options.batch}, {options.steps} steps, float32"
+    print(f"\n{shape}; {jax.devices()[0].device_kind}; least of {options.rounds} rounds\n\n{table(rows)}")
+    if options.json is not None:
+        options.json.write_text(json.dumps(rows, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    exit_with(main)

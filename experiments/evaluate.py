@@ -1,0 +1,7 @@
+"""Measure: `python experiments/evaluate.py --run RUN [--protocol umd10k] [--flag VALUE ...]`; `--help` lists them."""
+
+from umd_eqx.cli import exit_with
+from umd_eqx.commands.evaluate import evaluate
+
+if __name__ == "__main__":
+    exit_with(evaluate)

@@ -1,0 +1,42 @@
+"""`experiments/evaluate.py`: the numbers, and everything that they depend on."""
+
+import json
+
+from umd_eqx.commands.evaluate import evaluate
+
+QUICK = ("--samples", "16", "--steps", "2", "--batch-size", "16")
+
+
+def test_a_result_holds_all_that_it_depends_on(called, exported, here):
+    code, out, error = called(evaluate, "--run", exported(), "--json", "result.json", *QUICK)
+    assert (code, error) == (0, "")
+    assert "umd10k@16: 16 samples against the validation images" in out
+    (result,) = json.loads((here / "result.json").read_text())
+    assert result["protocol"]["name"] == "umd10k@16"
+    assert (result["protocol"]["samples"], result["protocol"]["rounding"]) == (16, "truncate")
+    assert (result["reference"]["count"], len(result["reference"]["sha256"])) == (10_000, 64)
+    assert (result["extractor"]["name"], len(result["extractor"]["sha256"])) == ("fashion", 64)
+    assert (result["sampler"]["name"], result["sampler"]["steps"]) == ("dpmpp", 2)
+    assert result["guidance"] == {"kind": "classifier-free", "cfg_scale": 2.0, "interval": None}
+    assert (result["precision"], result["data"]) == ("float32", "fashion_mnist")
+    metrics = result["metrics"]
+    assert {"fd_fashion", "is_fashion", "kid_fashion"} <= metrics.keys()
+    assert not {"fid", "is", "kid"} & metrics.keys()
+    # Noise is further from clothes than clothes are.
+    assert metrics["fd_fashion"] > result["extra"]["floor_fd_fashion"] > 0
+    assert 0 <= result["extra"]["recognised"] <= 1
+
+
+def test_what_cannot_be_is_told_in_one_line(called, exported):
+    for words, said in (
+        (("--samples", "3"), "--samples: 3 are too few"),
+        (("--steps", "0"), "--steps: 0"),
+        (("--json", "nowhere/x.json"), "--json: there is no folder"),
+        (("--extractor", "inception"), "--inception-weights: there are none"),
+        (("--inception-weights", "nowhere.safetensors"), "--inception-weights: there is no file nowhere.safetensors"),
+        (("--data-dir", "nowhere"), "nowhere"),
+    ):
+        code, _, error = called(evaluate, "--run", exported(), *words)
+        assert code == 2, words
+        assert len(error.splitlines()) == 1
+        assert said in error

@@ -1,0 +1,104 @@
+"""`experiments/sample.py`: the picture, and what is refused."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from umd_eqx.commands.sample import sample
+
+QUICK = ("--steps", "2", "--batch-size", "8")
+
+
+def pixels(name: str) -> np.ndarray:
+    with Image.open(name) as picture:
+        return np.asarray(picture, int)
+
+
+def test_a_picture_a_film_and_the_figures(called, exported, here):
+    words = ("--run", exported(), "--num", "20", "--out", "grid.png", "--film", "film.png", "--json", "f.json")
+    code, out, error = called(sample, *words, *QUICK)
+    assert (code, error) == (0, "")
+    assert "umd-ft, mu/7, ema weights of step 7, 10 classes; dpmpp in 2 steps, guidance 2" in out
+    assert "20 images in" in out
+    # Each class a column, two rows of them, enlarged until it is 500 pixels wide.
+    width, height = 10 * 30 - 2, 2 * 30 - 2
+    assert pixels("grid.png").shape == (2 * height, 2 * width, 3)
+    assert pixels("film.png").shape[1] > 28
+    assert json.loads((here / "f.json").read_text())[0]["images"] == 20
+
+
+def test_the_same_seed_gives_the_same_picture_and_another_another(called, exported, here):
+    run = exported()
+    for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
+        assert (
+            called(sample, "--run", run, "--label", "7", "--num", "4", "--seed", seed, "--out", f"{name}.png", *QUICK)[
+                0
+            ]
+            == 0
+        )
+    pictures = [(here / f"{name}.png").read_bytes() for name in "abc"]
+    assert pictures[0] == pictures[1] != pictures[2]
+
+
+def test_the_batch_size_does_not_matter(called, exported):
+    run = exported()
+    for name, batch in (("a", "3"), ("b", "7")):
+        words = ("--run", run, "--num", "7", "--steps", "2", "--batch-size", batch, "--out", f"{name}.png")
+        assert called(sample, *words)[0] == 0
+    assert np.abs(pixels("a.png") - pixels("b.png")).max() <= 1
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "euler", "heun", "dpmpp", "tsit5", "sde"])
+def test_every_sampler_goes_along_the_path_of_the_run(called, exported, sampler):
+    code, _, error = called(sample, "--run", exported(), "--num", "2", "--sampler", sampler, *QUICK)
+    assert (code, error) == (0, "")
+
+
+def test_a_network_without_labels_is_sampled_without_guidance(called, exported):
+    code, out, _ = called(sample, "--run", exported(labels=False), "--num", "4", *QUICK)
+    assert code == 0
+    assert "no labels; dpmpp in 2 steps, guidance 1" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--label", "10"), "--label: 10 is no class of fashion_mnist. Use 0 .. 9"),
+        (("--label", "-1"), "--label: -1 is no class of fashion_mnist. Use 0 .. 9"),
+        (("--steps", "0"), "--steps: 0"),
+        (("--steps", "-3"), "--steps: -3"),
+        (("--num", "0"), "--num: 0 is no number of images"),
+        (("--batch-size", "0"), "--batch-size: 0"),
+        (("--cfg-scale", "-1"), "--cfg-scale: -1.0 is no scale"),
+        (("--cfg-scale", "nan"), "--cfg-scale: nan is no scale"),
+        (("--eta", "-1"), "--eta: -1"),
+        (("--seed", "-1"), "--seed: -1 is outside"),
+        (("--out", "nowhere/grid.png"), "--out: there is no folder nowhere"),
+        (("--weak", "nowhere"), "--weak: there is no nowhere"),
+        (("--cfg-interval", "0.9", "0.1"), "--cfg-interval"),
+        (("--run", "nowhere"), "--run: there is no nowhere"),
+    ],
+)
+def test_what_cannot_be_is_told_in_one_line_and_nothing_is_written(called, exported, here, words, said):
+    run = () if "--run" in words else ("--run", exported())
+    code, _, error = called(sample, *run, *words)
+    assert code == 2
+    assert error.startswith("error: ")
+    assert len(error.splitlines()) == 1
+    assert said in error
+    assert not list(here.iterdir())
+
+
+def test_labels_and_guidance_need_a_network_that_knows_labels(called, exported):
+    run = exported(labels=False)
+    assert "--label: the network knows no labels" in called(sample, "--run", run, "--label", "7")[2]
+    assert "--cfg-scale: the network knows no labels" in called(sample, "--run", run, "--cfg-scale", "2")[2]
+
+
+def test_a_typo_is_met_with_the_flag_that_was_meant(called):
+    code, _, error = called(sample, "--sampeler", "heun")
+    assert code == 2
+    assert "--sampler" in error
+    assert len(error.splitlines()) <= 30

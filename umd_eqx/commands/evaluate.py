@@ -1,0 +1,136 @@
+"""`experiments/evaluate.py`: the metrics of generated images, by a named protocol, with everything they depend on."""
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+
+import jax
+import tyro
+
+from umd_eqx.commands.sampling import Flags, SamplingFlags
+from umd_eqx.errors import BadInput, disk_errors
+from umd_eqx.eval import EvalContext
+from umd_eqx.eval.activations import Features, activations
+from umd_eqx.eval.distances import frechet_distance
+from umd_eqx.eval.extractors import ExtractorName, choose_extractor
+from umd_eqx.eval.generation import PROTOCOLS, ProtocolName, real_images, reference, score
+from umd_eqx.eval.measure import metric_names
+from umd_eqx.eval.protocol import Protocol, generation_result, labels_for, scale
+from umd_eqx.models.extractor import AbstractExtractor
+from umd_eqx.pretrained import Pretrained
+from umd_eqx.report import Terminal, write_atomically
+from umd_eqx.sampling import sample as sample_images
+from umd_eqx.sharding import make_mesh
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+    """Sample as a protocol says, and compare with real images."""
+
+    flags: Flags = dataclasses.field(default_factory=SamplingFlags)
+    protocol: ProtocolName = "umd10k"
+    """The paper's (10,240 samples, validation statistics) or the field's (50,000, training statistics)."""
+    samples: int | None = None
+    """How many samples, if not as many as the protocol says; the result's name then tells."""
+    data_dir: str | None = None
+    """Where the real images are. None: as in the run, $TFDS_DATA_DIR, or what comes with the package."""
+    extractor: ExtractorName = "auto"
+    """What features are compared in. auto: Inception where its weights are found, else what comes with the package."""
+    inception_weights: str | None = None
+    """A safetensors file (experiments/convert_inception.py makes it). None: where they are usually kept."""
+    floor: bool = True
+    """Measure as many real training images, too: what a perfect generator would come to."""
+    json: str | None = None
+    """A file for the result. It is kept in the run directory, too, in eval/."""
+
+
+def evaluate(words: list[str]) -> int:
+    """Runs the evaluation command; gives its exit code.
+
+    **Raises:** `BadInput` naming the flag at fault.
+    """
+    command = tyro.cli(Evaluate, args=words, description="Measure the images that a trained network generates.")
+    flags = command.flags
+    protocol = PROTOCOLS[command.protocol]
+    if command.samples is not None:
+        if command.samples < 10:
+            raise BadInput("--samples", f"{command.samples} are too few to measure", "Use 10 or more")
+        protocol = scale(protocol, command.samples)
+    if command.json is not None and not Path(command.json).absolute().parent.is_dir():
+        raise BadInput("--json", f"there is no folder {Path(command.json).parent}", "Make it, or choose another")
+    flags.sampler_config()
+    source = flags.source()
+    model, (sampler, path) = flags.guided(source), flags.way(source)
+    train, test = dataclasses.replace(source.data, dir=command.data_dir or source.data.dir).open()
+    if train.spec.channels != source.spec.channels:
+        problem = f"{train.spec.name} has {train.spec.channels} channels, the network {source.spec.channels}"
+        raise BadInput("--data-dir", problem, "Give the data that it was trained on")
+    extractor = choose_extractor(command.extractor, command.inception_weights, train.spec)
+    print(f"{source.describe()}; {flags.sampler} in {flags.steps} steps, guidance {flags.scale(source):g}")
+    labels, began = labels_for(protocol, source.model.num_classes or 1, flags.seed), time.perf_counter()
+    with Terminal(protocol.samples, work="sampling", unit="image") as terminal:
+        context = EvalContext(
+            *(train, test, source.path, source.data.size, source.data.eval_batch_size, make_mesh()),
+            say=terminal.say,
+            phase=terminal.phase,
+        )
+        real = reference(extractor, protocol, context)
+        found = _floor(command, protocol, context, extractor, real)
+        terminal.phase("sampling")
+        images = sample_images(
+            *(model, path, sampler, labels, jax.random.key(flags.seed)),
+            batch_size=min(flags.batch_size, protocol.samples),
+            mesh=context.mesh,
+            progress=lambda done, _: terminal.update(done, {}),
+        )
+        terminal.phase("measuring")
+        found |= score(images, labels, real, extractor, protocol, context, classes=source.model.num_classes)
+    result = generation_result(
+        protocol,
+        real.statistics,
+        extractor,
+        {name: value for name, value in found.items() if name in metric_names(extractor.name)},
+        sampler=dataclasses.asdict(flags.sampler_config()) | {"seed": flags.seed},
+        guidance=flags.guidance(source),
+        precision=source.config.dtype,
+    ).to_json()
+    extra = {name: value for name, value in found.items() if name not in metric_names(extractor.name)}
+    result |= {"extra": extra, "network": source.describe(), "weights": source.digest, "data": train.spec.name}
+    result |= {"seconds": time.perf_counter() - began}
+    _print(protocol, found)
+    _keep(command, protocol, source, result)
+    return 0
+
+
+def _floor(
+    command: Evaluate, protocol: Protocol, context: EvalContext, extractor: AbstractExtractor, real: Features
+) -> dict[str, float]:
+    """What as many real images of the other split come to."""
+    if not command.floor:
+        return {}
+    split = "train" if protocol.reference == "validation" else "test"
+    others = activations(extractor, real_images(context, protocol, split, protocol.samples), context.mesh)
+    return {f"floor_{metric_names(extractor.name).frechet}": frechet_distance(real.statistics, others.statistics)}
+
+
+def _print(protocol: Protocol, found: dict[str, float]) -> None:
+    width = max(map(len, found)) + 2
+    print(f"\n{protocol.name}: {protocol.samples:,} samples against the {protocol.reference} images")
+    for name, value in found.items():
+        print(f"  {name:{width}}{value:.4f}")
+
+
+def _keep(command: Evaluate, protocol: Protocol, source: Pretrained, result: dict[str, object]) -> None:
+    text = (json.dumps([result], indent=2) + "\n").encode()
+    places = [] if command.json is None else [Path(command.json)]
+    run = None if command.flags.run is None else Path(command.flags.run)
+    if run is not None and (run / "config.json").exists():
+        scale_name = f"cfg{command.flags.scale(source):g}"
+        name = f"{protocol.name}-{source.weights}-{command.flags.sampler}{command.flags.steps}-{scale_name}.json"
+        places.append(run / "eval" / name)
+    for place in places:
+        with disk_errors(place.parent):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(place, text)
+        print(f"result: {place}")

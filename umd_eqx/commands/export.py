@@ -1,0 +1,31 @@
+"""`experiments/export.py`: the weights of a run as one safetensors file with a JSON card."""
+
+import dataclasses
+from typing import Annotated
+
+import tyro
+
+from umd_eqx.errors import disk_errors
+from umd_eqx.pretrained import Weights, export, from_pretrained
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """Export the weights of a run."""
+
+    run: Annotated[str, tyro.conf.arg(help="A run directory.")]
+    out: Annotated[str, tyro.conf.arg(help="A name that ends in .safetensors; the card goes beside it.")]
+    weights: Weights = "ema"
+    """Which weights: raw, or their average where one is kept."""
+    half: bool = False
+    """Keep the parameters in float16: half the size."""
+
+
+def export_weights(words: list[str]) -> int:
+    """Runs the export command; gives its exit code. Raises `BadInput` naming the flag at fault."""
+    command = tyro.cli(Export, args=words, description="Write the weights of a run as safetensors, with a JSON card.")
+    source = from_pretrained(command.run, weights=command.weights)
+    with disk_errors(command.out):
+        card = export(source, command.out, half=command.half)
+    print(f"{source.describe()}: {command.out}, {card}")
+    return 0

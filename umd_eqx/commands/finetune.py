@@ -1,0 +1,68 @@
+"""`experiments/finetune.py`: a pre-trained network learns to generate by class."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Annotated
+
+import tyro
+
+from umd_eqx.cli import Command, describe_presets, split_preset, train
+from umd_eqx.errors import BadInput
+from umd_eqx.finetuning import FINETUNE, finetuned_dir, follow, require_same_network, starts_from_weights
+from umd_eqx.presets import Preset
+from umd_eqx.pretrained import Weights, from_pretrained
+from umd_eqx.workspace import default_run_dir
+
+
+@dataclasses.dataclass(frozen=True)
+class Finetune(Command):
+    """What is asked for on the command line."""
+
+    source: Annotated[str | None, tyro.conf.arg(name="from")] = None
+    """The run, or the exported safetensors file, to start from. Without a preset the recipe follows it."""
+    weights: Weights = "ema"
+    """Which weights of a run: raw, or their average (the raw ones where it keeps none)."""
+
+
+def finetune(words: list[str], presets: Mapping[str, Preset] = FINETUNE) -> int:
+    """Runs the fine-tuning command; gives its exit code.
+
+    The run is kept beside its source, with `-ft` behind its name, if `--run-dir` does not say otherwise.
+
+    **Raises:** `BadInput` where there is no source, a bad one, or one of another network.
+    """
+    named = bool(words) and not words[0].startswith("-")
+    name, flags = split_preset(presets, words)
+    path, weights = _peek(flags)
+    if path is None:
+        recipe = presets[name]()
+    else:
+        if named and not starts_from_weights(name):
+            raise BadInput("--from", f"{name} starts from nothing", "Leave it out, or take another preset")
+        name, recipe = follow(presets, name if named else None, path, weights)
+    what = "Fine-tune a pre-trained network with labels, to generate by class."
+    description = describe_presets(what, presets, name)
+    default = Finetune(recipe, source=path, weights=weights)
+    command = tyro.cli(Finetune, default=default, args=flags, description=description)
+    if command.source is None:
+        if starts_from_weights(name) and not (command.dry_run or command.print_config):
+            raise BadInput("--from", "there is nothing to start from", "Give a run: --from runs/umd")
+        return train(command, name, recipe, default_run_dir(name, command.config, recipe))
+    require_same_network(command.config, from_pretrained(command.source, weights=command.weights, field="--from"))
+    assert recipe.start is not None
+    # Named by what differs from the usual: the average, whatever it was.
+    usual = dataclasses.replace(recipe, start=dataclasses.replace(recipe.start, weights="ema"))
+    place = finetuned_dir(command.source)
+    return train(command, name, recipe, default_run_dir(place.name, command.config, usual, parent=place.parent))
+
+
+def _peek(flags: list[str]) -> tuple[str | None, Weights]:
+    """`--from` and `--weights` alone: the rest can only be understood when they are known."""
+    found: dict[str, str | None] = {"from": None, "weights": "ema"}
+    for i, word in enumerate(flags):
+        flag, equals, value = word.partition("=")
+        if flag in ("--from", "--weights"):
+            found[flag[2:]] = value if equals else next(iter(flags[i + 1 : i + 2]), None)
+    if found["weights"] not in ("raw", "ema"):
+        raise BadInput("--weights", f"{found['weights']!r} is neither", "Use raw or ema")
+    return found["from"], "raw" if found["weights"] == "raw" else "ema"

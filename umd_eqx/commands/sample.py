@@ -1,0 +1,101 @@
+"""`experiments/sample.py`: a picture of samples, and a film of how they come out of the noise."""
+
+import dataclasses
+import json
+import math
+import time
+from pathlib import Path
+from typing import Annotated
+
+import jax
+import numpy as np
+import tyro
+from jaxtyping import Int
+
+from umd_eqx.commands.sampling import Flags, SamplingFlags
+from umd_eqx.errors import BadInput, disk_errors
+from umd_eqx.eval.generation import film
+from umd_eqx.eval.pictures import grid
+from umd_eqx.pretrained import Pretrained
+from umd_eqx.report import Terminal, save_png
+from umd_eqx.sampling import sample as sample_images
+from umd_eqx.sharding import make_mesh
+
+FILM_ROWS, FILM_FRAMES = 8, 12
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """Sample images from a trained network, and write them as one picture."""
+
+    flags: Flags = dataclasses.field(default_factory=SamplingFlags)
+    label: Annotated[tuple[int, ...], tyro.conf.arg(metavar="INT ...")] = ()
+    """The class, or several in turn. None: each class in turn, a column each."""
+    num: int = 64
+    """How many images."""
+    out: str = "samples.png"
+    """Where the picture goes."""
+    film: str | None = None
+    """A second picture: some of the samples as they come out of the noise, a row each."""
+    json: str | None = None
+    """A file for the figures: images, seconds, calls of the network."""
+
+
+def sample(words: list[str]) -> int:
+    """Runs the sampling command; gives its exit code.
+
+    **Raises:** `BadInput` naming the flag at fault, before anything is computed.
+    """
+    command = tyro.cli(Sample, args=words, description="Sample images from a trained network, and write one picture.")
+    flags = command.flags
+    if command.num < 1:
+        raise BadInput("--num", f"{command.num} is no number of images", "Use 1 or more")
+    for flag, name in (("--out", command.out), ("--film", command.film), ("--json", command.json)):
+        if name is not None and not Path(name).absolute().parent.is_dir():
+            raise BadInput(flag, f"there is no folder {Path(name).parent}", "Make it, or choose another")
+    flags.sampler_config()
+    source = flags.source()
+    labels = _labels(command, source)
+    model, (sampler, path) = flags.guided(source), flags.way(source)
+    print(f"{source.describe()}; {flags.sampler} in {flags.steps} steps, guidance {flags.scale(source):g}")
+    key, began = jax.random.key(flags.seed), time.perf_counter()
+    with Terminal(command.num, work="sampling", unit="image") as terminal:
+        terminal.phase("compiling")
+        images = sample_images(
+            *(model, path, sampler, labels, key),
+            batch_size=min(flags.batch_size, command.num),
+            mesh=make_mesh(),
+            progress=lambda done, _: terminal.update(done, {}),
+        )
+    seconds = time.perf_counter() - began
+    columns = _columns(command, source)
+    blank = [np.ones_like(images[0])] * (-len(images) % columns)
+    rows = [*images, *blank]
+    with disk_errors(Path(command.out).parent):
+        save_png(command.out, grid([rows[i : i + columns] for i in range(0, len(rows), columns)]))
+        if command.film is not None:
+            save_png(command.film, film(model, path, sampler, labels[:FILM_ROWS], key, FILM_FRAMES))
+        if command.json is not None:
+            figures = {"images": command.num, "seconds": seconds, "evaluations": sampler.evaluations(path)}
+            Path(command.json).write_text(json.dumps([figures], indent=2) + "\n")
+    print(f"{command.num} images in {seconds:.1f} s, compilation included: {command.out}")
+    return 0
+
+
+def _labels(command: Sample, source: Pretrained) -> Int[np.ndarray, "num"]:
+    classes = source.model.num_classes
+    if classes is None:
+        if command.label:
+            raise BadInput("--label", "the network knows no labels", "Fine-tune it, or leave the label out")
+        return np.zeros(command.num, int)
+    for label in command.label:
+        if not 0 <= label < classes:
+            raise BadInput("--label", f"{label} is no class of {source.spec.name}", f"Use 0 .. {classes - 1}")
+    return np.resize(np.asarray(command.label or range(classes)), command.num)
+
+
+def _columns(command: Sample, source: Pretrained) -> int:
+    """As many as make a square; for all classes in turn a column each, as long as that is not too wide."""
+    classes = source.model.num_classes
+    each = len(command.label) or classes or 0
+    return min(each, command.num) if 1 < each <= 20 else math.ceil(math.sqrt(command.num))

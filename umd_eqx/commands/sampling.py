@@ -1,0 +1,100 @@
+"""What `sample.py` and `evaluate.py` have in common: the flags of a sampler, and the model that they make of a run."""
+
+import dataclasses
+from typing import Annotated, Literal
+
+import tyro
+
+from umd_eqx.errors import BadInput
+from umd_eqx.eval.generation import path_for
+from umd_eqx.models import AbstractModel
+from umd_eqx.models.guidance import Autoguidance, ClassifierFree, Interval
+from umd_eqx.paths import AbstractPath
+from umd_eqx.pretrained import Pretrained, Weights, from_pretrained
+from umd_eqx.sampling import AbstractSampler, SamplerConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingFlags:
+    """The network, and the way from noise to images."""
+
+    run: str | None = None
+    """A run directory or an exported safetensors file. None: the small weights that come with the package."""
+    weights: Weights = "ema"
+    """Which weights of a run: raw, or their average where one is kept."""
+    sampler: Literal["ddim", "euler", "heun", "dpmpp", "tsit5", "dopri5", "sde"] = "dpmpp"
+    """How the noise is taken away. tsit5 and dopri5 choose their steps themselves."""
+    steps: int = 32
+    """Steps of the sampler; heun calls the network twice in each."""
+    eta: float = 0.0
+    """Of ddim: 0 is deterministic, 1 adds as much noise as ancestral sampling (the reference's)."""
+    grid: Literal["reference", "uniform", "edm", "shifted"] | None = None
+    """Where the steps lie: evenly, as the reference's, as EDM's rho, or shifted to noise. None: the sampler's own."""
+    head: Literal["eps", "x0", "v"] = "v"
+    """Which output of the network is believed: the noise (as published), the clean image, or v, which goes by the one
+    where there is little noise and by the other where there is much."""
+    clip: bool = True
+    """Keep each prediction of the clean image in [-1, 1], as the reference does in pixels."""
+    cfg_scale: float | None = None
+    """Classifier-free guidance: 1 is none. None: 2 for a network with labels."""
+    cfg_interval: tuple[float, float] | None = None
+    """Guide only between these two times of the path, 0 (clean) to 1 (noise)."""
+    weak: str | None = None
+    """Guide by a weaker network (autoguidance): its run or export. `--cfg-scale` is then the scale of this."""
+    seed: int = 0
+    """Of the noise."""
+    batch_size: int = 64
+    """Images sampled at once."""
+
+    def sampler_config(self) -> SamplerConfig:
+        """The sampler that the flags ask for. Raises `BadInput` naming the flag."""
+        config = SamplerConfig(
+            name=self.sampler, steps=self.steps, eta=self.eta, grid=self.grid, head=self.head, clip=self.clip
+        )
+        config.validate("")
+        if self.batch_size < 1:
+            raise BadInput("--batch-size", f"{self.batch_size} images make no batch", "Use 1 or more")
+        if not 0 <= self.seed < 2**32:
+            raise BadInput("--seed", f"{self.seed} is outside 0 .. 2^32 - 1", "Choose a number in that range")
+        return config
+
+    def source(self) -> Pretrained:
+        """The trained network. Raises `BadInput` naming `--run`."""
+        return from_pretrained(self.run, weights=self.weights)
+
+    def guidance(self, source: Pretrained) -> dict[str, object]:
+        """What the guidance is, for a result file."""
+        kind = "none" if self.scale(source) == 1 else "classifier-free" if self.weak is None else "autoguidance"
+        weak = {} if self.weak is None else {"weak": from_pretrained(self.weak, field="--weak").digest}
+        return {"kind": kind, "cfg_scale": self.scale(source), "interval": self.cfg_interval, **weak}
+
+    def scale(self, source: Pretrained) -> float:
+        """The guidance scale, chosen where it is not given. Raises `BadInput` naming `--cfg-scale`."""
+        labels = source.model.num_classes is not None
+        scale = self.cfg_scale if self.cfg_scale is not None else 2.0 if labels else 1.0
+        if not 0 <= scale < float("inf"):
+            raise BadInput("--cfg-scale", f"{scale} is no scale", "Use 0 or more; 1 is no guidance")
+        if not labels and scale != 1 and self.weak is None:
+            raise BadInput("--cfg-scale", "the network knows no labels to be guided by", "Fine-tune it, or use 1")
+        return scale
+
+    def guided(self, source: Pretrained) -> AbstractModel:
+        """The network with its guidance. Raises `BadInput` naming the flag at fault."""
+        scale = self.scale(source)
+        if scale == 1:
+            return source.model
+        if self.weak is None:
+            guided = ClassifierFree(source.model, scale)
+        else:
+            guided = Autoguidance(source.model, from_pretrained(self.weak, field="--weak").model, scale)
+        if self.cfg_interval is None:
+            return guided
+        return Interval(guided, source.model, *self.cfg_interval)
+
+    def way(self, source: Pretrained) -> tuple[AbstractSampler, AbstractPath]:
+        """The sampler, and the path that it goes along."""
+        config = self.sampler_config()
+        return config.build(), path_for(config, source.path)
+
+
+Flags = Annotated[SamplingFlags, tyro.conf.arg(name="")]

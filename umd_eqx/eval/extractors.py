@@ -1,0 +1,39 @@
+"""Which frozen network generated images are compared by."""
+
+from collections.abc import Callable
+from typing import Literal
+
+from umd_eqx.errors import BadInput
+from umd_eqx.models.extractor import AbstractExtractor
+from umd_eqx.models.fashion import load_fashion_classifier
+from umd_eqx.models.pretrained_inception import find_inception, missing_inception
+from umd_eqx.types import DataSpec
+
+ExtractorName = Literal["auto", "inception", "fashion"]
+
+
+def choose_extractor(
+    name: ExtractorName, inception_weights: str | None, spec: DataSpec, say: Callable[[str], None] = print
+) -> AbstractExtractor:
+    """The extractor of that name.
+
+    **Arguments:**
+
+    - `name`: "inception", "fashion" (the classifier that comes with the package), or "auto": what comes with the
+      package for the images that come with it, else Inception where its weights are found.
+    - `inception_weights`: a safetensors file; None looks where they are usually kept. Naming one asks for Inception.
+    - `spec`: of the data.
+    - `say`: told in one line what to get, where Inception is wanted and the other is taken.
+
+    **Raises:** `BadInput` for a file that cannot be used, and where "inception" has no weights.
+    """
+    own = name == "fashion" or (name == "auto" and inception_weights is None and spec.name == "fashion_mnist")
+    if own:
+        return load_fashion_classifier()
+    found = find_inception(inception_weights)
+    if found is not None:
+        return found
+    if name == "inception":
+        raise BadInput("--inception-weights", "there are none", missing_inception())
+    say(f"{missing_inception()}; features are those of the small classifier instead (fd_fashion, not FID)")
+    return load_fashion_classifier()

@@ -1,0 +1,188 @@
+"""Generated images: samples by class at several guidance scales, and how they compare with real ones."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int, PRNGKeyArray, UInt8
+
+from umd_eqx.eval.activations import Features, activations
+from umd_eqx.eval.base import AbstractEvaluator, EvalContext, Evaluate, require
+from umd_eqx.eval.extractors import ExtractorName, choose_extractor
+from umd_eqx.eval.measure import measure
+from umd_eqx.eval.pictures import grid
+from umd_eqx.eval.protocol import ADM50K, UMD10K, Protocol, labels_for, scale, to_uint8
+from umd_eqx.models import AbstractModel
+from umd_eqx.models.extractor import AbstractExtractor
+from umd_eqx.models.guidance import guide
+from umd_eqx.paths import AbstractDiscretePath, AbstractPath, smooth
+from umd_eqx.sampling import AbstractSampler, SamplerConfig, sample
+from umd_eqx.types import Report
+
+PROTOCOLS = {"umd10k": UMD10K, "adm50k": ADM50K}
+ProtocolName = Literal["umd10k", "adm50k"]
+
+SHOWN_CLASSES = 10
+"""Rows of a picture of samples."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation(AbstractEvaluator):
+    """Samples at several guidance scales: pictures of a few from a fixed seed, and the metrics of many.
+
+    `<protocol>/cfg<scale>/<metric>`: `fid`, `is`, `kid`, ... with Inception's features; `fd_fashion`, `is_fashion`, ...
+    with the classifier that comes with the package, and `recognised`, the share of samples in which it sees the class
+    that was asked for. A network without labels is sampled as it is, at `cfg1` only. The film is one sample coming out
+    of the noise: the clean image as it is predicted at steps spread over the way.
+    """
+
+    every: int = 25_000
+    """Steps between two evaluations."""
+    weights: Literal["raw", "ema"] = "ema"
+    """Which weights: raw, or their average where one is kept."""
+    protocol: ProtocolName = "umd10k"
+    """How it is measured: the paper's way or the field's."""
+    samples: int = 10_240
+    """How many samples are measured at each scale; another number than the protocol's is told by its name."""
+    cfg_scales: tuple[float, ...] = (1.0, 2.0, 4.0)
+    """Guidance scales; 1 is none."""
+    sampler: SamplerConfig = dataclasses.field(default_factory=SamplerConfig)
+    """From noise to images."""
+    batch_size: int = 64
+    """Images sampled at once."""
+    extractor: ExtractorName = "auto"
+    """What features are compared in. auto: Inception where its weights are found, else what comes with the package."""
+    inception_weights: str | None = None
+    """A safetensors file (experiments/convert_inception.py makes it). None: where they are usually kept."""
+    columns: int = 8
+    """Samples of each class in a picture."""
+    frames: int = 10
+    """Pictures of a film."""
+
+    def validate(self, num_patches: int | None = None, field: str = "--eval.generation") -> None:
+        """Raises `BadInput` for counts below what the metrics need, scales below 0, and a bad sampler."""
+        enough = {"samples": self.samples >= 10, "batch_size": self.batch_size >= 1}
+        require(self, field, enough, "Use more: 10 samples are the least that the metrics take")
+        require(self, field, {"columns": self.columns >= 1, "frames": self.frames >= 1}, "Use 1 or more")
+        fine = len(self.cfg_scales) > 0 and all(0.0 <= s < float("inf") for s in self.cfg_scales)
+        require(self, field, {"cfg_scales": fine}, "Give one or more scales from 0 on; 1 is no guidance")
+        self.sampler.validate(f"{field}.sampler")
+
+    def build(self, context: EvalContext) -> Evaluate:
+        """The measurement; the features of the real images are taken once, when they are first needed."""
+        self.validate()
+        protocol = scale(PROTOCOLS[self.protocol], self.samples)
+        extractor = choose_extractor(self.extractor, self.inception_weights, context.train.spec, context.say)
+        sampler, path = self.sampler.build(), path_for(self.sampler, context.path)
+        real = functools.cache(lambda: reference(extractor, protocol, context))
+
+        def evaluate(model: AbstractModel, key: PRNGKeyArray) -> Report:
+            scalars: dict[str, float] = {}
+            images: dict[str, np.ndarray] = {}
+            shown = _shown_labels(model, self.columns)
+            for cfg_scale in self.cfg_scales if model.num_classes is not None else (1.0,):
+                name = f"cfg{cfg_scale:g}"
+                guided = guide(model, cfg_scale)
+                draw = functools.partial(
+                    sample, guided, path, sampler, key=key, batch_size=self.batch_size, mesh=context.mesh
+                )
+                images[name] = grid(_rows(draw(shown), self.columns))
+                labels = labels_for(protocol, model.num_classes or 1)
+                say = functools.partial(_say, context.phase, f"sampling at guidance {cfg_scale:g}")
+                found = score(
+                    draw(labels, progress=say), labels, real(), extractor, protocol, context, classes=model.num_classes
+                )
+                scalars |= {f"{protocol.name}/{name}/{metric}": value for metric, value in found.items()}
+            best = guide(model, 1.0 if model.num_classes is None else self.cfg_scales[len(self.cfg_scales) // 2])
+            images["film"] = film(best, path, sampler, shown[:: self.columns][:4], key, self.frames)
+            return Report(scalars, images)
+
+        return evaluate
+
+
+def path_for(sampler: SamplerConfig, path: AbstractPath) -> AbstractPath:
+    """The path that a sampler can go along: a table is smoothed for those that need rates."""
+    if sampler.needs_rates and isinstance(path, AbstractDiscretePath):
+        return smooth(path)
+    return path
+
+
+def reference(extractor: AbstractExtractor, protocol: Protocol, context: EvalContext) -> Features:
+    """Features of all real images of the protocol's split, as they come to the network's size.
+
+    Rows are kept of a random part only, `protocol.reference_rows`.
+    """
+    split = "test" if protocol.reference == "validation" else "train"
+    count = len(context.test if split == "test" else context.train)
+    say = functools.partial(_say, context.phase, "features of real images")
+    images = real_images(context, protocol, split, count)
+    return activations(extractor, images, context.mesh, lambda done: say(done, count), keep=protocol.reference_rows)
+
+
+def real_images(
+    context: EvalContext, protocol: Protocol, split: Literal["train", "test"], count: int
+) -> Iterator[UInt8[np.ndarray, "b h w c"]]:
+    """Some images of a split, or all, in a random order that is always the same, as grey levels."""
+    order = np.random.default_rng(0).permutation(len(context.test if split == "test" else context.train))
+    crop = "squash" if protocol.reference_size == "squash" else "evaluation"
+    for batch in context.batches(split, order[:count], crop=crop):
+        # They were grey levels before, so that the nearest is the one it was.
+        yield np.asarray(to_uint8(jnp.asarray(batch.image), "round"))[np.asarray(batch.valid)]
+
+
+def score(
+    samples: Float[np.ndarray, "n h w c"],
+    labels: Int[np.ndarray, "n"],
+    real: Features,
+    extractor: AbstractExtractor,
+    protocol: Protocol,
+    context: EvalContext,
+    *,
+    classes: int | None,
+) -> dict[str, float]:
+    """All metrics of samples in [-1, 1] by their names, and `recognised` where the extractor knows the classes."""
+    levels = np.asarray(to_uint8(jnp.asarray(samples), protocol.rounding))
+    fake = activations(extractor, [levels], context.mesh)
+    found = measure(real, fake, extractor.name, splits=protocol.splits)
+    if extractor.name == context.train.spec.name.split("_")[0] and classes == fake.probabilities.shape[1]:
+        found["recognised"] = float(np.mean(np.argmax(fake.probabilities, axis=1) == labels))
+    return found
+
+
+def film(
+    model: AbstractModel,
+    path: AbstractPath,
+    sampler: AbstractSampler,
+    labels: Int[np.ndarray, "count"],
+    key: PRNGKeyArray,
+    frames: int,
+) -> UInt8[np.ndarray, "rows columns 3"]:
+    """A row for each label: the clean image as it is predicted, at `frames` steps spread over the way."""
+
+    def one(y: Int[jax.Array, ""], key: PRNGKeyArray) -> Float[jax.Array, "steps h w c"]:
+        noise_key, sampler_key = jax.random.split(key)
+        noise = jax.random.normal(noise_key, model.image_shape)
+        return sampler.trajectory(model, path, noise, y, sampler_key)[1]
+
+    keys = jax.random.split(key, len(labels))
+    steps = np.asarray(jax.jit(jax.vmap(one))(jnp.asarray(labels), keys))
+    picked = np.unique(np.linspace(0, steps.shape[1] - 1, frames).round().astype(int))
+    return grid([list(row[picked]) for row in steps])
+
+
+def _shown_labels(model: AbstractModel, columns: int) -> Int[np.ndarray, "rows_columns"]:
+    classes = model.num_classes
+    rows = np.zeros(4, int) if classes is None else np.arange(min(classes, SHOWN_CLASSES)) * max(classes // 10, 1)
+    return np.repeat(rows, columns)
+
+
+def _rows(images: Float[np.ndarray, "n h w c"], columns: int) -> list[list[Float[np.ndarray, "h w c"]]]:
+    return [list(images[start : start + columns]) for start in range(0, len(images), columns)]
+
+
+def _say(phase: Callable[[str], None], what: str, done: int, total: int) -> None:
+    phase(f"{what}: {done:,}/{total:,}")

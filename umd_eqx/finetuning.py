@@ -1,0 +1,205 @@
+"""Fine-tuning for class-conditional generation: the recipes, and how one follows the run that it starts from.
+
+Labels in, fresh label table and label MLP, fresh optimiser, no mask on noised images (reference.md, section 4).
+"""
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from umd_eqx.config import CheckpointConfig, Config, DataConfig, LogConfig, Start
+from umd_eqx.errors import BadInput
+from umd_eqx.eval import AbstractEvaluator, Denoising, FewShot, Generation
+from umd_eqx.models import ModelConfig
+from umd_eqx.objectives import AbstractObjective, Unified, denoising, masked_reconstruction
+from umd_eqx.optim import EmaConfig, OptimConfig
+from umd_eqx.paths import CosineTable
+from umd_eqx.presets import FASHION_MNIST, IMAGENET, PUBLISHED_NOISY_TIME, Preset
+from umd_eqx.pretrained import Pretrained, Weights, from_pretrained
+from umd_eqx.sampling import SamplerConfig
+
+SAME_NETWORK = ("variant", "conditioning", "class_tokens")
+"""What must be as in the source, for its weights to fit."""
+
+
+def umd_ft() -> Config:
+    """UMD on the shipped images, fine-tuned with labels; 5 % of each batch still reconstructed."""
+    return _small(_mostly_denoising())
+
+
+def mae_ft() -> Config:
+    """MAE on the shipped images, fine-tuned with labels; 5 % of each batch still reconstructed."""
+    return _with_token(_small(_mostly_denoising()))
+
+
+def dit_ft() -> Config:
+    """DiT on the shipped images, fine-tuned with labels."""
+    return _small(denoising(), PUBLISHED_NOISY_TIME)
+
+
+def maskdit_ft() -> Config:
+    """MaskDiT on the shipped images, fine-tuned with labels and without a mask."""
+    return _small(denoising(), PUBLISHED_NOISY_TIME)
+
+
+def dit_scratch() -> Config:
+    """DiT on the shipped images, with labels from the first step: the line that fine-tuning has to beat."""
+    return _small(denoising(), PUBLISHED_NOISY_TIME)
+
+
+def umd_b4_in64_ft() -> Config:
+    """UMD-B/4 on ImageNet at 64 px, fine-tuned as published (FID 19.8, IS 46.9)."""
+    return _imagenet64(_mostly_denoising())
+
+
+def mae_b4_in64_ft() -> Config:
+    """MAE-B/4 on ImageNet at 64 px, fine-tuned as published (FID 26.8, IS 18.5)."""
+    return _with_token(_imagenet64(_mostly_denoising()))
+
+
+def dit_b4_in64_ft() -> Config:
+    """DiT-B/4 on ImageNet at 64 px, fine-tuned as published (FID 18.9, IS 46.9)."""
+    return _imagenet64(denoising(), time=PUBLISHED_NOISY_TIME)
+
+
+def maskdit_b4_in64_ft() -> Config:
+    """MaskDiT-B/4 on ImageNet at 64 px, fine-tuned as published (FID 19.0, IS 43.4)."""
+    return _imagenet64(denoising(), time=PUBLISHED_NOISY_TIME)
+
+
+def dit_b4_in64_scratch() -> Config:
+    """DiT-B/4 on ImageNet at 64 px with labels from scratch: the published 400 epochs of its latent sister."""
+    return _imagenet64(denoising(), epochs=400.0, time=PUBLISHED_NOISY_TIME)
+
+
+FINETUNE: dict[str, Preset] = {
+    "umd-ft": umd_ft,
+    "mae-ft": mae_ft,
+    "dit-ft": dit_ft,
+    "maskdit-ft": maskdit_ft,
+    "dit-scratch": dit_scratch,
+    "umd-b4-in64-ft": umd_b4_in64_ft,
+    "mae-b4-in64-ft": mae_b4_in64_ft,
+    "dit-b4-in64-ft": dit_b4_in64_ft,
+    "maskdit-b4-in64-ft": maskdit_b4_in64_ft,
+    "dit-b4-in64-scratch": dit_b4_in64_scratch,
+}
+"""The presets of `experiments/finetune.py`. Those that end in -ft start from trained weights, the others do not."""
+
+
+def starts_from_weights(preset: str) -> bool:
+    """Whether a recipe asks for `--from`."""
+    return not preset.endswith("-scratch")
+
+
+def follow(
+    presets: Mapping[str, Preset], name: str | None, path: str | os.PathLike[str], weights: Weights
+) -> tuple[str, Config]:
+    """The recipe for fine-tuning what lies at `path`: its name, and its configuration with the weights to start from.
+
+    **Arguments:**
+
+    - `presets`: recipes by name.
+    - `name`: one of them, which is then taken as it is; None takes the one that belongs to the source's system, with
+        the source's network, path and data.
+    - `path`: a run directory or an export.
+    - `weights`: of a run, the weights or their average.
+
+    **Raises:** `BadInput` where there is no recipe for the source's system, and as `from_pretrained` does.
+    """
+    source = from_pretrained(path, weights=weights, field="--from")
+    start = Start(os.fspath(path), weights, source.digest)
+    if name is not None:
+        return name, dataclasses.replace(presets[name](), start=start)
+    name = source.preset if source.preset in presets else f"{source.preset}-ft"
+    if name not in presets:
+        problem = f"there is no recipe {name!r} for what lies in {path}"
+        raise BadInput("preset", problem, f"Put one of these first: {', '.join(presets)}")
+    recipe = presets[name]()
+    kept = ("name", "dir", "train_split", "test_split", "size", "expected")
+    data = dataclasses.replace(recipe.data, **{field: getattr(source.data, field) for field in kept})
+    model = dataclasses.replace(source.config, labels=True)
+    return name, dataclasses.replace(recipe, model=model, path=source.path, data=data, start=start)
+
+
+def require_same_network(config: Config, source: Pretrained) -> None:
+    """Raises `BadInput`, field by field, where the source's weights are those of another network than `config`'s."""
+    theirs, ours = source.config, config.model
+    different = [name for name in SAME_NETWORK if getattr(theirs, name) != getattr(ours, name)]
+    if different and config.start is not None:
+        said = "; ".join(
+            f"--model.{name.replace('_', '-')} is {getattr(theirs, name)} there and {getattr(ours, name)} here"
+            for name in different
+        )
+        way_out = "Take the preset of that network, or none: the recipe then follows the source"
+        raise BadInput("--from", f"{config.start.source} holds another network: {said}", way_out)
+
+
+def finetuned_dir(path: str | os.PathLike[str]) -> Path:
+    """Where a fine-tuning run is kept by default: beside its source, with `-ft`; for an export, in `runs/`."""
+    place = Path(path)
+    return place.parent / f"{place.name}-ft" if place.is_dir() else Path("runs") / f"{place.stem}-ft"
+
+
+def _mostly_denoising() -> AbstractObjective:
+    return Unified(denoising(), masked_reconstruction(), no_noise_prob=0.05)
+
+
+def _with_token(config: Config) -> Config:
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, conditioning="token"))
+
+
+def _small(objective: AbstractObjective, time: float = 0.0) -> Config:
+    steps = 3000
+    # The published rate would leave 93 % of the first weights after so many steps of 64 images; this leaves 0.2 %.
+    ema = EmaConfig(rate=2e-3, batch_size=None)
+    # Few steps, because a laptop has minutes. v goes by the predicted clean image where there is most noise: there the
+    # predicted noise says nothing of the image (alpha is 5e-5), and after so little training this is seen.
+    sampler = SamplerConfig(name="dpmpp", steps=16, head="v")
+    evaluators: dict[str, AbstractEvaluator] = {
+        "fewshot": FewShot(every=steps, time=time, l2=None, test_images=5000),
+        "denoising": Denoising(every=steps, images=125),
+        "generation": Generation(every=steps // 3, samples=200, sampler=sampler),
+    }
+    return Config(
+        model=ModelConfig(variant="nano/4", conditioning="adaln", class_tokens=1, position_std=0.7, labels=True),
+        objective=objective,
+        path=CosineTable(),
+        data=DataConfig(area_min=100.0, flip=False, batch_size=64, expected=FASHION_MNIST),
+        optim=OptimConfig(lr=1e-3, lr_batch_size=None, steps=steps, warmup=0.05, beta2=0.999, weight_decay=0.0),
+        ema=ema,
+        eval=evaluators,
+        checkpoint=CheckpointConfig(every=500),
+        log=LogConfig(every=50),
+    )
+
+
+def _imagenet64(objective: AbstractObjective, *, epochs: float = 50.0, time: float = 0.0) -> Config:
+    sampler = SamplerConfig(name="ddim", steps=125, eta=1.0, grid="reference")
+    evaluators: dict[str, AbstractEvaluator] = {
+        "fewshot": FewShot(every=10_000, time=time, raw_pixels=False),
+        "denoising": Denoising(every=25_000),
+        "generation": Generation(every=25_000, samples=10_240, sampler=sampler),
+    }
+    return Config(
+        model=ModelConfig(
+            variant="B/4", conditioning="adaln", class_tokens=4, class_token_std=0.0, labels=True, remat="full"
+        ),
+        objective=objective,
+        path=CosineTable(),
+        data=DataConfig(
+            name="imagenet2012",
+            train_split="train[:99%]",
+            test_split="validation",
+            size=64,
+            area_min=95.0,
+            flip=True,
+            batch_size=256,
+            eval_batch_size=1024,
+            expected=IMAGENET,
+        ),
+        optim=OptimConfig(lr=1.5e-4, epochs=epochs, beta2=0.999, weight_decay=0.0, mu_dtype="bfloat16"),
+        ema=EmaConfig(rate=1e-4, only_with_labels=True),
+        eval=evaluators,
+    )

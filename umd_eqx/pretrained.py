@@ -1,0 +1,239 @@
+"""Trained networks, wherever they lie: in a run, in an export (safetensors and a JSON card), in the package."""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from etils import epath
+
+from umd_eqx.checkpoint import FOLDER, Checkpoints
+from umd_eqx.config import Config, DataConfig, Start, build
+from umd_eqx.dump import dump, load
+from umd_eqx.errors import BadInput
+from umd_eqx.models import AutoEncoder, ModelConfig
+from umd_eqx.objectives import denoising
+from umd_eqx.paths import AbstractPath
+from umd_eqx.sharding import make_mesh, replicated
+from umd_eqx.tensors import read_tensors, write_tensors
+from umd_eqx.types import DataSpec
+
+Weights = Literal["raw", "ema"]
+
+FORMAT = 1
+"""Of the card. A reader refuses a larger one."""
+
+SHIPPED = Path(__file__).parent / "weights" / "umd-ft.safetensors"
+"""Small weights that come with the package: UMD on the embedded images, fine-tuned with labels."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pretrained:
+    """A trained network and what must be known to use it.
+
+    - `model`: the network, parameters in float32.
+    - `config`: how the network is built.
+    - `path`: the path it was trained on.
+    - `data`: how images were brought to it; `spec`: what the data are.
+    - `preset`, `step`, `weights`: what it was made by, when, and which weights these are.
+    """
+
+    model: AutoEncoder
+    config: ModelConfig
+    path: AbstractPath
+    data: DataConfig
+    spec: DataSpec
+    preset: str
+    step: int
+    weights: Weights
+
+    @property
+    def digest(self) -> str:
+        """A fingerprint of the weights alone, whatever file they lie in."""
+        total = hashlib.sha256()
+        for name, tensor in sorted(_named(self.model).items()):
+            total.update(name.encode())
+            total.update(np.ascontiguousarray(tensor, np.float32).tobytes())
+        return total.hexdigest()
+
+    def describe(self) -> str:
+        """One line for a person."""
+        classes = "no labels" if self.model.num_classes is None else f"{self.model.num_classes} classes"
+        return f"{self.preset}, {self.config.variant}, {self.weights} weights of step {self.step:,}, {classes}"
+
+
+def from_pretrained(
+    path: str | os.PathLike[str] | None = None,
+    *,
+    weights: Weights = "ema",
+    field: str = "--run",
+    say: Callable[[str], None] = print,
+) -> Pretrained:
+    """A trained network from a run directory or from an export.
+
+    **Arguments:**
+
+    - `path`: a run directory, an exported `.safetensors` file (its card lies beside it as `.json`) or a folder with one
+        export. None: the weights that come with the package.
+    - `weights`: of a run, the weights or their average. Where a run keeps no average, the weights. An export has one
+        kind, whichever was asked for when it was made.
+    - `field`: the flag that named the path.
+    - `say`: told of a checkpoint that is damaged and passed over.
+
+    **Raises:** `BadInput` for what is no such thing, cannot be read, or does not fit its card. No pickle is loaded.
+    """
+    place = SHIPPED if path is None else Path(path)
+    if place.is_dir():
+        if (place / "config.json").exists():
+            return _from_run(place, weights, field, say)
+        exports = sorted(place.glob("*.safetensors"))
+        if len(exports) != 1:
+            found = f"{len(exports)} exports" if exports else "neither a run nor an export"
+            raise BadInput(field, f"{place} holds {found}", "Give a run directory or a .safetensors file")
+        place = exports[0]
+    if not place.exists():
+        raise BadInput(field, f"there is no {place}", "Give a run directory or a .safetensors file")
+    return _from_export(place, field)
+
+
+def first_weights(start: Start, say: Callable[[str], None] = print) -> AutoEncoder:
+    """The weights that a run begins with.
+
+    **Raises:** `BadInput` as `from_pretrained` does, and where the weights are not those that the run was made for.
+    """
+    source = from_pretrained(start.source, weights=start.weights, field="--from", say=say)
+    if source.digest != start.digest:
+        problem = f"the weights in {start.source} are not those that this run was made for"
+        raise BadInput("--from", problem, "Give the old ones, or another --run-dir to start a new run")
+    return source.model
+
+
+def export(source: Pretrained, path: str | os.PathLike[str], *, half: bool = False) -> Path:
+    """Writes the weights as safetensors, and a JSON card beside them; gives the path of the card.
+
+    The card says all that `from_pretrained` needs, and the fingerprint of the file. `half` keeps the parameters in
+    float16: half the size, read back as float32.
+
+    **Raises:** `BadInput` naming `--out` where the name does not end in .safetensors, or the files exist already.
+    """
+    place = Path(path)
+    card = place.with_suffix(".json")
+    if place.suffix != ".safetensors":
+        raise BadInput("--out", f"{place} is no name for weights", "Let it end in .safetensors")
+    for existing in (place, card):
+        if existing.exists():
+            raise BadInput("--out", f"{existing} exists already", "Choose another name, or delete it")
+    dtype = np.float16 if half else np.float32
+    place.parent.mkdir(parents=True, exist_ok=True)
+    write_tensors(place, {name: np.asarray(tensor, dtype) for name, tensor in _named(source.model).items()})
+    content = {
+        "format": FORMAT,
+        "preset": source.preset,
+        "step": source.step,
+        "weights": source.weights,
+        "parameters": sum(tensor.size for tensor in _named(source.model).values()),
+        "sha256": _sha256(place),
+        "model": dump(source.config),
+        "path": dump(source.path),
+        # Where the data lay is of no use to anybody else.
+        "data": dump(dataclasses.replace(source.data, dir=None)),
+        "spec": dump(source.spec),
+    }
+    card.write_text(json.dumps(content, indent=2) + "\n")
+    return card
+
+
+def _from_run(place: Path, weights: Weights, field: str, say: Callable[[str], None]) -> Pretrained:
+    try:
+        kept = json.loads((place / "config.json").read_text())
+        parts = {name: load(kept["config"][name]) for name in ("model", "path", "data", "optim", "ema")}
+        facts = json.loads((place / "environment.json").read_text())
+        spec = DataSpec(**facts["data"])
+    except FileNotFoundError as error:
+        problem = f"{place} holds a run that never began ({Path(error.filename).name} is missing)"
+        raise BadInput(field, problem, "Run it first") from error
+    except (ValueError, KeyError, TypeError) as error:
+        if isinstance(error, BadInput):
+            raise
+        raise BadInput(field, f"the configuration in {place} cannot be read", "Choose another run") from error
+    # Which objective and evaluators the run had does not matter here, and they may be a reader's own classes.
+    config = Config(objective=denoising(), **parts)
+    built = build(dataclasses.replace(config, data=_on_any_machine(config.data)), spec)
+    folder = place / FOLDER
+    found = None
+    if folder.is_dir():
+        checkpoints = Checkpoints(epath.Path(folder.absolute()), keep=config.checkpoint.keep, writing=False)
+        try:
+            found = checkpoints.restore(built.abstract_state(), replicated(built.parts.mesh), say)
+        finally:
+            checkpoints.close()
+    if found is None:
+        raise BadInput(field, f"{place} has no checkpoint yet", "Let it run until its first one")
+    step, state = found
+    average = state.ema if weights == "ema" else None
+    model = state.model if average is None else average
+    assert isinstance(model, AutoEncoder)
+    kind = "raw" if average is None else "ema"
+    return Pretrained(model, config.model, config.path, config.data, spec, kept["preset"], step, kind)
+
+
+def _on_any_machine(data: DataConfig) -> DataConfig:
+    # Nothing is trained here, so that the batch need not divide over the devices of this machine.
+    devices = make_mesh().size
+    return dataclasses.replace(data, batch_size=devices, eval_batch_size=devices)
+
+
+def _from_export(place: Path, field: str) -> Pretrained:
+    tensors, _ = read_tensors(place, field)
+    card_path = place.with_suffix(".json")
+    try:
+        card = json.loads(card_path.read_text())
+        if card["format"] > FORMAT:
+            raise BadInput(field, f"{card_path} was written by a newer version of this program", "Update it")
+        parts = {name: load(card[name]) for name in ("model", "path", "data", "spec")}
+        preset, step, kind, digest = (card[name] for name in ("preset", "step", "weights", "sha256"))
+    except FileNotFoundError as error:
+        raise BadInput(field, f"{place} has no card beside it", f"Put {card_path.name} into the same folder") from error
+    except (ValueError, KeyError, TypeError) as error:
+        if isinstance(error, BadInput):
+            raise
+        raise BadInput(field, f"{card_path} cannot be read", "Export the weights anew") from error
+    if digest != _sha256(place):
+        raise BadInput(field, f"{place} is not the file that its card describes", "Export the weights anew")
+    model = _fill(parts["model"], parts["data"], parts["spec"], tensors, place, field)
+    return Pretrained(model, parts["model"], parts["path"], parts["data"], parts["spec"], preset, step, kind)
+
+
+def _fill(
+    config: ModelConfig, data: DataConfig, spec: DataSpec, tensors: dict[str, np.ndarray], place: Path, field: str
+) -> AutoEncoder:
+    """The network that a card describes, with the arrays of the file. Raises `BadInput` for what does not fit."""
+    config.validate(data.size)
+    like = jax.eval_shape(
+        lambda key: config.build(data.size, spec.channels, spec.num_classes, key=key), jax.random.key(0)
+    )
+    missing = [name for name in _named(like) if name not in tensors]
+    extra = sorted(set(tensors) - set(_named(like)))
+    wrong = [name for name, leaf in _named(like).items() if name in tensors and tensors[name].shape != leaf.shape]
+    for names, what in ((missing, "lacks"), (extra, "has more than its network:"), (wrong, "has another shape for")):
+        if names:
+            raise BadInput(field, f"{place} {what} {', '.join(names[:3])}", "Export the weights anew")
+
+    def put(path: tuple[jax.tree_util.KeyEntry, ...], leaf: Any) -> jax.Array:
+        return jax.numpy.asarray(tensors[jax.tree_util.keystr(path)[1:]], leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(put, like)
+
+
+def _named(model: AutoEncoder) -> dict[str, Any]:
+    return {jax.tree_util.keystr(path)[1:]: leaf for path, leaf in jax.tree_util.tree_leaves_with_path(model)}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
