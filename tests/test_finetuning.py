@@ -102,8 +102,10 @@ def called(*words: str) -> int:
 
 
 def test_the_command_trains_measures_and_goes_on_where_it_stopped(source, capsys):
-    assert called("--from", str(source), *CHEAP) == 0
+    figures = source.parent / "figures.json"
+    assert called("--from", str(source), *CHEAP, "--json", str(figures)) == 0
     out = capsys.readouterr().out
+    assert "eval/generation/umd10k@10/cfg1/fd_fashion" in json.loads(figures.read_text())[0]
     directory = source.parent / "small-ft"
     assert f"report: {directory / 'report.html'}" in out
     last = rows(directory)[-1]

@@ -17,8 +17,9 @@ from umd_eqx.dryrun import dry_run
 from umd_eqx.dump import dump
 from umd_eqx.errors import BadInput, disk_errors
 from umd_eqx.presets import Preset
+from umd_eqx.report import read_metrics
 from umd_eqx.run import run
-from umd_eqx.workspace import default_run_dir
+from umd_eqx.workspace import default_run_dir, save_json
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
@@ -44,6 +45,8 @@ class Command:
     """Print parameters, FLOPs, memory, shapes and time, and exit."""
     print_config: bool = False
     """Print the whole configuration as JSON, and exit."""
+    json: str | None = None
+    """A file for the last figures of each kind, when the run is over."""
 
 
 def main(presets: Mapping[str, Preset], arguments: Sequence[str] | None = None) -> None:
@@ -96,10 +99,18 @@ def train(command: Command, preset: str, recipe: Config, default_dir: Path) -> i
     if command.dry_run:
         print(dry_run(command.config, recipe=recipe, limit_steps=command.limit_steps))
         return 0
+    if command.json is not None and not Path(command.json).absolute().parent.is_dir():
+        raise BadInput("--json", f"there is no folder {Path(command.json).parent}", "Make it, or choose another")
     directory = command.run_dir or default_dir
     options = {"run_dir": directory, "limit_steps": command.limit_steps}
     with disk_errors(directory):
-        return run(command.config, preset=preset, recipe=recipe, **options).exit_code
+        outcome = run(command.config, preset=preset, recipe=recipe, **options)
+        if command.json is not None:
+            last: dict[str, float] = {}
+            for row in read_metrics(outcome.run_dir / "metrics.jsonl"):
+                last |= row
+            save_json(Path(command.json), [{"preset": preset, "run_dir": str(outcome.run_dir)} | last])
+    return outcome.exit_code
 
 
 def split_preset(presets: Mapping[str, Preset], arguments: Sequence[str]) -> tuple[str, list[str]]:
