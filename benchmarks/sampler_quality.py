@@ -31,7 +31,7 @@ from umd_eqx.paths import AbstractPath
 from umd_eqx.pretrained import from_pretrained
 from umd_eqx.sampling import Adaptive, SamplerConfig, sample
 from umd_eqx.sampling.batch import image_noise
-from umd_eqx.sharding import make_mesh
+from umd_eqx.sharding import make_mesh, whole_batch
 
 SAMPLERS = {
     "DDIM, eta 0": SamplerConfig(name="ddim", eta=0.0, grid="uniform", head="v"),
@@ -76,7 +76,9 @@ def main(words: list[str]) -> int:
     source = from_pretrained(arguments.run)
     protocol, mesh = scale(UMD10K, arguments.samples), make_mesh()
     train, test = source.data.open()
-    context = EvalContext(train, test, source.path, source.data.size, source.data.eval_batch_size, mesh)
+    context = EvalContext(
+        train, test, source.path, source.data.size, whole_batch(source.data.eval_batch_size, mesh), mesh
+    )
     extractor = choose_extractor("fashion", None, source.spec)
     real = reference(extractor, protocol, context)
     others = activations(extractor, real_images(context, protocol, "train", arguments.samples), mesh)

@@ -15,7 +15,7 @@ import tyro
 from umd_eqx.config import Config
 from umd_eqx.dryrun import dry_run
 from umd_eqx.dump import dump
-from umd_eqx.errors import BadInput, disk_errors
+from umd_eqx.errors import BadInput, disk_errors, require_writable
 from umd_eqx.presets import Preset
 from umd_eqx.report import read_metrics
 from umd_eqx.run import run
@@ -27,7 +27,7 @@ EXIT_INTERRUPTED = 130
 
 SWITCHES = (
     *("--dry-run", "--print-config", "--log.wandb", "--data.flip", "--model.labels", "--model.scan"),
-    *("--ema.only-with-labels", "--eval.fewshot.raw-pixels"),
+    *("--ema.only-with-labels", "--eval.fewshot.raw-pixels", "--eval.generation.sampler.clip"),
 )
 """Flags that take no value, so that a word behind one is not theirs."""
 
@@ -99,8 +99,8 @@ def train(command: Command, preset: str, recipe: Config, default_dir: Path) -> i
     if command.dry_run:
         print(dry_run(command.config, recipe=recipe, limit_steps=command.limit_steps))
         return 0
-    if command.json is not None and not Path(command.json).absolute().parent.is_dir():
-        raise BadInput("--json", f"there is no folder {Path(command.json).parent}", "Make it, or choose another")
+    if command.json is not None:
+        require_writable("--json", command.json)
     directory = command.run_dir or default_dir
     options = {"run_dir": directory, "limit_steps": command.limit_steps}
     with disk_errors(directory):

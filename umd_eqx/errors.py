@@ -22,7 +22,18 @@ class BadInput(ValueError):
 
     def __init__(self, field: str, problem: str, way_out: str):
         super().__init__(f"{field}: {problem}. {way_out}")
-        self.field = field
+        self.field, self.problem, self.way_out = field, problem, way_out
+
+
+def require_writable(flag: str, path: str | os.PathLike[str]) -> None:
+    """Raises `BadInput` naming `flag` where no file can be written at `path`: no folder, one of that name, no right."""
+    folder, name = os.path.split(os.path.abspath(path))
+    if os.path.isdir(path):
+        raise BadInput(flag, f"{path} is a folder", "Give the name of a file")
+    if not os.path.isdir(folder):
+        raise BadInput(flag, f"there is no folder {os.path.dirname(path) or folder}", "Make it, or choose another")
+    if not name or not os.access(folder, os.W_OK):
+        raise BadInput(flag, f"{path} cannot be written to", "Choose another place")
 
 
 @contextlib.contextmanager

@@ -4,14 +4,19 @@ Labels in, fresh label table and label MLP, fresh optimiser, no mask on noised i
 """
 
 import dataclasses
+import functools
 import os
 from collections.abc import Mapping
 from pathlib import Path
+
+import equinox as eqx
+import jax
 
 from umd_eqx.config import CheckpointConfig, Config, DataConfig, LogConfig, Start
 from umd_eqx.errors import BadInput
 from umd_eqx.eval import AbstractEvaluator, Denoising, FewShot, Generation
 from umd_eqx.models import ModelConfig
+from umd_eqx.models.warm_start import warm_start
 from umd_eqx.objectives import AbstractObjective, Unified, denoising, masked_reconstruction
 from umd_eqx.optim import EmaConfig, OptimConfig
 from umd_eqx.paths import CosineTable
@@ -123,8 +128,11 @@ def follow(
     return name, dataclasses.replace(recipe, model=model, path=source.path, data=data, start=start)
 
 
-def require_same_network(config: Config, source: Pretrained) -> None:
-    """Raises `BadInput`, field by field, where the source's weights are those of another network than `config`'s."""
+def require_fitting(config: Config, source: Pretrained) -> None:
+    """Raises `BadInput`, field by field, where the source's weights do not fit the network that `config` builds.
+
+    Also for another path than the source's, and for data with other channels.
+    """
     theirs, ours = source.config, config.model
     different = [name for name in SAME_NETWORK if getattr(theirs, name) != getattr(ours, name)]
     if different and config.start is not None:
@@ -134,11 +142,20 @@ def require_same_network(config: Config, source: Pretrained) -> None:
         )
         way_out = "Take the preset of that network, or none: the recipe then follows the source"
         raise BadInput("--from", f"{config.start.source} holds another network: {said}", way_out)
+    if config.path != source.path:
+        problem = f"it was trained on {type(source.path).__name__}, the recipe has {type(config.path).__name__}"
+        raise BadInput("--from", problem, "Name no preset: the recipe then follows the source")
+    spec = source.spec if config.data.name == source.data.name else config.data.describe()
+    config.model.validate(config.data.size)
+    make = functools.partial(config.model.build, config.data.size, spec.channels, spec.num_classes)
+    eqx.filter_eval_shape(lambda key: warm_start(make(key=key), source.model), jax.random.key(0))
 
 
 def finetuned_dir(path: str | os.PathLike[str]) -> Path:
     """Where a fine-tuning run is kept by default: beside its source, with `-ft`; for an export, in `runs/`."""
     place = Path(path)
+    if place.name in ("", ".."):
+        place = Path(os.path.abspath(path))
     return place.parent / f"{place.name}-ft" if place.is_dir() else Path("runs") / f"{place.stem}-ft"
 
 

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import numpy as np
@@ -17,6 +17,7 @@ from umd_eqx.config import Config, DataConfig, Start, build
 from umd_eqx.dump import dump, load
 from umd_eqx.errors import BadInput
 from umd_eqx.models import AutoEncoder, ModelConfig
+from umd_eqx.models.stack import Remat
 from umd_eqx.objectives import denoising
 from umd_eqx.paths import AbstractPath
 from umd_eqx.sharding import make_mesh, replicated
@@ -24,6 +25,9 @@ from umd_eqx.tensors import read_tensors, write_tensors
 from umd_eqx.types import DataSpec
 
 Weights = Literal["raw", "ema"]
+
+LARGEST_SIDE = 4096
+"""Of the images of a network that a card describes."""
 
 FORMAT = 1
 """Of the card. A reader refuses a larger one."""
@@ -129,7 +133,6 @@ def export(source: Pretrained, path: str | os.PathLike[str], *, half: bool = Fal
         if existing.exists():
             raise BadInput("--out", f"{existing} exists already", "Choose another name, or delete it")
     dtype = np.float16 if half else np.float32
-    place.parent.mkdir(parents=True, exist_ok=True)
     write_tensors(place, {name: np.asarray(tensor, dtype) for name, tensor in _named(source.model).items()})
     content = {
         "format": FORMAT,
@@ -162,6 +165,7 @@ def _from_run(place: Path, weights: Weights, field: str, say: Callable[[str], No
             raise
         raise BadInput(field, f"the configuration in {place} cannot be read", "Choose another run") from error
     # Which objective and evaluators the run had does not matter here, and they may be a reader's own classes.
+    parts["optim"] = dataclasses.replace(parts["optim"], accumulate=1)
     config = Config(objective=denoising(), **parts)
     built = build(dataclasses.replace(config, data=_on_any_machine(config.data)), spec)
     folder = place / FOLDER
@@ -197,9 +201,12 @@ def _from_export(place: Path, field: str) -> Pretrained:
             raise BadInput(field, f"{card_path} was written by a newer version of this program", "Update it")
         parts = {name: load(card[name]) for name in ("model", "path", "data", "spec")}
         preset, step, kind, digest = (card[name] for name in ("preset", "step", "weights", "sha256"))
+        _require_sane(parts, preset, step, kind)
+        parts["model"].validate(parts["data"].size)
+        parts["path"].validate(field)
     except FileNotFoundError as error:
         raise BadInput(field, f"{place} has no card beside it", f"Put {card_path.name} into the same folder") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, BadInput):
             raise
         raise BadInput(field, f"{card_path} cannot be read", "Export the weights anew") from error
@@ -209,18 +216,42 @@ def _from_export(place: Path, field: str) -> Pretrained:
     return Pretrained(model, parts["model"], parts["path"], parts["data"], parts["spec"], preset, step, kind)
 
 
+def _require_sane(parts: dict[str, Any], preset: Any, step: Any, kind: Any) -> None:
+    """Raises `TypeError` or `ValueError` for a card that no export has written."""
+    for name, cls in {"model": ModelConfig, "path": AbstractPath, "data": DataConfig, "spec": DataSpec}.items():
+        if not isinstance(parts[name], cls):
+            raise TypeError(name)
+    model, data, spec = parts["model"], parts["data"], parts["spec"]
+    counts = (data.size, data.eval_batch_size, model.class_tokens, spec.channels, spec.num_classes, step)
+    if any(type(count) is not int or not 0 <= count < 2**31 for count in counts):
+        raise TypeError("a count")
+    if data.size > LARGEST_SIDE or kind not in get_args(Weights):
+        raise ValueError("size or weights")
+    if not (isinstance(preset, str) and preset.isprintable() and isinstance(model.variant, str)):
+        raise TypeError("preset or variant")
+    if model.dtype not in ("float32", "bfloat16") or model.remat not in get_args(Remat):
+        raise ValueError("dtype or remat")
+    if type(model.labels) is not bool or type(model.scan) is not bool:
+        raise TypeError("labels or scan")
+
+
 def _fill(
     config: ModelConfig, data: DataConfig, spec: DataSpec, tensors: dict[str, np.ndarray], place: Path, field: str
 ) -> AutoEncoder:
     """The network that a card describes, with the arrays of the file. Raises `BadInput` for what does not fit."""
-    config.validate(data.size)
     like = jax.eval_shape(
         lambda key: config.build(data.size, spec.channels, spec.num_classes, key=key), jax.random.key(0)
     )
     missing = [name for name in _named(like) if name not in tensors]
     extra = sorted(set(tensors) - set(_named(like)))
     wrong = [name for name, leaf in _named(like).items() if name in tensors and tensors[name].shape != leaf.shape]
-    for names, what in ((missing, "lacks"), (extra, "has more than its network:"), (wrong, "has another shape for")):
+    broken = [name for name in _named(like) if name in tensors and not np.isfinite(tensors[name]).all()]
+    for names, what in (
+        (missing, "lacks"),
+        (extra, "has more than its network:"),
+        (wrong, "has another shape for"),
+        (broken, "holds numbers that are not finite in"),
+    ):
         if names:
             raise BadInput(field, f"{place} {what} {', '.join(names[:3])}", "Export the weights anew")
 

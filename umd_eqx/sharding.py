@@ -29,6 +29,11 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P("data"))
 
 
+def whole_batch(size: int, mesh: Mesh) -> int:
+    """The smallest batch of `size` images or more, 1 at least, that the devices can share."""
+    return -(-max(size, 1) // mesh.size) * mesh.size
+
+
 def validate_batch(batch_size: int, mesh: Mesh, accumulate: int, period: int) -> None:
     """Raises `BadInput` if a batch cannot be cut over devices and micro-batches.
 

@@ -20,7 +20,7 @@ def test_a_picture_a_film_and_the_figures(called, exported, here):
     words = ("--run", exported(), "--num", "20", "--out", "grid.png", "--film", "film.png", "--json", "f.json")
     code, out, error = called(sample, *words, *QUICK)
     assert (code, error) == (0, "")
-    assert "umd-ft, mu/7, ema weights of step 7, 10 classes; dpmpp in 2 steps, guidance 2" in out
+    assert "umd-ft, mu/7, ema weights of step 7, 10 classes; dpmpp, 2 steps, guidance 2" in out
     assert "20 images in" in out
     # Each class a column, two rows of them, enlarged until it is 500 pixels wide.
     width, height = 10 * 30 - 2, 2 * 30 - 2
@@ -59,7 +59,7 @@ def test_every_sampler_goes_along_the_path_of_the_run(called, exported, sampler)
 def test_a_network_without_labels_is_sampled_without_guidance(called, exported):
     code, out, _ = called(sample, "--run", exported(labels=False), "--num", "4", *QUICK)
     assert code == 0
-    assert "no labels; dpmpp in 2 steps, guidance 1" in out
+    assert "no labels; dpmpp, 2 steps, guidance 1" in out
 
 
 @pytest.mark.parametrize(
@@ -78,6 +78,9 @@ def test_a_network_without_labels_is_sampled_without_guidance(called, exported):
         (("--out", "nowhere/grid.png"), "--out: there is no folder nowhere"),
         (("--weak", "nowhere"), "--weak: there is no nowhere"),
         (("--cfg-interval", "0.9", "0.1"), "--cfg-interval"),
+        (("--cfg-scale", "1", "--cfg-interval", "0.1", "0.9"), "--cfg-scale: 1 is no guidance"),
+        (("--out", "."), "--out: . is a folder"),
+        (("--sampler", "tsit5", "--rtol", "0"), "--rtol: 0.0 is outside"),
         (("--run", "nowhere"), "--run: there is no nowhere"),
     ],
 )

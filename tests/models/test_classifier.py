@@ -78,6 +78,11 @@ def test_an_image_of_another_size_is_resized(classifier, activate):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b[0], rtol=1e-4, atol=1e-4), found, expected)
 
 
-def test_an_image_with_colours_is_refused(classifier):
-    with pytest.raises(ValueError, match="3 channels for a classifier of grey"):
-        classifier(jnp.zeros((28, 28, 3)))
+def test_of_an_image_with_colours_it_sees_the_luma(classifier):
+    grey = jax.random.uniform(jax.random.key(0), (28, 28, 1), maxval=255.0)
+    coloured = jnp.concatenate([grey, grey, grey], axis=2)
+    np.testing.assert_allclose(classifier(coloured).logits, classifier(grey).logits, atol=1e-3)
+    green = jnp.concatenate([jnp.zeros_like(grey), grey, jnp.zeros_like(grey)], axis=2)
+    np.testing.assert_allclose(classifier(green).logits, classifier(0.587 * grey).logits, atol=1e-3)
+    with pytest.raises(ValueError, match="2 channels for a classifier of grey"):
+        classifier(coloured[..., :2])

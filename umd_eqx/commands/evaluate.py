@@ -1,6 +1,7 @@
 """`experiments/evaluate.py`: the metrics of generated images, by a named protocol, with everything they depend on."""
 
 import dataclasses
+import hashlib
 import json
 import time
 from pathlib import Path
@@ -9,7 +10,7 @@ import jax
 import tyro
 
 from umd_eqx.commands.sampling import Flags, SamplingFlags
-from umd_eqx.errors import BadInput, disk_errors
+from umd_eqx.errors import BadInput, disk_errors, require_writable
 from umd_eqx.eval import EvalContext
 from umd_eqx.eval.activations import Features, activations
 from umd_eqx.eval.distances import frechet_distance
@@ -21,7 +22,7 @@ from umd_eqx.models.extractor import AbstractExtractor
 from umd_eqx.pretrained import Pretrained
 from umd_eqx.report import Terminal, write_atomically
 from umd_eqx.sampling import sample as sample_images
-from umd_eqx.sharding import make_mesh
+from umd_eqx.sharding import make_mesh, whole_batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,21 +58,26 @@ def evaluate(words: list[str]) -> int:
         if command.samples < 10:
             raise BadInput("--samples", f"{command.samples} are too few to measure", "Use 10 or more")
         protocol = scale(protocol, command.samples)
-    if command.json is not None and not Path(command.json).absolute().parent.is_dir():
-        raise BadInput("--json", f"there is no folder {Path(command.json).parent}", "Make it, or choose another")
+    if command.json is not None:
+        require_writable("--json", command.json)
     flags.sampler_config()
     source = flags.source()
     model, (sampler, path) = flags.guided(source), flags.way(source)
-    train, test = dataclasses.replace(source.data, dir=command.data_dir or source.data.dir).open()
+    try:
+        train, test = dataclasses.replace(source.data, dir=command.data_dir or source.data.dir).open()
+    except BadInput as error:
+        way_out = error.way_out.replace("--data.dir", "--data-dir")
+        raise BadInput("--data-dir", error.problem, way_out) from error
     if train.spec.channels != source.spec.channels:
         problem = f"{train.spec.name} has {train.spec.channels} channels, the network {source.spec.channels}"
         raise BadInput("--data-dir", problem, "Give the data that it was trained on")
-    extractor = choose_extractor(command.extractor, command.inception_weights, train.spec)
-    print(f"{source.describe()}; {flags.sampler} in {flags.steps} steps, guidance {flags.scale(source):g}")
+    extractor = choose_extractor(command.extractor, command.inception_weights, train.spec, port=protocol.port)
+    print(flags.describe(source))
+    mesh = make_mesh()
     labels, began = labels_for(protocol, source.model.num_classes or 1, flags.seed), time.perf_counter()
     with Terminal(protocol.samples, work="sampling", unit="image") as terminal:
         context = EvalContext(
-            *(train, test, source.path, source.data.size, source.data.eval_batch_size, make_mesh()),
+            *(train, test, source.path, source.data.size, whole_batch(source.data.eval_batch_size, mesh), mesh),
             say=terminal.say,
             phase=terminal.phase,
         )
@@ -86,6 +92,9 @@ def evaluate(words: list[str]) -> int:
         )
         terminal.phase("measuring")
         found |= score(images, labels, real, extractor, protocol, context, classes=source.model.num_classes)
+    if "not_finite" in found:
+        problem = f"{found['not_finite']:.1%} of the samples are not finite"
+        raise BadInput("--sampler", problem, "Use more steps, or another sampler")
     result = generation_result(
         protocol,
         real.statistics,
@@ -127,7 +136,10 @@ def _keep(command: Evaluate, protocol: Protocol, source: Pretrained, result: dic
     run = None if command.flags.run is None else Path(command.flags.run)
     if run is not None and (run / "config.json").exists():
         scale_name = f"cfg{command.flags.scale(source):g}"
-        name = f"{protocol.name}-{source.weights}-{command.flags.sampler}{command.flags.steps}-{scale_name}.json"
+        # All that the numbers depend on is in the last part, so that no result takes the place of another.
+        settled = {name: result[name] for name in ("sampler", "guidance", "weights", "extractor", "reference")}
+        tag = hashlib.sha256(json.dumps(settled, sort_keys=True).encode()).hexdigest()[:8]
+        name = f"{protocol.name}-{command.flags.sampler}-{scale_name}-{source.weights}-step{source.step}-{tag}.json"
         places.append(run / "eval" / name)
     for place in places:
         with disk_errors(place.parent):

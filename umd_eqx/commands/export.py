@@ -5,7 +5,7 @@ from typing import Annotated
 
 import tyro
 
-from umd_eqx.errors import disk_errors
+from umd_eqx.errors import disk_errors, require_writable
 from umd_eqx.pretrained import Weights, export, from_pretrained
 
 
@@ -24,6 +24,7 @@ class Export:
 def export_weights(words: list[str]) -> int:
     """Runs the export command; gives its exit code. Raises `BadInput` naming the flag at fault."""
     command = tyro.cli(Export, args=words, description="Write the weights of a run as safetensors, with a JSON card.")
+    require_writable("--out", command.out)
     source = from_pretrained(command.run, weights=command.weights)
     with disk_errors(command.out):
         card = export(source, command.out, half=command.half)

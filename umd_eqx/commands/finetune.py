@@ -8,7 +8,7 @@ import tyro
 
 from umd_eqx.cli import Command, describe_presets, split_preset, train
 from umd_eqx.errors import BadInput
-from umd_eqx.finetuning import FINETUNE, finetuned_dir, follow, require_same_network, starts_from_weights
+from umd_eqx.finetuning import FINETUNE, finetuned_dir, follow, require_fitting, starts_from_weights
 from umd_eqx.presets import Preset
 from umd_eqx.pretrained import Weights, from_pretrained
 from umd_eqx.workspace import default_run_dir
@@ -48,7 +48,7 @@ def finetune(words: list[str], presets: Mapping[str, Preset] = FINETUNE) -> int:
         if starts_from_weights(name) and not (command.dry_run or command.print_config):
             raise BadInput("--from", "there is nothing to start from", "Give a run: --from runs/umd")
         return train(command, name, recipe, default_run_dir(name, command.config, recipe))
-    require_same_network(command.config, from_pretrained(command.source, weights=command.weights, field="--from"))
+    require_fitting(command.config, from_pretrained(command.source, weights=command.weights, field="--from"))
     assert recipe.start is not None
     # Named by what differs from the usual: the average, whatever it was.
     usual = dataclasses.replace(recipe, start=dataclasses.replace(recipe.start, weights="ema"))

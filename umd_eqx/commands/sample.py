@@ -13,7 +13,7 @@ import tyro
 from jaxtyping import Int
 
 from umd_eqx.commands.sampling import Flags, SamplingFlags
-from umd_eqx.errors import BadInput, disk_errors
+from umd_eqx.errors import BadInput, disk_errors, require_writable
 from umd_eqx.eval.generation import film
 from umd_eqx.eval.pictures import grid
 from umd_eqx.pretrained import Pretrained
@@ -51,13 +51,13 @@ def sample(words: list[str]) -> int:
     if command.num < 1:
         raise BadInput("--num", f"{command.num} is no number of images", "Use 1 or more")
     for flag, name in (("--out", command.out), ("--film", command.film), ("--json", command.json)):
-        if name is not None and not Path(name).absolute().parent.is_dir():
-            raise BadInput(flag, f"there is no folder {Path(name).parent}", "Make it, or choose another")
+        if name is not None:
+            require_writable(flag, name)
     flags.sampler_config()
     source = flags.source()
     labels = _labels(command, source)
     model, (sampler, path) = flags.guided(source), flags.way(source)
-    print(f"{source.describe()}; {flags.sampler} in {flags.steps} steps, guidance {flags.scale(source):g}")
+    print(flags.describe(source))
     key, began = jax.random.key(flags.seed), time.perf_counter()
     with Terminal(command.num, work="sampling", unit="image") as terminal:
         terminal.phase("compiling")

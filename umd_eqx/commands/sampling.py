@@ -35,6 +35,10 @@ class SamplingFlags:
     where there is little noise and by the other where there is much."""
     clip: bool = True
     """Keep each prediction of the clean image in [-1, 1], as the reference does in pixels."""
+    rtol: float = 1e-3
+    """Relative tolerance of tsit5 and dopri5."""
+    atol: float = 1e-3
+    """Absolute tolerance of tsit5 and dopri5."""
     cfg_scale: float | None = None
     """Classifier-free guidance: 1 is none. None: 2 for a network with labels."""
     cfg_interval: tuple[float, float] | None = None
@@ -48,9 +52,8 @@ class SamplingFlags:
 
     def sampler_config(self) -> SamplerConfig:
         """The sampler that the flags ask for. Raises `BadInput` naming the flag."""
-        config = SamplerConfig(
-            name=self.sampler, steps=self.steps, eta=self.eta, grid=self.grid, head=self.head, clip=self.clip
-        )
+        names = ("steps", "eta", "grid", "head", "clip", "rtol", "atol")
+        config = SamplerConfig(name=self.sampler, **{name: getattr(self, name) for name in names})
         config.validate("")
         if self.batch_size < 1:
             raise BadInput("--batch-size", f"{self.batch_size} images make no batch", "Use 1 or more")
@@ -71,11 +74,15 @@ class SamplingFlags:
     def scale(self, source: Pretrained) -> float:
         """The guidance scale, chosen where it is not given. Raises `BadInput` naming `--cfg-scale`."""
         labels = source.model.num_classes is not None
-        scale = self.cfg_scale if self.cfg_scale is not None else 2.0 if labels else 1.0
+        guided = labels or self.weak is not None
+        scale = self.cfg_scale if self.cfg_scale is not None else 2.0 if guided else 1.0
         if not 0 <= scale < float("inf"):
             raise BadInput("--cfg-scale", f"{scale} is no scale", "Use 0 or more; 1 is no guidance")
         if not labels and scale != 1 and self.weak is None:
             raise BadInput("--cfg-scale", "the network knows no labels to be guided by", "Fine-tune it, or use 1")
+        if scale == 1 and (self.weak is not None or self.cfg_interval is not None):
+            way_out = "Use another scale, or leave --weak and --cfg-interval out"
+            raise BadInput("--cfg-scale", "1 is no guidance", way_out)
         return scale
 
     def guided(self, source: Pretrained) -> AbstractModel:
@@ -86,10 +93,20 @@ class SamplingFlags:
         if self.weak is None:
             guided = ClassifierFree(source.model, scale)
         else:
-            guided = Autoguidance(source.model, from_pretrained(self.weak, field="--weak").model, scale)
+            weak = from_pretrained(self.weak, field="--weak")
+            if weak.path != source.path:
+                problem = f"it was trained on {type(weak.path).__name__} and not on {type(source.path).__name__}"
+                raise BadInput("--weak", problem, "Take a checkpoint of the same path")
+            guided = Autoguidance(source.model, weak.model, scale)
         if self.cfg_interval is None:
             return guided
         return Interval(guided, source.model, *self.cfg_interval)
+
+    def describe(self, source: Pretrained) -> str:
+        """One line for a person."""
+        adaptive = self.sampler in ("tsit5", "dopri5")
+        how = f"rtol {self.rtol:g}" if adaptive else f"{self.steps} steps"
+        return f"{source.describe()}; {self.sampler}, {how}, guidance {self.scale(source):g}"
 
     def way(self, source: Pretrained) -> tuple[AbstractSampler, AbstractPath]:
         """The sampler, and the path that it goes along."""

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float32, UInt8
 
 from umd_eqx.eval.distances import Statistics, add
 from umd_eqx.models.extractor import AbstractExtractor
-from umd_eqx.sharding import batch_sharding, place, replicated
+from umd_eqx.sharding import batch_sharding, place, replicated, whole_batch
 
 _BLOCK = 1024
 """Rows whose statistics are merged at once: one by one, the merging would cost more than the network."""
@@ -51,7 +51,7 @@ def activations(
 
     **Raises:** `ValueError` for no images, or for images of different shapes.
     """
-    size = -(-max(batch_size, 1) // mesh.size) * mesh.size
+    size = whole_batch(batch_size, mesh)
     extractor = place(extractor, replicated(mesh))
     statistics, waiting, kept, done = None, [], [], 0
     for features, probabilities in _streamed(extractor, _regrouped(images, size), size, mesh):

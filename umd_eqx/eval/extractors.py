@@ -6,6 +6,7 @@ from typing import Literal
 from umd_eqx.errors import BadInput
 from umd_eqx.models.extractor import AbstractExtractor
 from umd_eqx.models.fashion import load_fashion_classifier
+from umd_eqx.models.inception import Port
 from umd_eqx.models.pretrained_inception import find_inception, missing_inception
 from umd_eqx.types import DataSpec
 
@@ -13,7 +14,12 @@ ExtractorName = Literal["auto", "inception", "fashion"]
 
 
 def choose_extractor(
-    name: ExtractorName, inception_weights: str | None, spec: DataSpec, say: Callable[[str], None] = print
+    name: ExtractorName,
+    inception_weights: str | None,
+    spec: DataSpec,
+    say: Callable[[str], None] = print,
+    *,
+    port: Port = "pytorch",
 ) -> AbstractExtractor:
     """The extractor of that name.
 
@@ -23,6 +29,7 @@ def choose_extractor(
       package for the images that come with it, else Inception where its weights are found.
     - `inception_weights`: a safetensors file; None looks where they are usually kept. Naming one asks for Inception.
     - `spec`: of the data.
+    - `port`: which program's Inception it is to agree with, in resizing and range (`Protocol.port`).
     - `say`: told in one line what to get, where Inception is wanted and the other is taken.
 
     **Raises:** `BadInput` for a file that cannot be used, and where "inception" has no weights.
@@ -30,7 +37,7 @@ def choose_extractor(
     own = name == "fashion" or (name == "auto" and inception_weights is None and spec.name == "fashion_mnist")
     if own:
         return load_fashion_classifier()
-    found = find_inception(inception_weights)
+    found = find_inception(inception_weights, port)
     if found is not None:
         return found
     if name == "inception":

@@ -5,10 +5,11 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Literal
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int, PRNGKeyArray, UInt8
+from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
 from umd_eqx.eval.activations import Features, activations
 from umd_eqx.eval.base import AbstractEvaluator, EvalContext, Evaluate, require
@@ -21,7 +22,8 @@ from umd_eqx.models.extractor import AbstractExtractor
 from umd_eqx.models.guidance import guide
 from umd_eqx.paths import AbstractDiscretePath, AbstractPath, smooth
 from umd_eqx.sampling import AbstractSampler, SamplerConfig, sample
-from umd_eqx.types import Report
+from umd_eqx.sampling.batch import image_noise
+from umd_eqx.types import Label, Report
 
 PROTOCOLS = {"umd10k": UMD10K, "adm50k": ADM50K}
 ProtocolName = Literal["umd10k", "adm50k"]
@@ -76,7 +78,9 @@ class Generation(AbstractEvaluator):
         """The measurement; the features of the real images are taken once, when they are first needed."""
         self.validate()
         protocol = scale(PROTOCOLS[self.protocol], self.samples)
-        extractor = choose_extractor(self.extractor, self.inception_weights, context.train.spec, context.say)
+        extractor = choose_extractor(
+            self.extractor, self.inception_weights, context.train.spec, context.say, port=protocol.port
+        )
         sampler, path = self.sampler.build(), path_for(self.sampler, context.path)
         real = functools.cache(lambda: reference(extractor, protocol, context))
 
@@ -90,6 +94,7 @@ class Generation(AbstractEvaluator):
                 draw = functools.partial(
                     sample, guided, path, sampler, key=key, batch_size=self.batch_size, mesh=context.mesh
                 )
+                context.phase(f"samples at guidance {cfg_scale:g}")
                 images[name] = grid(_rows(draw(shown), self.columns))
                 labels = labels_for(protocol, model.num_classes or 1)
                 say = functools.partial(_say, context.phase, f"sampling at guidance {cfg_scale:g}")
@@ -98,6 +103,7 @@ class Generation(AbstractEvaluator):
                 )
                 scalars |= {f"{protocol.name}/{name}/{metric}": value for metric, value in found.items()}
             best = guide(model, 1.0 if model.num_classes is None else self.cfg_scales[len(self.cfg_scales) // 2])
+            context.phase("a film of samples")
             images["film"] = film(best, path, sampler, shown[:: self.columns][:4], key, self.frames)
             return Report(scalars, images)
 
@@ -144,9 +150,16 @@ def score(
     *,
     classes: int | None,
 ) -> dict[str, float]:
-    """All metrics of samples in [-1, 1] by their names, and `recognised` where the extractor knows the classes."""
+    """All metrics of samples in [-1, 1] by their names, and `recognised` where the extractor knows the classes.
+
+    Where some samples are not finite, their share, `not_finite`, is all: as images they would be black, and count.
+    """
+    broken = ~np.isfinite(samples).all(axis=(1, 2, 3))
+    if broken.any():
+        return {"not_finite": float(np.mean(broken))}
     levels = np.asarray(to_uint8(jnp.asarray(samples), protocol.rounding))
-    fake = activations(extractor, [levels], context.mesh)
+    say = functools.partial(_say, context.phase, "features of samples")
+    fake = activations(extractor, [levels], context.mesh, lambda done: say(done, len(levels)))
     found = measure(real, fake, extractor.name, splits=protocol.splits)
     if extractor.name == context.train.spec.name.split("_")[0] and classes == fake.probabilities.shape[1]:
         found["recognised"] = float(np.mean(np.argmax(fake.probabilities, axis=1) == labels))
@@ -163,15 +176,20 @@ def film(
 ) -> UInt8[np.ndarray, "rows columns 3"]:
     """A row for each label: the clean image as it is predicted, at `frames` steps spread over the way."""
 
-    def one(y: Int[jax.Array, ""], key: PRNGKeyArray) -> Float[jax.Array, "steps h w c"]:
-        noise_key, sampler_key = jax.random.split(key)
-        noise = jax.random.normal(noise_key, model.image_shape)
-        return sampler.trajectory(model, path, noise, y, sampler_key)[1]
-
-    keys = jax.random.split(key, len(labels))
-    steps = np.asarray(jax.jit(jax.vmap(one))(jnp.asarray(labels), keys))
+    steps = np.asarray(_films(model, path, sampler, jnp.asarray(labels), key))
     picked = np.unique(np.linspace(0, steps.shape[1] - 1, frames).round().astype(int))
     return grid([list(row[picked]) for row in steps])
+
+
+@eqx.filter_jit
+def _films(
+    model: AbstractModel, path: AbstractPath, sampler: AbstractSampler, labels: Int[Array, "count"], key: PRNGKeyArray
+) -> Float[Array, "count steps h w c"]:
+    def one(index: Int[Array, ""], y: Label) -> Float[Array, "steps h w c"]:
+        noise, rest = image_noise(key, index, model.image_shape)  # that of `sample`: the films of its first images
+        return sampler.trajectory(model, path, noise, y, rest)[1]
+
+    return jax.vmap(one)(jnp.arange(len(labels)), labels)
 
 
 def _shown_labels(model: AbstractModel, columns: int) -> Int[np.ndarray, "rows_columns"]:

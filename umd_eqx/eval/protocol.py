@@ -14,6 +14,7 @@ from umd_eqx.errors import BadInput
 from umd_eqx.eval.distances import Statistics
 from umd_eqx.eval.measure import metric_names
 from umd_eqx.models.extractor import AbstractExtractor
+from umd_eqx.models.inception import Port
 
 Rounding = Literal["truncate", "round"]
 LabelSampling = Literal["each-class-then-random", "uniform"]
@@ -36,6 +37,7 @@ class Protocol:
     - `resize`: how images are brought to the extractor's size, in words.
     - `rounding`: of samples in [-1, 1] to grey levels; see `to_uint8`.
     - `splits`: of the Inception score.
+    - `port`: whose Inception-v3 it is to agree with (`umd_eqx.models.inception`).
     """
 
     name: str
@@ -48,6 +50,7 @@ class Protocol:
     resize: str
     rounding: Rounding
     splits: int
+    port: Port = "pytorch"
 
 
 HALF_PIXEL = "bilinear, half-pixel centres, no antialias"
@@ -75,15 +78,15 @@ ADM50K = Protocol(
     reference="train",
     reference_size="crop",
     reference_rows=10_000,
-    resize=HALF_PIXEL,
+    resize="bilinear, corners of TensorFlow 1, no antialias",
     rounding="truncate",
     splits=10,
+    port="tensorflow",
 )
 """What the field does since ADM (Dhariwal and Nichol 2021, section 2.2), whose sampling script truncates as well.
 
-Ours differs from that program in three ways. Its Inception graph resizes with the corners of TensorFlow 1 in the place
-of half-pixel centres; its reference statistics are a file, ours are computed with our own transforms; it compares
-neighbours in float16. Numbers are near the published ones, not equal to them.
+Ours differs from that program in two ways: its reference statistics are a file, ours are computed with our own
+transforms; it compares neighbours in float16. Numbers are near the published ones, not equal to them.
 """
 
 

@@ -61,11 +61,14 @@ class FashionClassifier(AbstractExtractor):
         )
 
     def __call__(self, image: Float[Array, "h w c"]) -> Activations:
-        """Of a grey image in grey levels, 0 .. 255; one of another size is resized to 28 x 28 (`resize_bilinear`).
+        """Of an image in grey levels, 0 .. 255; one of another size is resized to 28 x 28 (`resize_bilinear`).
 
-        Raises `ValueError` for an image with more than one channel.
+        Three channels are red, green and blue, of which it sees the luma (Rec. 601). Raises `ValueError` for two, or
+        more than three.
         """
-        if image.shape[2] != 1:
+        if image.shape[2] == 3:
+            image = image @ jnp.asarray([[0.299], [0.587], [0.114]], image.dtype)
+        elif image.shape[2] != 1:
             raise ValueError(f"images of {image.shape[2]} channels for a classifier of grey ones")
         if image.shape[:2] != (SIDE, SIDE):
             image = resize_bilinear(image, SIDE)

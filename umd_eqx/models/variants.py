@@ -66,7 +66,7 @@ class ModelConfig:
 
     def sizes(self) -> tuple[Size, Size, int]:
         """Encoder, decoder and patch of the variant. Raises `BadInput` for a name that is none."""
-        match = re.fullmatch(r"([A-Za-z]+)/([1-9][0-9]*)", self.variant)
+        match = re.fullmatch(r"([A-Za-z]+)/([1-9][0-9]{0,3})", self.variant)
         if match is None or match[1] not in VARIANTS:
             raise BadInput(
                 "--model.variant",

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 from umd_eqx.models import AbstractModel
 from umd_eqx.paths import AbstractPath
 from umd_eqx.sampling.base import AbstractSampler
-from umd_eqx.sharding import batch_sharding, make_mesh, place, replicated
+from umd_eqx.sharding import batch_sharding, make_mesh, place, replicated, whole_batch
 from umd_eqx.types import Image, Label
 
 
@@ -41,7 +41,7 @@ def sample(
     - `progress`: told (done, all) after each batch.
     """
     mesh = make_mesh() if mesh is None else mesh
-    size = -(-max(batch_size, 1) // mesh.size) * mesh.size
+    size = whole_batch(batch_size, mesh)
     model = place(model, replicated(mesh))
     images = []
     for start in range(0, len(labels), size):

