@@ -6,7 +6,8 @@ import json
 import pytest
 from faults.tiny import compilation_cache as compilation_cache
 
-from umd_eqx.cli import SWITCHES, main, split_preset
+from umd_eqx.cli import SWITCHES, exit_with, main, split_preset
+from umd_eqx.commands.finetune import finetune
 from umd_eqx.dryrun import dry_run
 from umd_eqx.dump import load
 from umd_eqx.errors import BadInput
@@ -72,9 +73,12 @@ def test_the_help_lists_every_preset_and_the_flags_of_the_chosen_one(said):
     assert "--objective.noised" not in out
 
 
-def test_every_flag_without_a_value_is_known_as_one(said):
+def test_every_flag_without_a_value_is_known_as_one(said, capsys):
     # A word behind one of them is no value: it is a preset in the wrong place.
     out = said("--help")
+    with pytest.raises(SystemExit):
+        exit_with(finetune, ["--help"])
+    out += capsys.readouterr().out
     found = {word.strip(",|│ ") for word in out.replace("|", " ").split() if word.startswith("--")}
     negative = {flag for flag in found if flag.split(".")[-1].removeprefix("--").startswith("no-")}
     positive = {flag.replace("--no-", "--").replace(".no-", ".") for flag in negative} & found
