@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import functools
 import inspect
 import json
 import os
@@ -19,6 +20,7 @@ from umd_eqx.errors import BadInput, disk_errors, require_writable
 from umd_eqx.presets import Preset
 from umd_eqx.report import read_metrics
 from umd_eqx.run import run
+from umd_eqx.tokenizers import resolve, with_latents_of
 from umd_eqx.workspace import default_run_dir, save_json
 
 EXIT_BAD_INPUT = 2
@@ -88,11 +90,21 @@ def _main(presets: Mapping[str, Preset], arguments: list[str]) -> int:
     recipe = presets[name]()
     what = "Pre-train a masked or diffusion auto-encoder."
     command = tyro.cli(Command, default=Command(recipe), args=flags, description=describe_presets(what, presets, name))
-    return train(command, name, recipe, default_run_dir(name, command.config, recipe))
+    return train(command, name, recipe, functools.partial(default_run_dir, name))
 
 
-def train(command: Command, preset: str, recipe: Config, default_dir: Path) -> int:
-    """Does what is asked for: shows the configuration or what it takes, or runs it. Gives the exit code."""
+def train(
+    command: Command,
+    preset: str,
+    recipe: Config,
+    place: Callable[[Config, Config], Path],
+    afterwards: Callable[[Config, Path], None] = lambda config, run_dir: None,
+) -> int:
+    """Does what is asked for: shows the configuration or what it takes, or runs it. Gives the exit code.
+
+    `place` names the run's directory, if the command does not, from the configuration and the recipe. `afterwards` is
+    called with the configuration and the directory of a run that came to its end.
+    """
     if command.print_config:
         print(json.dumps(dump(command.config), indent=2))
         return 0
@@ -101,10 +113,13 @@ def train(command: Command, preset: str, recipe: Config, default_dir: Path) -> i
         return 0
     if command.json is not None:
         require_writable("--json", command.json)
-    directory = command.run_dir or default_dir
+    config = resolve(command.config)
+    directory = command.run_dir or place(config, with_latents_of(recipe, config))
     options = {"run_dir": directory, "limit_steps": command.limit_steps}
     with disk_errors(directory):
-        outcome = run(command.config, preset=preset, recipe=recipe, **options)
+        outcome = run(config, preset=preset, recipe=recipe, **options)
+        if outcome.exit_code == 0:
+            afterwards(config, outcome.run_dir)
         if command.json is not None:
             last: dict[str, float] = {}
             for row in read_metrics(outcome.run_dir / "metrics.jsonl"):

@@ -13,14 +13,17 @@ from umd_eqx.data.source import describe, open_source
 from umd_eqx.data.transforms import TrainTransform
 from umd_eqx.errors import BadInput
 from umd_eqx.eval import AbstractEvaluator
-from umd_eqx.models import AutoEncoder, ModelConfig
+from umd_eqx.flops import step_flops, tokenizer_step_flops
+from umd_eqx.models import AutoEncoder
+from umd_eqx.models.tokenizer import AbstractTokenizer
+from umd_eqx.models.variants import AbstractModelConfig
 from umd_eqx.models.warm_start import warm_start
 from umd_eqx.objectives import AbstractObjective
 from umd_eqx.optim import EmaConfig, OptimConfig, adamw, horizon, schedule
 from umd_eqx.paths import AbstractPath
 from umd_eqx.sharding import make_mesh, validate_batch
 from umd_eqx.train import Parts, TrainState
-from umd_eqx.types import DataSpec
+from umd_eqx.types import DataSpec, LatentSpec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +52,8 @@ class DataConfig:
     """Threads that read images ahead, each a batch of its own."""
     max_broken: int = 100
     """How many images of each split may be unreadable (skipped and counted) before the run stops."""
+    latents: str | None = None
+    """A folder that encode_latents.py made: train on its latents. None: images are encoded on the way, if at all."""
     expected: Annotated[DataSpec | None, tyro.conf.Suppress] = None
     """What the data will be: enough for --dry-run where they are not on this machine."""
 
@@ -132,11 +137,16 @@ class Start:
 class Config:
     """A run: everything that its result depends on, and what may change while it goes on."""
 
-    model: ModelConfig
+    model: AbstractModelConfig
     objective: AbstractObjective
     path: AbstractPath
     data: DataConfig
     optim: OptimConfig
+    tokenizer: str | None = None
+    """What makes the latents that the network is trained on: a run of train_tokenizer.py, an export, a folder or cached
+    repository of a Stable Diffusion VAE, or fashion-kl or fashion-fsq, which come with the package. None: pixels."""
+    latent: Annotated[LatentSpec | None, tyro.conf.Suppress] = None
+    """What it makes of them (`umd_eqx.tokenizers.resolve` looks)."""
     ema: EmaConfig = dataclasses.field(default_factory=EmaConfig)
     eval: dict[str, AbstractEvaluator] = dataclasses.field(default_factory=dict)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
@@ -148,18 +158,27 @@ class Config:
     start: Annotated[Start | None, tyro.conf.Suppress] = None
     """The weights to begin with; None: fresh ones, from the seed."""
 
+    @property
+    def side(self) -> int:
+        """Rows and columns of what the network sees: of the image, or of its latent."""
+        return self.data.size if self.latent is None else self.data.size // self.latent.factor
+
+    def image_shape(self, spec: DataSpec) -> tuple[int, int, int]:
+        """What the network sees of data that are as `spec` says."""
+        return self.side, self.side, spec.channels if self.latent is None else self.latent.channels
+
     def validate(self, mesh: Mesh) -> None:
         """Raises `BadInput` for the first value that cannot work, naming its flag and the way out."""
-        self.model.validate(self.data.size)
-        *_, patch = self.model.sizes()
+        self._validate_latents()
+        self.model.validate(self.side)
         self.data.validate(mesh)
         self.path.validate()
-        num_patches = (self.data.size // patch) ** 2
+        num_patches = self.model.num_patches(self.side)
         self.objective.validate(num_patches, self.data.batch_size)
         self.optim.validate()
         period = self.objective.period(self.data.batch_size)
         validate_batch(self.data.batch_size, mesh, self.optim.accumulate, period)
-        self.ema.rate_for(self.data.batch_size, labels=self.model.labels)
+        self.ema.rate_for(self.data.batch_size, labels=self.model.knows_labels)
         for flag, value in (
             ("--log.every", self.log.every),
             ("--checkpoint.every", self.checkpoint.every),
@@ -173,6 +192,19 @@ class Config:
             evaluator.validate(num_patches, f"--eval.{name}")
         if not 0 <= self.seed < 2**32:
             raise BadInput("--seed", f"{self.seed} is outside 0 .. 2^32 - 1", "Choose a number in that range")
+
+    def _validate_latents(self) -> None:
+        if self.tokenizer is None and self.data.latents is not None:
+            way_out = "Name the tokenizer that made them, too"
+            raise BadInput("--data.latents", "latents are nothing to a system in pixels", way_out)
+        if self.tokenizer is not None and self.latent is None:
+            raise BadInput(
+                "--tokenizer", f"{self.tokenizer} was not looked at", "Call umd_eqx.tokenizers.resolve first"
+            )
+        factor = 1 if self.latent is None else self.latent.factor
+        if self.data.size % factor:
+            problem = f"{self.data.size} pixels are no whole number of latents of {factor} pixels"
+            raise BadInput("--data.size", problem, f"Use a multiple of {factor}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,11 +233,21 @@ class Built:
 
     def _init(self, source: AutoEncoder | None = None) -> TrainState:
         key = jax.random.key(self.config.seed)
-        size, channels, classes = self.config.data.size, self.spec.channels, self.spec.num_classes
-        model = self.config.model.build(size, channels, classes, key=key)
+        size, _, channels = self.config.image_shape(self.spec)
+        model = self.config.model.build(size, channels, self.spec.num_classes, key=key)
         if source is not None:
+            assert isinstance(model, AutoEncoder)
             model = warm_start(model, source)
         return TrainState.init(model, self.parts.optimiser, ema=self.parts.ema_rate is not None)
+
+    def step_flops(self) -> int:
+        """Model FLOPs of one step, `umd_eqx.flops`; the encoding of images on the way is not the network's."""
+        model = self.abstract_state().model
+        batch_size = self.config.data.batch_size
+        if isinstance(model, AbstractTokenizer):
+            return tokenizer_step_flops(model, self.config.image_shape(self.spec), batch_size)
+        assert isinstance(model, AutoEncoder)
+        return step_flops(model, self.config.objective, batch_size)
 
     def abstract_state(self) -> TrainState:
         """The state's shapes, without computing it."""
@@ -231,7 +273,7 @@ def build(config: Config, spec: DataSpec, mesh: Mesh | None = None) -> Built:
         schedule=lr,
         mesh=mesh,
         seed=config.seed,
-        ema_rate=config.ema.rate_for(batch_size, labels=config.model.labels),
+        ema_rate=config.ema.rate_for(batch_size, labels=config.model.knows_labels),
         accumulate=config.optim.accumulate,
     )
     return Built(config, spec, parts, warmup, total)

@@ -9,9 +9,8 @@ from jaxtyping import PyTree
 
 from umd_eqx.config import Config, build
 from umd_eqx.errors import BadInput
-from umd_eqx.flops import peak_flops, step_flops
+from umd_eqx.flops import peak_flops
 from umd_eqx.masking import num_kept
-from umd_eqx.models import AutoEncoder
 from umd_eqx.models.variants import num_parameters
 from umd_eqx.report.terminal import duration
 from umd_eqx.sharding import batch_sharding, replicated
@@ -34,20 +33,23 @@ def dry_run(config: Config, *, recipe: Config | None = None, limit_steps: int | 
     mesh, batch_size = built.parts.mesh, config.data.batch_size
     state = built.abstract_state()
     model = state.model
-    assert isinstance(model, AutoEncoder)
-    image = (batch_size, config.data.size, config.data.size, spec.channels)
+    image = (batch_size, *config.image_shape(spec))
     memory = _memory(built.parts, state, jax.eval_shape(lambda: _empty(image)))
-    flops = step_flops(model, config.objective, batch_size)
+    flops = built.step_flops()
     peak, source = peak_flops()
     seconds = flops / (peak * mesh.size * USUAL_MFU)
+    patches = config.model.num_patches(config.side)
     passes = [
-        f"{count} images, {num_kept(model.num_patches, ratio)} of {model.num_patches} patches visible"
+        f"{count} images, {num_kept(patches, ratio)} of {patches} patches visible"
         for count, ratio in config.objective.passes(batch_size)
         if count
     ]
+    latents = ""
+    if config.latent is not None:
+        latents = f", latents of {config.tokenizer}: {config.data.size} px, {config.latent.factor} to one"
     lines = {
         "data": f"{spec.name}, {spec.num_train:,} to train on, {spec.num_classes} classes{note}",
-        "batch": " x ".join(map(str, image)),
+        "batch": " x ".join(map(str, image)) + latents,
         "passes": "; ".join(passes),
         "parameters": f"{num_parameters(model):,}",
         "steps": f"{steps:,} of a schedule of {built.total:,}, of them {built.warmup:,} warming up",
@@ -59,7 +61,7 @@ def dry_run(config: Config, *, recipe: Config | None = None, limit_steps: int | 
         "evaluation not counted",
     }
     width = max(map(len, lines)) + 2
-    return "\n".join(f"{name:{width}}{value}" for name, value in lines.items())
+    return "\n".join(f"{name:{width}}{value}" for name, value in lines.items() if value)
 
 
 def _spec(config: Config, recipe: Config) -> tuple[DataSpec, str]:

@@ -6,25 +6,38 @@ from typing import Any
 
 from umd_eqx.config import CheckpointConfig, Config, DataConfig, LogConfig, Start
 from umd_eqx.errors import BadInput
-from umd_eqx.eval import Denoising, FewShot, Generation, Reconstruction
+from umd_eqx.eval import Denoising, FewShot, Generation, Reconstruction, TokenizerQuality
 from umd_eqx.models import ModelConfig
-from umd_eqx.objectives import MaskedDenoising, Term, Unified
+from umd_eqx.models.tokenizer_configs import FSQTokenizer, KLTokenizer
+from umd_eqx.objectives import MaskedDenoising, Term, Tokenizing, Unified
 from umd_eqx.optim import EmaConfig, OptimConfig
-from umd_eqx.paths import CosinePath, CosineTable, LinearTable, RectifiedFlow, SmoothTable
+from umd_eqx.paths import Clean, CosinePath, CosineTable, LinearTable, RectifiedFlow, SmoothTable
 from umd_eqx.sampling import SamplerConfig
-from umd_eqx.types import DataSpec
+from umd_eqx.types import DataSpec, LatentSpec
 
 TYPES: tuple[type, ...] = (
-    *(Config, ModelConfig, DataConfig, DataSpec, OptimConfig, EmaConfig, CheckpointConfig, LogConfig, Start),
-    *(Term, MaskedDenoising, Unified),
-    *(CosineTable, LinearTable, CosinePath, RectifiedFlow, SmoothTable),
-    *(FewShot, Reconstruction, Denoising, Generation, SamplerConfig),
+    *(
+        Config,
+        ModelConfig,
+        DataConfig,
+        DataSpec,
+        LatentSpec,
+        OptimConfig,
+        EmaConfig,
+        CheckpointConfig,
+        LogConfig,
+        Start,
+    ),
+    *(KLTokenizer, FSQTokenizer),
+    *(Term, MaskedDenoising, Unified, Tokenizing),
+    *(Clean, CosineTable, LinearTable, CosinePath, RectifiedFlow, SmoothTable),
+    *(FewShot, Reconstruction, Denoising, Generation, SamplerConfig, TokenizerQuality),
 )
 """What a dump may hold. A reader's own types are passed to `load` beside them."""
 
 NOT_THE_RUN = (
     *("log", "checkpoint", "eval", "max_skipped"),
-    "start.source",
+    *("start.source", "tokenizer", "data.latents"),
     *("data.dir", "data.eval_batch_size", "data.workers", "data.max_broken", "data.expected"),
 )
 """What does not change the weights that come out: it may differ when a run is resumed."""

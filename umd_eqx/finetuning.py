@@ -4,18 +4,18 @@ Labels in, fresh label table and label MLP, fresh optimiser, no mask on noised i
 """
 
 import dataclasses
-import functools
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import equinox as eqx
 import jax
+from jaxtyping import PRNGKeyArray
 
 from umd_eqx.config import CheckpointConfig, Config, DataConfig, LogConfig, Start
 from umd_eqx.errors import BadInput
 from umd_eqx.eval import AbstractEvaluator, Denoising, FewShot, Generation
-from umd_eqx.models import ModelConfig
+from umd_eqx.models import AutoEncoder, ModelConfig
 from umd_eqx.models.warm_start import warm_start
 from umd_eqx.objectives import AbstractObjective, Unified, denoising, masked_reconstruction
 from umd_eqx.optim import EmaConfig, OptimConfig
@@ -23,6 +23,7 @@ from umd_eqx.paths import CosineTable
 from umd_eqx.presets import FASHION_MNIST, IMAGENET, PUBLISHED_NOISY_TIME, Preset
 from umd_eqx.pretrained import Pretrained, Weights, from_pretrained
 from umd_eqx.sampling import SamplerConfig
+from umd_eqx.tokenizers import resolve
 
 SAME_NETWORK = ("variant", "conditioning", "class_tokens")
 """What must be as in the source, for its weights to fit."""
@@ -125,7 +126,10 @@ def follow(
     kept = ("name", "dir", "train_split", "test_split", "size", "expected")
     data = dataclasses.replace(recipe.data, **{field: getattr(source.data, field) for field in kept})
     model = dataclasses.replace(source.config, labels=True)
-    return name, dataclasses.replace(recipe, model=model, path=source.path, data=data, start=start)
+    recipe = dataclasses.replace(recipe, model=model, path=source.path, data=data, start=start)
+    if source.latents is None:
+        return name, dataclasses.replace(recipe, tokenizer=None, latent=None)
+    return name, dataclasses.replace(recipe, tokenizer=source.latents.source, latent=source.latents.spec)
 
 
 def require_fitting(config: Config, source: Pretrained) -> None:
@@ -133,22 +137,34 @@ def require_fitting(config: Config, source: Pretrained) -> None:
 
     Also for another path than the source's, and for data with other channels.
     """
-    theirs, ours = source.config, config.model
-    different = [name for name in SAME_NETWORK if getattr(theirs, name) != getattr(ours, name)]
+    pairs = {name: (getattr(source.config, name), getattr(config.model, name)) for name in SAME_NETWORK}
+    different = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
     if different and config.start is not None:
         said = "; ".join(
-            f"--model.{name.replace('_', '-')} is {getattr(theirs, name)} there and {getattr(ours, name)} here"
-            for name in different
+            f"--model.{name.replace('_', '-')} is {there} there and {here} here"
+            for name, (there, here) in different.items()
         )
         way_out = "Take the preset of that network, or none: the recipe then follows the source"
         raise BadInput("--from", f"{config.start.source} holds another network: {said}", way_out)
     if config.path != source.path:
         problem = f"it was trained on {type(source.path).__name__}, the recipe has {type(config.path).__name__}"
         raise BadInput("--from", problem, "Name no preset: the recipe then follows the source")
+    config = resolve(config)
+    made_by = None if source.latents is None else source.latents.spec.digest
+    if made_by != (None if config.latent is None else config.latent.digest):
+        kind = "pixels" if source.latents is None else f"the latents of {source.latents.source}"
+        problem = f"it was trained on {kind}, the recipe has {config.tokenizer or 'pixels'}"
+        raise BadInput("--from", problem, "Name no preset: the recipe then follows the source")
     spec = source.spec if config.data.name == source.data.name else config.data.describe()
-    config.model.validate(config.data.size)
-    make = functools.partial(config.model.build, config.data.size, spec.channels, spec.num_classes)
-    eqx.filter_eval_shape(lambda key: warm_start(make(key=key), source.model), jax.random.key(0))
+    size, _, channels = config.image_shape(spec)
+    config.model.validate(size)
+
+    def started(key: PRNGKeyArray) -> AutoEncoder:
+        fresh = config.model.build(size, channels, spec.num_classes, key=key)
+        assert isinstance(fresh, AutoEncoder)
+        return warm_start(fresh, source.model)
+
+    eqx.filter_eval_shape(started, jax.random.key(0))
 
 
 def finetuned_dir(path: str | os.PathLike[str]) -> Path:

@@ -1,16 +1,20 @@
 """What a training step costs, by a formula, and what the machine could do."""
 
 import time
+from collections.abc import Callable
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array
 
 from umd_eqx.masking import num_kept
 from umd_eqx.models import AutoEncoder
 from umd_eqx.models.conditioning import AdaLNZero, SharedAdaLN, Token
 from umd_eqx.models.stack import Stack
+from umd_eqx.models.tokenizer import AbstractTokenizer
 from umd_eqx.objectives import AbstractObjective
+from umd_eqx.types import Image
 
 PEAKS = {
     "NVIDIA A100": 312e12,
@@ -66,6 +70,30 @@ def step_flops(model: AutoEncoder, objective: AbstractObjective, batch_size: int
     What is computed twice to save memory does not count: that is the usual meaning of "model" FLOPs.
     """
     return 3 * sum(count * forward_flops(model, ratio) for count, ratio in objective.passes(batch_size))
+
+
+def encode_flops(tokenizer: AbstractTokenizer, image_shape: tuple[int, int, int]) -> int:
+    """Floating-point operations of encoding one image, as XLA counts them; `tokenizer` may be shapes alone."""
+    return _counted(lambda tokenizer, image: tokenizer.encode_raw(image).mean, tokenizer, image_shape)
+
+
+def tokenizer_step_flops(tokenizer: AbstractTokenizer, image_shape: tuple[int, int, int], batch_size: int) -> int:
+    """Model FLOPs of one step of training a tokenizer: as `step_flops`, of both ways, as XLA counts them."""
+
+    def there_and_back(tokenizer: AbstractTokenizer, image: Image) -> Image:
+        return tokenizer.decode_raw(tokenizer.encode_raw(image).mode())
+
+    return 3 * batch_size * _counted(there_and_back, tokenizer, image_shape)
+
+
+def _counted(function: Callable[..., Array], tokenizer: AbstractTokenizer, image_shape: tuple[int, int, int]) -> int:
+    # Nothing in a tokenizer is scanned, so that XLA, which counts the body of a loop once, counts all of it.
+    arrays, static = eqx.partition(tokenizer, lambda leaf: hasattr(leaf, "dtype"))
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), arrays)
+    image = jax.ShapeDtypeStruct(image_shape, jnp.float32)
+    lowered = jax.jit(lambda arrays, image: function(eqx.combine(arrays, static), image)).lower(shapes, image)
+    costs = lowered.cost_analysis()
+    return int(costs["flops"]) if costs else 0
 
 
 def peak_flops(*, seconds: float = 0.3) -> tuple[float, str]:

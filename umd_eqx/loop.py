@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
+import equinox as eqx
 import jax
 import numpy as np
 from jaxtyping import PRNGKeyArray, UInt8
@@ -12,7 +13,6 @@ from jaxtyping import PRNGKeyArray, UInt8
 from umd_eqx.checkpoint import Checkpoints
 from umd_eqx.errors import BadInput
 from umd_eqx.eval import AbstractEvaluator, Evaluate
-from umd_eqx.models import AbstractModel
 from umd_eqx.report import MetricsFile, Terminal, Wandb, save_pictures, write_webpage
 from umd_eqx.signals import Stop
 from umd_eqx.train import Parts, TrainState, train_step
@@ -40,7 +40,7 @@ class Evaluations:
         key: PRNGKeyArray,
         *,
         last: int,
-        untrained: Callable[[], AbstractModel] | None,
+        untrained: Callable[[], eqx.Module] | None,
         beaten: Iterable[str] = (),
     ):
         self.evaluators, self.key, self.last, self.untrained = evaluators, key, last, untrained
@@ -69,7 +69,7 @@ class Evaluations:
             row |= self._untrained(self.untrained(), missing, say)
         return row, pictures
 
-    def _untrained(self, model: AbstractModel, names: list[str], say: Callable[[str], None]) -> Row:
+    def _untrained(self, model: eqx.Module, names: list[str], say: Callable[[str], None]) -> Row:
         row = {}
         for name in names:
             say(f"evaluating {name} of the untrained network")

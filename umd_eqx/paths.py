@@ -82,6 +82,33 @@ class AbstractPath(eqx.Module):
         return -eps / self.sigma(t)
 
 
+class Clean(AbstractPath):
+    """No noise at any time: the path of what is trained on clean images alone, such as a tokenizer."""
+
+    def validate(self, field: str = "--path") -> None:
+        """Raises nothing: there is nothing to choose."""
+
+    def alpha(self, t: Time) -> Scalar:
+        """1."""
+        return jnp.ones_like(t)
+
+    def sigma(self, t: Time) -> Scalar:
+        """0."""
+        return jnp.zeros_like(t)
+
+    def network_time(self, t: Time) -> NetworkTime:
+        """0, which means "clean"."""
+        return jnp.zeros_like(t)
+
+    def time_from_uniform(self, u: Scalar) -> Time:
+        """0."""
+        return jnp.zeros_like(u)
+
+    def velocity_weights(self, t: Time) -> tuple[Scalar, Scalar]:
+        """v = eps, by convention: it is never asked for."""
+        return jnp.ones_like(t), jnp.zeros_like(t)
+
+
 class AbstractDiscretePath(AbstractPath):
     """A table of `steps` noise levels, looked up; step 0 is clean. Times between the steps go to the nearest one.
 

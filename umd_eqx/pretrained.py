@@ -6,23 +6,26 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import numpy as np
 from etils import epath
 
 from umd_eqx.checkpoint import FOLDER, Checkpoints
-from umd_eqx.config import Config, DataConfig, Start, build
+from umd_eqx.config import Built, Config, DataConfig, Start, build
 from umd_eqx.dump import dump, load
 from umd_eqx.errors import BadInput
 from umd_eqx.models import AutoEncoder, ModelConfig
 from umd_eqx.models.stack import Remat
+from umd_eqx.models.tokenizer import AbstractTokenizer
 from umd_eqx.objectives import denoising
 from umd_eqx.paths import AbstractPath
 from umd_eqx.sharding import make_mesh, replicated
 from umd_eqx.tensors import read_tensors, write_tensors
-from umd_eqx.types import DataSpec
+from umd_eqx.tokenizers import load_tokenizer
+from umd_eqx.train import TrainState
+from umd_eqx.types import DataSpec, LatentSpec
 
 Weights = Literal["raw", "ema"]
 
@@ -36,6 +39,14 @@ SHIPPED = Path(__file__).parent / "weights" / "umd-ft.safetensors"
 """Small weights that come with the package: UMD on the embedded images, fine-tuned with labels."""
 
 
+class Latents(NamedTuple):
+    """What a network's latents are made by: as it is named, what it makes, and the tokenizer itself."""
+
+    source: str
+    spec: LatentSpec
+    tokenizer: AbstractTokenizer
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Pretrained:
     """A trained network and what must be known to use it.
@@ -44,6 +55,7 @@ class Pretrained:
     - `config`: how the network is built.
     - `path`: the path it was trained on.
     - `data`: how images were brought to it; `spec`: what the data are.
+    - `latents`: what its latents are made by, and by which name; None for a network of pixels.
     - `preset`, `step`, `weights`: what it was made by, when, and which weights these are.
     """
 
@@ -55,6 +67,12 @@ class Pretrained:
     preset: str
     step: int
     weights: Weights
+    latents: Latents | None = None
+
+    @property
+    def tokenizer(self) -> AbstractTokenizer | None:
+        """What its latents are made by; None for a network of pixels."""
+        return None if self.latents is None else self.latents.tokenizer
 
     @property
     def digest(self) -> str:
@@ -68,13 +86,14 @@ class Pretrained:
     def describe(self) -> str:
         """One line for a person."""
         classes = "no labels" if self.model.num_classes is None else f"{self.model.num_classes} classes"
-        return f"{self.preset}, {self.config.variant}, {self.weights} weights of step {self.step:,}, {classes}"
+        return f"{self.preset}, {self.config.title}, {self.weights} weights of step {self.step:,}, {classes}"
 
 
 def from_pretrained(
     path: str | os.PathLike[str] | None = None,
     *,
     weights: Weights = "ema",
+    tokenizer: str | None = None,
     field: str = "--run",
     say: Callable[[str], None] = print,
 ) -> Pretrained:
@@ -86,6 +105,7 @@ def from_pretrained(
         export. None: the weights that come with the package.
     - `weights`: of a run, the weights or their average. Where a run keeps no average, the weights. An export has one
         kind, whichever was asked for when it was made.
+    - `tokenizer`: where the tokenizer of a network of latents lies now; None: where it lay when it was trained.
     - `field`: the flag that named the path.
     - `say`: told of a checkpoint that is damaged and passed over.
 
@@ -94,7 +114,7 @@ def from_pretrained(
     place = SHIPPED if path is None else Path(path)
     if place.is_dir():
         if (place / "config.json").exists():
-            return _from_run(place, weights, field, say)
+            return _from_run(place, weights, tokenizer, field, say)
         exports = sorted(place.glob("*.safetensors"))
         if len(exports) != 1:
             found = f"{len(exports)} exports" if exports else "neither a run nor an export"
@@ -102,7 +122,7 @@ def from_pretrained(
         place = exports[0]
     if not place.exists():
         raise BadInput(field, f"there is no {place}", "Give a run directory or a .safetensors file")
-    return _from_export(place, field)
+    return _from_export(place, tokenizer, field)
 
 
 def first_weights(start: Start, say: Callable[[str], None] = print) -> AutoEncoder:
@@ -147,14 +167,20 @@ def export(source: Pretrained, path: str | os.PathLike[str], *, half: bool = Fal
         "data": dump(dataclasses.replace(source.data, dir=None)),
         "spec": dump(source.spec),
     }
+    if source.latents is not None:
+        content |= {"tokenizer": source.latents.source, "latent": dump(source.latents.spec)}
     card.write_text(json.dumps(content, indent=2) + "\n")
     return card
 
 
-def _from_run(place: Path, weights: Weights, field: str, say: Callable[[str], None]) -> Pretrained:
+def _from_run(
+    place: Path, weights: Weights, tokenizer: str | None, field: str, say: Callable[[str], None]
+) -> Pretrained:
     try:
         kept = json.loads((place / "config.json").read_text())
         parts = {name: load(kept["config"][name]) for name in ("model", "path", "data", "optim", "ema")}
+        # Runs of pixels from before there were latents have neither.
+        parts |= {name: load(kept["config"].get(name)) for name in ("tokenizer", "latent")}
         facts = json.loads((place / "environment.json").read_text())
         spec = DataSpec(**facts["data"])
     except FileNotFoundError as error:
@@ -164,26 +190,45 @@ def _from_run(place: Path, weights: Weights, field: str, say: Callable[[str], No
         if isinstance(error, BadInput):
             raise
         raise BadInput(field, f"the configuration in {place} cannot be read", "Choose another run") from error
+    if not isinstance(parts["model"], ModelConfig):
+        raise BadInput(field, f"{place} holds a tokenizer and no network", "Give it to --tokenizer, and a run here")
+    latents = _latents(tokenizer or parts["tokenizer"], parts["latent"])
     # Which objective and evaluators the run had does not matter here, and they may be a reader's own classes.
     parts["optim"] = dataclasses.replace(parts["optim"], accumulate=1)
     config = Config(objective=denoising(), **parts)
     built = build(dataclasses.replace(config, data=_on_any_machine(config.data)), spec)
-    folder = place / FOLDER
+    step, state = restored(built, place, field, say)
+    average = state.ema if weights == "ema" else None
+    model = state.model if average is None else average
+    assert isinstance(model, AutoEncoder)
+    kind = "raw" if average is None else "ema"
+    return Pretrained(model, parts["model"], config.path, config.data, spec, kept["preset"], step, kind, latents)
+
+
+def restored(built: Built, run_dir: Path, field: str, say: Callable[[str], None]) -> tuple[int, TrainState]:
+    """The newest checkpoint of a run, which is only read, and its step. Raises `BadInput` where there is none."""
+    folder = run_dir / FOLDER
     found = None
     if folder.is_dir():
-        checkpoints = Checkpoints(epath.Path(folder.absolute()), keep=config.checkpoint.keep, writing=False)
+        checkpoints = Checkpoints(epath.Path(folder.absolute()), keep=built.config.checkpoint.keep, writing=False)
         try:
             found = checkpoints.restore(built.abstract_state(), replicated(built.parts.mesh), say)
         finally:
             checkpoints.close()
     if found is None:
-        raise BadInput(field, f"{place} has no checkpoint yet", "Let it run until its first one")
-    step, state = found
-    average = state.ema if weights == "ema" else None
-    model = state.model if average is None else average
-    assert isinstance(model, AutoEncoder)
-    kind = "raw" if average is None else "ema"
-    return Pretrained(model, config.model, config.path, config.data, spec, kept["preset"], step, kind)
+        raise BadInput(field, f"{run_dir} has no checkpoint yet", "Let it run until its first one")
+    return found
+
+
+def _latents(source: str | None, spec: LatentSpec | None) -> Latents | None:
+    """The tokenizer that a network was trained on the latents of. Raises `BadInput` naming `--tokenizer`."""
+    if source is None or spec is None:
+        return None
+    loaded = load_tokenizer(source)
+    if loaded.digest != spec.digest:
+        problem = f"{source} is not the tokenizer that the network was trained on the latents of"
+        raise BadInput("--tokenizer", problem, "Give the one that it was trained on")
+    return Latents(source, loaded.spec, loaded.tokenizer)
 
 
 def _on_any_machine(data: DataConfig) -> DataConfig:
@@ -192,7 +237,7 @@ def _on_any_machine(data: DataConfig) -> DataConfig:
     return dataclasses.replace(data, batch_size=devices, eval_batch_size=devices)
 
 
-def _from_export(place: Path, field: str) -> Pretrained:
+def _from_export(place: Path, tokenizer: str | None, field: str) -> Pretrained:
     tensors, _ = read_tensors(place, field)
     card_path = place.with_suffix(".json")
     try:
@@ -201,8 +246,11 @@ def _from_export(place: Path, field: str) -> Pretrained:
             raise BadInput(field, f"{card_path} was written by a newer version of this program", "Update it")
         parts = {name: load(card[name]) for name in ("model", "path", "data", "spec")}
         preset, step, kind, digest = (card[name] for name in ("preset", "step", "weights", "sha256"))
+        named, latent = card.get("tokenizer"), load(card.get("latent"))
         _require_sane(parts, preset, step, kind)
-        parts["model"].validate(parts["data"].size)
+        _require_sane_latents(named, latent)
+        side = parts["data"].size // (1 if latent is None else latent.factor)
+        parts["model"].validate(side)
         parts["path"].validate(field)
     except FileNotFoundError as error:
         raise BadInput(field, f"{place} has no card beside it", f"Put {card_path.name} into the same folder") from error
@@ -212,8 +260,10 @@ def _from_export(place: Path, field: str) -> Pretrained:
         raise BadInput(field, f"{card_path} cannot be read", "Export the weights anew") from error
     if digest != _sha256(place):
         raise BadInput(field, f"{place} is not the file that its card describes", "Export the weights anew")
-    model = _fill(parts["model"], parts["data"], parts["spec"], tensors, place, field)
-    return Pretrained(model, parts["model"], parts["path"], parts["data"], parts["spec"], preset, step, kind)
+    spec, latents = parts["spec"], _latents(tokenizer or named, latent)
+    channels = spec.channels if latent is None else latent.channels
+    model = _fill(parts["model"], (side, channels, spec.num_classes), tensors, place, field)
+    return Pretrained(model, parts["model"], parts["path"], parts["data"], spec, preset, step, kind, latents)
 
 
 def _require_sane(parts: dict[str, Any], preset: Any, step: Any, kind: Any) -> None:
@@ -235,13 +285,25 @@ def _require_sane(parts: dict[str, Any], preset: Any, step: Any, kind: Any) -> N
         raise TypeError("labels or scan")
 
 
+def _require_sane_latents(tokenizer: Any, latent: Any) -> None:
+    """The same for what it says of latents."""
+    if (tokenizer is None) != (latent is None):
+        raise TypeError("tokenizer or latent")
+    if latent is None:
+        return
+    if not (isinstance(tokenizer, str) and isinstance(latent, LatentSpec)):
+        raise TypeError("tokenizer or latent")
+    if any(type(count) is not int or not 0 < count < 2**10 for count in (latent.factor, latent.channels)):
+        raise TypeError("factor or channels")
+
+
 def _fill(
-    config: ModelConfig, data: DataConfig, spec: DataSpec, tensors: dict[str, np.ndarray], place: Path, field: str
+    config: ModelConfig, sees: tuple[int, int, int], tensors: dict[str, np.ndarray], place: Path, field: str
 ) -> AutoEncoder:
-    """The network that a card describes, with the arrays of the file. Raises `BadInput` for what does not fit."""
-    like = jax.eval_shape(
-        lambda key: config.build(data.size, spec.channels, spec.num_classes, key=key), jax.random.key(0)
-    )
+    """The network that a card describes, for images or latents of so many (pixels, channels, classes), with the arrays
+    of the file. Raises `BadInput` for what does not fit.
+    """
+    like = jax.eval_shape(lambda key: config.build(*sees, key=key), jax.random.key(0))
     missing = [name for name in _named(like) if name not in tensors]
     extra = sorted(set(tensors) - set(_named(like)))
     wrong = [name for name, leaf in _named(like).items() if name in tensors and tensors[name].shape != leaf.shape]

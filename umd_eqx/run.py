@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import hashlib
+from collections.abc import Generator
 from pathlib import Path
 
 import jax
@@ -10,25 +11,32 @@ from etils import epath
 
 from umd_eqx.checkpoint import Checkpoints, require_space
 from umd_eqx.config import Built, Config, build
+from umd_eqx.data.latents import ChooseView, LatentSource
 from umd_eqx.data.loader import training_batches
 from umd_eqx.data.source import DataSource
 from umd_eqx.dump import differences, dump, run_identity
 from umd_eqx.errors import BadInput
 from umd_eqx.eval import EvalContext
-from umd_eqx.flops import peak_flops, step_flops
+from umd_eqx.flops import peak_flops
+from umd_eqx.latents import as_latents
 from umd_eqx.loop import Evaluations, Guard, Meter, Sinks, fit
-from umd_eqx.models import AutoEncoder
+from umd_eqx.models.tokenizer import AbstractTokenizer
 from umd_eqx.models.variants import num_parameters
 from umd_eqx.presets import PRETRAIN
 from umd_eqx.pretrained import first_weights
 from umd_eqx.report import MetricsFile, Terminal, Wandb, read_metrics, results_table, write_webpage
 from umd_eqx.sharding import batch_sharding, place, replicated
 from umd_eqx.signals import EXIT_STOPPED, Stop
+from umd_eqx.tokenizers import load_tokenizer, resolve, with_latents_of
 from umd_eqx.train import TrainState
+from umd_eqx.types import Batch
 from umd_eqx.workspace import claim, default_run_dir, environment, own, record, save_json
 
 EVALUATION_KEY = 2**32 - 1
 """Folded into the seed for evaluations: no training step has this number."""
+
+LATENT_KEY = 2**32 - 2
+"""The same for drawing latents from what a tokenizer says of an image."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +78,8 @@ def run(
         preset, recipe = nearest_preset(config) if preset is None else (preset, config)
     if "://" in str(run_dir):
         raise BadInput("--run-dir", f"{run_dir} is not a folder of this machine", "Give a local or a mounted folder")
+    config = resolve(config)
+    recipe = with_latents_of(recipe, config)
     directory = default_run_dir(preset, config, recipe) if run_dir is None else Path(run_dir)
     built = build(config, config.data.describe())
     stop_at = built.steps(limit_steps)
@@ -108,6 +118,7 @@ class _Run:
             terminal = stack.enter_context(Terminal(self.stop_at, start=newest))
             stop = stack.enter_context(Stop(terminal.warn))
             train, test = self.config.data.open()
+            self.tokenizer = self._tokenizer()
             first, state = self._restore(checkpoints, terminal)
             metrics = stack.enter_context(MetricsFile.open(self.metrics_path, first or None))
             meter = self._describe(state)
@@ -148,23 +159,33 @@ class _Run:
         terminal.say(f"resuming {self.directory} at step {found[0]} of {self.built.total}")
         return found
 
-    def _batches(self, train: DataSource, first: int):
-        data = self.config.data
-        return training_batches(
-            train,
-            data.transform(),
+    def _tokenizer(self) -> AbstractTokenizer | None:
+        if self.config.tokenizer is None:
+            return None
+        return place(load_tokenizer(self.config.tokenizer).tokenizer, replicated(self.parts.mesh))
+
+    def _batches(self, train: DataSource, first: int) -> Generator[Batch, None, None]:
+        data, stored = self.config.data, self.config.data.latents
+        batches = training_batches(
+            train if stored is None else LatentSource(stored),
+            data.transform() if stored is None else ChooseView(),
             batch_size=data.batch_size,
             seed=self.config.seed,
             start_step=first,
             sharding=batch_sharding(self.parts.mesh),
             threads=data.workers,
         )
+        if self.tokenizer is None:
+            return batches
+        key = jax.random.fold_in(jax.random.key(self.config.seed), LATENT_KEY)
+        return as_latents(batches, self.tokenizer, key, first, stored=stored is not None)
 
     def _evaluations(self, train: DataSource, test: DataSource, terminal: Terminal) -> Evaluations:
         data = self.config.data
         mesh, path = self.parts.mesh, self.parts.path
         context = EvalContext(
             *(train, test, path, data.size, data.eval_batch_size, mesh),
+            tokenizer=self.tokenizer,
             threads=data.workers,
             say=terminal.say,
             phase=terminal.phase,
@@ -181,13 +202,11 @@ class _Run:
         )
 
     def _describe(self, state: TrainState) -> Meter:
-        model = state.model
-        assert isinstance(model, AutoEncoder)
-        flops = step_flops(model, self.parts.objective, self.config.data.batch_size)
+        flops = self.built.step_flops()
         peak, source = peak_flops()
         facts = {
             "steps": self.built.total,
-            "parameters": num_parameters(model),
+            "parameters": num_parameters(state.model),
             "flops_per_step": flops,
             "peak_flops_per_device": peak,
             "peak_from": source,
@@ -200,8 +219,7 @@ class _Run:
 
     def _headline(self, state: TrainState) -> str:
         data, spec, mesh = self.config.data, self.built.spec, self.parts.mesh
-        assert isinstance(state.model, AutoEncoder)
-        network = f"{self.config.model.variant} with {num_parameters(state.model):,} parameters"
+        network = f"{self.config.model.title} with {num_parameters(state.model):,} parameters"
         return (
             f"{self.directory}: {self.preset}, {network}; "
             f"{spec.name}, {spec.num_train:,} images at {data.size} px, {data.batch_size} a step; "

@@ -10,8 +10,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Int, PyTree
 
-from umd_eqx.models import AbstractModel
-from umd_eqx.objectives import AbstractObjective, Draw, draw
+from umd_eqx.objectives import AbstractObjective
 from umd_eqx.optim import ema_update
 from umd_eqx.paths import AbstractPath
 from umd_eqx.sharding import micro_batches, place, replicated
@@ -19,20 +18,20 @@ from umd_eqx.types import Batch, Metrics, Scalar
 
 
 class TrainState(eqx.Module):
-    """Everything that changes in training, and all that a checkpoint holds.
+    """Everything that changes in training, and all that a checkpoint holds. The model is whatever the objective trains.
 
     No key: a step's key is made of the seed and `step`. `skipped` counts the steps whose loss or gradient was not
     finite and which changed nothing else.
     """
 
     step: Int[Array, ""]
-    model: AbstractModel
-    ema: AbstractModel | None
+    model: eqx.Module
+    ema: eqx.Module | None
     opt_state: PyTree
     skipped: Int[Array, ""]
 
     @classmethod
-    def init(cls, model: AbstractModel, optimiser: optax.GradientTransformation, *, ema: bool) -> "TrainState":
+    def init(cls, model: eqx.Module, optimiser: optax.GradientTransformation, *, ema: bool) -> "TrainState":
         """The state before the first step; the average starts as a copy of the weights."""
         params = eqx.filter(model, eqx.is_inexact_array)
         average = jax.tree.map(lambda leaf: jnp.array(leaf) if eqx.is_array(leaf) else leaf, model) if ema else None
@@ -75,8 +74,7 @@ def compile_step(parts: Parts, state: PyTree, batch: PyTree) -> Any:
 def _update(given: tuple[Parts, Batch], state: TrainState) -> tuple[TrainState, Metrics]:
     parts, batch = given
     key = jax.random.fold_in(jax.random.key(parts.seed), state.step)
-    rate = parts.objective.label_dropout_rate()
-    numbers = draw(key, parts.path, batch.image.shape, state.model.num_patches, rate)
+    numbers = parts.objective.draw(key, state.model, parts.path, batch.image.shape)
     (loss, metrics), grads = loss_and_grads(parts, state.model, batch, numbers)
     grad_norm = optax.tree.norm(grads)
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
@@ -97,7 +95,7 @@ def _update(given: tuple[Parts, Batch], state: TrainState) -> tuple[TrainState, 
 
 
 def loss_and_grads(
-    parts: Parts, model: AbstractModel, batch: Batch, numbers: Draw
+    parts: Parts, model: eqx.Module, batch: Batch, numbers: PyTree
 ) -> tuple[tuple[Scalar, Metrics], PyTree]:
     """((loss, its parts), gradients) of a whole batch, in `parts.accumulate` micro-batches one after the other.
 
@@ -105,7 +103,7 @@ def loss_and_grads(
     """
 
     @eqx.filter_value_and_grad(has_aux=True)
-    def value_and_grad(model: AbstractModel, batch: Batch, numbers: Draw) -> tuple[Scalar, Metrics]:
+    def value_and_grad(model: eqx.Module, batch: Batch, numbers: PyTree) -> tuple[Scalar, Metrics]:
         return parts.objective.loss(model, parts.path, batch, numbers)
 
     if parts.accumulate == 1:
@@ -113,7 +111,7 @@ def loss_and_grads(
     period = parts.objective.period(batch.image.shape[0])
     cut = micro_batches((batch, numbers), parts.accumulate, period)
 
-    def add(total: PyTree, part: tuple[Batch, Draw]) -> tuple[PyTree, None]:
+    def add(total: PyTree, part: tuple[Batch, PyTree]) -> tuple[PyTree, None]:
         return jax.tree.map(jnp.add, total, value_and_grad(model, *part)), None
 
     first, rest = jax.tree.map(lambda leaf: leaf[0], cut), jax.tree.map(lambda leaf: leaf[1:], cut)

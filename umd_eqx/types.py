@@ -77,6 +77,20 @@ class DataSpec(NamedTuple):
     num_classes: int
 
 
+class LatentSpec(NamedTuple):
+    """What the rest of the code needs to know of the latents that images become.
+
+    `factor` pixels of a side become one of the latent, which has `channels`. `digest` is the fingerprint of the
+    tokenizer and `stored` that of latents on disk; None where it has not been seen, or where images are encoded on the
+    way.
+    """
+
+    factor: int
+    channels: int
+    digest: str | None = None
+    stored: str | None = None
+
+
 class Report(NamedTuple):
     """What an evaluator returns: numbers by slash-separated name, pictures as uint8 (rows, columns, 3)."""
 

@@ -86,6 +86,9 @@ def claim(run_dir: Path, config: Config, preset: str | None) -> bool:
         if name.startswith("start."):
             problem = f"the run in {run_dir} began with other weights, or those there have changed since"
             raise BadInput("--from", problem, "Give the same weights, or another --run-dir to start a new run")
+        if name.startswith("latent"):
+            problem = f"the run in {run_dir} began with another tokenizer, or other latents"
+            raise BadInput("--tokenizer", problem, "Give the same, or another --run-dir to start a new run")
         if preset is not None and kept.get("preset") != preset:
             field, was, now = "preset", kept.get("preset"), preset
         raise BadInput(

@@ -16,7 +16,6 @@ from umd_eqx.objectives import (
     MaskedDenoising,
     Term,
     denoising,
-    draw,
     masked_denoising,
     masked_reconstruction,
     unified,
@@ -185,7 +184,7 @@ def test_dropped_labels_become_no_class_and_clean_images_have_none():
 @pytest.mark.parametrize("objective", [denoising(), masked_reconstruction(), unified()])
 def test_an_objective_called_is_its_loss_of_a_draw(objective):
     key = jax.random.key(3)
-    numbers = draw(key, PATH, BATCH.image.shape, N, objective.label_dropout_rate())
+    numbers = objective.draw(key, FIXED, PATH, BATCH.image.shape)
     loss, metrics = eqx.filter_jit(objective)(FIXED, PATH, BATCH, key)
     same_loss, same_metrics = loss_of(objective, FIXED, PATH, BATCH, numbers)
     assert float(loss) == pytest.approx(float(same_loss), rel=1e-5)

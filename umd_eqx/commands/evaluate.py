@@ -78,6 +78,7 @@ def evaluate(words: list[str]) -> int:
     with Terminal(protocol.samples, work="sampling", unit="image") as terminal:
         context = EvalContext(
             *(train, test, source.path, source.data.size, whole_batch(source.data.eval_batch_size, mesh), mesh),
+            tokenizer=source.tokenizer,
             say=terminal.say,
             phase=terminal.phase,
         )
@@ -100,7 +101,7 @@ def evaluate(words: list[str]) -> int:
         real.statistics,
         extractor,
         {name: value for name, value in found.items() if name in metric_names(extractor.name)},
-        sampler=dataclasses.asdict(flags.sampler_config()) | {"seed": flags.seed},
+        sampler=dataclasses.asdict(flags.sampler_config(source)) | {"seed": flags.seed},
         guidance=flags.guidance(source),
         precision=source.config.dtype,
     ).to_json()

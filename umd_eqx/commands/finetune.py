@@ -1,12 +1,15 @@
 """`experiments/finetune.py`: a pre-trained network learns to generate by class."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from umd_eqx.cli import Command, describe_presets, split_preset, train
+from umd_eqx.config import Config
 from umd_eqx.errors import BadInput
 from umd_eqx.finetuning import FINETUNE, finetuned_dir, follow, require_fitting, starts_from_weights
 from umd_eqx.presets import Preset
@@ -47,13 +50,17 @@ def finetune(words: list[str], presets: Mapping[str, Preset] = FINETUNE) -> int:
     if command.source is None:
         if starts_from_weights(name) and not (command.dry_run or command.print_config):
             raise BadInput("--from", "there is nothing to start from", "Give a run: --from runs/umd")
-        return train(command, name, recipe, default_run_dir(name, command.config, recipe))
+        return train(command, name, recipe, functools.partial(default_run_dir, name))
     require_fitting(command.config, from_pretrained(command.source, weights=command.weights, field="--from"))
-    assert recipe.start is not None
-    # Named by what differs from the usual: the average, whatever it was.
-    usual = dataclasses.replace(recipe, start=dataclasses.replace(recipe.start, weights="ema"))
-    place = finetuned_dir(command.source)
-    return train(command, name, recipe, default_run_dir(place.name, command.config, usual, parent=place.parent))
+    beside = finetuned_dir(command.source)
+
+    def place(config: Config, recipe: Config) -> Path:
+        assert recipe.start is not None
+        # Named by what differs from the usual: the average, whatever it was.
+        usual = dataclasses.replace(recipe, start=dataclasses.replace(recipe.start, weights="ema"))
+        return default_run_dir(beside.name, config, usual, parent=beside.parent)
+
+    return train(command, name, recipe, place)
 
 
 def _peek(flags: list[str]) -> tuple[str | None, Weights]:

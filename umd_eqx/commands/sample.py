@@ -14,8 +14,10 @@ from jaxtyping import Int
 
 from umd_eqx.commands.sampling import Flags, SamplingFlags
 from umd_eqx.errors import BadInput, disk_errors, require_writable
+from umd_eqx.eval.base import decoded
 from umd_eqx.eval.generation import film
 from umd_eqx.eval.pictures import grid
+from umd_eqx.models.tokenizer import Identity
 from umd_eqx.pretrained import Pretrained
 from umd_eqx.report import Terminal, save_png
 from umd_eqx.sampling import sample as sample_images
@@ -67,6 +69,8 @@ def sample(words: list[str]) -> int:
             mesh=make_mesh(),
             progress=lambda done, _: terminal.update(done, {}),
         )
+        codec = source.tokenizer or Identity.init(source.spec.channels)
+        images = np.concatenate(list(decoded(codec, images, flags.batch_size, make_mesh())))
     seconds = time.perf_counter() - began
     columns = _columns(command, source)
     blank = [np.ones_like(images[0])] * (-len(images) % columns)
@@ -74,7 +78,7 @@ def sample(words: list[str]) -> int:
     with disk_errors(Path(command.out).parent):
         save_png(command.out, grid([rows[i : i + columns] for i in range(0, len(rows), columns)]))
         if command.film is not None:
-            save_png(command.film, film(model, path, sampler, labels[:FILM_ROWS], key, FILM_FRAMES))
+            save_png(command.film, film(model, path, sampler, codec, labels[:FILM_ROWS], key, FILM_FRAMES))
         if command.json is not None:
             figures = {"images": command.num, "seconds": seconds, "evaluations": sampler.evaluations(path)}
             Path(command.json).write_text(json.dumps([figures], indent=2) + "\n")

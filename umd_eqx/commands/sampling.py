@@ -22,6 +22,8 @@ class SamplingFlags:
     """A run directory or an exported safetensors file. None: the small weights that come with the package."""
     weights: Weights = "ema"
     """Which weights of a run: raw, or their average where one is kept."""
+    tokenizer: str | None = None
+    """Where the tokenizer of a network of latents lies. None: where it lay when the network was trained."""
     sampler: Literal["ddim", "euler", "heun", "dpmpp", "tsit5", "dopri5", "sde"] = "dpmpp"
     """How the noise is taken away. tsit5 and dopri5 choose their steps themselves."""
     steps: int = 32
@@ -34,7 +36,7 @@ class SamplingFlags:
     """Which output of the network is believed: the noise (as published), the clean image, or v, which goes by the one
     where there is little noise and by the other where there is much."""
     clip: bool = True
-    """Keep each prediction of the clean image in [-1, 1], as the reference does in pixels."""
+    """Keep each prediction of the clean image in [-1, 1], as the reference does in pixels; latents are never kept."""
     rtol: float = 1e-3
     """Relative tolerance of tsit5 and dopri5."""
     atol: float = 1e-3
@@ -50,10 +52,11 @@ class SamplingFlags:
     batch_size: int = 64
     """Images sampled at once."""
 
-    def sampler_config(self) -> SamplerConfig:
-        """The sampler that the flags ask for. Raises `BadInput` naming the flag."""
-        names = ("steps", "eta", "grid", "head", "clip", "rtol", "atol")
-        config = SamplerConfig(name=self.sampler, **{name: getattr(self, name) for name in names})
+    def sampler_config(self, source: Pretrained | None = None) -> SamplerConfig:
+        """The sampler that the flags ask for, for a network if it is known. Raises `BadInput` naming the flag."""
+        names = ("steps", "eta", "grid", "head", "rtol", "atol")
+        clip = self.clip and (source is None or source.tokenizer is None)
+        config = SamplerConfig(name=self.sampler, clip=clip, **{name: getattr(self, name) for name in names})
         config.validate("")
         if self.batch_size < 1:
             raise BadInput("--batch-size", f"{self.batch_size} images make no batch", "Use 1 or more")
@@ -63,12 +66,12 @@ class SamplingFlags:
 
     def source(self) -> Pretrained:
         """The trained network. Raises `BadInput` naming `--run`."""
-        return from_pretrained(self.run, weights=self.weights)
+        return from_pretrained(self.run, weights=self.weights, tokenizer=self.tokenizer)
 
     def guidance(self, source: Pretrained) -> dict[str, object]:
         """What the guidance is, for a result file."""
         kind = "none" if self.scale(source) == 1 else "classifier-free" if self.weak is None else "autoguidance"
-        weak = {} if self.weak is None else {"weak": from_pretrained(self.weak, field="--weak").digest}
+        weak = {} if self.weak is None else {"weak": self._weaker(source).digest}
         return {"kind": kind, "cfg_scale": self.scale(source), "interval": self.cfg_interval, **weak}
 
     def scale(self, source: Pretrained) -> float:
@@ -93,14 +96,20 @@ class SamplingFlags:
         if self.weak is None:
             guided = ClassifierFree(source.model, scale)
         else:
-            weak = from_pretrained(self.weak, field="--weak")
-            if weak.path != source.path:
-                problem = f"it was trained on {type(weak.path).__name__} and not on {type(source.path).__name__}"
-                raise BadInput("--weak", problem, "Take a checkpoint of the same path")
-            guided = Autoguidance(source.model, weak.model, scale)
+            guided = Autoguidance(source.model, self._weaker(source).model, scale)
         if self.cfg_interval is None:
             return guided
         return Interval(guided, source.model, *self.cfg_interval)
+
+    def _weaker(self, source: Pretrained) -> Pretrained:
+        weak = from_pretrained(self.weak, tokenizer=self.tokenizer, field="--weak")
+        if weak.path != source.path:
+            problem = f"it was trained on {type(weak.path).__name__} and not on {type(source.path).__name__}"
+            raise BadInput("--weak", problem, "Take a checkpoint of the same path")
+        made_by = [None if it.latents is None else it.latents.spec.digest for it in (weak, source)]
+        if made_by[0] != made_by[1]:
+            raise BadInput("--weak", "it was trained on other latents", "Take a checkpoint of the same tokenizer")
+        return weak
 
     def describe(self, source: Pretrained) -> str:
         """One line for a person."""
@@ -110,7 +119,7 @@ class SamplingFlags:
 
     def way(self, source: Pretrained) -> tuple[AbstractSampler, AbstractPath]:
         """The sampler, and the path that it goes along."""
-        config = self.sampler_config()
+        config = self.sampler_config(source)
         return config.build(), path_for(config, source.path)
 
 

@@ -3,9 +3,11 @@
 import abc
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from typing import Literal
+from typing import Any, Literal
 
+import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
@@ -14,18 +16,22 @@ from umd_eqx.data.loader import evaluation_batches
 from umd_eqx.data.source import DataSource
 from umd_eqx.data.transforms import EvalTransform, FewShotTransform, SquashTransform
 from umd_eqx.errors import BadInput
-from umd_eqx.models import AbstractModel
+from umd_eqx.models.tokenizer import AbstractTokenizer, Identity
 from umd_eqx.paths import AbstractPath
-from umd_eqx.sharding import batch_sharding
+from umd_eqx.sharding import batch_sharding, place, replicated, whole_batch
 from umd_eqx.types import Batch, Report
 
-Evaluate = Callable[[AbstractModel, PRNGKeyArray], Report]
-"""A pure function of the model and a key."""
+Evaluate = Callable[[Any, PRNGKeyArray], Report]
+"""A pure function of the model (an `AbstractModel`, or the tokenizer that is trained) and a key."""
 
 
 @dataclasses.dataclass(frozen=True)
 class EvalContext:
-    """What an evaluation may look at: both splits, the path, and how images are brought to the network."""
+    """What an evaluation may look at: both splits, the path, and how images are brought to the network.
+
+    `size` is that of images in pixels. A network that is trained on latents is given those of `tokenizer`; without one
+    it is given the images.
+    """
 
     train: DataSource
     test: DataSource
@@ -33,6 +39,8 @@ class EvalContext:
     size: int
     batch_size: int
     mesh: Mesh
+    tokenizer: AbstractTokenizer | None = None
+    """What the network's latents are made by."""
     threads: int = 2
     """That read images, each a batch of its own."""
     say: Callable[[str], None] = print
@@ -46,7 +54,27 @@ class EvalContext:
         spec = self.train.spec
         return spec.height == spec.width == self.size
 
+    @property
+    def codec(self) -> AbstractTokenizer:
+        """The tokenizer, or pixels as they are: so that one way of measuring serves both."""
+        return Identity.init(self.train.spec.channels) if self.tokenizer is None else self.tokenizer
+
     def batches(
+        self,
+        split: Literal["train", "test"],
+        indices: Int[np.ndarray, "count"],
+        *,
+        crop: Literal["evaluation", "fewshot", "squash"] = "evaluation",
+    ) -> Iterator[Batch]:
+        """What the network sees of some images: as `images`, or their likeliest latents."""
+        for batch in self.images(split, indices, crop=crop):
+            yield (
+                batch
+                if self.tokenizer is None
+                else dataclasses.replace(batch, image=likeliest(self.tokenizer, jnp.asarray(batch.image)))
+            )
+
+    def images(
         self,
         split: Literal["train", "test"],
         indices: Int[np.ndarray, "count"],
@@ -68,6 +96,28 @@ class EvalContext:
         transform = transforms[crop]
         for batch in evaluation_batches(source, transform, self.batch_size, indices, threads=self.threads):
             yield jax.device_put(batch, batch_sharding(self.mesh))
+
+
+@eqx.filter_jit
+def likeliest(tokenizer: AbstractTokenizer, images: Float[Array, "b h w c"]) -> Float[Array, "b lh lw lc"]:
+    """The likeliest latent of each image."""
+    return jax.vmap(lambda image: tokenizer.encode(image).mode())(images)
+
+
+def decoded(
+    tokenizer: AbstractTokenizer, latents: Float[np.ndarray, "n lh lw lc"], batch_size: int, mesh: Mesh
+) -> Iterator[Float[np.ndarray, "b h w c"]]:
+    """The images of latents, no more than `batch_size` (rounded up to a multiple of the devices) at once."""
+    size, tokenizer = whole_batch(batch_size, mesh), place(tokenizer, replicated(mesh))
+    for start in range(0, len(latents), size):
+        some = latents[start : start + size]
+        filled = np.resize(some, (size, *some.shape[1:]))
+        yield np.asarray(_decoded(tokenizer, jax.device_put(filled, batch_sharding(mesh))))[: len(some)]
+
+
+@eqx.filter_jit
+def _decoded(tokenizer: AbstractTokenizer, latents: Float[Array, "b lh lw lc"]) -> Float[Array, "b h w c"]:
+    return jax.vmap(tokenizer.decode)(latents)
 
 
 @dataclasses.dataclass(frozen=True)

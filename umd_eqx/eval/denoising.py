@@ -21,6 +21,7 @@ from umd_eqx.eval.base import (
 )
 from umd_eqx.eval.pictures import grid, pick
 from umd_eqx.models import AbstractModel
+from umd_eqx.models.tokenizer import AbstractTokenizer
 from umd_eqx.paths import AbstractPath
 from umd_eqx.types import Image, Report, Scalar
 
@@ -32,7 +33,8 @@ class Denoising(AbstractEvaluator):
     `x0/tX` and `eps/tX` are the mean squared errors of the clean image and of the noise at time X of the path, written
     with two decimals (`t0.50`) or as many as it has. The picture has an image a row: the image, then, level by level,
     noised and the clean image that follows from the predicted noise. A system that masks teaches its x0 head hidden
-    patches only, so that its `x0` is no measure here.
+    patches only, so that its `x0` is no measure here. A network of latents is given noised latents; its clean latents
+    are decoded, so that `x0` and the pictures are of pixels, while `eps` is of latents.
     """
 
     every: int = 25_000
@@ -67,10 +69,10 @@ class Denoising(AbstractEvaluator):
             for i, level in enumerate(self.levels):
                 errors, valid, shown = [], [], []
                 keys = jax.random.fold_in(key, i)
-                batches = context.batches("test", indices)
+                batches = context.images("test", indices)
                 for batch, rows in zip(batches, batch_rows(indices, context.batch_size), strict=True):
-                    t = jnp.asarray(level)
-                    error, pictures = _denoise(model, context.path, jnp.asarray(batch.image), t, image_keys(keys, rows))
+                    given = (jnp.asarray(batch.image), jnp.asarray(level), image_keys(keys, rows))
+                    error, pictures = _denoise(model, context.codec, context.path, *given)
                     errors.append(np.stack([np.asarray(e) for e in error], axis=1))
                     valid.append(np.asarray(batch.valid))
                     shown += pick(pictures, valid[-1], self.pictures - len(shown))
@@ -91,6 +93,7 @@ def level_name(level: float) -> str:
 @eqx.filter_jit
 def _denoise(
     model: AbstractModel,
+    codec: AbstractTokenizer,
     path: AbstractPath,
     images: Float[Array, "b h w c"],
     t: Float[Array, ""],
@@ -98,12 +101,14 @@ def _denoise(
 ) -> tuple[tuple[Float[Array, "b"], Float[Array, "b"]], tuple[Float[Array, "b h w c"], ...]]:
     no_class = jnp.asarray(model.num_classes or 0)
 
-    def one(x0: Image, key: PRNGKeyArray) -> tuple[tuple[Scalar, Scalar], tuple[Image, ...]]:
+    def one(image: Image, key: PRNGKeyArray) -> tuple[tuple[Scalar, Scalar], tuple[Image, ...]]:
+        x0 = codec.encode(image).mode()
         eps = jax.random.normal(key, x0.shape)
         x_t = path.interpolate(x0, eps, t)
         prediction = model(x_t, path.network_time(t), no_class)
-        errors = jnp.mean((prediction.x0 - x0) ** 2), jnp.mean((prediction.eps - eps) ** 2)
+        errors = jnp.mean((codec.decode(prediction.x0) - image) ** 2), jnp.mean((prediction.eps - eps) ** 2)
         # By way of the noise, as the reference samples: with a mask, the x0 head never learned visible patches.
-        return errors, (x0, x_t, path.x0_from_eps(x_t, prediction.eps, t))
+        clean = path.x0_from_eps(x_t, prediction.eps, t)
+        return errors, (image, codec.decode(x_t), codec.decode(clean))
 
     return jax.vmap(one)(images, keys)

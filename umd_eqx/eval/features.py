@@ -72,7 +72,7 @@ def flat_pixels(
 
     Raises as `extract` does.
     """
-    batches = list(context.batches(split, indices, crop="fewshot"))
+    batches = list(context.images(split, indices, crop="fewshot"))
     valid = np.concatenate([np.asarray(batch.valid) for batch in batches])
     images = np.concatenate([np.asarray(batch.image) for batch in batches])
     return images.reshape(len(images), -1)[valid]

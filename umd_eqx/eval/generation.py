@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
 from umd_eqx.eval.activations import Features, activations
-from umd_eqx.eval.base import AbstractEvaluator, EvalContext, Evaluate, require
+from umd_eqx.eval.base import AbstractEvaluator, EvalContext, Evaluate, decoded, require
 from umd_eqx.eval.extractors import ExtractorName, choose_extractor
 from umd_eqx.eval.measure import measure
 from umd_eqx.eval.pictures import grid
@@ -20,6 +20,7 @@ from umd_eqx.eval.protocol import ADM50K, UMD10K, Protocol, labels_for, scale, t
 from umd_eqx.models import AbstractModel
 from umd_eqx.models.extractor import AbstractExtractor
 from umd_eqx.models.guidance import guide
+from umd_eqx.models.tokenizer import AbstractTokenizer
 from umd_eqx.paths import AbstractDiscretePath, AbstractPath, smooth
 from umd_eqx.sampling import AbstractSampler, SamplerConfig, sample
 from umd_eqx.sampling.batch import image_noise
@@ -95,7 +96,8 @@ class Generation(AbstractEvaluator):
                     sample, guided, path, sampler, key=key, batch_size=self.batch_size, mesh=context.mesh
                 )
                 context.phase(f"samples at guidance {cfg_scale:g}")
-                images[name] = grid(_rows(draw(shown), self.columns))
+                pictures = decoded(context.codec, draw(shown), self.batch_size, context.mesh)
+                images[name] = grid(_rows(np.concatenate(list(pictures)), self.columns))
                 labels = labels_for(protocol, model.num_classes or 1)
                 say = functools.partial(_say, context.phase, f"sampling at guidance {cfg_scale:g}")
                 found = score(
@@ -104,7 +106,7 @@ class Generation(AbstractEvaluator):
                 scalars |= {f"{protocol.name}/{name}/{metric}": value for metric, value in found.items()}
             best = guide(model, 1.0 if model.num_classes is None else self.cfg_scales[len(self.cfg_scales) // 2])
             context.phase("a film of samples")
-            images["film"] = film(best, path, sampler, shown[:: self.columns][:4], key, self.frames)
+            images["film"] = film(best, path, sampler, context.codec, shown[:: self.columns][:4], key, self.frames)
             return Report(scalars, images)
 
         return evaluate
@@ -135,13 +137,13 @@ def real_images(
     """Some images of a split, or all, in a random order that is always the same, as grey levels."""
     order = np.random.default_rng(0).permutation(len(context.test if split == "test" else context.train))
     crop = "squash" if protocol.reference_size == "squash" else "evaluation"
-    for batch in context.batches(split, order[:count], crop=crop):
+    for batch in context.images(split, order[:count], crop=crop):
         # They were grey levels before, so that the nearest is the one it was.
         yield np.asarray(to_uint8(jnp.asarray(batch.image), "round"))[np.asarray(batch.valid)]
 
 
 def score(
-    samples: Float[np.ndarray, "n h w c"],
+    samples: Float[np.ndarray, "n lh lw lc"],
     labels: Int[np.ndarray, "n"],
     real: Features,
     extractor: AbstractExtractor,
@@ -150,16 +152,18 @@ def score(
     *,
     classes: int | None,
 ) -> dict[str, float]:
-    """All metrics of samples in [-1, 1] by their names, and `recognised` where the extractor knows the classes.
+    """All metrics of samples by their names, and `recognised` where the extractor knows the classes.
 
-    Where some samples are not finite, their share, `not_finite`, is all: as images they would be black, and count.
+    Samples are images in [-1, 1], or latents of the context's tokenizer, which are decoded a batch at a time. Where
+    some are not finite, their share, `not_finite`, is all: as images they would be black, and count.
     """
     broken = ~np.isfinite(samples).all(axis=(1, 2, 3))
     if broken.any():
         return {"not_finite": float(np.mean(broken))}
-    levels = np.asarray(to_uint8(jnp.asarray(samples), protocol.rounding))
+    images = decoded(context.codec, samples, context.batch_size, context.mesh)
+    levels = (np.asarray(to_uint8(jnp.asarray(some), protocol.rounding)) for some in images)
     say = functools.partial(_say, context.phase, "features of samples")
-    fake = activations(extractor, [levels], context.mesh, lambda done: say(done, len(levels)))
+    fake = activations(extractor, levels, context.mesh, lambda done: say(done, len(samples)))
     found = measure(real, fake, extractor.name, splits=protocol.splits)
     if extractor.name == context.train.spec.name.split("_")[0] and classes == fake.probabilities.shape[1]:
         found["recognised"] = float(np.mean(np.argmax(fake.probabilities, axis=1) == labels))
@@ -170,24 +174,29 @@ def film(
     model: AbstractModel,
     path: AbstractPath,
     sampler: AbstractSampler,
+    codec: AbstractTokenizer,
     labels: Int[np.ndarray, "count"],
     key: PRNGKeyArray,
     frames: int,
 ) -> UInt8[np.ndarray, "rows columns 3"]:
-    """A row for each label: the clean image as it is predicted, at `frames` steps spread over the way."""
-
-    steps = np.asarray(_films(model, path, sampler, jnp.asarray(labels), key))
+    """A row for each label: the clean image as it is predicted, and decoded, at `frames` steps spread over the way."""
+    steps = np.asarray(_films(model, path, sampler, codec, jnp.asarray(labels), key))
     picked = np.unique(np.linspace(0, steps.shape[1] - 1, frames).round().astype(int))
     return grid([list(row[picked]) for row in steps])
 
 
 @eqx.filter_jit
 def _films(
-    model: AbstractModel, path: AbstractPath, sampler: AbstractSampler, labels: Int[Array, "count"], key: PRNGKeyArray
+    model: AbstractModel,
+    path: AbstractPath,
+    sampler: AbstractSampler,
+    codec: AbstractTokenizer,
+    labels: Int[Array, "count"],
+    key: PRNGKeyArray,
 ) -> Float[Array, "count steps h w c"]:
     def one(index: Int[Array, ""], y: Label) -> Float[Array, "steps h w c"]:
         noise, rest = image_noise(key, index, model.image_shape)  # that of `sample`: the films of its first images
-        return sampler.trajectory(model, path, noise, y, rest)[1]
+        return jax.lax.map(codec.decode, sampler.trajectory(model, path, noise, y, rest)[1])
 
     return jax.vmap(one)(jnp.arange(len(labels)), labels)
 

@@ -23,6 +23,7 @@ from umd_eqx.eval.base import (
 from umd_eqx.eval.pictures import grid, pick
 from umd_eqx.masking import View, draw_order, hidden_pixels, num_kept, ratios
 from umd_eqx.models import AbstractModel
+from umd_eqx.models.tokenizer import AbstractTokenizer
 from umd_eqx.types import Image, Report, Scalar
 
 
@@ -31,7 +32,8 @@ class Reconstruction(AbstractEvaluator):
     """Masked reconstruction of test images: `error`, the mean squared error on hidden pixels in [-1, 1].
 
     The picture has an image a column: input, what the network sees, its prediction, and the prediction put in where the
-    image was hidden.
+    image was hidden. A network of latents is asked for latents, and what it says is decoded: `error` is that of the
+    pixels under the hidden latents, with the true ones around them, and `latent_error` that of the latents.
     """
 
     every: int = 25_000
@@ -66,30 +68,45 @@ class Reconstruction(AbstractEvaluator):
 
         def evaluate(model: AbstractModel, key: PRNGKeyArray) -> Report:
             errors, valid, shown = [], [], []
-            batches = context.batches("test", indices)
+            batches = context.images("test", indices)
             for batch, rows in zip(batches, batch_rows(indices, context.batch_size), strict=True):
-                error, pictures = _reconstruct(model, jnp.asarray(batch.image), image_keys(key, rows), self.mask_ratio)
+                images, keys = jnp.asarray(batch.image), image_keys(key, rows)
+                error, pictures = _reconstruct(model, context.codec, images, keys, self.mask_ratio)
                 errors.append(np.asarray(error))
                 valid.append(np.asarray(batch.valid))
                 shown += pick(pictures, valid[-1], self.pictures - len(shown))
-            mean = weighted_mean(np.concatenate(errors), np.concatenate(valid))
+            pixels, latents = weighted_mean(np.concatenate(errors), np.concatenate(valid))
             columns = list(zip(*shown, strict=True))
-            return Report({"error": float(mean)}, {"pictures": grid(columns)} if columns else {})
+            scalars = {"error": float(pixels)}
+            if context.tokenizer is not None:
+                scalars["latent_error"] = float(latents)
+            return Report(scalars, {"pictures": grid(columns)} if columns else {})
 
         return evaluate
 
 
 @eqx.filter_jit
 def _reconstruct(
-    model: AbstractModel, images: Float[Array, "b h w c"], keys: Key[Array, "b"], mask_ratio: float
-) -> tuple[Float[Array, "b"], tuple[Float[Array, "b h w c"], ...]]:
+    model: AbstractModel,
+    codec: AbstractTokenizer,
+    images: Float[Array, "b h w c"],
+    keys: Key[Array, "b"],
+    mask_ratio: float,
+) -> tuple[Float[Array, "b 2"], tuple[Float[Array, "b h w c"], ...]]:
     no_class = jnp.asarray(model.num_classes or 0)
 
-    def one(x0: Image, key: PRNGKeyArray) -> tuple[Scalar, tuple[Image, ...]]:
+    def one(image: Image, key: PRNGKeyArray) -> tuple[Float[Array, "2"], tuple[Image, ...]]:
+        x0 = codec.encode(image).mode()
         view = View(draw_order(key, model.num_patches), num_kept(model.num_patches, mask_ratio))
         prediction = model(x0, jnp.asarray(0.0), no_class, view).x0
         m = hidden_pixels(view, x0, model.patch)
-        error = jnp.mean((prediction - x0) ** 2 * m) / jnp.mean(m)
-        return error, (x0, x0 * (1.0 - m), prediction, x0 * (1.0 - m) + prediction * m)
+        combined = codec.decode(x0 * (1.0 - m) + prediction * m)
+        m_image = hidden_pixels(view, image, model.patch * codec.factor)
+        pictures = (image, image * (1.0 - m_image), codec.decode(prediction), combined)
+        return jnp.stack([_on_hidden(combined - image, m_image), _on_hidden(prediction - x0, m)]), pictures
 
     return jax.vmap(one)(images, keys)
+
+
+def _on_hidden(difference: Image, m: Float[Array, "h w 1"]) -> Scalar:
+    return jnp.mean(difference**2 * m) / jnp.mean(m)

@@ -1,9 +1,11 @@
 """The sizes of the network by their names, and its configuration."""
 
+import abc
 import dataclasses
 import re
 from typing import Literal, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
@@ -42,7 +44,34 @@ VARIANTS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelConfig:
+class AbstractModelConfig(abc.ABC):
+    """How what a run trains is built: the auto-encoder of the systems, or a tokenizer."""
+
+    @property
+    @abc.abstractmethod
+    def title(self) -> str:
+        """What a person calls it, in a word or two."""
+
+    @property
+    @abc.abstractmethod
+    def knows_labels(self) -> bool:
+        """Whether it is conditioned on labels."""
+
+    @abc.abstractmethod
+    def num_patches(self, size: int) -> int:
+        """The patches of an image of `size` x `size` that a mask is drawn over; 1 where there are no masks."""
+
+    @abc.abstractmethod
+    def validate(self, size: int, field: str = "--model.variant") -> None:
+        """Raises `BadInput` if it cannot be built, or cannot read images of `size` x `size`."""
+
+    @abc.abstractmethod
+    def build(self, size: int, channels: int, num_classes: int, *, key: PRNGKeyArray) -> eqx.Module:
+        """Fresh, for images of `size` x `size` x `channels`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig(AbstractModelConfig):
     """The network."""
 
     variant: str = "B/4"
@@ -63,6 +92,20 @@ class ModelConfig:
     """What the backward pass recomputes: none, dots (all but the products with a weight) or full (as published)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What tokens are computed in. Parameters are always float32."""
+
+    @property
+    def title(self) -> str:
+        """Its variant."""
+        return self.variant
+
+    @property
+    def knows_labels(self) -> bool:
+        """As configured."""
+        return self.labels
+
+    def num_patches(self, size: int) -> int:
+        """The patches of an image of `size` x `size` pixels."""
+        return (size // self.sizes()[2]) ** 2
 
     def sizes(self) -> tuple[Size, Size, int]:
         """Encoder, decoder and patch of the variant. Raises `BadInput` for a name that is none."""
@@ -102,7 +145,7 @@ class ModelConfig:
         self.validate(size)
         encoder, decoder, patch = self.sizes()
         keys = jax.random.split(key, 12)
-        num_patches = (size // patch) ** 2
+        num_patches = self.num_patches(size)
         classes = num_classes if self.labels else None
         normal = jax.random.normal
         position_std = num_patches**-0.5 if self.position_std is None else self.position_std
@@ -148,6 +191,7 @@ class ModelConfig:
         return Head(Linear.init(condition, 2 * width, key=modulation_key, kernel_init=zeros), kernel, bias)
 
 
-def num_parameters(model: AutoEncoder) -> int:
+def num_parameters(model: eqx.Module) -> int:
     """How many numbers are learned."""
-    return sum(leaf.size for leaf in jax.tree.leaves(model) if jnp.issubdtype(leaf.dtype, jnp.floating))
+    arrays = [leaf for leaf in jax.tree.leaves(model) if hasattr(leaf, "dtype")]
+    return sum(leaf.size for leaf in arrays if jnp.issubdtype(leaf.dtype, jnp.floating))

@@ -10,3 +10,4 @@ from umd_eqx.objectives.named import unified as unified
 from umd_eqx.objectives.split import Unified as Unified
 from umd_eqx.objectives.terms import MaskedDenoising as MaskedDenoising
 from umd_eqx.objectives.terms import Term as Term
+from umd_eqx.objectives.tokenizing import Tokenizing as Tokenizing

@@ -11,13 +11,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from umd_eqx.masking import draw_order
-from umd_eqx.models import AbstractModel
 from umd_eqx.paths import AbstractPath
 from umd_eqx.types import Batch, Metrics, Scalar
 
 
 class Draw(eqx.Module):
-    """All the randomness that one batch may need, an entry an image. A clean image leaves `t` and `eps` unused.
+    """What denoising one batch may need of randomness, an entry an image. A clean image leaves `t` and `eps` unused.
 
     Made by `draw`; recorded numbers can stand in for it, so that a test needs no luck.
     """
@@ -31,17 +30,18 @@ class Draw(eqx.Module):
 class AbstractObjective(eqx.Module):
     """A loss of a model on a batch, along a path from data to noise.
 
-    `objective(model, path, batch, key)` is `objective.loss(model, path, batch, draw(...))`. The loss of a batch is the
-    mean of the losses of its images, so that it may be computed in parts.
+    What a model is, an objective says for itself: an `AbstractModel`, or the tokenizer in front of one.
+    `objective(model, path, batch, key)` is `objective.loss(model, path, batch, objective.draw(key, ...))`. The loss of
+    a batch is the mean of the losses of its images, so that it may be computed in parts.
     """
 
     @abc.abstractmethod
-    def loss(self, model: AbstractModel, path: AbstractPath, batch: Batch, draw: Draw) -> tuple[Scalar, Metrics]:
-        """The loss and its parts by name, given all randomness. Images in [-1, 1]."""
+    def draw(self, key: PRNGKeyArray, model: Any, path: AbstractPath, shape: tuple[int, ...]) -> Any:
+        """All randomness of one batch of `shape` (b, h, w, c): a PyTree whose arrays have an entry an image."""
 
     @abc.abstractmethod
-    def label_dropout_rate(self) -> float:
-        """With what probability a label is replaced by "no class" where the image is noised."""
+    def loss(self, model: Any, path: AbstractPath, batch: Batch, draw: Any) -> tuple[Scalar, Metrics]:
+        """The loss and its parts by name, given what `draw` gives. Images in [-1, 1]."""
 
     @abc.abstractmethod
     def period(self, batch_size: int) -> int:
@@ -58,12 +58,9 @@ class AbstractObjective(eqx.Module):
     def validate(self, num_patches: int, batch_size: int) -> None:
         """Raises `BadInput` where a mask ratio or a share cannot work for so many patches and images."""
 
-    def __call__(
-        self, model: AbstractModel, path: AbstractPath, batch: Batch, key: PRNGKeyArray
-    ) -> tuple[Scalar, Metrics]:
+    def __call__(self, model: Any, path: AbstractPath, batch: Batch, key: PRNGKeyArray) -> tuple[Scalar, Metrics]:
         """The loss and its parts, with fresh randomness."""
-        numbers = draw(key, path, batch.image.shape, model.num_patches, self.label_dropout_rate())
-        return self.loss(model, path, batch, numbers)
+        return self.loss(model, path, batch, self.draw(key, model, path, batch.image.shape))
 
 
 def draw(

@@ -4,6 +4,7 @@ import math
 
 import equinox as eqx
 import jax.numpy as jnp
+from jaxtyping import PRNGKeyArray
 
 from umd_eqx.errors import BadInput
 from umd_eqx.models import AbstractModel
@@ -29,6 +30,10 @@ class Unified(AbstractObjective):
         """
         return int(batch_size * self.no_noise_prob + 1e-9)
 
+    def draw(self, key: PRNGKeyArray, model: AbstractModel, path: AbstractPath, shape: tuple[int, ...]) -> Draw:
+        """That of the denoised part for every image: the other part never has labels, and needs no more."""
+        return self.denoising.draw(key, model, path, shape)
+
     def loss(self, model: AbstractModel, path: AbstractPath, batch: Batch, draw: Draw) -> tuple[Scalar, Metrics]:
         """The mean over all images of whichever loss each has. Both kinds go through the network together."""
         size = batch.image.shape[0]
@@ -43,10 +48,6 @@ class Unified(AbstractObjective):
             total = total + loss * (count / size)
             metrics |= {f"{name}/loss": loss} | {f"{name}/{key}": value for key, value in terms.items()}
         return total, metrics
-
-    def label_dropout_rate(self) -> float:
-        """That of the denoised part; the other never has labels."""
-        return self.denoising.label_dropout
 
     def period(self, batch_size: int) -> int:
         """The length of one row of the split."""

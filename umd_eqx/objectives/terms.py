@@ -5,12 +5,12 @@ from typing import Annotated, Literal
 import equinox as eqx
 import jax.numpy as jnp
 import tyro
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from umd_eqx.errors import BadInput
 from umd_eqx.masking import View, hidden_pixels, num_kept, ratios
 from umd_eqx.models import AbstractModel, Part
-from umd_eqx.objectives.base import AbstractObjective, Draw, every, in_rows
+from umd_eqx.objectives.base import AbstractObjective, Draw, draw, every, in_rows
 from umd_eqx.paths import AbstractPath
 from umd_eqx.types import Batch, Image, Metrics, Prediction, Scalar, Time
 
@@ -41,6 +41,10 @@ class MaskedDenoising(AbstractObjective):
     noised: Annotated[bool, tyro.conf.Suppress] = eqx.field(static=True, default=True)
     label_dropout: float = eqx.field(static=True, default=0.1)
     """Probability that a noised image's label is replaced by "no class" (classifier-free guidance)."""
+
+    def draw(self, key: PRNGKeyArray, model: AbstractModel, path: AbstractPath, shape: tuple[int, ...]) -> Draw:
+        """Times, noise, orders of the patches, and which labels are dropped."""
+        return draw(key, path, shape, model.num_patches, self.label_dropout)
 
     def loss(self, model: AbstractModel, path: AbstractPath, batch: Batch, draw: Draw) -> tuple[Scalar, Metrics]:
         """The weighted sum of the terms, each the mean over the batch; the terms by name, unweighted."""
@@ -77,10 +81,6 @@ class MaskedDenoising(AbstractObjective):
         means = jnp.mean(errors.reshape(-1, len(self.terms)), axis=0)
         metrics = {term.name: mean for term, mean in zip(self.terms, means, strict=True)}
         return jnp.dot(jnp.asarray([term.weight for term in self.terms]), means), metrics
-
-    def label_dropout_rate(self) -> float:
-        """As configured."""
-        return self.label_dropout
 
     def period(self, batch_size: int) -> int:
         """1: every image is treated alike."""

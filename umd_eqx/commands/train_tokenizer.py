@@ -1,0 +1,32 @@
+"""`experiments/train_tokenizer.py`: what makes latents of images, trained and written for other runs to use."""
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+
+import tyro
+
+from umd_eqx.cli import Command, describe_presets, split_preset, train
+from umd_eqx.config import Config
+from umd_eqx.presets import Preset
+from umd_eqx.tokenizer_training import TOKENIZERS, finish
+from umd_eqx.workspace import default_run_dir
+
+
+def train_tokenizer(words: list[str], presets: Mapping[str, Preset] = TOKENIZERS) -> int:
+    """Runs the command; gives its exit code.
+
+    When the run is over, the tokenizer lies in the run directory as `tokenizer.safetensors`: `--tokenizer` of the other
+    commands takes the directory.
+
+    **Raises:** `BadInput` naming the flag at fault.
+    """
+    name, flags = split_preset(presets, words)
+    recipe = presets[name]()
+    what = "Train a tokenizer, which makes latents of images."
+    command = tyro.cli(Command, default=Command(recipe), args=flags, description=describe_presets(what, presets, name))
+    return train(command, name, recipe, functools.partial(default_run_dir, name), afterwards=_finish)
+
+
+def _finish(config: Config, run_dir: Path) -> None:
+    print(f"tokenizer: {finish(config, run_dir)}")

@@ -1,0 +1,90 @@
+"""How well a tokenizer gives images back, and what its latents are like."""
+
+import dataclasses
+import math
+from typing import Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from umd_eqx.eval.base import AbstractEvaluator, EvalContext, Evaluate, require, spread, weighted_mean
+from umd_eqx.eval.pictures import grid, pick
+from umd_eqx.models.fsq import FSQ
+from umd_eqx.models.tokenizer import AbstractTokenizer
+from umd_eqx.types import Image, Report
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerQuality(AbstractEvaluator):
+    """Test images there and back again, by their likeliest latents.
+
+    `error` is the mean squared error of pixels in [-1, 1] and `psnr` the same in decibels; `latent_mean` and
+    `latent_std` are over all numbers of all latents. With a codebook also `codes_used`, the share of its codes that
+    these images use, and `perplexity`, how many codes used equally often would be as hard to guess. The picture has an
+    image above what became of it.
+    """
+
+    every: int = 25_000
+    """Steps between two evaluations."""
+    weights: Literal["raw", "ema"] = "ema"
+    """Which weights: raw, or their average where one is kept."""
+    images: int = 10_000
+    """How many test images."""
+    pictures: int = 16
+    """How many of them are shown."""
+
+    def validate(self, num_patches: int | None = None, field: str = "--eval.tokenizer") -> None:
+        """Raises `BadInput` for numbers of images below 1."""
+        require(self, field, {"images": self.images >= 1, "pictures": self.pictures >= 1}, "Use 1 or more")
+
+    def build(self, context: EvalContext) -> Evaluate:
+        """The measurement, on images spread evenly over the test split."""
+        self.validate()
+        indices = spread(self.images, len(context.test))
+
+        def evaluate(model: AbstractTokenizer, key: PRNGKeyArray) -> Report:
+            sums, valid, shown, codes = [], [], [], []
+            for batch in context.images("test", indices):
+                images = jnp.asarray(batch.image)
+                back, moments, indexed = _there_and_back(model, images)
+                valid.append(np.asarray(batch.valid))
+                sums.append(np.asarray(moments))
+                if indexed is not None:
+                    codes.append(np.asarray(indexed)[valid[-1]].ravel())
+                shown += pick((images, back), valid[-1], self.pictures - len(shown))
+            error, mean, square = weighted_mean(np.concatenate(sums), np.concatenate(valid))
+            scalars = {
+                "error": float(error),
+                "psnr": 10.0 * math.log10(4.0 / max(float(error), 1e-12)),  # the range -1 .. 1 is 2 wide
+                "latent_mean": float(mean),
+                "latent_std": math.sqrt(max(float(square - mean**2), 0.0)),
+            }
+            if codes and isinstance(model, FSQ):
+                scalars |= codebook_use(np.concatenate(codes), model.codebook_size)
+            columns = list(zip(*shown, strict=True))
+            return Report(scalars, {"pictures": grid(columns)} if columns else {})
+
+        return evaluate
+
+
+def codebook_use(codes: Int[np.ndarray, "n"], size: int) -> dict[str, float]:
+    """`codes_used`, the share of a codebook of `size` that is among `codes`, and their `perplexity`, 1 .. size."""
+    share = np.bincount(codes, minlength=size) / max(len(codes), 1)
+    some = share[share > 0]
+    return {"codes_used": len(some) / size, "perplexity": float(np.exp(-np.sum(some * np.log(some))))}
+
+
+@eqx.filter_jit
+def _there_and_back(
+    model: AbstractTokenizer, images: Float[Array, "b h w c"]
+) -> tuple[Float[Array, "b h w c"], Float[Array, "b 3"], Int[Array, "b lh lw"] | None]:
+    def one(image: Image) -> tuple[Image, Float[Array, "3"], Int[Array, "lh lw"] | None]:
+        z = model.encode_raw(image).mode()
+        back = model.decode_raw(z)
+        moments = jnp.stack([jnp.mean((back - image) ** 2), jnp.mean(z), jnp.mean(z**2)])
+        return back, moments, model.indices(z) if isinstance(model, FSQ) else None
+
+    return jax.vmap(one)(images)

@@ -1,0 +1,229 @@
+"""Trained tokenizers, wherever they lie, and what a configuration must know of the one that it names."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from umd_eqx.config import Config
+from umd_eqx.data.latents import Manifest, check, source_hash
+from umd_eqx.dump import dump, load
+from umd_eqx.errors import BadInput
+from umd_eqx.models.diffusers_vae import is_diffusers, read_diffusers
+from umd_eqx.models.tokenizer import AbstractTokenizer
+from umd_eqx.models.variants import AbstractModelConfig
+from umd_eqx.tensors import read_tensors, write_tensors
+from umd_eqx.types import LatentSpec
+
+FORMAT = 1
+"""Of the card. A reader refuses a larger one."""
+
+TRAINED = "tokenizer.safetensors"
+"""What `experiments/train_tokenizer.py` leaves in its run directory, with its card."""
+
+SHIPPED = {name: Path(__file__).parent / "weights" / f"{name}.safetensors" for name in ("fashion-kl", "fashion-fsq")}
+"""Small tokenizers of the embedded images that come with the package, by name."""
+
+WAY_OUT = "Give a run of train_tokenizer.py, an export, the folder of a Stable Diffusion VAE, or one of "
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LoadedTokenizer:
+    """A trained tokenizer, the fingerprint of its weights with its shift and scale, and one line for a person."""
+
+    tokenizer: AbstractTokenizer
+    digest: str
+    title: str
+
+    @property
+    def spec(self) -> LatentSpec:
+        """What it makes of images."""
+        return LatentSpec(self.tokenizer.factor, self.tokenizer.latent_channels, self.digest)
+
+
+def load_tokenizer(source: str, field: str = "--tokenizer") -> LoadedTokenizer:
+    """A trained tokenizer.
+
+    **Arguments:**
+
+    - `source`: "fashion-kl" or "fashion-fsq", which come with the package; a run directory of
+        `experiments/train_tokenizer.py`; a safetensors file with its card, ours or one of diffusers; a folder with the
+        files of diffusers' AutoencoderKL; or a repository such as stabilityai/sd-vae-ft-mse that lies in the cache of
+        the Hugging Face hub (`$HF_HUB_CACHE`, `$HF_HOME`). Nothing is fetched.
+    - `field`: the flag that named it.
+
+    **Raises:** `BadInput` for what is no such thing, cannot be read, or does not fit its card. No pickle is loaded.
+    """
+    place = SHIPPED.get(source) or Path(source).expanduser()
+    if not place.exists():
+        place = _cached(source, field)
+    if place.is_dir() and (place / TRAINED).exists():
+        place = place / TRAINED
+    elif is_diffusers(place):
+        tokenizer = read_diffusers(place, field)
+        return LoadedTokenizer(tokenizer, fingerprint(tokenizer), f"{source}, {_shape_of(tokenizer)}")
+    elif place.is_dir():
+        some = (place / "config.json").exists()
+        problem = f"{place} holds {'a run without a finished' if some else 'no'} tokenizer"
+        raise BadInput(field, problem, WAY_OUT + ", ".join(SHIPPED))
+    return _from_card(place, source, field)
+
+
+def save_tokenizer(
+    tokenizer: AbstractTokenizer,
+    config: AbstractModelConfig,
+    path: str | os.PathLike[str],
+    facts: Mapping[str, Any],
+    *,
+    half: bool = False,
+) -> Path:
+    """Writes the weights as safetensors, and a JSON card beside them; gives the path of the card.
+
+    `config` is what it was built by; `facts` go into the card as they are. `half` keeps the parameters in float16, read
+    back as float32. Raises `OSError` if the disk refuses.
+    """
+    place, dtype = Path(path), np.float16 if half else np.float32
+    tensors = {name: np.asarray(leaf, dtype) for name, leaf in _named(tokenizer).items()}
+    write_tensors(place, tensors)
+    card = {
+        "format": FORMAT,
+        "kind": "tokenizer",
+        "model": dump(config),
+        "channels": tokenizer.channels,
+        "shift": tokenizer.shift,
+        "scale": tokenizer.scale,
+        "parameters": sum(tensor.size for tensor in tensors.values()),
+        "sha256": _sha256(place),
+        **facts,
+    }
+    place.with_suffix(".json").write_text(json.dumps(card, indent=2) + "\n")
+    return place.with_suffix(".json")
+
+
+def resolve(config: Config) -> Config:
+    """The configuration with `latent` filled in: what its tokenizer makes of images, and the latents on the disk.
+
+    Raises `BadInput` naming `--tokenizer` or `--data.latents` where one of them cannot be read, or they do not belong
+    together or to the data.
+    """
+    if config.tokenizer is None:
+        return config
+    loaded = load_tokenizer(config.tokenizer)
+    latent, data = loaded.spec, config.data
+    if data.latents is not None:
+        manifest = Manifest.read(data.latents)
+        train, _ = data.open()
+        check(
+            manifest,
+            digest=loaded.digest,
+            shift=loaded.tokenizer.shift,
+            scale=loaded.tokenizer.scale,
+            size=data.size,
+            area_min=data.area_min,
+            flip=data.flip,
+            source_hash=source_hash(train),
+        )
+        latent = latent._replace(stored=manifest.digest[:16])
+    return dataclasses.replace(config, latent=latent)
+
+
+def with_latents_of(recipe: Config, config: Config) -> Config:
+    """A recipe with what `resolve` found for a configuration of the same tokenizer and latents; else as it is."""
+    same = recipe.tokenizer == config.tokenizer and recipe.data.latents == config.data.latents
+    return dataclasses.replace(recipe, latent=config.latent) if same else recipe
+
+
+def fingerprint(tokenizer: AbstractTokenizer) -> str:
+    """Of the weights, the shift and the scale alone, whatever file they lie in: 16 hexadecimal digits."""
+    total = hashlib.sha256(f"{tokenizer.shift} {tokenizer.scale}".encode())
+    for name, tensor in sorted(_named(tokenizer).items()):
+        total.update(name.encode())
+        total.update(np.ascontiguousarray(tensor, np.float32).tobytes())
+    return total.hexdigest()[:16]
+
+
+def with_statistics(tokenizer: AbstractTokenizer, shift: float, scale: float) -> AbstractTokenizer:
+    """The same weights with another shift and scale."""
+    return dataclasses.replace(tokenizer, shift=shift, scale=scale)
+
+
+def _from_card(place: Path, source: str, field: str) -> LoadedTokenizer:
+    tensors, _ = read_tensors(place, field)
+    card_path = place.with_suffix(".json")
+    try:
+        card = json.loads(card_path.read_text())
+        if card["format"] > FORMAT:
+            raise BadInput(field, f"{card_path} was written by a newer version of this program", "Update it")
+        if card.get("kind") != "tokenizer":
+            raise BadInput(field, f"{place} holds no tokenizer", WAY_OUT + ", ".join(SHIPPED))
+        config, digest = load(card["model"]), card["sha256"]
+        channels, shift, scale = card["channels"], float(card["shift"]), float(card["scale"])
+        if not isinstance(config, AbstractModelConfig) or type(channels) is not int or not 0 < channels < 2**10:
+            raise TypeError("model or channels")
+        if not (math.isfinite(shift) and math.isfinite(scale) and scale > 0):
+            raise ValueError("shift or scale")
+        make = functools.partial(config.build, 0, channels, 1)
+        like = jax.eval_shape(lambda key: make(key=key), jax.random.key(0))
+    except FileNotFoundError as error:
+        raise BadInput(field, f"{place} has no card beside it", f"Put {card_path.name} into the same folder") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        if isinstance(error, BadInput):
+            raise
+        raise BadInput(field, f"{card_path} cannot be read", "Train or export the tokenizer anew") from error
+    if digest != _sha256(place):
+        raise BadInput(field, f"{place} is not the file that its card describes", "Train or export it anew")
+    tokenizer = with_statistics(_fill(like, tensors, place, field), shift, scale)
+    return LoadedTokenizer(tokenizer, fingerprint(tokenizer), f"{source}, {config.title}, {_shape_of(tokenizer)}")
+
+
+def _fill(like: Any, tensors: Mapping[str, np.ndarray], place: Path, field: str) -> AbstractTokenizer:
+    names = _named(like)
+    for name in sorted(set(tensors) | set(names)):
+        what = None
+        if name not in tensors:
+            what = f"lacks {name}"
+        elif name not in names:
+            what = f"has {name}, which its network has not"
+        elif tensors[name].shape != names[name].shape:
+            what = f"has {name} of shape {tensors[name].shape} and not {names[name].shape}"
+        elif not np.isfinite(tensors[name]).all():
+            what = f"holds numbers that are not finite in {name}"
+        if what:
+            raise BadInput(field, f"{place} {what}", "Train or export it anew")
+
+    def put(path: tuple[jax.tree_util.KeyEntry, ...], leaf: Any) -> jax.Array:
+        return jax.numpy.asarray(tensors[jax.tree_util.keystr(path)[1:]], leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(put, like)
+
+
+def _cached(source: str, field: str) -> Path:
+    """The newest snapshot of a repository in the hub's cache. Raises `BadInput` where there is none."""
+    home = Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser()
+    cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
+    snapshots = cache / f"models--{source.replace('/', '--')}" / "snapshots"
+    found = sorted(snapshots.iterdir(), key=lambda folder: folder.stat().st_mtime) if snapshots.is_dir() else []
+    if not found:
+        raise BadInput(field, f"there is no {source} on this machine", WAY_OUT + ", ".join(SHIPPED))
+    return found[-1]
+
+
+def _shape_of(tokenizer: AbstractTokenizer) -> str:
+    return f"{tokenizer.factor} x {tokenizer.factor} pixels to {tokenizer.latent_channels} numbers"
+
+
+def _named(tokenizer: Any) -> dict[str, Any]:
+    return {jax.tree_util.keystr(path)[1:]: leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tokenizer)}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
