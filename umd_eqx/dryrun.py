@@ -1,5 +1,6 @@
 """What a run would take, without running it."""
 
+import dataclasses
 from typing import Any
 
 import equinox as eqx
@@ -14,6 +15,7 @@ from umd_eqx.masking import num_kept
 from umd_eqx.models.variants import num_parameters
 from umd_eqx.report.terminal import duration
 from umd_eqx.sharding import batch_sharding, replicated
+from umd_eqx.tokenizers import resolve
 from umd_eqx.train import Parts, TrainState, train_step
 from umd_eqx.types import Batch, DataSpec
 
@@ -27,7 +29,10 @@ def dry_run(config: Config, *, recipe: Config | None = None, limit_steps: int | 
     Where the data are not on this machine, the figures of `recipe` (the preset; None: the configuration itself) are
     taken for them if it asks for the same data, and the text says so. Raises `BadInput` as a run would.
     """
-    spec, note = _spec(config, config if recipe is None else recipe)
+    recipe = config if recipe is None else recipe
+    spec, note = _spec(config, recipe)
+    config, missing = _resolved(config, recipe)
+    note += missing
     built = build(config, spec)
     steps = built.steps(limit_steps)
     mesh, batch_size = built.parts.mesh, config.data.batch_size
@@ -74,6 +79,17 @@ def _spec(config: Config, recipe: Config) -> tuple[DataSpec, str]:
         if recipe.data.expected is None or asked != known or not missing:
             raise
         return recipe.data.expected, " (not on this machine: the recipe's own figures)"
+
+
+def _resolved(config: Config, recipe: Config) -> tuple[Config, str]:
+    try:
+        return resolve(config), ""
+    except BadInput as error:
+        # The recipe says what its own tokenizer makes of images.
+        if recipe.latent is None or error.field != "--tokenizer" or config.tokenizer != recipe.tokenizer:
+            raise
+        latents = dataclasses.replace(config.data, latents=None)
+        return dataclasses.replace(config, data=latents), f" ({config.tokenizer} is not on this machine)"
 
 
 def _memory(parts: Parts, state: TrainState, batch: Batch) -> Any:

@@ -8,14 +8,24 @@ import dataclasses
 from collections.abc import Callable
 
 from umd_eqx.config import CheckpointConfig, Config, DataConfig, LogConfig
-from umd_eqx.eval import AbstractEvaluator, Denoising, FewShot, Reconstruction
+from umd_eqx.eval import AbstractEvaluator, Denoising, FewShot, Generation, Reconstruction
 from umd_eqx.models import ModelConfig
 from umd_eqx.objectives import AbstractObjective, denoising, masked_denoising, masked_reconstruction, unified
 from umd_eqx.optim import EmaConfig, OptimConfig
-from umd_eqx.paths import CosineTable
-from umd_eqx.types import DataSpec
+from umd_eqx.paths import CosineTable, LinearTable
+from umd_eqx.sampling import SamplerConfig
+from umd_eqx.types import DataSpec, LatentSpec
 
 Preset = Callable[[], Config]
+
+PUBLISHED_TOKENIZER = "stabilityai/sd-vae-ft-mse"
+"""Whose latents the published systems are trained on: the VAE of Stable Diffusion 1, scale 0.18215."""
+
+SMALL_LATENT = LatentSpec(4, 4)
+"""What both tokenizers that come with the package make of images."""
+
+SMALL_LATENT_SAMPLER = SamplerConfig(name="dpmpp", steps=16, head="v", clip=False)
+PUBLISHED_LATENT_SAMPLER = SamplerConfig(name="ddim", steps=125, eta=1.0, grid="reference", clip=False)
 
 PUBLISHED_NOISY_TIME = 0.051
 """Where the reference reads the features of systems that never saw a clean image: diffusion index 50, step 51."""
@@ -76,6 +86,45 @@ def mae_l16_in256() -> Config:
     return dataclasses.replace(config, model=model, data=dataclasses.replace(config.data, size=256))
 
 
+def latent_umd() -> Config:
+    """UMD on the latents of the shipped images: 7 x 7 of 4 numbers, by the KL tokenizer that comes with the package."""
+    steps = 2000
+    return small_latents(_small(unified(), steps, _probe(steps) | _reconstruction(steps) | _denoising(steps)))
+
+
+def latent_umd_fsq() -> Config:
+    """UMD on quantised latents of the shipped images: 7 x 7 codes, by the FSQ tokenizer that comes with the package."""
+    return dataclasses.replace(latent_umd(), tokenizer="fashion-fsq")
+
+
+def latent_dit() -> Config:
+    """DiT on the latents of the shipped images, with labels from the first step."""
+    steps = 3000
+    generation = Generation(every=steps // 3, samples=200, sampler=SMALL_LATENT_SAMPLER)
+    evaluators = _probe(steps, PUBLISHED_NOISY_TIME) | _denoising(steps) | {"generation": generation}
+    config = small_latents(_small(denoising(), steps, evaluators))
+    optim = dataclasses.replace(config.optim, beta2=0.999, weight_decay=0.0, warmup=0.05)
+    data = dataclasses.replace(config.data, batch_size=64)
+    model = dataclasses.replace(config.model, labels=True)
+    return dataclasses.replace(config, model=model, data=data, optim=optim, ema=EmaConfig(2e-3, batch_size=None))
+
+
+def latent_umd_l2_in256() -> Config:
+    """Latent-UMD-L/2 on ImageNet at 256 px, as published (100-shot probe 54.4 %)."""
+    return published_latents(_imagenet64(unified(), batch_size=1024, evaluators=_published_evals()))
+
+
+def latent_dit_l2_in256() -> Config:
+    """Latent-DiT-L/2 on ImageNet at 256 px with labels from scratch, as published (FID 4.31, IS 274.5)."""
+    generation = Generation(every=25_000, sampler=PUBLISHED_LATENT_SAMPLER)
+    evaluators = _published_evals(PUBLISHED_NOISY_TIME) | {"generation": generation}
+    config = published_latents(_imagenet64(denoising(), batch_size=256, evaluators=evaluators))
+    model = dataclasses.replace(config.model, labels=True)
+    optim = dataclasses.replace(config.optim, epochs=400.0, beta2=0.999, weight_decay=0.0)
+    data = dataclasses.replace(config.data, area_min=95.0)
+    return dataclasses.replace(config, model=model, optim=optim, data=data)
+
+
 PRETRAIN: dict[str, Preset] = {
     "umd": umd,
     "mae": mae,
@@ -86,8 +135,30 @@ PRETRAIN: dict[str, Preset] = {
     "dit-b4-in64": dit_b4_in64,
     "maskdit-b4-in64": maskdit_b4_in64,
     "mae-l16-in256": mae_l16_in256,
+    "latent-umd": latent_umd,
+    "latent-umd-fsq": latent_umd_fsq,
+    "latent-dit": latent_dit,
+    "latent-umd-l2-in256": latent_umd_l2_in256,
+    "latent-dit-l2-in256": latent_dit_l2_in256,
 }
 """The presets of `experiments/pretrain.py`; the first is its default."""
+
+
+def small_latents(config: Config) -> Config:
+    """A recipe for the shipped images as one for their latents: a latent has as many patches as the image had.
+
+    On the linear betas, as the published systems of latents.
+    """
+    model = dataclasses.replace(config.model, variant="nano/1")
+    return dataclasses.replace(config, model=model, path=LinearTable(), tokenizer="fashion-kl", latent=SMALL_LATENT)
+
+
+def published_latents(config: Config) -> Config:
+    """A recipe for ImageNet as one for the latents of 256 px images: 32 x 32 of 4 numbers, L/2, linear betas."""
+    model = dataclasses.replace(config.model, variant="L/2")
+    data = dataclasses.replace(config.data, size=256)
+    changes = {"path": LinearTable(), "tokenizer": PUBLISHED_TOKENIZER, "latent": LatentSpec(8, 4)}
+    return dataclasses.replace(config, model=model, data=data, **changes)
 
 
 def _small(objective: AbstractObjective, steps: int, evaluators: dict[str, AbstractEvaluator]) -> Config:

@@ -19,6 +19,8 @@ from jaxtyping import Array, Bool, Float, Int, Num, UInt8
 
 Image = Float[Array, "h w c"]
 """One image, values in [-1, 1] (a latent: whatever its tokenizer says)."""
+Latent = Float[Array, "lh lw lc"]
+"""What a tokenizer makes of one image; to a network of latents it is an `Image`."""
 Images = Float[Array, "b h w c"]
 Tokens = Float[Array, "n d"]
 Vector = Float[Array, "d"]

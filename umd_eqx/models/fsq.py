@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from umd_eqx.models.tokenizer import AbstractTokenizer, Posterior
 from umd_eqx.models.vae import Decoder, Encoder, VAEConfig, require_sides
-from umd_eqx.types import Image
+from umd_eqx.types import Image, Latent
 
 Levels = tuple[int, ...]
 Code = Float[Array, "*places channels"]
@@ -97,11 +97,11 @@ class FSQ(AbstractTokenizer):
         require_sides(image, self.factor)
         return Posterior(quantised(self.encoder(image), self.levels))
 
-    def decode_raw(self, z: Image) -> Image:
+    def decode_raw(self, z: Latent) -> Image:
         """The image of the codes nearest to z."""
         return self.decoder(nearest(z, self.levels))
 
-    def indices(self, z: Image) -> Int[Array, "lh lw"]:
+    def indices(self, z: Latent) -> Int[Array, "lh lw"]:
         """Which code lies at each place."""
         return indices(nearest(z, self.levels), self.levels)
 

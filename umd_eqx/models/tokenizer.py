@@ -7,20 +7,20 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
-from umd_eqx.types import Image, Scalar
+from umd_eqx.types import Image, Latent, Scalar
 
 
 class Posterior(eqx.Module):
     """What the latent of one image may be: a Gaussian for each of its numbers, or, without `logvar`, one point."""
 
-    mean: Image
-    logvar: Image | None = None
+    mean: Latent
+    logvar: Latent | None = None
 
-    def mode(self) -> Image:
+    def mode(self) -> Latent:
         """The likeliest latent."""
         return self.mean
 
-    def sample(self, key: PRNGKeyArray) -> Image:
+    def sample(self, key: PRNGKeyArray) -> Latent:
         """A latent drawn from it."""
         if self.logvar is None:
             return self.mean
@@ -60,14 +60,14 @@ class AbstractTokenizer(eqx.Module):
         """The z of an image whose sides `factor` divides. Raises `ValueError` for others."""
 
     @abc.abstractmethod
-    def decode_raw(self, z: Image) -> Image:
+    def decode_raw(self, z: Latent) -> Image:
         """The image of a z, of about [-1, 1]: not clipped."""
 
     def encode(self, image: Image) -> Posterior:
         """The latent that a network is trained on."""
         return self.encode_raw(image).standardised(self.shift, self.scale)
 
-    def decode(self, latent: Image) -> Image:
+    def decode(self, latent: Latent) -> Image:
         """The image of such a latent."""
         return self.decode_raw(latent / self.scale + self.shift)
 
@@ -90,6 +90,6 @@ class Identity(AbstractTokenizer):
         """The image, for certain."""
         return Posterior(image)
 
-    def decode_raw(self, z: Image) -> Image:
+    def decode_raw(self, z: Latent) -> Image:
         """The image."""
         return z

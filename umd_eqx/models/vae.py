@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from umd_eqx.errors import BadInput
 from umd_eqx.models.tokenizer import AbstractTokenizer, Posterior
 from umd_eqx.models.vae_layers import Conv, GroupNorm, Level, MidBlock
-from umd_eqx.types import Image
+from umd_eqx.types import Image, Latent
 
 LOGVAR_RANGE = (-30.0, 20.0)
 """What the published network clips the logarithm of the variance to."""
@@ -177,7 +177,7 @@ class AutoencoderKL(AbstractTokenizer):
         mean, logvar = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
         return Posterior(mean, jnp.clip(logvar, *LOGVAR_RANGE))
 
-    def decode_raw(self, z: Image) -> Image:
+    def decode_raw(self, z: Latent) -> Image:
         """The image of z."""
         z = z.astype(self.dtype)
         if self.post_quant_conv is not None:
