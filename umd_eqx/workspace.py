@@ -40,22 +40,22 @@ def default_run_dir(preset: str, config: Config, recipe: Config, *, parent: Path
 
 
 @contextlib.contextmanager
-def own(run_dir: Path) -> Iterator[None]:
+def own(run_dir: Path, field: str = "--run-dir") -> Iterator[None]:
     """Holds the directory for this process, making it if need be. Ends with the process, however it ends.
 
-    Raises `BadInput` if another process holds it, or if it cannot be written to.
+    `field` is the flag that named it. Raises `BadInput` if another process holds it, or if it cannot be written to.
     """
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         lock = (run_dir / ".lock").open("w")
     except OSError as error:
-        raise BadInput("--run-dir", f"{run_dir} cannot be written to ({error.strerror})", "Choose another") from error
+        raise BadInput(field, f"{run_dir} cannot be written to ({error.strerror})", "Choose another") from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             way_out = "Wait for it, stop it, or choose another directory"
-            raise BadInput("--run-dir", f"another process is running in {run_dir}", way_out) from error
+            raise BadInput(field, f"another process is running in {run_dir}", way_out) from error
         yield
 
 

@@ -1,0 +1,168 @@
+"""`experiments/encode_latents.py`: a data set's latents, computed once for all runs."""
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Annotated, Literal
+
+import jax.numpy as jnp
+import tyro
+
+from umd_eqx.config import DataConfig
+from umd_eqx.data.broken import SkipBroken
+from umd_eqx.data.latents import MANIFEST, Manifest, Settings, source_hash
+from umd_eqx.data.source import open_source
+from umd_eqx.encoding import Progress, begin, encode
+from umd_eqx.errors import BadInput, disk_errors, require_writable
+from umd_eqx.report import Terminal
+from umd_eqx.sharding import make_mesh
+from umd_eqx.signals import EXIT_STOPPED, Stop
+from umd_eqx.tokenizers import LoadedTokenizer, load_tokenizer
+from umd_eqx.workspace import own, save_json
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodedData:
+    """The images."""
+
+    name: str = "fashion_mnist"
+    """A TFDS data set in array_record format; fashion_mnist ships with the package."""
+    dir: str | None = None
+    """A TFDS root or one version's folder. None: $TFDS_DATA_DIR, else what ships with the package."""
+    split: str = "train"
+    """Which part, such as train[:99%]."""
+    size: int = 28
+    """Side of the square that is encoded, in pixels, after cropping."""
+    area_min: float = 100.0
+    """Smallest area of a random crop, in percent. 100: no random crop."""
+    flip: bool = False
+    """Mirror one view in two."""
+    max_broken: int = 100
+    """How many images may be unreadable (another takes their place) before it stops."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodeLatents:
+    """Encode a data set once, several augmented views of each image."""
+
+    tokenizer: Annotated[str, tyro.conf.arg(help="As --tokenizer of pretrain.py: a run, an export, a VAE's folder.")]
+    out: Annotated[str, tyro.conf.arg(help="The folder; begun with the same settings, it is gone on with.")]
+    data: EncodedData = dataclasses.field(default_factory=EncodedData)
+    views: int = 1
+    """Augmented views of each image: training draws one of them at each step."""
+    mode_only: bool = False
+    """Keep the likeliest latent alone and not what others there may be: half the size."""
+    half: bool = False
+    """Keep the numbers in float16: half the size."""
+    seed: int = 0
+    """Of the augmentation."""
+    batch_size: int = 256
+    """Views encoded at once, over all devices."""
+    per_shard: int = 2048
+    """Images in a file."""
+    workers: int = 2
+    """Threads that read images ahead."""
+    limit: int | None = None
+    """Only the first so many images."""
+    json: str | None = None
+    """A file for the figures: images, seconds, images a second, size."""
+
+
+def encode_latents(words: list[str]) -> int:
+    """Runs the command; gives its exit code: 75 where a signal stopped it, and the same command goes on.
+
+    **Raises:** `BadInput` naming the flag at fault.
+    """
+    command = tyro.cli(EncodeLatents, args=words, description="Encode a data set once, for networks of latents.")
+    _validate(command)
+    folder, data = Path(command.out), command.data
+    loaded = load_tokenizer(command.tokenizer)
+    source = SkipBroken(
+        open_source(data.name, data.dir, data.split, field="--data.split"), data.max_broken, split=data.split
+    )
+    if source.spec.channels != loaded.tokenizer.channels:
+        problem = f"it is for images of {loaded.tokenizer.channels} channels, {data.name} has {source.spec.channels}"
+        raise BadInput("--tokenizer", problem, "Take another")
+    if data.size % loaded.tokenizer.factor:
+        factor = loaded.tokenizer.factor
+        problem = f"{data.size} pixels are no whole number of latents of {factor} pixels"
+        raise BadInput("--data.size", problem, f"Use a multiple of {factor}")
+    settings = _settings(command, loaded, source)
+    if command.views > 1 and data.area_min == 100 and not data.flip:
+        print("note: nothing is augmented, so that all views of an image are alike: see --data.area-min, --data.flip")
+    print(f"{loaded.title}; {settings.images:,} images of {data.name}, {settings.views} views each: {folder}")
+    with disk_errors(folder), own(folder, "--out"):
+        begin(folder, settings)
+        if (folder / MANIFEST).exists():
+            print(f"{folder} is complete: {_described(Manifest.read(folder, '--out'))}")
+            return 0
+        began = time.perf_counter()
+        with Terminal(settings.images, work="encoding", unit="image") as terminal, Stop(_Told(terminal)) as stop:
+            terminal.phase("compiling")
+            progress = Progress(lambda done: terminal.update(done, {}), lambda: stop.asked is not None)
+            options = {"batch_size": command.batch_size, "threads": command.workers, "progress": progress}
+            manifest = encode(source, loaded.tokenizer, settings, folder, mesh=make_mesh(), **options)
+        seconds = time.perf_counter() - began
+        if manifest is None:
+            print(f"stopped by {stop.asked}: what is complete is kept. The same command goes on")
+            return EXIT_STOPPED
+    print(f"{_described(manifest)}; {seconds:.0f} s, {settings.images * settings.views / seconds:,.0f} views a second")
+    if command.json is not None:
+        size = sum((folder / settings.shard_name(i)).stat().st_size for i in range(len(settings.shards)))
+        figures = {"images": settings.images, "views": settings.views, "seconds": seconds, "bytes": size}
+        save_json(Path(command.json), [figures | {"mean": manifest.mean, "std": manifest.std}])
+    return 0
+
+
+class _Told:
+    """What a person is told of a signal."""
+
+    def __init__(self, terminal: Terminal):
+        self._terminal = terminal
+
+    def __call__(self, text: str) -> None:
+        self._terminal.warn(f"{text.partition(':')[0]}: stopping after this batch")
+
+
+def _described(manifest: Manifest) -> str:
+    there = manifest.settings
+    return f"{there.images:,} images, {there.views} views each, mean {manifest.mean:.4f}, std {manifest.std:.4f}"
+
+
+def _settings(command: EncodeLatents, loaded: LoadedTokenizer, source: SkipBroken) -> Settings:
+    data, tokenizer = command.data, loaded.tokenizer
+    side = data.size // tokenizer.factor
+    point = tokenizer.encode_raw(jnp.zeros((tokenizer.factor, tokenizer.factor, tokenizer.channels))).logvar is None
+    dtype: Literal["float32", "float16"] = "float16" if command.half else "float32"
+    return Settings(
+        name=data.name,
+        split=data.split,
+        source=source_hash(source),
+        tokenizer=loaded.digest,
+        shift=tokenizer.shift,
+        scale=tokenizer.scale,
+        size=data.size,
+        area_min=data.area_min,
+        flip=data.flip,
+        seed=command.seed,
+        views=command.views,
+        shape=(side, side, tokenizer.latent_channels),
+        mode_only=command.mode_only or point,
+        dtype=dtype,
+        images=len(source) if command.limit is None else min(command.limit, len(source)),
+        per_shard=command.per_shard,
+    )
+
+
+def _validate(command: EncodeLatents) -> None:
+    for name in ("views", "batch_size", "per_shard", "workers", "limit"):
+        value = getattr(command, name)
+        if value is not None and value < 1:
+            raise BadInput(f"--{name.replace('_', '-')}", f"{value} is too small", "Use 1 or more")
+    if not 0 <= command.seed < 2**32:
+        raise BadInput("--seed", f"{command.seed} is outside 0 .. 2^32 - 1", "Choose a number in that range")
+    data, mesh = command.data, make_mesh()
+    sizes = {"size": data.size, "area_min": data.area_min, "max_broken": data.max_broken}
+    DataConfig(**sizes, batch_size=mesh.size, eval_batch_size=mesh.size).validate(mesh)
+    if command.json is not None:
+        require_writable("--json", command.json)
