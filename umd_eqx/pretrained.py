@@ -145,13 +145,8 @@ def export(source: Pretrained, path: str | os.PathLike[str], *, half: bool = Fal
 
     **Raises:** `BadInput` naming `--out` where the name does not end in .safetensors, or the files exist already.
     """
-    place = Path(path)
+    place = new_weights(path)
     card = place.with_suffix(".json")
-    if place.suffix != ".safetensors":
-        raise BadInput("--out", f"{place} is no name for weights", "Let it end in .safetensors")
-    for existing in (place, card):
-        if existing.exists():
-            raise BadInput("--out", f"{existing} exists already", "Choose another name, or delete it")
     dtype = np.float16 if half else np.float32
     write_tensors(place, {name: np.asarray(tensor, dtype) for name, tensor in _named(source.model).items()})
     content = {
@@ -171,6 +166,17 @@ def export(source: Pretrained, path: str | os.PathLike[str], *, half: bool = Fal
         content |= {"tokenizer": source.latents.source, "latent": dump(source.latents.spec)}
     card.write_text(json.dumps(content, indent=2) + "\n")
     return card
+
+
+def new_weights(path: str | os.PathLike[str]) -> Path:
+    """A path for weights and, beside them, their card. Raises `BadInput` naming `--out` where there is something."""
+    place = Path(path)
+    if place.suffix != ".safetensors":
+        raise BadInput("--out", f"{place} is no name for weights", "Let it end in .safetensors")
+    for existing in (place, place.with_suffix(".json")):
+        if existing.exists():
+            raise BadInput("--out", f"{existing} exists already", "Choose another name, or delete it")
+    return place
 
 
 def _from_run(

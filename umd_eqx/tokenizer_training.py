@@ -59,7 +59,7 @@ def finish(config: Config, run_dir: Path, *, half: bool = False, say: Callable[[
     train, _ = config.data.open()
     mean, std = latent_statistics(tokenizer, train, config.data.size, batch_size=config.data.eval_batch_size)
     tokenizer = with_statistics(tokenizer, mean, 1.0 / std)
-    facts = {"preset": config.model.title, "step": step, "data": built.spec.name, "size": config.data.size}
+    facts = {"step": step, "data": built.spec.name, "size": config.data.size}
     save_tokenizer(tokenizer, config.model, run_dir / TRAINED, facts | {"latent_std": std}, half=half)
     return run_dir / TRAINED
 

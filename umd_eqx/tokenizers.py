@@ -26,6 +26,9 @@ from umd_eqx.types import LatentSpec
 FORMAT = 1
 """Of the card. A reader refuses a larger one."""
 
+OWN = ("format", "kind", "model", "channels", "shift", "scale", "parameters", "sha256")
+"""What a card says by itself, besides the facts that it is given."""
+
 TRAINED = "tokenizer.safetensors"
 """What `experiments/train_tokenizer.py` leaves in its run directory, with its card."""
 
@@ -37,11 +40,16 @@ WAY_OUT = "Give a run of train_tokenizer.py, an export, the folder of a Stable D
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LoadedTokenizer:
-    """A trained tokenizer, the fingerprint of its weights with its shift and scale, and one line for a person."""
+    """A trained tokenizer, the fingerprint of its weights with its shift and scale, and one line for a person.
+
+    `config` is what it was built by and `facts` what else its card says; None and nothing for one of diffusers.
+    """
 
     tokenizer: AbstractTokenizer
     digest: str
     title: str
+    config: AbstractModelConfig | None = None
+    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def spec(self) -> LatentSpec:
@@ -181,7 +189,9 @@ def _from_card(place: Path, source: str, field: str) -> LoadedTokenizer:
     if digest != _sha256(place):
         raise BadInput(field, f"{place} is not the file that its card describes", "Train or export it anew")
     tokenizer = with_statistics(_fill(like, tensors, place, field), shift, scale)
-    return LoadedTokenizer(tokenizer, fingerprint(tokenizer), f"{source}, {config.title}, {_shape_of(tokenizer)}")
+    title = f"{source}, {config.title}, {_shape_of(tokenizer)}"
+    facts = {name: value for name, value in card.items() if name not in OWN}
+    return LoadedTokenizer(tokenizer, fingerprint(tokenizer), title, config, facts)
 
 
 def _fill(like: Any, tensors: Mapping[str, np.ndarray], place: Path, field: str) -> AbstractTokenizer:

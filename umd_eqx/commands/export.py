@@ -1,19 +1,21 @@
 """`experiments/export.py`: the weights of a run as one safetensors file with a JSON card."""
 
 import dataclasses
+from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from umd_eqx.errors import disk_errors, require_writable
-from umd_eqx.pretrained import Weights, export, from_pretrained
+from umd_eqx.pretrained import Weights, export, from_pretrained, new_weights
+from umd_eqx.tokenizers import TRAINED, load_tokenizer, save_tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
 class Export:
     """Export the weights of a run."""
 
-    run: Annotated[str, tyro.conf.arg(help="A run directory.")]
+    run: Annotated[str, tyro.conf.arg(help="A run directory, of a network or of a tokenizer.")]
     out: Annotated[str, tyro.conf.arg(help="A name that ends in .safetensors; the card goes beside it.")]
     weights: Weights = "ema"
     """Which weights: raw, or their average where one is kept."""
@@ -25,8 +27,19 @@ def export_weights(words: list[str]) -> int:
     """Runs the export command; gives its exit code. Raises `BadInput` naming the flag at fault."""
     command = tyro.cli(Export, args=words, description="Write the weights of a run as safetensors, with a JSON card.")
     require_writable("--out", command.out)
+    if (Path(command.run) / TRAINED).exists():
+        return _export_tokenizer(command)
     source = from_pretrained(command.run, weights=command.weights)
     with disk_errors(command.out):
         card = export(source, command.out, half=command.half)
     print(f"{source.describe()}: {command.out}, {card}")
+    return 0
+
+
+def _export_tokenizer(command: Export) -> int:
+    loaded, out = load_tokenizer(command.run, "--run"), new_weights(command.out)
+    assert loaded.config is not None
+    with disk_errors(out):
+        card = save_tokenizer(loaded.tokenizer, loaded.config, out, loaded.facts, half=command.half)
+    print(f"{loaded.title}: {out}, {card}")
     return 0
