@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import sys
+import warnings
 import zlib
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -249,10 +250,11 @@ def require_space(run_dir: epath.Path, state: PyTree, keep: int) -> None:
 
 def _hush() -> None:
     # orbax tells its whole life at INFO, warns about its own defaults, and logs each error with a traceback. Then it
-    # leaves its event loop, and each array that was still under way prints another one: hundreds for a full disk. Its
-    # errors reach us as exceptions.
+    # leaves its event loop, and each array that was still under way prints another one, or a warning that nobody waited
+    # for it: hundreds for a full disk. Its errors reach us as exceptions.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     logging.getLogger("asyncio").addFilter(_is_no_echo)
+    warnings.filterwarnings("ignore", r"coroutine '.*' was never awaited", RuntimeWarning)
     if not isinstance(sys.unraisablehook, _WithoutEchoes):
         sys.unraisablehook = _WithoutEchoes(sys.unraisablehook)
 

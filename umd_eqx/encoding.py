@@ -154,10 +154,15 @@ def _encoded(
     threads: int,
 ) -> Iterator[Float32[np.ndarray, "rows h w stored"]]:
     indices = np.arange(images.start * settings.views, images.stop * settings.views)
-    batches = evaluation_batches(views, np.asarray, size, indices, threads=threads)
+    batches = evaluation_batches(views, _as_it_is, size, indices, threads=threads)
     for batch in batches:
         moments = _moments(tokenizer, jax.device_put(batch.image, batch_sharding(mesh)), settings.mode_only)
         yield np.asarray(moments)[batch.valid]
+
+
+def _as_it_is(image: np.ndarray) -> Float32[np.ndarray, "size size c"]:
+    # A view is transformed already.
+    return np.asarray(image, np.float32)
 
 
 @eqx.filter_jit

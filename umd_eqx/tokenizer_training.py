@@ -15,7 +15,7 @@ from umd_eqx.data.loader import evaluation_batches
 from umd_eqx.data.source import DataSource
 from umd_eqx.data.transforms import EvalTransform
 from umd_eqx.eval.base import spread
-from umd_eqx.eval.tokenizing import TokenizerQuality
+from umd_eqx.eval.tokenizer_quality import TokenizerQuality
 from umd_eqx.models.tokenizer import AbstractTokenizer
 from umd_eqx.models.tokenizer_configs import FSQTokenizer, KLTokenizer
 from umd_eqx.models.variants import AbstractModelConfig

@@ -33,7 +33,7 @@ class EncodedData:
     """Which part, such as train[:99%]."""
     size: int = 28
     """Side of the square that is encoded, in pixels, after cropping."""
-    area_min: float = 100.0
+    area_min: float | int = 100.0
     """Smallest area of a random crop, in percent. 100: no random crop."""
     flip: bool = False
     """Mirror one view in two."""

@@ -52,7 +52,7 @@ class Settings:
     shift: float
     scale: float
     size: int
-    area_min: float
+    area_min: float | int
     flip: bool
     seed: int
     views: int
@@ -134,7 +134,7 @@ def check(
     shift: float,
     scale: float,
     size: int,
-    area_min: float,
+    area_min: float | int,
     flip: bool,
     source_hash: str,
     field: str = "--data.latents",

@@ -8,4 +8,4 @@ from umd_eqx.eval.features import extract as extract
 from umd_eqx.eval.fewshot import FewShot as FewShot
 from umd_eqx.eval.generation import Generation as Generation
 from umd_eqx.eval.reconstruction import Reconstruction as Reconstruction
-from umd_eqx.eval.tokenizing import TokenizerQuality as TokenizerQuality
+from umd_eqx.eval.tokenizer_quality import TokenizerQuality as TokenizerQuality

@@ -145,7 +145,9 @@ def _read_config(path: Path, field: str) -> VAEConfig:
             scale=float(content.get("scaling_factor") or 1.0),
         )
         _require_sane(config)
-        config.validate(field)
+        if any(width % config.groups for width in config.widths):
+            problem = f"{path} asks for {config.groups} groups, which do not divide widths of {config.widths}"
+            raise BadInput(field, problem, "Get the file anew")
         return config
     except OSError as error:
         raise BadInput(field, f"{path} cannot be read ({error.strerror})", "Get the file anew") from error

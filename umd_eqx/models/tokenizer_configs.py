@@ -60,7 +60,7 @@ class FSQTokenizer(AbstractModelConfig):
 
     levels: tuple[int, ...] = (8, 5, 5, 5)
     """Values of each number of a code; their product is the number of codes (arXiv 2309.15505, table 1: 1,000)."""
-    widths: tuple[int, ...] = SMALL
+    widths: tuple[int, ...] = (16, 32, 32)
     """Channels at each size; each but the last is followed by a halving."""
     layers: int = 1
     """Blocks at each size of the encoder; the decoder has one more."""

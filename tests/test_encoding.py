@@ -1,0 +1,93 @@
+"""Encoding a data set: the same bytes however often it was interrupted, and what is refused."""
+
+import shutil
+from pathlib import Path
+
+import jax
+import pytest
+from data.test_latents import SOURCE, TOKENIZER, settings
+
+from umd_eqx.data.latents import MANIFEST, Manifest
+from umd_eqx.encoding import Progress, begin, encode
+from umd_eqx.errors import BadInput
+from umd_eqx.sharding import make_mesh
+
+
+def encoded(folder: Path, progress: Progress | None = None, devices: int = 1, **fields) -> Manifest | None:
+    mesh = make_mesh(jax.devices()[:devices])
+    return encode(SOURCE, TOKENIZER, settings(**fields), folder, mesh=mesh, batch_size=16, progress=progress)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_stopped_after_any_batch_it_ends_with_the_same_bytes(tmp_path):
+    assert encoded(tmp_path / "whole") is not None
+    for stop_after in range(1, 5):
+        folder, done = tmp_path / f"stopped{stop_after}", []
+        asked = Progress(done.append, lambda done=done, n=stop_after: len(done) >= n)
+        assert encoded(folder, asked) is None
+        assert not (folder / MANIFEST).exists()
+        assert encoded(folder) is not None
+        assert content(folder) == content(tmp_path / "whole")
+
+
+def test_what_a_kill_leaves_half_written_is_written_again(tmp_path):
+    assert encoded(tmp_path / "whole") is not None
+    folder = tmp_path / "killed"
+    shutil.copytree(tmp_path / "whole", folder)
+    (folder / MANIFEST).unlink()
+    shard = folder / settings().shard_name(2)
+    shard.with_suffix(".json").unlink()  # the shard is there, but nobody says that it is whole
+    shard.write_bytes(shard.read_bytes()[:100])
+    shard.with_name(f"{shard.name}.tmp").write_bytes(b"half")
+    assert encoded(folder) is not None
+    assert content(folder) == content(tmp_path / "whole")
+
+
+def test_every_image_is_told_of_once(tmp_path):
+    done = []
+    encoded(tmp_path / "folder", Progress(done.append))
+    assert done == sorted(done)
+    assert done[-1] == 22
+
+
+def test_eight_devices_write_what_one_does_to_float32s_rounding(tmp_path):
+    one, eight = encoded(tmp_path / "one"), encoded(tmp_path / "eight", devices=8)
+    assert one is not None
+    assert eight is not None
+    assert eight.mean == pytest.approx(one.mean, abs=1e-6)
+    assert eight.std == pytest.approx(one.std, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"views": 2}, "was begun with views 3, and now it is 2"),
+        ({"tokenizer": "9"}, "was begun with tokenizer 0123, and now it is 9"),
+        ({"seed": 1}, "was begun with seed 3, and now it is 1"),
+    ],
+)
+def test_a_folder_that_was_begun_otherwise(tmp_path, changed, message):
+    begin(tmp_path / "folder", settings())
+    with pytest.raises(BadInput, match=message) as refusal:
+        begin(tmp_path / "folder", settings(**changed))
+    assert refusal.value.field == "--out"
+
+
+def test_a_folder_that_holds_something_else(tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(BadInput, match=r"holds 'thesis.tex' and no latents"):
+        begin(tmp_path, settings())
+
+
+def test_a_disk_that_is_too_small(tmp_path):
+    with pytest.raises(BadInput, match=r"GB free, and the latents need up to .* GB. Choose another disk"):
+        begin(tmp_path / "folder", settings(images=10**13))
+
+
+def test_settings_that_cannot_be_read(tmp_path):
+    (tmp_path / "settings.json").write_text("{")
+    with pytest.raises(BadInput, match="cannot be read"):
+        begin(tmp_path, settings())
