@@ -11,6 +11,7 @@ from etils import epath
 
 from umd_eqx.checkpoint import Checkpoints, require_space
 from umd_eqx.config import Built, Config, build
+from umd_eqx.data.broken import SkipBroken
 from umd_eqx.data.latents import ChooseView, LatentSource
 from umd_eqx.data.loader import training_batches
 from umd_eqx.data.source import DataSource
@@ -167,7 +168,7 @@ class _Run:
     def _batches(self, train: DataSource, first: int) -> Generator[Batch, None, None]:
         data, stored = self.config.data, self.config.data.latents
         batches = training_batches(
-            train if stored is None else LatentSource(stored),
+            train if stored is None else SkipBroken(LatentSource(stored), data.max_broken, split=stored),
             data.transform() if stored is None else ChooseView(),
             batch_size=data.batch_size,
             seed=self.config.seed,

@@ -1,0 +1,210 @@
+"""Tokenizers from wherever they lie, and what a configuration is told of them; what is refused."""
+
+import dataclasses
+import hashlib
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from umd_eqx.config import build
+from umd_eqx.data.source import open_source
+from umd_eqx.errors import BadInput
+from umd_eqx.models.diffusers_vae import write_diffusers
+from umd_eqx.models.tokenizer_configs import FSQTokenizer, KLTokenizer
+from umd_eqx.models.vae import AutoencoderKL, VAEConfig
+from umd_eqx.presets import latent_umd, umd
+from umd_eqx.tensors import read_tensors, write_tensors
+from umd_eqx.tokenizer_training import latent_statistics
+from umd_eqx.tokenizers import SHIPPED, fingerprint, load_tokenizer, resolve, save_tokenizer, with_statistics
+from umd_eqx.types import LatentSpec
+
+KL = KLTokenizer(latent_channels=2, widths=(4, 8), groups=2)
+FSQ = FSQTokenizer(levels=(3, 4), widths=(4, 4), groups=2)
+DIFFUSERS = VAEConfig(channels=1, latent_channels=3, widths=(4, 8), layers=1, groups=2, shift=0.5, scale=2.0)
+
+
+def made(config):
+    return config.build(28, 1, 10, key=jax.random.key(0))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A small KL tokenizer, as a run of train_tokenizer.py leaves it."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    save_tokenizer(with_statistics(made(KL), 0.25, 3.0), KL, folder / "tokenizer.safetensors", {"step": 7})
+    return folder
+
+
+@pytest.mark.parametrize("config", [KL, FSQ])
+@pytest.mark.parametrize("half", [False, True])
+def test_what_was_saved_is_loaded(tmp_path, config, half):
+    tokenizer = with_statistics(made(config), -0.5, 1.25)
+    save_tokenizer(tokenizer, config, tmp_path / "t.safetensors", {"step": 3}, half=half)
+    loaded = load_tokenizer(str(tmp_path / "t.safetensors"))
+    assert jax.tree.structure(loaded.tokenizer) == jax.tree.structure(tokenizer)
+    for ours, theirs in zip(jax.tree.leaves(loaded.tokenizer), jax.tree.leaves(tokenizer), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3 if half else 0, atol=1e-6 if half else 0)
+    assert (loaded.config, loaded.facts) == (config, {"step": 3})
+    assert loaded.digest == fingerprint(loaded.tokenizer)
+    assert (loaded.digest == fingerprint(tokenizer)) != half
+    assert loaded.spec == LatentSpec(2, 2, loaded.digest)
+
+
+def test_a_run_is_named_by_its_directory_and_diffusers_by_its_folder(saved, tmp_path):
+    assert load_tokenizer(str(saved)).digest == load_tokenizer(str(saved / "tokenizer.safetensors")).digest
+    write_diffusers(AutoencoderKL.init(DIFFUSERS, key=jax.random.key(0)), DIFFUSERS, tmp_path / "vae")
+    loaded = load_tokenizer(str(tmp_path))
+    assert loaded.spec == LatentSpec(2, 3, loaded.digest)
+    assert (loaded.tokenizer.shift, loaded.tokenizer.scale) == (0.5, 2.0)
+    assert loaded.config is None
+
+
+def test_a_repository_is_found_in_the_hubs_cache(tmp_path, monkeypatch):
+    snapshot = tmp_path / "hub/models--somebody--a-vae/snapshots/0a1b"
+    write_diffusers(AutoencoderKL.init(DIFFUSERS, key=jax.random.key(0)), DIFFUSERS, snapshot)
+    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    by_home = load_tokenizer("somebody/a-vae").digest
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "elsewhere"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    assert load_tokenizer("somebody/a-vae").digest == by_home
+    with pytest.raises(BadInput, match="there is no somebody/another on this machine"):
+        load_tokenizer("somebody/another")
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_what_comes_with_the_package_is_small_and_gives_images_back(name):
+    loaded = load_tokenizer(name)
+    assert SHIPPED[name].stat().st_size < 2e6
+    assert loaded.spec == LatentSpec(4, 4, loaded.digest)
+    source = open_source("fashion_mnist", None, "test[:64]")
+    images = np.stack([source[i]["image"] for i in range(64)]).astype(np.float32) / 127.5 - 1
+    latents = jax.vmap(lambda x: loaded.tokenizer.encode(x).mode())(images)
+    back = jax.vmap(loaded.tokenizer.decode)(latents)
+    # By its card: a decibel above what the run itself measured of all test images.
+    assert float(np.mean((np.asarray(back) - images) ** 2)) < 0.02
+    assert float(latents.std()) == pytest.approx(1.0, abs=0.1)
+    assert float(latents.mean()) == pytest.approx(0.0, abs=0.1)
+
+
+def test_the_fingerprint_is_of_weights_shift_and_scale():
+    tokenizer = made(KL)
+    others = [with_statistics(tokenizer, 0.1, 1.0), with_statistics(tokenizer, 0.0, 1.1)]
+    changed = jax.tree.map(lambda leaf: leaf.at[..., 0].add(1e-3), tokenizer)
+    assert len({fingerprint(t) for t in [tokenizer, *others, changed]}) == 4
+    assert fingerprint(tokenizer) == fingerprint(made(KL))
+
+
+def test_statistics_are_those_of_latents_as_they_are_drawn():
+    # An encoder whose last layer says nothing but its bias: mean 0.7, variance exp(-1) for every number.
+    tokenizer = made(KL)
+    quiet = jax.tree.map(jnp.zeros_like, tokenizer.encoder.last)
+    quiet = dataclasses.replace(quiet, bias=jnp.array([0.5, 0.9, -1.0, -1.0]))
+    conv = dataclasses.replace(tokenizer.quant_conv, kernel=jnp.eye(4)[None, None], bias=jnp.zeros(4))
+    encoder = dataclasses.replace(tokenizer.encoder, last=quiet)
+    tokenizer = dataclasses.replace(tokenizer, encoder=encoder, quant_conv=conv)
+    source = open_source("fashion_mnist", None, "test[:20]")
+    mean, std = latent_statistics(tokenizer, source, 28, batch_size=8)
+    assert mean == pytest.approx(0.7, abs=1e-5)
+    assert std == pytest.approx(np.sqrt(0.04 + np.exp(-1)), rel=1e-5)
+
+
+def test_a_configuration_is_told_what_its_tokenizer_makes(saved):
+    config = dataclasses.replace(latent_umd(), tokenizer=str(saved), latent=None)
+    found = resolve(config)
+    assert found.latent == LatentSpec(2, 2, load_tokenizer(str(saved)).digest)
+    assert found.side == 14
+    built = build(found, found.data.describe())
+    assert built.abstract_state().model.image_shape == (14, 14, 2)
+    assert resolve(umd()) == umd()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"data": {"latents": "somewhere"}, "tokenizer": None}, "--data.latents: latents are nothing to a system in"),
+        ({"data": {"size": 30}}, "--data.size: 30 pixels are no whole number of latents of 4 pixels"),
+        ({"latent": None}, "--tokenizer: fashion-kl was not looked at"),
+        ({"model": {"variant": "mu/2"}}, "--model.variant: a patch of 2 does not divide an image of 7 x 7"),
+    ],
+)
+def test_configurations_that_cannot_work(change, message):
+    config = latent_umd()
+    for name, value in change.items():
+        inner = dataclasses.replace(getattr(config, name), **value) if isinstance(value, dict) else value
+        config = dataclasses.replace(config, **{name: inner})
+    with pytest.raises(BadInput, match=message):
+        build(config, config.data.expected)
+
+
+def edited(saved, tmp_path, **fields):
+    """The saved tokenizer with another card."""
+    for suffix in (".safetensors", ".json"):
+        shutil.copy((saved / "tokenizer").with_suffix(suffix), tmp_path / f"t{suffix}")
+    card = json.loads((tmp_path / "t.json").read_text()) | fields
+    (tmp_path / "t.json").write_text(json.dumps(card))
+    return str(tmp_path / "t.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"format": 99}, "was written by a newer version"),
+        ({"kind": "network"}, "holds no tokenizer"),
+        ({"sha256": "0"}, "is not the file that its card describes"),
+        ({"model": {"type": "Popen"}}, "'Popen' is no type that this program knows"),
+        ({"model": {"type": "LinearTable"}}, "t.json cannot be read"),
+        ({"channels": 10**9}, "t.json cannot be read"),
+        ({"scale": 0}, "t.json cannot be read"),
+        ({"shift": "nan"}, "t.json cannot be read"),
+        ({"model": {"type": "KLTokenizer", "widths": [4, 9]}}, "groups do not divide"),
+    ],
+)
+def test_cards_that_do_not_describe_a_tokenizer(saved, tmp_path, fields, message):
+    with pytest.raises(BadInput, match=message) as refusal:
+        load_tokenizer(edited(saved, tmp_path, **fields))
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("what", ["lacks", "has", "shape", "finite"])
+def test_files_that_do_not_fit_their_card(saved, tmp_path, what):
+    path = edited(saved, tmp_path)
+    tensors, _ = read_tensors(path)
+    name = min(tensors)
+    match what:
+        case "lacks":
+            del tensors[name]
+        case "has":
+            tensors["another"] = np.zeros(1, np.float32)
+        case "shape":
+            tensors[name] = np.zeros((1, 2), np.float32)
+        case "finite":
+            tensors[name] = np.full_like(tensors[name], np.inf)
+    write_tensors(path, tensors)
+    card = Path(path).with_suffix(".json")
+    digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    card.write_text(json.dumps(json.loads(card.read_text()) | {"sha256": digest}))
+    with pytest.raises(BadInput, match=what):
+        load_tokenizer(path)
+
+
+def test_what_is_no_tokenizer_at_all(saved, tmp_path):
+    with pytest.raises(BadInput, match=r"--tokenizer: there is no nowhere on this machine. Give a run of train_tok"):
+        load_tokenizer("nowhere")
+    with pytest.raises(BadInput, match="holds no tokenizer"):
+        load_tokenizer(str(tmp_path))
+    (tmp_path / "config.json").write_text('{"preset": "kl"}')
+    with pytest.raises(BadInput, match="holds a run without a finished tokenizer"):
+        load_tokenizer(str(tmp_path))
+    (tmp_path / "evil.safetensors").write_bytes(pickle.dumps([1]))
+    with pytest.raises(BadInput, match="is no safetensors file that can be read"):
+        load_tokenizer(str(tmp_path / "evil.safetensors"))
+    shutil.copy(saved / "tokenizer.safetensors", tmp_path / "alone.safetensors")
+    with pytest.raises(BadInput, match=r"has no card beside it. Put alone.json"):
+        load_tokenizer(str(tmp_path / "alone.safetensors"))
