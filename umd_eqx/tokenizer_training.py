@@ -57,7 +57,8 @@ def finish(config: Config, run_dir: Path, *, half: bool = False, say: Callable[[
     tokenizer = state.model if state.ema is None else state.ema
     assert isinstance(tokenizer, AbstractTokenizer)
     train, _ = config.data.open()
-    mean, std = latent_statistics(tokenizer, train, config.data.size, batch_size=config.data.eval_batch_size)
+    given = {"batch_size": config.data.eval_batch_size, "images": MEASURED}
+    mean, std = latent_statistics(tokenizer, train, config.data.size, **given)
     tokenizer = with_statistics(tokenizer, mean, 1.0 / std)
     facts = {"step": step, "data": built.spec.name, "size": config.data.size}
     save_tokenizer(tokenizer, config.model, run_dir / TRAINED, facts | {"latent_std": std}, half=half)
@@ -65,7 +66,7 @@ def finish(config: Config, run_dir: Path, *, half: bool = False, say: Callable[[
 
 
 def latent_statistics(
-    tokenizer: AbstractTokenizer, source: DataSource, size: int, *, batch_size: int = 256, images: int = MEASURED
+    tokenizer: AbstractTokenizer, source: DataSource, size: int, *, batch_size: int = 256, images: int = 10_000
 ) -> tuple[float, float]:
     """Mean and standard deviation of z over all numbers of the latents of `images` images, spread over the source.
 

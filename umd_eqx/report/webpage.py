@@ -30,6 +30,7 @@ PICTURE_BYTES = 5_500_000
 CAPTIONS = {
     "reconstruction-pictures": "Masked reconstruction. Rows: image, what the encoder sees, prediction, both combined",
     "denoising-pictures": "Denoising. In each row: image, then noised and denoised, at growing noise levels",
+    "tokenizer-pictures": "Images, and below each what became of it as a latent and back",
     "generation-cfg1": "Samples without guidance, a class a row, always of the same noise",
     "generation-cfg2": "Samples at guidance 2, a class a row, always of the same noise",
     "generation-cfg4": "Samples at guidance 4, a class a row, always of the same noise",

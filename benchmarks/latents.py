@@ -1,0 +1,135 @@
+"""What latents cost: encoding a data set, and a training step on stored latents against encoding on the way.
+
+    python benchmarks/latents.py [--tokenizer fashion-kl] [--batch 64] [--rounds 5] [--json FILE]
+
+The FLOPs of encoding are those that XLA counts, the peak is measured in the same run, and the two kinds of step take
+turns; times are the least of the rounds. Both kinds of step are those of `experiments/pretrain.py latent-umd`, from a
+batch on the host to the new state.
+"""
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from umd_eqx.cli import exit_with
+from umd_eqx.config import build
+from umd_eqx.errors import BadInput
+from umd_eqx.flops import encode_flops, measured_peak_flops
+from umd_eqx.latents import draw_stored, encode_batch, join_moments
+from umd_eqx.models.tokenizer import AbstractTokenizer
+from umd_eqx.presets import latent_umd
+from umd_eqx.tokenizers import LoadedTokenizer, load_tokenizer
+from umd_eqx.train import TrainState, train_step
+from umd_eqx.types import Batch
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What is measured."""
+
+    tokenizer: str = "fashion-kl"
+    """As --tokenizer of pretrain.py: of one channel for the steps; of others only the encoding is measured."""
+    size: int = 28
+    """Side of the images in pixels."""
+    batch: int = 64
+    """Images at once."""
+    rounds: int = 5
+    """Times that each is timed, after one that is not."""
+    json: Path | None = None
+    """Write the rows there."""
+
+
+def encoding(loaded: LoadedTokenizer, images: np.ndarray, rounds: int) -> dict[str, float]:
+    """Images a second, and the share of the peak that this is."""
+    tokenizer = loaded.tokenizer
+    encode = eqx.filter_jit(
+        lambda tokenizer, x: jax.vmap(lambda i: join_moments(tokenizer.encode_raw(i), mode_only=False))(x)
+    )
+    peak, x = measured_peak_flops(), jnp.asarray(images)
+    seconds = least([lambda: encode(tokenizer, x)], rounds)[0]
+    peak = max(peak, measured_peak_flops())  # the machine's speed drifts
+    flops = encode_flops(tokenizer, (images.shape[1], images.shape[2], images.shape[3]))
+    rate = len(images) / seconds
+    return {"images_per_s": rate, "flops": flops, "peak_flops": peak, "mfu": rate * flops / peak}
+
+
+def steps(loaded: LoadedTokenizer, images: np.ndarray, options: Options) -> list[dict[str, float]]:
+    """Milliseconds of a step on stored latents, and on images that are encoded on the way."""
+    config = latent_umd()
+    data = dataclasses.replace(config.data, size=options.size, batch_size=options.batch)
+    config = dataclasses.replace(config, tokenizer=options.tokenizer, latent=loaded.spec, data=data)
+    built, tokenizer = build(config, config.data.describe()), loaded.tokenizer
+    pixels = Batch(images, np.zeros(options.batch, np.int32), np.ones(options.batch, bool))
+    moments = dataclasses.replace(pixels, image=np.asarray(_moments(tokenizer, images)))
+    states = {kind: built.init() for kind in ("stored", "on the way")}
+
+    def step(kind: str, latents: Callable[..., Batch], batch: Batch) -> TrainState:
+        given = latents(tokenizer, batch, jax.random.key(0), jnp.asarray(0))
+        states[kind], _ = train_step(built.parts, states[kind], given)
+        return states[kind]
+
+    times = least(
+        [lambda: step("stored", draw_stored, moments), lambda: step("on the way", encode_batch, pixels)], options.rounds
+    )
+    return [
+        {"ms": 1e3 * seconds, "ratio": seconds / times[0], "images_per_s": options.batch / seconds} for seconds in times
+    ]
+
+
+def least(functions: list[Callable[[], Any]], rounds: int) -> list[float]:
+    """The least seconds of each of some functions, which take turns; each is called once before."""
+    for function in functions:
+        jax.block_until_ready(function())
+    best = [float("inf")] * len(functions)
+    for _ in range(rounds):
+        for i, function in enumerate(functions):
+            before = time.perf_counter()
+            jax.block_until_ready(function())
+            best[i] = min(best[i], time.perf_counter() - before)
+    return best
+
+
+@eqx.filter_jit
+def _moments(tokenizer: AbstractTokenizer, images: np.ndarray) -> jax.Array:
+    return jax.vmap(lambda i: join_moments(tokenizer.encode_raw(i), mode_only=False))(jnp.asarray(images))
+
+
+def run(words: list[str]) -> int:
+    """Measures, prints a table and writes the rows; gives the exit code."""
+    options = tyro.cli(Options, args=words, description=__doc__)
+    for name in ("size", "batch", "rounds"):
+        if getattr(options, name) < 1:
+            raise BadInput(f"--{name}", f"{getattr(options, name)} is too small", "Use 1 or more")
+    loaded = load_tokenizer(options.tokenizer)
+    if options.size % loaded.tokenizer.factor:
+        problem = f"{options.size} pixels are no whole number of latents of {loaded.tokenizer.factor} pixels"
+        raise BadInput("--size", problem, f"Use a multiple of {loaded.tokenizer.factor}")
+    shape = (options.batch, options.size, options.size, loaded.tokenizer.channels)
+    images = np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
+    row = encoding(loaded, images, options.rounds)
+    rows: list[dict[str, Any]] = [{"what": "encoding", "tokenizer": options.tokenizer, **row}]
+    print(f"{loaded.title}; {options.batch} images of {options.size} px at once")
+    print(
+        f"encoding    {row['images_per_s']:,.0f} images/s, {row['flops'] / 1e9:.3f} GFLOP an image, "
+        f"MFU {row['mfu']:.2f} of {row['peak_flops'] / 1e9:,.0f} GFLOP/s"
+    )
+    if loaded.tokenizer.channels == 1:
+        for kind, row in zip(("stored", "on the way"), steps(loaded, images, options), strict=True):
+            rows.append({"what": f"step, latents {kind}", "tokenizer": options.tokenizer, **row})
+            print(f"{kind:12}{row['ms']:,.0f} ms a step, {row['images_per_s']:,.0f} images/s, ratio {row['ratio']:.2f}")
+    if options.json is not None:
+        options.json.write_text(json.dumps(rows, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    exit_with(run)

@@ -1,0 +1,262 @@
+"""Runs of networks of latents, from the first step to samples; and the published recipes."""
+
+import dataclasses
+import json
+
+import equinox as eqx
+import jax
+import numpy as np
+import pytest
+from faults.tiny import arrays, assert_equal_bit_for_bit, numbers, on_one_device, rows, tiny
+from faults.tiny import compilation_cache as compilation_cache
+
+from umd_eqx.cli import exit_with
+from umd_eqx.commands.encode_latents import encode_latents
+from umd_eqx.commands.evaluate import evaluate
+from umd_eqx.commands.export import export_weights
+from umd_eqx.commands.finetune import finetune
+from umd_eqx.commands.sample import sample
+from umd_eqx.commands.train_tokenizer import train_tokenizer
+from umd_eqx.config import build
+from umd_eqx.errors import BadInput
+from umd_eqx.eval import Generation, Reconstruction
+from umd_eqx.finetuning import FINETUNE, follow, require_fitting
+from umd_eqx.models.tokenizer_configs import KLTokenizer
+from umd_eqx.models.variants import num_parameters
+from umd_eqx.objectives import Unified, denoising, unified
+from umd_eqx.paths import LinearTable
+from umd_eqx.presets import PRETRAIN, latent_umd
+from umd_eqx.pretrained import from_pretrained
+from umd_eqx.run import run
+from umd_eqx.sharding import make_mesh
+from umd_eqx.tokenizers import load_tokenizer, resolve, save_tokenizer, with_statistics
+from umd_eqx.types import LatentSpec
+
+SMALL = KLTokenizer(latent_channels=2, widths=(4, 8, 8), groups=2)
+TRAIN = (
+    *("kl", "--model.widths", "4", "8", "8", "--model.groups", "2", "--model.latent-channels", "2"),
+    *("--data.batch-size", "8", "--data.eval-batch-size", "32", "--optim.steps", "3", "--log.every", "1"),
+    *("--eval.tokenizer.images", "32", "--eval.tokenizer.pictures", "2"),
+)
+
+
+@pytest.fixture(autouse=True)
+def one_device_and_few_images(monkeypatch):
+    on_one_device(monkeypatch)
+    for room in ("sample", "evaluate"):
+        monkeypatch.setattr(f"umd_eqx.commands.{room}.make_mesh", lambda: make_mesh(jax.devices()[:1]))
+    monkeypatch.setattr("umd_eqx.tokenizer_training.MEASURED", 64)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory) -> str:
+    """A small tokenizer, not trained."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    fresh = SMALL.build(28, 1, 10, key=jax.random.key(0))
+    save_tokenizer(with_statistics(fresh, 0.0, 2.0), SMALL, folder / "tokenizer.safetensors", {})
+    return str(folder)
+
+
+def small(tokenizer: str, **fields):
+    """The tiny run of `faults.tiny` on 7 x 7 latents."""
+    shown = {"reconstruction": Reconstruction(every=4, images=8, pictures=2)}
+    usual = {"model__variant": "mu/1", "tokenizer": tokenizer, "eval": shown, "path": LinearTable()}
+    return tiny(**(usual | fields))
+
+
+@pytest.fixture(scope="module")
+def whole(tokenizer, tmp_path_factory):
+    """Six steps without an interruption, images encoded on the way."""
+    directory = tmp_path_factory.mktemp("whole") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        on_one_device(patch)
+        run(small(tokenizer), run_dir=directory, preset="latent-umd", limit_steps=6)
+    return directory
+
+
+def called(capsys, command, *words) -> tuple[int, str, str]:
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        exit_with(command, list(map(str, words)))
+    out, error = capsys.readouterr()
+    assert "Traceback" not in out + error
+    return end.value.code, out, error
+
+
+def test_a_run_of_latents_in_pieces_is_the_run_in_one(tokenizer, whole, tmp_path):
+    config = small(tokenizer)
+    for steps in (2, 3, 6):
+        run(config, run_dir=tmp_path / "run", preset="latent-umd", limit_steps=steps)
+    assert [row["train/loss"] for row in rows(tmp_path / "run")] == [row["train/loss"] for row in rows(whole)]
+    assert_equal_bit_for_bit(arrays(tmp_path / "run", resolve(config)), arrays(whole, resolve(config)))
+    measured = rows(whole)[-1]
+    assert measured["eval/reconstruction/error"] > 0
+    assert measured["eval/reconstruction/latent_error"] > 0
+
+
+def test_a_run_goes_on_only_with_the_tokenizer_that_it_began_with(tokenizer, whole, tmp_path):
+    moved = tmp_path / "moved"
+    loaded = load_tokenizer(tokenizer)
+    moved.mkdir()
+    save_tokenizer(loaded.tokenizer, SMALL, moved / "tokenizer.safetensors", {})
+    run(small(str(moved)), run_dir=whole, preset="latent-umd", limit_steps=6)  # the same, elsewhere
+    save_tokenizer(with_statistics(loaded.tokenizer, 0.0, 1.0), SMALL, moved / "tokenizer.safetensors", {})
+    with pytest.raises(BadInput, match=r"--tokenizer: the run in .* began with another tokenizer, or other latents"):
+        run(small(str(moved)), run_dir=whole, preset="latent-umd", limit_steps=6)
+
+
+def test_stored_latents_are_trained_on_by_the_same_data_path(tokenizer, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ("--tokenizer", tokenizer, "--out", "latents", "--limit", "64", "--per-shard", "20")
+    assert called(capsys, encode_latents, *words)[0] == 0
+    config = small(tokenizer, data__latents="latents", data__train_split="train", eval={})
+    # Latents of another part of the data, or of another kind, are refused before anything is written.
+    with pytest.raises(BadInput, match="made with other images"):
+        run(dataclasses.replace(config, data=dataclasses.replace(config.data, train_split="train[:64]")), run_dir="a")
+    with pytest.raises(BadInput, match="made with another augmentation"):
+        run(dataclasses.replace(config, data=dataclasses.replace(config.data, flip=True)), run_dir="a")
+    assert not (tmp_path / "a").exists()
+    run(config, run_dir="run", preset="latent-umd", limit_steps=3)
+    run(config, run_dir="pieces", preset="latent-umd", limit_steps=1)
+    run(config, run_dir="pieces", preset="latent-umd", limit_steps=3)
+    assert numbers(tmp_path / "run") == numbers(tmp_path / "pieces")
+    # ... and such a run is not one with latents that are encoded on the way.
+    with pytest.raises(BadInput, match="began with another tokenizer, or other latents"):
+        run(small(tokenizer, eval={}), run_dir="run", preset="latent-umd", limit_steps=3)
+
+
+def test_fine_tuning_follows_the_run_with_its_tokenizer(tokenizer, whole, capsys):
+    # No preset is named: the recipe follows the run, its network, path and tokenizer with it.
+    name, config = follow(FINETUNE, None, whole, "ema")
+    source = from_pretrained(whole)
+    assert (name, config.tokenizer, config.path) == ("latent-umd-ft", tokenizer, LinearTable())
+    require_fitting(config, source)
+    model = build(resolve(config), config.data.describe()).abstract_state().model
+    assert (model.image_shape, model.num_classes) == ((7, 7, 2), 10)
+    other = dataclasses.replace(config, tokenizer="fashion-kl")
+    with pytest.raises(
+        BadInput, match=f"--from: it was trained on the latents of {tokenizer}, the recipe has fashion-"
+    ):
+        require_fitting(other, source)
+    code, _, error = called(capsys, finetune, "latent-umd-ft", "--from", whole)
+    assert (code, error.splitlines()[0][:60]) == (2, f"error: --from: {whole} holds another network: --model.v"[:60])
+
+
+def test_samples_of_latents_are_images_and_an_export_asks_for_its_tokenizer(
+    tokenizer, whole, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    quick = ("--steps", "2", "--batch-size", "8")
+    source = from_pretrained(whole)
+    assert source.latents is not None
+    assert source.model.image_shape == (7, 7, 2)
+    grid = ("--num", "4", "--out", "grid.png", "--film", "film.png")
+    assert called(capsys, sample, "--run", whole, *grid, *quick)[0] == 0
+    measured = ("--samples", "10", "--no-floor", "--json", "e.json")
+    assert called(capsys, evaluate, "--run", whole, *measured, *quick)[0] == 0
+    result = json.loads((tmp_path / "e.json").read_text())[0]
+    assert result["sampler"]["clip"] is False
+    assert np.isfinite(result["metrics"]["fd_fashion"])
+
+    # An export says by which tokenizer; where that has gone, it is asked for, and another is not taken.
+    assert called(capsys, export_weights, "--run", whole, "--out", "out.safetensors")[0] == 0
+    assert from_pretrained("out.safetensors").digest == source.digest
+    card = json.loads((tmp_path / "out.json").read_text())
+    (tmp_path / "out.json").write_text(json.dumps(card | {"tokenizer": "gone"}))
+    code, _, error = called(capsys, sample, "--run", "out.safetensors", "--num", "1", *quick)
+    assert (code, error[:46]) == (2, "error: --tokenizer: there is no gone on this m")
+    assert from_pretrained("out.safetensors", tokenizer=tokenizer).digest == source.digest
+    code, _, error = called(capsys, sample, "--run", "out.safetensors", "--tokenizer", "fashion-kl", *quick)
+    assert (code, "is not the tokenizer that the network was trained on" in error) == (2, True)
+    for wrong in ({"latent": None}, {"tokenizer": 3}, {"latent": {"type": "LatentSpec", "factor": 0, "channels": 2}}):
+        (tmp_path / "out.json").write_text(json.dumps(card | wrong))
+        code, _, error = called(capsys, sample, "--run", "out.safetensors", *quick)
+        assert (code, "out.json cannot be read" in error) == (2, True)
+
+
+def test_a_tokenizer_is_trained_and_used(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, error = called(capsys, train_tokenizer, *TRAIN, "--run-dir", "kl", "--json", "kl.json")
+    assert (code, error) == (0, "")
+    assert "tokenizer: kl/tokenizer.safetensors" in out
+    figures = json.loads((tmp_path / "kl.json").read_text())[0]
+    assert figures["eval/tokenizer/error"] > 0
+    loaded = load_tokenizer("kl")
+    assert loaded.config == KLTokenizer(latent_channels=2, widths=(4, 8, 8), groups=2)
+    assert loaded.tokenizer.scale == pytest.approx(1 / loaded.facts["latent_std"])
+    assert (tmp_path / "kl/report.html").exists()
+    # Its training is a run like any other: the same command says that it is finished.
+    assert "kl is finished" in called(capsys, train_tokenizer, *TRAIN, "--run-dir", "kl")[1]
+    # A run of a tokenizer is no network, and is told from one.
+    code, _, error = called(capsys, sample, "--run", "kl")
+    assert (code, error.startswith("error: --run: kl holds a tokenizer and no network")) == (2, True)
+    assert called(capsys, export_weights, "--run", "kl", "--out", "out.safetensors", "--half")[0] == 0
+    assert load_tokenizer("out.safetensors").facts["step"] == 3
+
+
+@pytest.mark.slow  # half a minute, and every part of it is tested alone
+def test_a_tokenizer_with_codes_is_trained_too(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sizes = ("--model.widths", "4", "8", "8", "--model.groups", "2")
+    words = ("fsq", *sizes, *TRAIN[TRAIN.index("--data.batch-size") :])
+    code, _, error = called(capsys, train_tokenizer, *words, "--run-dir", "fsq", "--json", "f.json")
+    assert (code, error) == (0, "")
+    figures = json.loads((tmp_path / "f.json").read_text())[0]
+    assert 0 < figures["eval/tokenizer/codes_used"] <= 1
+    assert 1 <= figures["eval/tokenizer/perplexity"] <= 1000
+
+
+def test_the_latent_of_a_run_is_its_own_at_every_step(tokenizer):
+    config = resolve(small(tokenizer))
+    assert config.latent == LatentSpec(4, 2, load_tokenizer(tokenizer).digest)
+    assert config.image_shape(config.data.describe()) == (7, 7, 2)
+
+
+PUBLISHED = {"latent-umd-l2-in256": (1024, 80.0), "latent-dit-l2-in256": (256, 95.0)}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_row_of_latents_has_its_numbers(name):
+    config = PRETRAIN[name]()
+    batch_size, area_min = PUBLISHED[name]
+    scratch = name.startswith("latent-dit")
+    assert config.objective == (denoising() if scratch else unified())
+    assert (config.data.batch_size, config.data.size, config.data.area_min) == (batch_size, 256, area_min)
+    assert (config.model.variant, config.model.conditioning, config.model.labels) == ("L/2", "adaln", scratch)
+    assert (config.model.class_tokens, config.model.class_token_std, config.model.remat) == (4, 0.0, "full")
+    optim = config.optim
+    assert (optim.lr, optim.lr_batch_size, optim.warmup, optim.mu_dtype) == (1.5e-4, 256, 0.05, "bfloat16")
+    assert (optim.epochs, optim.beta2, optim.weight_decay) == ((400, 0.999, 0) if scratch else (800, 0.95, 0.05))
+    assert config.path == LinearTable()
+    assert config.image_shape(config.data.expected) == (32, 32, 4)
+    assert (config.ema.rate_for(256, labels=config.model.labels) is None) != scratch
+    for evaluator in config.eval.values():
+        if isinstance(evaluator, Generation):
+            sampler = evaluator.sampler
+            assert (sampler.clip, sampler.steps, sampler.eta, sampler.grid) == (False, 125, 1.0, "reference")
+    built = build(config, config.data.expected)
+    # The blocks of a ViT-L and of a third of it, each with an AdaLN of 6 d^2.
+    model = built.abstract_state().model
+    d, blocks = 1024, 24 + 8
+    assert num_parameters(model) == pytest.approx(blocks * 18 * d**2, rel=0.03)
+    assert built.step_flops() > 1e14
+
+
+def test_the_fine_tuned_rows_of_latents_are_not_clipped():
+    for name in ("latent-umd-ft", "latent-umd-fsq-ft", "latent-umd-l2-in256-ft"):
+        config = FINETUNE[name]()
+        assert isinstance(config.objective, Unified)
+        assert config.objective.no_noise_prob == 0.05
+        assert config.eval["generation"].sampler.clip is False
+        assert config.path == LinearTable()
+    assert (config.data.batch_size, config.data.size, config.optim.epochs) == (256, 256, 50)
+
+
+def test_what_comes_with_the_package_is_what_its_presets_expect():
+    for name in ("latent-umd", "latent-umd-fsq", "latent-dit"):
+        config = PRETRAIN[name]()
+        found = resolve(config)
+        assert found.latent._replace(digest=None) == config.latent
+        shapes = build(found, found.data.expected).abstract_state()
+        assert eqx.filter(shapes, eqx.is_array_like) is not None
+    assert latent_umd().image_shape(latent_umd().data.expected) == (7, 7, 4)
