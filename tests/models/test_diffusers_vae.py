@@ -96,9 +96,17 @@ def test_half_precision_is_read_as_single(tokenizer, folder, dtype):
     same(again, tokenizer, atol=0.01)
 
 
-def test_a_scale_that_is_not_given_is_one(folder):
+def test_a_scale_of_null_is_one(folder):
     configure(folder, scaling_factor=None, shift_factor=None)
     assert (read_diffusers(folder).scale, read_diffusers(folder).shift) == (1.0, 0.0)
+
+
+def test_a_scale_that_is_not_given_is_that_of_stable_diffusion(folder):
+    # As in files older than the option, which was in diffusers' pipelines before.
+    content = json.loads((folder / CONFIG).read_text())
+    del content["scaling_factor"], content["shift_factor"]
+    (folder / CONFIG).write_text(json.dumps(content))
+    assert (read_diffusers(folder).scale, read_diffusers(folder).shift) == (0.18215, 0.0)
 
 
 def renamed(tensors):
@@ -117,9 +125,29 @@ def broken(tensors):
     return tensors | {"quant_conv.bias": np.full_like(tensors["quant_conv.bias"], np.nan)}
 
 
+def infinite(tensors):
+    return tensors | {"quant_conv.bias": np.full(4, 1e300)}
+
+
+def quantised(tensors):
+    return tensors | {"quant_conv.bias": np.zeros(4, np.int8)}
+
+
+def twice(tensors):
+    return tensors | {name.replace("to_q", "query"): tensor for name, tensor in tensors.items() if "to_q" in name}
+
+
+def obeyed(tensors):
+    return tensors | {"a\nb\x1b[31m" + "c" * 1000: np.zeros(1, np.float32)}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (infinite, "quant_conv.bias in .* holds numbers that are not finite"),
+        (quantised, "quant_conv.bias in .* is int8"),
+        (twice, "by their old and by their new names"),
+        (obeyed, "a b .31mc+ in .* has no place in the network"),
         (renamed, "decoder.conv_out_in.bias in .* has no place in the network"),
         (lacking, "lacks quant_conv.bias"),
         (transposed, "quant_conv.weight in .* has shape .2, 4, 1, 1., which is not that of the network"),
@@ -135,22 +163,30 @@ def refused(folder: Path, message: str) -> None:
     with pytest.raises(BadInput, match=message) as refusal:
         read_diffusers(folder)
     assert refusal.value.field == "--tokenizer"
-    assert "\n" not in str(refusal.value)
+    assert str(refusal.value).isprintable()
+    assert len(str(refusal.value)) < 600
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"_class_name": "VQModel"}, "describes a 'VQModel' and not an AutoencoderKL"),
+        ({"_class_name": "V" * 1000}, "describes a 'V{80}' and not"),
         ({"act_fn": "gelu"}, "asks for act_fn = gelu, and only silu is built"),
+        ({"act_fn": "a\nb\x1b[31m"}, "asks for act_fn = a b .31m, and"),
+        ({"latents_mean": [1.0, 2.0]}, "asks for latents_mean = .1.0, 2.0., and only None is built"),
+        ({"latents_std": [1.0, 2.0]}, "asks for latents_std"),
         ({"down_block_types": ["AttnDownBlock2D"]}, "asks for down_block_types"),
         ({"out_channels": 3}, "other channels going in than coming out"),
         ({"block_out_channels": [4, 9]}, "asks for 2 groups, which do not divide widths of .4, 9."),
         ({"block_out_channels": "many"}, "does not describe a network"),
         ({"layers_per_block": 10**9}, "does not describe a network"),
+        ({"layers_per_block": 65}, "does not describe a network"),
         ({"latent_channels": True}, "does not describe a network"),
         ({"scaling_factor": "nan"}, "does not describe a network"),
         ({"scaling_factor": -1}, "does not describe a network"),
+        ({"scaling_factor": 0}, "does not describe a network"),
+        ({"scaling_factor": 10**400}, "does not describe a network"),
         ({"use_quant_conv": 1}, "does not describe a network"),
     ],
 )
@@ -162,6 +198,7 @@ def test_configurations_that_cannot_be_built(folder, options, message):
 @pytest.mark.parametrize("content", ["", "[]", "{", "[" * 100_000])
 def test_configurations_that_are_none(folder, content):
     (folder / CONFIG).write_text(content)
+    assert not is_diffusers(folder)
     refused(folder, "does not describe a network|describes a None")
 
 

@@ -98,7 +98,8 @@ def test_the_logarithm_of_the_variance_is_clipped_as_published():
     ("config", "message"),
     [
         (VAEConfig(widths=(8, 12), groups=8), "--model.groups: 8 groups do not divide widths of 8, 12"),
-        (VAEConfig(widths=()), "--model.groups: "),
+        (VAEConfig(groups=0), "--model.groups: 0 groups do not divide widths of 128, 256, 512, 512"),
+        (VAEConfig(widths=()), "--model.widths: there are none"),
         (VAEConfig(latent_channels=0), "--model.latent-channels: 0 is too small"),
     ],
 )

@@ -5,6 +5,7 @@ Needs `pip install "umd_eqx[parity]"`.
 
 import dataclasses
 import importlib.util
+import json
 import os
 import sys
 import warnings
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from umd_eqx.models.diffusers_vae import read_diffusers, write_diffusers
+from umd_eqx.models.diffusers_vae import CONFIG, read_diffusers, write_diffusers
 from umd_eqx.models.vae import SD_V1, SD_V3, AutoencoderKL, VAEConfig
 
 WHY = 'parity with PyTorch: pip install "umd_eqx[parity]"'
@@ -96,6 +97,16 @@ def test_a_file_of_theirs_loads_here_and_says_the_same(config, side, tmp_path):
         expected = network.decode(channels_first(z)).sample
     close(eqx.filter_jit(lambda t, z: t.decode_raw(z))(tokenizer, jnp.asarray(z)), expected)
     assert (tokenizer.shift, tokenizer.scale) == (config.shift, pytest.approx(config.scale))
+
+
+def test_what_a_configuration_leaves_out_is_what_they_take_it_for(tmp_path):
+    theirs(dataclasses.replace(SMALL, scale=0.5)).save_pretrained(tmp_path)
+    content = json.loads((tmp_path / CONFIG).read_text())
+    for name in ("scaling_factor", "shift_factor", "use_quant_conv", "use_post_quant_conv", "mid_block_add_attention"):
+        del content[name]
+    (tmp_path / CONFIG).write_text(json.dumps(content))
+    network = Theirs.from_pretrained(tmp_path, local_files_only=True)
+    assert read_diffusers(tmp_path).scale == network.config.scaling_factor == 0.18215
 
 
 @pytest.mark.parametrize("config", [SMALL, SMALL_16, GREY])

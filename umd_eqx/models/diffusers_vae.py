@@ -21,11 +21,17 @@ CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 
 LARGEST_WIDTH = 2**14
 """Of a network that a configuration describes."""
+MOST_LAYERS = 64
+"""At each of its sizes: shapes are computed before the arrays are looked at, which takes a while for thousands."""
+SD_SCALE = 0.18215
+"""Of files that do not say: diffusers' default, which the published Stable Diffusion 1 files rely on."""
 
 FIXED = {
     "act_fn": "silu",
     "norm_type": "group",
     "block_out_channels_multiplier": None,
+    "latents_mean": None,
+    "latents_std": None,
     "down_block_types": "DownEncoderBlock2D",
     "up_block_types": "UpDecoderBlock2D",
 }
@@ -40,7 +46,7 @@ def is_diffusers(place: Path) -> bool:
     folder = _folder(place)
     try:
         return "_class_name" in json.loads((folder / CONFIG).read_text())
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return False
 
 
@@ -62,17 +68,23 @@ def read_diffusers(place: str | os.PathLike[str], field: str = "--tokenizer") ->
     file = place if place.is_file() else folder / WEIGHTS
     tensors, _ = read_tensors(file, field)
     like = jax.eval_shape(lambda key: AutoencoderKL.init(config, key=key), jax.random.key(0))
-    tensors = _new_names(tensors)
+    renamed = _new_names(tensors)
+    if len(renamed) < len(tensors):
+        raise BadInput(field, f"{file} holds the attention's layers by their old and by their new names", "Get it anew")
+    tensors = renamed
     wanted = {_theirs(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(like)}
     way_out = f"Is {CONFIG} the one that belongs to it?"
     for name in sorted(set(tensors) - set(wanted)):
-        raise BadInput(field, f"{name} in {file} has no place in the network", way_out)
+        raise BadInput(field, f"{_word(name)} in {file} has no place in the network", way_out)
 
     def put(path: tuple[jax.tree_util.KeyEntry, ...], leaf: Any) -> jax.Array:
         name = _theirs(path)
         if name not in tensors:
             raise BadInput(field, f"{file} lacks {name}", way_out)
-        tensor = _ours(np.asarray(tensors[name], np.float32), leaf.ndim)
+        if not jnp.issubdtype(tensors[name].dtype, jnp.floating):  # of a quantised file, which is not these weights
+            raise BadInput(field, f"{name} in {file} is {tensors[name].dtype}", "Get the file in float16 or float32")
+        with np.errstate(over="ignore"):  # to infinity, which is told below
+            tensor = _ours(tensors[name].astype(np.float32), leaf.ndim)
         if tensor.shape != leaf.shape:
             problem = f"{name} in {file} has shape {tensors[name].shape}, which is not that of the network"
             raise BadInput(field, problem, way_out)
@@ -123,12 +135,12 @@ def _read_config(path: Path, field: str) -> VAEConfig:
     try:
         content = json.loads(path.read_text())
         if content.get("_class_name") != "AutoencoderKL":
-            problem = f"{path} describes a {content.get('_class_name')!r} and not an AutoencoderKL"
+            problem = f"{path} describes a {_word(content.get('_class_name'))!r} and not an AutoencoderKL"
             raise BadInput(field, problem, "Give the folder of the VAE")
         for name, only in FIXED.items():
             found = content.get(name, only)
             if any(value != only for value in (found if isinstance(found, list) else [found])):
-                problem = f"{path} asks for {name} = {found}, and only {only} is built"
+                problem = f"{path} asks for {name} = {_word(found)}, and only {only} is built"
                 raise BadInput(field, problem, "Take another VAE")
         if content.get("in_channels", 3) != content.get("out_channels", 3):
             raise BadInput(field, f"{path} has other channels going in than coming out", "Take another VAE")
@@ -141,8 +153,8 @@ def _read_config(path: Path, field: str) -> VAEConfig:
             attention=content.get("mid_block_add_attention", True),
             quant_conv=content.get("use_quant_conv", True),
             post_quant_conv=content.get("use_post_quant_conv", True),
-            shift=float(content.get("shift_factor") or 0.0),
-            scale=float(content.get("scaling_factor") or 1.0),
+            shift=_number(content.get("shift_factor"), 0.0),
+            scale=_number(content.get("scaling_factor", SD_SCALE), 1.0),
         )
         _require_sane(config)
         if any(width % config.groups for width in config.widths):
@@ -151,10 +163,19 @@ def _read_config(path: Path, field: str) -> VAEConfig:
         return config
     except OSError as error:
         raise BadInput(field, f"{path} cannot be read ({error.strerror})", "Get the file anew") from error
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         if isinstance(error, BadInput):
             raise
         raise BadInput(field, f"{path} does not describe a network", "Get the file anew") from error
+
+
+def _number(value: Any, null: float) -> float:
+    return null if value is None else float(value)
+
+
+def _word(value: Any) -> str:
+    # A file's own words: short, on one line, and nothing that a terminal would obey.
+    return "".join(c if c.isprintable() else " " for c in str(value)[:80])
 
 
 def _require_sane(config: VAEConfig) -> None:
@@ -162,6 +183,8 @@ def _require_sane(config: VAEConfig) -> None:
     counts = (config.channels, config.latent_channels, config.layers, config.groups, *config.widths)
     if any(type(count) is not int or not 0 < count <= LARGEST_WIDTH for count in counts) or len(config.widths) > 10:
         raise TypeError("a count")
+    if config.layers > MOST_LAYERS:
+        raise ValueError("layers")
     if not (math.isfinite(config.shift) and math.isfinite(config.scale) and config.scale > 0):
         raise ValueError("shift or scale")
     if any(type(value) is not bool for value in (config.attention, config.quant_conv, config.post_quant_conv)):

@@ -51,7 +51,9 @@ class VAEConfig:
 
     def validate(self, field: str = "--model") -> None:
         """Raises `BadInput` for sizes that cannot work."""
-        if not self.widths or any(width < 1 or width % self.groups for width in self.widths) or self.groups < 1:
+        if not self.widths:
+            raise BadInput(f"{field}.widths", "there are none", "Give the channels at each size")
+        if self.groups < 1 or any(width < 1 or width % self.groups for width in self.widths):
             problem = f"{self.groups} groups do not divide widths of {', '.join(map(str, self.widths))}"
             raise BadInput(f"{field}.groups", problem, "Use a number that divides each of them")
         for name in ("channels", "latent_channels", "layers"):
