@@ -260,7 +260,9 @@ def _hush() -> None:
 
 
 def _is_no_echo(record: logging.LogRecord) -> bool:
-    return "exception was never retrieved" not in record.getMessage()
+    return not any(
+        echo in record.getMessage() for echo in ("exception was never retrieved", "destroyed but it is pending")
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +11,13 @@ from faults.tiny import (
     arrays,
     assert_equal_bit_for_bit,
     ended,
+    let_go,
     numbers,
+    read_until,
     rows,
     start,
     tiny,
-    wait_for_step,
+    wait_until_held,
 )
 from faults.tiny import (
     compilation_cache as compilation_cache,
@@ -40,18 +41,20 @@ def test_a_run_killed_and_stopped_again_and_again_is_the_run_that_never_was(tmp_
     whole, run_dir = tmp_path / "whole", tmp_path / "run"
     uninterrupted = start(whole)  # beside the other, to take half the time
     for step in (3, 6):
-        process = start(run_dir, seconds_a_step=0.3)
-        wait_for_step(process, run_dir, step)
+        process = start(run_dir, hold_after=step)
+        wait_until_held(process, run_dir)
         kill(process)
     for step, number in ((8, signal.SIGTERM), (10, signal.SIGINT)):
-        process = start(run_dir, seconds_a_step=0.3)
-        wait_for_step(process, run_dir, step)
+        process = start(run_dir, hold_after=step)
+        wait_until_held(process, run_dir)
         process.send_signal(number)
+        read_until(process, f"{number.name}: saving")
+        let_go(run_dir)
         code, out, error = ended(process)
         assert code == 75
         assert error == ""
-        assert f"{number.name}: saving" in out
         last = rows(run_dir)[-1]["step"]
+        assert last == step + 1  # the step that it came in is finished, and no other begun
         assert f"stopped by {number.name} at step {last} of 12, saved. The same command goes on" in out
         assert (run_dir / "checkpoints" / str(last)).is_dir()
 
@@ -66,16 +69,14 @@ def test_a_run_killed_and_stopped_again_and_again_is_the_run_that_never_was(tmp_
 
 def test_a_second_ctrl_c_is_one_line_and_leaves_the_last_checkpoint(tmp_path):
     run_dir = tmp_path / "run"
-    process = start(run_dir, seconds_a_step=4.0)
-    wait_for_step(process, run_dir, 3)
-    time.sleep(1.5)  # into the fourth: right after a row the run would stop before the second signal
+    process = start(run_dir, hold_after=3)
+    wait_until_held(process, run_dir)
     process.send_signal(signal.SIGINT)
-    time.sleep(0.3)  # two at the same moment would be one to a process
+    read_until(process, "SIGINT: saving")  # two at the same moment would be one to a process
     process.send_signal(signal.SIGINT)
-    code, out, error = ended(process)
+    code, _, error = ended(process)
     assert code == 130
     assert error == "interrupted: the last checkpoint, if there is one, is as it was\n"
-    assert "SIGINT: saving" in out
     assert (run_dir / "checkpoints/2/crc32.json").is_file()
 
 

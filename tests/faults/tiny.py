@@ -120,8 +120,18 @@ def assert_equal_bit_for_bit(left: dict[str, np.ndarray], right: dict[str, np.nd
         assert left[name].tobytes() == right[name].tobytes(), name
 
 
-def start(run_dir: Path, *flags: str, seconds_a_step: float = 0.0, optimise: bool = False) -> subprocess.Popen[str]:
-    """The command on the tiny recipe in a process of its own, with one device; `optimise` as a user's run is."""
+def start(
+    run_dir: Path,
+    *flags: str,
+    seconds_a_step: float = 0.0,
+    hold_after: int | None = None,
+    optimise: bool = False,
+) -> subprocess.Popen[str]:
+    """The command on the tiny recipe in a process of its own, with one device; `optimise` as a user's run is.
+
+    After `hold_after` steps it stays within the next one until `let_go`, so that what a test does to it comes neither
+    too early nor too late, however busy the machine is: see `wait_until_held`.
+    """
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("XLA_", "JAX_", "UMD_"))}
     environment |= {
         "JAX_PLATFORMS": "cpu",
@@ -130,7 +140,11 @@ def start(run_dir: Path, *flags: str, seconds_a_step: float = 0.0, optimise: boo
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "0" if optimise else "1",
         "SECONDS_A_STEP": str(seconds_a_step),
+        "HOLD_AFTER": "" if hold_after is None else str(hold_after),
+        "HOLD": str(run_dir),
     }
+    for mark in (".held", ".go"):
+        Path(f"{run_dir}{mark}").unlink(missing_ok=True)
     words = [sys.executable, str(COMMAND), "tiny", "--run-dir", str(run_dir), *flags]
     return subprocess.Popen(
         words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=run_dir.parent
@@ -143,14 +157,31 @@ def ended(process: subprocess.Popen[str], timeout: float = 240.0) -> tuple[int, 
     return process.returncode, out, error
 
 
-def wait_for_step(process: subprocess.Popen[str], run_dir: Path, step: int, timeout: float = 240.0) -> None:
-    """Returns when the metrics have come to a step."""
+def read_until(process: subprocess.Popen[str], text: str) -> str:
+    """What the process says up to the line with this text, in which it is. `ended` gives only what comes later."""
+    assert process.stdout is not None
+    said = b""
+    while text.encode() not in said or not said.endswith(b"\n"):
+        # Byte by byte from below the buffer, which would keep what `ended` is to read.
+        byte = os.read(process.stdout.fileno(), 1)
+        if not byte:
+            pytest.fail(f"the run ended without {text!r}: {said.decode()}{ended(process)}")
+        said += byte
+    return said.decode()
+
+
+def wait_until_held(process: subprocess.Popen[str], run_dir: Path, timeout: float = 240.0) -> None:
+    """Returns when a run with `hold_after` is within that step, every row before it written."""
     end = time.monotonic() + timeout
-    while time.monotonic() < end:
-        if rows(run_dir) and rows(run_dir)[-1]["step"] >= step:
-            return
+    while not Path(f"{run_dir}.held").exists():
         if process.poll() is not None:
-            pytest.fail(f"the run ended before step {step}: {ended(process)}")
+            pytest.fail(f"the run ended before it was held: {ended(process)}")
+        if time.monotonic() > end:
+            process.kill()
+            pytest.fail(f"the run was never held: {ended(process)}")
         time.sleep(0.02)
-    process.kill()
-    pytest.fail(f"the run did not come to step {step}: {ended(process)}")
+
+
+def let_go(run_dir: Path) -> None:
+    """Lets the step of `hold_after` come to its end."""
+    Path(f"{run_dir}.go").touch()

@@ -1,7 +1,12 @@
-"""The command of a newcomer: a recipe of their own beside the package's. `SECONDS_A_STEP` leaves time for accidents."""
+"""The command of a newcomer: a recipe of their own beside the package's. Some variables leave time for accidents.
+
+`SECONDS_A_STEP` makes every step slow. `HOLD_AFTER` (a number of steps) keeps the step after it from its end: there is
+a file `HOLD.held` from then on, and the step goes on when there is a file `HOLD.go`.
+"""
 
 import os
 import time
+from pathlib import Path
 
 from tiny import tiny
 
@@ -11,10 +16,15 @@ from umd_eqx.presets import PRETRAIN
 
 if __name__ == "__main__":
     step = loop.train_step
+    seconds, after, hold = (os.environ.get(name) for name in ("SECONDS_A_STEP", "HOLD_AFTER", "HOLD"))
 
-    def slow_step(*arguments):
-        time.sleep(float(os.environ.get("SECONDS_A_STEP", "0")))
-        return step(*arguments)
+    def slow_step(parts, state, batch):
+        time.sleep(float(seconds or 0))
+        if after and int(state.step) == int(after):
+            Path(f"{hold}.held").touch()
+            while not Path(f"{hold}.go").exists():
+                time.sleep(0.01)
+        return step(parts, state, batch)
 
     loop.train_step = slow_step
     main({**PRETRAIN, "tiny": tiny})
