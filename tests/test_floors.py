@@ -59,6 +59,7 @@ NEIGHBOURS = {
     ("presets", "config"),
     ("dump", "config"),
     ("dryrun", "config"),
+    ("dryrun", "tokenizers"),
     ("workspace", "config"),
     ("workspace", "dump"),
     ("run", "config"),

@@ -37,8 +37,8 @@ def test_every_recipe_has_a_training_step(name):
     config = ALL[name]()
     built = build(config, config.data.expected)
     state = built.abstract_state()
-    size, count = config.data.size, config.data.batch_size
-    shape = (count, size, size, built.spec.channels)
+    count = config.data.batch_size
+    shape = (count, *config.image_shape(built.spec))
 
     def step(state: train.TrainState) -> tuple:
         batch = Batch(jnp.zeros(shape), jnp.zeros(count, jnp.int32), jnp.ones(count, bool))
