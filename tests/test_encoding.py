@@ -1,14 +1,20 @@
 """Encoding a data set: the same bytes however often it was interrupted, and what is refused."""
 
+import dataclasses
 import shutil
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from data.test_latents import SOURCE, TOKENIZER, settings
+from eval.fakes import Source
 
-from umd_eqx.data.latents import MANIFEST, Manifest
-from umd_eqx.encoding import Progress, begin, encode
+from umd_eqx.data.broken import SkipBroken
+from umd_eqx.data.latents import MANIFEST, LatentSource, Manifest, Settings, view
+from umd_eqx.data.transforms import TrainTransform
+from umd_eqx.encoding import FLAGS, Progress, begin, encode
 from umd_eqx.errors import BadInput
 from umd_eqx.sharding import make_mesh
 
@@ -61,19 +67,49 @@ def test_eight_devices_write_what_one_does_to_float32s_rounding(tmp_path):
     assert eight.std == pytest.approx(one.std, rel=1e-6)
 
 
+@pytest.mark.parametrize("damage", [lambda shard: shard.unlink(), lambda shard: shard.write_bytes(b"half")])
+def test_a_complete_folder_whose_shard_is_gone_or_cut_short_is_mended(tmp_path, damage):
+    assert encoded(tmp_path / "folder") is not None
+    whole = content(tmp_path / "folder")
+    damage(tmp_path / "folder" / settings().shard_name(1))
+    assert begin(tmp_path / "folder", settings()) == [1]
+    done = []
+    assert encoded(tmp_path / "folder", Progress(done.append)) is not None
+    assert content(tmp_path / "folder") == whole
+    assert done == [17, 22]  # twelve of the images were there
+
+
+def test_what_stands_in_for_a_broken_image_brings_its_own_label(tmp_path):
+    images = Source(SOURCE.images, np.arange(22), classes=22, broken=(4, 21))
+    source = SkipBroken(images)
+    assert encode(source, TOKENIZER, settings(), tmp_path / "folder", mesh=make_mesh(jax.devices()[:1])) is not None
+    stored = LatentSource(tmp_path / "folder")
+    for index, stand_in in ((3, 3), (4, 5), (21, 0)):
+        assert stored[index]["label"] == source[index]["label"] == stand_in
+        expected = view(source, index, 2, TrainTransform(8, 50.0, True), 3)
+        mean = TOKENIZER.encode_raw(jnp.asarray(expected)).mean
+        np.testing.assert_allclose(stored[index]["image"][2, ..., :4], mean, atol=1e-6)
+
+
 @pytest.mark.parametrize(
-    ("changed", "message"),
+    ("changed", "field", "message"),
     [
-        ({"views": 2}, "was begun with views 3, and now it is 2"),
-        ({"tokenizer": "9"}, "was begun with tokenizer 0123, and now it is 9"),
-        ({"seed": 1}, "was begun with seed 3, and now it is 1"),
+        ({"views": 2}, "--views", "was begun with views 3, and now it is 2"),
+        ({"tokenizer": "9"}, "--tokenizer", "was begun with tokenizer 0123, and now it is 9"),
+        ({"seed": 1}, "--seed", "was begun with seed 3, and now it is 1"),
+        ({"dtype": "float16"}, "--half", "was begun with dtype float32, and now it is float16"),
+        ({"images": 21}, "--limit", "was begun with images 22, and now it is 21"),
     ],
 )
-def test_a_folder_that_was_begun_otherwise(tmp_path, changed, message):
+def test_a_folder_that_was_begun_otherwise(tmp_path, changed, field, message):
     begin(tmp_path / "folder", settings())
     with pytest.raises(BadInput, match=message) as refusal:
         begin(tmp_path / "folder", settings(**changed))
-    assert refusal.value.field == "--out"
+    assert refusal.value.field == field
+
+
+def test_each_of_the_settings_has_its_flag():
+    assert FLAGS.keys() == {field.name for field in dataclasses.fields(Settings)}
 
 
 def test_a_folder_that_holds_something_else(tmp_path):
@@ -83,11 +119,13 @@ def test_a_folder_that_holds_something_else(tmp_path):
 
 
 def test_a_disk_that_is_too_small(tmp_path):
-    with pytest.raises(BadInput, match=r"GB free, and the latents need up to .* GB. Choose another disk"):
-        begin(tmp_path / "folder", settings(images=10**13))
+    with pytest.raises(BadInput, match=r"MB free, and what is missing needs up to .* MB. Free some"):
+        begin(tmp_path / "folder", settings(views=10**13))
+    assert not (tmp_path / "folder" / "settings.json").exists()  # other settings may be tried
 
 
-def test_settings_that_cannot_be_read(tmp_path):
-    (tmp_path / "settings.json").write_text("{")
+@pytest.mark.parametrize("text", ["{", "[]"])
+def test_settings_that_cannot_be_read(tmp_path, text):
+    (tmp_path / "settings.json").write_text(text)
     with pytest.raises(BadInput, match="cannot be read"):
         begin(tmp_path, settings())

@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import functools
 import json
+import math
 import os
 import shutil
 import zlib
@@ -18,7 +19,7 @@ from array_record.python import array_record_module  # pyright: ignore[reportAtt
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Float32, Int
 
-from umd_eqx.data.latents import MANIFEST, Manifest, Settings, packed, view
+from umd_eqx.data.latents import MANIFEST, Manifest, Settings, augmented, packed
 from umd_eqx.data.loader import evaluation_batches
 from umd_eqx.data.source import DataSource, Example
 from umd_eqx.data.transforms import TrainTransform
@@ -34,6 +35,26 @@ SETTINGS = "settings.json"
 
 WRITER_OPTIONS = "group_size:1"
 """A record in a chunk of its own, as TFDS writes them: read in any order."""
+
+FLAGS = {
+    "name": "--data.name",
+    "split": "--data.split",
+    "source": "--data.dir",
+    "tokenizer": "--tokenizer",
+    "shift": "--tokenizer",
+    "scale": "--tokenizer",
+    "shape": "--tokenizer",
+    "size": "--data.size",
+    "area_min": "--data.area-min",
+    "flip": "--data.flip",
+    "seed": "--seed",
+    "views": "--views",
+    "mode_only": "--mode-only",
+    "dtype": "--half",
+    "images": "--limit",
+    "per_shard": "--per-shard",
+}
+"""By which flag each of the settings is asked for."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,67 +83,82 @@ def encode(
 
     **Arguments:**
 
-    - `source`: the images; none of them broken (`SkipBroken`).
+    - `source`: the images; wrap it into `SkipBroken` where some may be broken.
     - `tokenizer`: what `settings.tokenizer` is the fingerprint of.
     - `folder`: an empty or new one, or one that was begun with the same settings.
-    - `mesh`: the devices that share each batch of `batch_size` views, rounded up to a multiple of them.
+    - `mesh`: the devices that share each batch, of about `batch_size` views: all those of as many images.
     - `threads`: that read and augment images.
     - `progress`: told of, and asked, after each batch.
 
     **Returns:** the manifest; None where `progress.stop` said so before the end.
 
-    **Raises:** `BadInput` naming `--out` for a folder that holds something else, or too little room.
+    **Raises:** `BadInput` as `begin`; whatever the source raises.
     """
     progress = Progress() if progress is None else progress
-    begin(folder, settings)
+    missing = begin(folder, settings)
+    done = settings.images - sum(len(settings.shards[shard]) for shard in missing)
     tokenizer = place(tokenizer, replicated(mesh))
     views = _Views(source, settings)
-    size = whole_batch(batch_size, mesh)
-    for shard, images in enumerate(settings.shards):
-        if _sums_path(folder, settings, shard).exists():
-            progress.update(images.stop)
-            continue
+    size = whole_batch(batch_size // settings.views, mesh)
+    for shard in missing:
+        labels: list[np.ndarray] = []
         moments: list[np.ndarray] = []
-        for part in _encoded(tokenizer, views, images, settings, size, mesh, threads):
-            moments.append(part)
-            progress.update(images.start + sum(map(len, moments)) // settings.views)
+        for some_labels, some_moments in _encoded(
+            tokenizer, views, settings.shards[shard], settings, size, mesh, threads
+        ):
+            labels.append(some_labels)
+            moments.append(some_moments)
+            done += len(some_labels)
+            progress.update(done)
             if progress.stop():
                 return None
-        labels = source.labels(np.asarray(images))
-        _write_shard(folder, settings, shard, labels, np.concatenate(moments).reshape(-1, *settings.record_shape))
+        _write_shard(folder, settings, shard, np.concatenate(labels), np.concatenate(moments))
     manifest = _manifest(folder, settings, source.spec)
     write_atomically(folder / MANIFEST, manifest.text().encode())
     return manifest
 
 
-def begin(folder: Path, settings: Settings) -> None:
-    """Makes a folder that of these latents, or sees that it is. Raises `BadInput` naming the flag that differs."""
+def begin(folder: Path, settings: Settings) -> list[int]:
+    """Makes a folder that of these latents, or sees that it is; gives the shards that are not there yet, or not whole.
+
+    A shard is judged by its length and not read. Raises `BadInput`, naming the flag that differs from what the folder
+    was begun with, or `--out` where it holds something else or its disk has too little room.
+    """
     path, text = folder / SETTINGS, json.dumps(dataclasses.asdict(settings), indent=2) + "\n"
-    if path.exists():
-        try:
-            there = json.loads(path.read_text())
-        except ValueError as error:
-            raise BadInput("--out", f"{path} cannot be read", "Choose another folder") from error
-        now = json.loads(text)
-        for name in now:
-            if there.get(name) != now[name]:
-                problem = f"{folder} was begun with {name} {there.get(name)}, and now it is {now[name]}"
-                raise BadInput("--out", problem, "Ask for the old value to go on with it, or choose another folder")
-        return
     folder.mkdir(parents=True, exist_ok=True)
-    foreign = [entry.name for entry in folder.iterdir() if entry.name != ".lock" and entry.suffix != ".tmp"]
-    if foreign:
-        raise BadInput("--out", f"{folder} holds {min(foreign)!r} and no latents", "Choose an empty or a new folder")
-    need = settings.images * (4 + int(np.prod(settings.record_shape)) * np.dtype(settings.dtype).itemsize)
+    new = not path.exists()
+    if new:
+        foreign = [entry.name for entry in folder.iterdir() if entry.name != ".lock" and entry.suffix != ".tmp"]
+        if foreign:
+            problem = f"{folder} holds {min(foreign)!r} and no latents"
+            raise BadInput("--out", problem, "Choose an empty or a new folder")
+    else:
+        _require_same(path, json.loads(text))
+    missing = [shard for shard in range(len(settings.shards)) if _sums(folder, settings, shard) is None]
+    images = sum(len(settings.shards[shard]) for shard in missing)
+    need = images * (4 + math.prod(settings.record_shape) * np.dtype(settings.dtype).itemsize)
     free = shutil.disk_usage(folder).free
     if free < need:
-        problem = f"{folder} has {free / 1e9:.2f} GB free, and the latents need up to {need / 1e9:.2f} GB"
-        raise BadInput("--out", problem, "Choose another disk, fewer --views, --mode-only or --half")
-    write_atomically(path, text.encode())
+        problem = f"{folder} has {free / 1e6:,.0f} MB free, and what is missing needs up to {need / 1e6:,.0f} MB"
+        raise BadInput("--out", problem, "Free some, or choose another disk, fewer --views, --mode-only or --half")
+    if new:
+        write_atomically(path, text.encode())
+    return missing
+
+
+def _require_same(path: Path, now: dict[str, Any]) -> None:
+    try:
+        there = json.loads(path.read_text())
+        differing = [name for name in now if there.get(name) != now[name]]
+    except (ValueError, AttributeError) as error:
+        raise BadInput("--out", f"{path} cannot be read", "Choose another folder") from error
+    for name in differing:
+        problem = f"{path.parent} was begun with {name} {there.get(name)}, and now it is {now[name]}"
+        raise BadInput(FLAGS[name], problem, "Ask for the old value to go on with it, or for another --out")
 
 
 class _Views:
-    """Each view of each image, one after the other, as a data set of its own: what `evaluation_batches` reads."""
+    """All views of each image, one below the other, as a data set: what `evaluation_batches` reads."""
 
     def __init__(self, source: DataSource, settings: Settings):
         self._source, self._settings = source, settings
@@ -131,17 +167,18 @@ class _Views:
     @property
     def spec(self) -> DataSpec:
         size = self._settings.size
-        return self._source.spec._replace(height=size, width=size)
+        return self._source.spec._replace(height=size * self._settings.views, width=size)
 
     def __len__(self) -> int:
-        return self._settings.images * self._settings.views
+        return self._settings.images
 
     def labels(self, indices: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
-        return self._source.labels(indices // self._settings.views)
+        return self._source.labels(indices)
 
     def __getitem__(self, index: int) -> Example:
-        image, v = divmod(index, self._settings.views)
-        return {"image": view(self._source, image, v, self._transform, self._settings.seed), "label": 0}
+        example, settings = self._source[index], self._settings
+        each = [augmented(example["image"], index, v, self._transform, settings.seed) for v in range(settings.views)]
+        return {"image": np.concatenate(each), "label": example["label"]}
 
 
 def _encoded(
@@ -152,15 +189,16 @@ def _encoded(
     size: int,
     mesh: Mesh,
     threads: int,
-) -> Iterator[Float32[np.ndarray, "rows h w stored"]]:
-    indices = np.arange(images.start * settings.views, images.stop * settings.views)
-    batches = evaluation_batches(views, _as_it_is, size, indices, threads=threads)
-    for batch in batches:
-        moments = _moments(tokenizer, jax.device_put(batch.image, batch_sharding(mesh)), settings.mode_only)
-        yield np.asarray(moments)[batch.valid]
+) -> Iterator[tuple[Int[np.ndarray, "n"], Float32[np.ndarray, "n views h w stored"]]]:
+    """Labels and moments of some images, `size` of them at once."""
+    for batch in evaluation_batches(views, _as_it_is, size, np.asarray(images), threads=threads):
+        pixels = batch.image.reshape(-1, settings.size, settings.size, batch.image.shape[-1])
+        moments = _moments(tokenizer, jax.device_put(pixels, batch_sharding(mesh)), settings.mode_only)
+        records = np.asarray(moments).reshape(-1, *settings.record_shape)
+        yield np.asarray(batch.label)[batch.valid], records[batch.valid]
 
 
-def _as_it_is(image: np.ndarray) -> Float32[np.ndarray, "size size c"]:
+def _as_it_is(image: np.ndarray) -> Float32[np.ndarray, "rows size c"]:
     # A view is transformed already.
     return np.asarray(image, np.float32)
 
@@ -179,15 +217,18 @@ def _write_shard(
     labels: Int[np.ndarray, "n"],
     moments: Float32[np.ndarray, "n views h w stored"],
 ) -> None:
-    """The shard, and then beside it its checksum and sums: a shard without these is not complete."""
+    """The shard, and then beside it its length, checksum and sums: a shard without these is not complete."""
     path = folder / settings.shard_name(shard)
     unfinished = path.with_name(f"{path.name}.tmp")
-    records = [packed(int(label), one, settings.dtype) for label, one in zip(labels, moments, strict=True)]
+    rows = zip(settings.shards[shard], labels, moments, strict=True)
+    records = [packed(int(label), one, settings.dtype) for _, label, one in rows]
     try:
         writer = array_record_module.ArrayRecordWriter(str(unfinished), WRITER_OPTIONS)
         for record in records:
             writer.write(record)
         writer.close()
+        with unfinished.open("rb") as file:
+            os.fsync(file.fileno())  # what is said of it must not outlive it
     except RuntimeError as error:  # as it tells of a full disk
         number = errno.ENOSPC if os.strerror(errno.ENOSPC) in str(error) else errno.EIO
         raise OSError(number, os.strerror(number), str(unfinished)) from error
@@ -197,6 +238,7 @@ def _write_shard(
     square = mean**2 + (np.exp(logvar) if logvar.size else 0.0)
     axes = tuple(range(4))
     sums = {
+        "bytes": path.stat().st_size,
         "crc32": zlib.crc32(path.read_bytes()),
         "count": mean.size // channels,
         "sum": mean.sum(axis=axes).tolist(),
@@ -206,9 +248,8 @@ def _write_shard(
 
 
 def _manifest(folder: Path, settings: Settings, spec: DataSpec) -> Manifest:
-    parts: list[dict[str, Any]] = [
-        json.loads(_sums_path(folder, settings, shard).read_text()) for shard in range(len(settings.shards))
-    ]
+    parts = [part for shard in range(len(settings.shards)) if (part := _sums(folder, settings, shard)) is not None]
+    assert len(parts) == len(settings.shards), "a shard vanished while others were written"
     count = sum(part["count"] for part in parts)
     mean, square = (np.sum([part[name] for part in parts], axis=0) / count for name in ("sum", "square"))
     deviation = functools.partial(np.sqrt, dtype=np.float64)
@@ -226,3 +267,12 @@ def _manifest(folder: Path, settings: Settings, spec: DataSpec) -> Manifest:
 
 def _sums_path(folder: Path, settings: Settings, shard: int) -> Path:
     return (folder / settings.shard_name(shard)).with_suffix(".json")
+
+
+def _sums(folder: Path, settings: Settings, shard: int) -> dict[str, Any] | None:
+    """What is said of a shard; None if nothing is, or if it is not as long as it was."""
+    try:
+        sums = json.loads(_sums_path(folder, settings, shard).read_text())
+        return sums if (folder / settings.shard_name(shard)).stat().st_size == sums["bytes"] else None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None

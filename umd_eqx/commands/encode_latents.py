@@ -1,7 +1,9 @@
 """`experiments/encode_latents.py`: a data set's latents, computed once for all runs."""
 
+import contextlib
 import dataclasses
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -65,7 +67,7 @@ class EncodeLatents:
     limit: int | None = None
     """Only the first so many images."""
     json: str | None = None
-    """A file for the figures: images, seconds, images a second, size."""
+    """A file for the figures: images, views, bytes, mean and standard deviation, seconds, views a second."""
 
 
 def encode_latents(words: list[str]) -> int:
@@ -91,13 +93,19 @@ def encode_latents(words: list[str]) -> int:
     if command.views > 1 and data.area_min == 100 and not data.flip:
         print("note: nothing is augmented, so that all views of an image are alike: see --data.area-min, --data.flip")
     print(f"{loaded.title}; {settings.images:,} images of {data.name}, {settings.views} views each: {folder}")
-    with disk_errors(folder), own(folder, "--out"):
-        begin(folder, settings)
-        if (folder / MANIFEST).exists():
-            print(f"{folder} is complete: {_described(Manifest.read(folder, '--out'))}")
+    with _full_disk(folder), own(folder, "--out"):
+        left = sum(len(settings.shards[shard]) for shard in begin(folder, settings))
+        if left == 0 and (folder / MANIFEST).exists():
+            manifest = Manifest.read(folder, "--out")
+            print(f"{folder} is complete: {_described(manifest)}")
+            _write_figures(command, manifest, 0, 0.0)
             return 0
+        there = settings.images - left
+        if there:
+            print(f"{there:,} images are there already")
         began = time.perf_counter()
-        with Terminal(settings.images, work="encoding", unit="image") as terminal, Stop(_Told(terminal)) as stop:
+        terminal = Terminal(settings.images, start=there, work="encoding", unit="image")
+        with terminal, Stop(_Told(terminal)) as stop:
             terminal.phase("compiling")
             progress = Progress(lambda done: terminal.update(done, {}), lambda: stop.asked is not None)
             options = {"batch_size": command.batch_size, "threads": command.workers, "progress": progress}
@@ -106,12 +114,40 @@ def encode_latents(words: list[str]) -> int:
         if manifest is None:
             print(f"stopped by {stop.asked}: what is complete is kept. The same command goes on")
             return EXIT_STOPPED
-    print(f"{_described(manifest)}; {seconds:.0f} s, {settings.images * settings.views / seconds:,.0f} views a second")
-    if command.json is not None:
-        size = sum((folder / settings.shard_name(i)).stat().st_size for i in range(len(settings.shards)))
-        figures = {"images": settings.images, "views": settings.views, "seconds": seconds, "bytes": size}
-        save_json(Path(command.json), [figures | {"mean": manifest.mean, "std": manifest.std}])
+        print(f"{_described(manifest)}; {seconds:.0f} s, {left * settings.views / seconds:,.0f} views a second")
+        _write_figures(command, manifest, left, seconds)
     return 0
+
+
+def _write_figures(command: EncodeLatents, manifest: Manifest, encoded: int, seconds: float) -> None:
+    """What `--json` asks for; `encoded` images were encoded now, in so many seconds, and the others before."""
+    if command.json is None:
+        return
+    there, folder = manifest.settings, Path(command.out)
+    figures = {
+        "images": there.images,
+        "views": there.views,
+        "bytes": sum((folder / there.shard_name(i)).stat().st_size for i in range(len(there.shards))),
+        "mean": manifest.mean,
+        "std": manifest.std,
+        "encoded": encoded,
+        "seconds": seconds,
+        "views_per_s": encoded * there.views / seconds if seconds else None,
+    }
+    save_json(Path(command.json), [figures])
+
+
+@contextlib.contextmanager
+def _full_disk(folder: Path) -> Iterator[None]:
+    """`disk_errors` in the words of this command."""
+    try:
+        with disk_errors(folder):
+            yield
+    except BadInput as error:
+        if error.field != "--run-dir":
+            raise
+        way_out = "Free some space and run the same command again: it goes on with the first shard that is missing"
+        raise BadInput("--out", error.problem, way_out) from error
 
 
 class _Told:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 from array_record.python import array_record_data_source
-from jaxtyping import Float32, Int
+from jaxtyping import Float32, Int, UInt8
 
 from umd_eqx.data.source import BrokenImage, DataSource, Example
 from umd_eqx.data.transforms import TrainTransform
@@ -176,7 +176,14 @@ def view(
     source: DataSource, index: int, v: int, transform: TrainTransform, seed: int
 ) -> Float32[np.ndarray, "size size c"]:
     """View `v` of image `index`, augmented: a pure function of (seed, index, v). Raises what the source raises."""
-    return transform(source[index]["image"], np.random.default_rng((seed, index, v)))
+    return augmented(source[index]["image"], index, v, transform, seed)
+
+
+def augmented(
+    image: UInt8[np.ndarray, "h w c"], index: int, v: int, transform: TrainTransform, seed: int
+) -> Float32[np.ndarray, "size size c"]:
+    """The same where the pixels of image `index` are at hand."""
+    return transform(image, np.random.default_rng((seed, index, v)))
 
 
 class LatentSource:
