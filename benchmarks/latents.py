@@ -22,7 +22,7 @@ import tyro
 
 from umd_eqx.cli import exit_with
 from umd_eqx.config import build
-from umd_eqx.errors import BadInput
+from umd_eqx.errors import BadInput, require_writable
 from umd_eqx.flops import encode_flops, measured_peak_flops
 from umd_eqx.latents import draw_stored, encode_batch, join_moments
 from umd_eqx.models.tokenizer import AbstractTokenizer
@@ -50,12 +50,8 @@ class Options:
 
 def encoding(loaded: LoadedTokenizer, images: np.ndarray, rounds: int) -> dict[str, float]:
     """Images a second, and the share of the peak that this is."""
-    tokenizer = loaded.tokenizer
-    encode = eqx.filter_jit(
-        lambda tokenizer, x: jax.vmap(lambda i: join_moments(tokenizer.encode_raw(i), mode_only=False))(x)
-    )
-    peak, x = measured_peak_flops(), jnp.asarray(images)
-    seconds = least([lambda: encode(tokenizer, x)], rounds)[0]
+    tokenizer, peak, x = loaded.tokenizer, measured_peak_flops(), jnp.asarray(images)
+    seconds = least([lambda: moments_of(tokenizer, x)], rounds)[0]
     peak = max(peak, measured_peak_flops())  # the machine's speed drifts
     flops = encode_flops(tokenizer, (images.shape[1], images.shape[2], images.shape[3]))
     rate = len(images) / seconds
@@ -69,7 +65,7 @@ def steps(loaded: LoadedTokenizer, images: np.ndarray, options: Options) -> list
     config = dataclasses.replace(config, tokenizer=options.tokenizer, latent=loaded.spec, data=data)
     built, tokenizer = build(config, config.data.describe()), loaded.tokenizer
     pixels = Batch(images, np.zeros(options.batch, np.int32), np.ones(options.batch, bool))
-    moments = dataclasses.replace(pixels, image=np.asarray(_moments(tokenizer, images)))
+    moments = dataclasses.replace(pixels, image=np.asarray(moments_of(tokenizer, jnp.asarray(images))))
     states = {kind: built.init() for kind in ("stored", "on the way")}
 
     def step(kind: str, latents: Callable[..., Batch], batch: Batch) -> TrainState:
@@ -99,8 +95,9 @@ def least(functions: list[Callable[[], Any]], rounds: int) -> list[float]:
 
 
 @eqx.filter_jit
-def _moments(tokenizer: AbstractTokenizer, images: np.ndarray) -> jax.Array:
-    return jax.vmap(lambda i: join_moments(tokenizer.encode_raw(i), mode_only=False))(jnp.asarray(images))
+def moments_of(tokenizer: AbstractTokenizer, images: jax.Array) -> jax.Array:
+    """What `experiments/encode_latents.py` keeps of images."""
+    return jax.vmap(lambda image: join_moments(tokenizer.encode_raw(image), mode_only=False))(images)
 
 
 def run(words: list[str]) -> int:
@@ -109,6 +106,8 @@ def run(words: list[str]) -> int:
     for name in ("size", "batch", "rounds"):
         if getattr(options, name) < 1:
             raise BadInput(f"--{name}", f"{getattr(options, name)} is too small", "Use 1 or more")
+    if options.json is not None:
+        require_writable("--json", options.json)
     loaded = load_tokenizer(options.tokenizer)
     if options.size % loaded.tokenizer.factor:
         problem = f"{options.size} pixels are no whole number of latents of {loaded.tokenizer.factor} pixels"
