@@ -15,7 +15,7 @@ from umd_eqx.data.broken import SkipBroken
 from umd_eqx.data.latents import ChooseView, LatentSource
 from umd_eqx.data.loader import training_batches
 from umd_eqx.data.source import DataSource
-from umd_eqx.dump import differences, dump, run_identity
+from umd_eqx.dump import differences, dump, flatten, run_identity
 from umd_eqx.errors import BadInput
 from umd_eqx.eval import EvalContext
 from umd_eqx.flops import peak_flops
@@ -93,8 +93,13 @@ def run(
 def nearest_preset(config: Config) -> tuple[str, Config]:
     """The preset of which least was changed to make this configuration: its name and recipe."""
     recipes = {name: preset() for name, preset in PRETRAIN.items()}
-    mine = run_identity(config)
-    name = min(recipes, key=lambda name: len(differences(run_identity(recipes[name]), mine)))
+
+    def distance(name: str) -> tuple[int, int]:
+        recipe = recipes[name]
+        made = differences(run_identity(recipe), run_identity(config))
+        return len(made), len(differences(flatten(dump(recipe)), flatten(dump(config))))  # tokenizers tell some apart
+
+    name = min(recipes, key=distance)
     return name, recipes[name]
 
 
