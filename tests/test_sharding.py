@@ -10,7 +10,7 @@ from umd_eqx.errors import BadInput
 from umd_eqx.objectives import unified
 from umd_eqx.optim import OptimConfig, adamw, schedule
 from umd_eqx.paths import CosineTable
-from umd_eqx.sharding import batch_sharding, make_mesh, micro_batches, place, replicated, validate_batch
+from umd_eqx.sharding import batch_sharding, in_pieces, make_mesh, micro_batches, place, replicated, validate_batch
 from umd_eqx.train import Parts, TrainState, compile_step
 from umd_eqx.types import Batch
 
@@ -55,10 +55,10 @@ def losses(step, given, state) -> list[float]:
     return found
 
 
-def moves_between_devices(step) -> set[str]:
-    """The collectives of a compiled step."""
+def moves_between_devices(compiled) -> set[str]:
+    """The collectives of a compiled program."""
     names = "all-reduce|all-gather|all-to-all|collective-permute|collective-broadcast|reduce-scatter"
-    return set(re.findall(rf"\b({names})(?:-start)?\(", step.compiled.as_text()))
+    return set(re.findall(rf"\b({names})(?:-start)?\(", compiled.as_text()))
 
 
 def test_eight_devices_train_as_one_does(compiled, on_eight):
@@ -68,11 +68,11 @@ def test_eight_devices_train_as_one_does(compiled, on_eight):
 
 
 def test_no_image_leaves_its_device(on_eight):
-    assert moves_between_devices(on_eight[0]) == {"all-reduce"}
+    assert moves_between_devices(on_eight[0].compiled) == {"all-reduce"}
 
 
 def test_no_image_leaves_its_device_in_micro_batches(compiled):
-    assert moves_between_devices(compiled(8, batch_size=32, accumulate=2)[0]) <= {"all-reduce"}
+    assert moves_between_devices(compiled(8, batch_size=32, accumulate=2)[0].compiled) <= {"all-reduce"}
 
 
 def test_states_are_whole_everywhere_and_batches_are_shared_out(on_eight):
@@ -123,3 +123,35 @@ def test_place_leaves_what_is_no_array():
     placed = place((jnp.ones(3), "name", None), replicated(make_mesh()))
     assert placed[1:] == ("name", None)
     assert eqx.is_array(placed[0])
+
+
+@pytest.mark.parametrize("devices", [1, 2, 8])
+@pytest.mark.parametrize("pixels", [1, 64, 200, 10_000])
+def test_in_pieces_every_image_comes_back_in_its_place(devices, pixels):
+    mesh, given = make_mesh(jax.devices()[:devices]), jnp.arange(24 * 64.0).reshape(24, 8, 8, 1)
+
+    @jax.jit
+    def both(images):
+        return in_pieces(lambda image: (image[::2] + 1, jnp.sum(image)), images, mesh, pixels=pixels)
+
+    halves, sums = both(place(given, batch_sharding(mesh)))
+    np.testing.assert_array_equal(halves, given[:, ::2] + 1)
+    np.testing.assert_array_equal(sums, given.sum((1, 2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("pixels", "factor", "most"), [(256, 1, 4), (320, 1, 4), (256, 2, 1), (1, 1, 1), (10_000, 1, 12)]
+)
+def test_in_pieces_a_device_has_no_more_images_at_once_than_was_said(pixels, factor, most):
+    mesh = make_mesh(jax.devices()[:2])
+    program = jax.make_jaxpr(lambda x: in_pieces(jnp.tanh, x, mesh, pixels=pixels, factor=factor))
+    shapes = re.findall(r"f32\[(\d+),8,8,1\] = tanh", str(program(jnp.zeros((24, 8, 8, 1)))))
+    assert shapes == [str(2 * most)]
+
+
+def test_in_pieces_no_image_leaves_its_device():
+    mesh = make_mesh(jax.devices()[:8])
+    given = place(jnp.zeros((32, 8, 8, 1)), batch_sharding(mesh))
+    program = jax.jit(lambda x: in_pieces(jnp.tanh, x, mesh, pixels=64)).lower(given).compile()
+    assert "while" in program.as_text()  # in pieces indeed
+    assert moves_between_devices(program) == set()

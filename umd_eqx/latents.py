@@ -5,9 +5,11 @@ from collections.abc import Generator
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from umd_eqx.models.tokenizer import AbstractTokenizer, Posterior
+from umd_eqx.sharding import in_pieces
 from umd_eqx.types import Batch
 
 
@@ -17,6 +19,7 @@ def as_latents(
     key: PRNGKeyArray,
     first: int,
     *,
+    mesh: Mesh,
     stored: bool,
 ) -> Generator[Batch, None, None]:
     """Batches of latents, one for each batch; `close()` closes those, too.
@@ -25,20 +28,24 @@ def as_latents(
 
     - `batches`: of images or, where `stored`, of what `umd_eqx.data.latents` holds of them.
     - `tokenizer`: encodes the images; of stored latents only its shift, scale and channels are used.
+    - `mesh`: the devices that share each batch.
     - `key`, `first`: batch k is drawn by `fold_in(key, first + k)`, so that resuming at a step gives the same latents.
     """
     try:
         for step, batch in enumerate(batches, start=first):
-            # A number for the compiler to be given, not one that it would compile anew for.
-            yield (draw_stored if stored else encode_batch)(tokenizer, batch, key, jnp.asarray(step))
+            number = jnp.asarray(step)  # given to the compiled program, which an int would be a part of
+            if stored:
+                yield draw_stored(tokenizer, batch, key, number)
+            else:
+                yield encode_batch(tokenizer, batch, key, number, mesh)
     finally:
         batches.close()
 
 
 @eqx.filter_jit
-def encode_batch(tokenizer: AbstractTokenizer, batch: Batch, key: PRNGKeyArray, step: Array) -> Batch:
-    """Encodes the images of a batch, and draws the latent of each."""
-    return _drawn(jax.vmap(tokenizer.encode)(jnp.asarray(batch.image)), batch, key, step)
+def encode_batch(tokenizer: AbstractTokenizer, batch: Batch, key: PRNGKeyArray, step: Array, mesh: Mesh) -> Batch:
+    """Encodes the images of a batch, no more at once than the devices can hold, and draws the latent of each."""
+    return _drawn(in_pieces(tokenizer.encode, jnp.asarray(batch.image), mesh), batch, key, step)
 
 
 @eqx.filter_jit

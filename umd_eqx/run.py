@@ -184,7 +184,7 @@ class _Run:
         if self.tokenizer is None:
             return batches
         key = jax.random.fold_in(jax.random.key(self.config.seed), LATENT_KEY)
-        return as_latents(batches, self.tokenizer, key, first, stored=stored is not None)
+        return as_latents(batches, self.tokenizer, key, first, mesh=self.parts.mesh, stored=stored is not None)
 
     def _evaluations(self, train: DataSource, test: DataSource, terminal: Terminal) -> Evaluations:
         data = self.config.data

@@ -1,6 +1,6 @@
 """One file of rules: which array lies where on the devices."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -10,6 +10,9 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, PyTree
 
 from umd_eqx.errors import BadInput
+
+PIXELS_AT_ONCE = 2**20
+"""On a device, in `in_pieces`: 16 images of 256 px, which a Stable Diffusion VAE decodes in 3.8 GB of float32."""
 
 
 def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
@@ -68,6 +71,35 @@ def micro_batches(tree: PyTree, accumulate: int, period: int) -> PyTree:
         return grid.swapaxes(0, 1).reshape(accumulate, -1, *leaf.shape[1:])
 
     return jax.tree.map(cut, tree)
+
+
+def in_pieces(
+    function: Callable[[Array], PyTree], images: Array, mesh: Mesh, *, pixels: int | None = None, factor: int = 1
+) -> PyTree:
+    """`jax.vmap(function)(images)`, with no more images at once than a device can hold. Call it inside `jax.jit`.
+
+    **Arguments:**
+
+    - `function`: of one image or latent (h, w, c).
+    - `images`: (b, h, w, c), shared out over the devices of `mesh`; each image stays on its device.
+    - `pixels`: that a device has at once, `PIXELS_AT_ONCE` if not given; but one image at least.
+    - `factor`: pixels of a side that one of `images` stands for: more than 1 for latents.
+
+    **Returns:** as `jax.vmap` would.
+    """
+    size, (rows, columns) = len(images), images.shape[1:3]
+    share = max(size // mesh.size, 1)  # of a batch that the devices cannot share, all are on each
+    most = max((PIXELS_AT_ONCE if pixels is None else pixels) // (rows * columns * factor**2), 1)
+    period = max(n for n in range(1, share + 1) if share % n == 0 and n <= most)
+    pieces = share // period
+    if size % mesh.size or pieces == 1:
+        return jax.vmap(function)(images)
+
+    def joined(leaf: Array) -> Array:
+        grid = leaf.reshape(pieces, mesh.size, period, *leaf.shape[2:])
+        return grid.swapaxes(0, 1).reshape(size, *leaf.shape[2:])
+
+    return jax.tree.map(joined, jax.lax.map(jax.vmap(function), micro_batches(images, pieces, period)))
 
 
 def place(tree: PyTree, sharding: NamedSharding) -> PyTree:

@@ -108,23 +108,24 @@ def test_stored_latents_train_as_latents_that_are_encoded_on_the_way(tmp_path, m
             views = np.stack([the_view(index, v) for v in range(VIEWS)])
             return {"image": views, "label": SOURCE[index]["label"]}
 
-    common = {"batch_size": 8, "seed": 5, "start_step": 2}
-    key, first = jax.random.key(7), 2
-    on_disk = as_latents(training_batches(source, ChooseView(), **common), tokenizer, key, first, stored=True)
-    on_the_way = as_latents(training_batches(Encoded(), ChooseView(), **common), tokenizer, key, first, stored=False)
+    def batches(images, *, stored):
+        given = training_batches(images, ChooseView(), batch_size=8, seed=5, start_step=2)
+        return as_latents(given, tokenizer, jax.random.key(7), 2, mesh=make_mesh(), stored=stored)
+
+    on_disk, on_the_way = batches(source, stored=True), batches(Encoded(), stored=False)
     for _ in range(6):  # past the end of an epoch
         ours, theirs = next(on_disk), next(on_the_way)
         assert ours.image.shape == (8, 4, 4, 4)
         np.testing.assert_allclose(ours.image, theirs.image, atol=1e-5)
         np.testing.assert_array_equal(ours.label, theirs.label)
-    for batches in (on_disk, on_the_way):
-        batches.close()
+    for some in (on_disk, on_the_way):
+        some.close()
 
 
 def test_a_step_draws_its_own_latents_and_resuming_draws_them_again(latents):
     def batches(first):
         source = training_batches(latents, ChooseView(), batch_size=8, seed=5, start_step=first)
-        return as_latents(source, TOKENIZER, jax.random.key(7), first, stored=True)
+        return as_latents(source, TOKENIZER, jax.random.key(7), first, mesh=make_mesh(), stored=True)
 
     whole, late = batches(0), batches(3)
     seen = [next(whole).image for _ in range(5)]

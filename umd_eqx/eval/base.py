@@ -18,7 +18,7 @@ from umd_eqx.data.transforms import EvalTransform, FewShotTransform, SquashTrans
 from umd_eqx.errors import BadInput
 from umd_eqx.models.tokenizer import AbstractTokenizer, Identity
 from umd_eqx.paths import AbstractPath
-from umd_eqx.sharding import batch_sharding, place, replicated, whole_batch
+from umd_eqx.sharding import batch_sharding, in_pieces, place, replicated, whole_batch
 from umd_eqx.types import Batch, Report
 
 Evaluate = Callable[[Any, PRNGKeyArray], Report]
@@ -71,7 +71,7 @@ class EvalContext:
             yield (
                 batch
                 if self.tokenizer is None
-                else dataclasses.replace(batch, image=likeliest(self.tokenizer, jnp.asarray(batch.image)))
+                else dataclasses.replace(batch, image=likeliest(self.tokenizer, jnp.asarray(batch.image), self.mesh))
             )
 
     def images(
@@ -99,9 +99,9 @@ class EvalContext:
 
 
 @eqx.filter_jit
-def likeliest(tokenizer: AbstractTokenizer, images: Float[Array, "b h w c"]) -> Float[Array, "b lh lw lc"]:
-    """The likeliest latent of each image."""
-    return jax.vmap(lambda image: tokenizer.encode(image).mode())(images)
+def likeliest(tokenizer: AbstractTokenizer, images: Float[Array, "b h w c"], mesh: Mesh) -> Float[Array, "b lh lw lc"]:
+    """The likeliest latent of each image of a batch that the devices of `mesh` share."""
+    return in_pieces(lambda image: tokenizer.encode(image).mode(), images, mesh)
 
 
 def decoded(
@@ -112,12 +112,12 @@ def decoded(
     for start in range(0, len(latents), size):
         some = latents[start : start + size]
         filled = np.resize(some, (size, *some.shape[1:]))
-        yield np.asarray(_decoded(tokenizer, jax.device_put(filled, batch_sharding(mesh))))[: len(some)]
+        yield np.asarray(_decoded(tokenizer, jax.device_put(filled, batch_sharding(mesh)), mesh))[: len(some)]
 
 
 @eqx.filter_jit
-def _decoded(tokenizer: AbstractTokenizer, latents: Float[Array, "b lh lw lc"]) -> Float[Array, "b h w c"]:
-    return jax.vmap(tokenizer.decode)(latents)
+def _decoded(tokenizer: AbstractTokenizer, latents: Float[Array, "b lh lw lc"], mesh: Mesh) -> Float[Array, "b h w c"]:
+    return in_pieces(tokenizer.decode, latents, mesh, factor=tokenizer.factor)
 
 
 @dataclasses.dataclass(frozen=True)
