@@ -7,8 +7,9 @@ the class that was asked for. Guidance doubles the work of a call and is not cou
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import equinox as eqx
 import jax
@@ -18,7 +19,7 @@ import tyro
 from jaxtyping import Array, Int
 
 from umd_eqx.cli import exit_with
-from umd_eqx.errors import BadInput
+from umd_eqx.errors import BadInput, require_writable
 from umd_eqx.eval import EvalContext
 from umd_eqx.eval.activations import activations
 from umd_eqx.eval.distances import frechet_distance
@@ -73,11 +74,19 @@ def main(words: list[str]) -> int:
     arguments = tyro.cli(Arguments, args=words, description=__doc__)
     if arguments.samples < 10:
         raise BadInput("--samples", f"{arguments.samples} are too few to measure", "Use 10 or more")
+    if min(arguments.calls, default=0) < 1:
+        raise BadInput("--calls", "there have to be some, each of 1 or more", "Use 5 9 17 33 65, for example")
+    for flag, name in (("--json", arguments.json), ("--plot", arguments.plot)):
+        if name is not None:
+            require_writable(flag, name)
     source = from_pretrained(arguments.run)
+    if source.model.num_classes is None:
+        raise BadInput("--run", f"{arguments.run} knows no labels that could be recognised", "Use a fine-tuned run")
     protocol, mesh = scale(UMD10K, arguments.samples), make_mesh()
     train, test = source.data.open()
     context = EvalContext(
-        train, test, source.path, source.data.size, whole_batch(source.data.eval_batch_size, mesh), mesh
+        *(train, test, source.path, source.data.size, whole_batch(source.data.eval_batch_size, mesh), mesh),
+        tokenizer=source.tokenizer,
     )
     extractor = choose_extractor("fashion", None, source.spec)
     real = reference(extractor, protocol, context)
@@ -87,38 +96,36 @@ def main(words: list[str]) -> int:
     print(f"as many real training images: fd_fashion {floor:.2f}\n")
     print(f"{'sampler':<18} {'calls':>5} {'fd_fashion':>10} {'recognised':>10}")
     model = guide(source.model, arguments.cfg_scale)
-    labels = labels_for(protocol, source.model.num_classes or 1)
+    labels = labels_for(protocol, source.model.num_classes)
+    options: dict[str, Any] = {"batch_size": arguments.batch_size, "mesh": mesh}
     rows = []
-    for name, config in SAMPLERS.items():
-        for calls in arguments.calls:
-            path = path_for(config, source.path)
-            config = dataclasses.replace(config, steps=steps_for(config, path, calls))
-            sampler = config.build()
-            images = sample(
-                *(model, path, sampler, labels, jax.random.key(0)),
-                batch_size=arguments.batch_size,
-                mesh=mesh,
-            )
-            found = score(images, labels, real, extractor, protocol, context, classes=source.model.num_classes)
-            row = {"sampler": name, "calls": sampler.evaluations(path), "floor": floor}
-            rows.append(row | {key: found[key] for key in ("fd_fashion", "recognised")})
-            print(f"{name:<18} {row['calls']:>5} {found['fd_fashion']:>10.2f} {found['recognised']:>10.1%}", flush=True)
-    for name, config in ADAPTIVE.items():
+    for name, config in points(source.path, arguments.calls):
         path, sampler = path_for(config, source.path), config.build()
-        assert isinstance(sampler, Adaptive)
-        options = {"batch_size": arguments.batch_size, "mesh": mesh}
         images = sample(model, path, sampler, labels, jax.random.key(0), **options)
         found = score(images, labels, real, extractor, protocol, context, classes=source.model.num_classes)
-        calls = mean_calls(sampler, model, path, labels[: arguments.batch_size])
-        rows.append(
-            {"sampler": name, "calls": calls, "floor": floor} | {k: found[k] for k in ("fd_fashion", "recognised")}
+        calls = (
+            mean_calls(sampler, model, path, labels[: arguments.batch_size])
+            if isinstance(sampler, Adaptive)
+            else sampler.evaluations(path)
         )
+        kept = {key: found[key] for key in ("fd_fashion", "recognised")}
+        rows.append({"sampler": name, "calls": calls, "floor": floor} | kept)
         print(f"{name:<18} {calls:>5.0f} {found['fd_fashion']:>10.2f} {found['recognised']:>10.1%}", flush=True)
     if arguments.json is not None:
         Path(arguments.json).write_text(json.dumps(rows, indent=2) + "\n")
     if arguments.plot is not None:
         plot(rows, arguments, arguments.plot)
     return 0
+
+
+def points(path: AbstractPath, calls: Sequence[int]) -> list[tuple[str, SamplerConfig]]:
+    """What is measured: each sampler with each number of calls, or with each tolerance where it chooses its steps."""
+    fixed = [
+        (name, dataclasses.replace(config, steps=steps_for(config, path_for(config, path), count)))
+        for name, config in SAMPLERS.items()
+        for count in calls
+    ]
+    return [*fixed, *ADAPTIVE.items()]
 
 
 def steps_for(config: SamplerConfig, path: AbstractPath, calls: int) -> int:

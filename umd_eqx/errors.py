@@ -37,12 +37,18 @@ def require_writable(flag: str, path: str | os.PathLike[str]) -> None:
 
 
 @contextlib.contextmanager
-def disk_errors(directory: str | os.PathLike[str]) -> Iterator[None]:
+def disk_errors(
+    directory: str | os.PathLike[str],
+    field: str = "--run-dir",
+    goes_on: str = "it goes on from the last checkpoint that was saved",
+) -> Iterator[None]:
     """A context in which a full disk, or a used-up quota, raises `BadInput`; any other error is left as it is.
 
     **Arguments:**
 
     - `directory`: named as what is full where the error itself names no file.
+    - `field`: the flag that named it.
+    - `goes_on`: what the same command does when it is run again, if it does not begin anew.
     """
     try:
         yield
@@ -53,5 +59,5 @@ def disk_errors(directory: str | os.PathLike[str]) -> Iterator[None]:
         if getattr(error, "errno", None) not in _FULL and not any(os.strerror(n) in str(error) for n in _FULL):
             raise
         where = getattr(error, "filename", None) or os.fspath(directory)
-        way_out = "Free some space and run the same command again: it goes on from the last checkpoint that was saved"
-        raise BadInput("--run-dir", f"the disk of {where} is full", way_out) from error
+        way_out = "Free some space and run the same command again" + (f": {goes_on}" if goes_on else "")
+        raise BadInput(field, f"the disk of {where} is full", way_out) from error

@@ -1,5 +1,6 @@
 """`experiments/sample.py`: the picture, and what is refused."""
 
+import errno
 import json
 
 import numpy as np
@@ -105,3 +106,15 @@ def test_a_typo_is_met_with_the_flag_that_was_meant(called):
     assert code == 2
     assert "--sampler" in error
     assert len(error.splitlines()) <= 30
+
+
+def test_a_full_disk_is_told_with_the_flag_that_named_the_picture(called, exported, here, monkeypatch):
+    def full(name, image):
+        raise OSError(errno.ENOSPC, "no room", name)
+
+    monkeypatch.setattr("umd_eqx.commands.sample.save_png", full)
+    code, _, error = called(sample, "--run", exported(), "--num", "4", "--out", "grid.png", *QUICK)
+    assert (code, error) == (
+        2,
+        "error: --out: the disk of grid.png is full. Free some space and run the same command again\n",
+    )

@@ -1,9 +1,7 @@
 """`experiments/encode_latents.py`: a data set's latents, computed once for all runs."""
 
-import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -93,7 +91,7 @@ def encode_latents(words: list[str]) -> int:
     if command.views > 1 and data.area_min == 100 and not data.flip:
         print("note: nothing is augmented, so that all views of an image are alike: see --data.area-min, --data.flip")
     print(f"{loaded.title}; {settings.images:,} images of {data.name}, {settings.views} views each: {folder}")
-    with _full_disk(folder), own(folder, "--out"):
+    with disk_errors(folder, "--out", "it goes on with the first shard that is missing"), own(folder, "--out"):
         left = sum(len(settings.shards[shard]) for shard in begin(folder, settings))
         if left == 0 and (folder / MANIFEST).exists():
             manifest = Manifest.read(folder, "--out")
@@ -135,19 +133,6 @@ def _write_figures(command: EncodeLatents, manifest: Manifest, encoded: int, sec
         "views_per_s": encoded * there.views / seconds if seconds else None,
     }
     save_json(Path(command.json), [figures])
-
-
-@contextlib.contextmanager
-def _full_disk(folder: Path) -> Iterator[None]:
-    """`disk_errors` in the words of this command."""
-    try:
-        with disk_errors(folder):
-            yield
-    except BadInput as error:
-        if error.field != "--run-dir":
-            raise
-        way_out = "Free some space and run the same command again: it goes on with the first shard that is missing"
-        raise BadInput("--out", error.problem, way_out) from error
 
 
 class _Told:

@@ -30,7 +30,7 @@ def export_weights(words: list[str]) -> int:
     if (Path(command.run) / TRAINED).exists():
         return _export_tokenizer(command)
     source = from_pretrained(command.run, weights=command.weights)
-    with disk_errors(command.out):
+    with disk_errors(command.out, "--out", goes_on=""):
         card = export(source, command.out, half=command.half)
     print(f"{source.describe()}: {command.out}, {card}")
     return 0
@@ -39,7 +39,7 @@ def export_weights(words: list[str]) -> int:
 def _export_tokenizer(command: Export) -> int:
     loaded, out = load_tokenizer(command.run, "--run"), new_weights(command.out)
     assert loaded.config is not None
-    with disk_errors(out):
+    with disk_errors(out, "--out", goes_on=""):
         card = save_tokenizer(loaded.tokenizer, loaded.config, out, loaded.facts, half=command.half)
     print(f"{loaded.title}: {out}, {card}")
     return 0

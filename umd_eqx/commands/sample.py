@@ -75,7 +75,7 @@ def sample(words: list[str]) -> int:
     columns = _columns(command, source)
     blank = [np.ones_like(images[0])] * (-len(images) % columns)
     rows = [*images, *blank]
-    with disk_errors(Path(command.out).parent):
+    with disk_errors(Path(command.out).parent, "--out", goes_on=""):
         save_png(command.out, grid([rows[i : i + columns] for i in range(0, len(rows), columns)]))
         if command.film is not None:
             save_png(command.film, film(model, path, sampler, codec, labels[:FILM_ROWS], key, FILM_FRAMES))

@@ -59,7 +59,7 @@ def train(words: list[str]) -> int:
         "command": _again(command),
         "versions": {name: importlib.metadata.version(name) for name in ("jax", "equinox", "optax")},
     }
-    with disk_errors(out.parent):
+    with disk_errors(out.parent, "--out", goes_on=""):
         card = save_fashion_classifier(model, out, facts)
     print(f"{found:.2%} of {len(test):,} test images recognised, {time.perf_counter() - began:.0f} s: {out}, {card}")
     return 0
