@@ -47,7 +47,7 @@ def test_numbers_that_cannot_work(changes, flag):
         ("ddim", DDIM, ReferenceGrid),
         ("dpmpp", DPMSolverPP, UniformGrid),
         ("euler", Euler, UniformGrid),
-        ("heun", Heun, UniformGrid),
+        ("heun", Heun, EDMGrid),
         ("sde", ReverseSDE, EDMGrid),
     ],
 )

@@ -22,7 +22,7 @@ _GRIDS: dict[GridName, AbstractGrid] = {
 _USUAL: dict[SamplerName, GridName] = {
     "ddim": "reference",
     "euler": "uniform",
-    "heun": "uniform",
+    "heun": "edm",
     "dpmpp": "uniform",
     "sde": "edm",
 }
@@ -39,7 +39,7 @@ class SamplerConfig:
     eta: float = 1.0
     """Of ddim: 0 is deterministic, 1 adds as much noise as ancestral sampling (as published)."""
     grid: GridName | None = None
-    """Where the steps lie. None: the reference's for ddim, EDM's for sde, else evenly."""
+    """Where the steps lie. None: the reference's for ddim, EDM's for heun and sde, else evenly."""
     head: Head = "eps"
     """Which output of the network is believed."""
     clip: bool = True

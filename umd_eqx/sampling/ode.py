@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Float64, Int, PRNGKeyArray
 from umd_eqx.models import AbstractModel
 from umd_eqx.paths import AbstractPath, AbstractSmoothPath
 from umd_eqx.sampling.base import AbstractSampler, Head, States, begin, denoise, end_times, require_smooth
-from umd_eqx.sampling.grids import AbstractGrid, UniformGrid
+from umd_eqx.sampling.grids import AbstractGrid, EDMGrid, UniformGrid
 from umd_eqx.types import Image, Label
 
 ADAPTIVE_LIMIT = 1000
@@ -51,10 +51,13 @@ class Euler(AbstractSampler):
 
 
 class Heun(AbstractSampler):
-    """Heun's method in t (Karras et al. 2022, algorithm 1, without its churn): second order, two calls a step."""
+    """Heun's method in t (Karras et al. 2022, algorithm 1, without its churn): second order, two calls a step.
+
+    Its grid is theirs, too: dx/dt has a part x / sigma, and where sigma is small even steps are too long for it.
+    """
 
     steps: int = eqx.field(static=True, default=18)
-    grid: AbstractGrid = eqx.field(default_factory=UniformGrid)
+    grid: AbstractGrid = eqx.field(default_factory=EDMGrid)
     head: Head = eqx.field(static=True, default="eps")
     clip: bool = eqx.field(static=True, default=True)
 
