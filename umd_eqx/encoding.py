@@ -27,7 +27,7 @@ from umd_eqx.errors import BadInput
 from umd_eqx.latents import join_moments
 from umd_eqx.models.tokenizer import AbstractTokenizer
 from umd_eqx.report import write_atomically
-from umd_eqx.sharding import batch_sharding, place, replicated, whole_batch
+from umd_eqx.sharding import batch_sharding, in_pieces, place, replicated, whole_batch
 from umd_eqx.types import DataSpec
 
 SETTINGS = "settings.json"
@@ -99,7 +99,7 @@ def encode(
     done = settings.images - sum(len(settings.shards[shard]) for shard in missing)
     tokenizer = place(tokenizer, replicated(mesh))
     views = _Views(source, settings)
-    size = whole_batch(batch_size // settings.views, mesh)
+    size = whole_batch(min(batch_size // settings.views, settings.images), mesh)
     for shard in missing:
         labels: list[np.ndarray] = []
         moments: list[np.ndarray] = []
@@ -193,7 +193,7 @@ def _encoded(
     """Labels and moments of some images, `size` of them at once."""
     for batch in evaluation_batches(views, _as_it_is, size, np.asarray(images), threads=threads):
         pixels = batch.image.reshape(-1, settings.size, settings.size, batch.image.shape[-1])
-        moments = _moments(tokenizer, jax.device_put(pixels, batch_sharding(mesh)), settings.mode_only)
+        moments = _moments(tokenizer, jax.device_put(pixels, batch_sharding(mesh)), mesh, settings.mode_only)
         records = np.asarray(moments).reshape(-1, *settings.record_shape)
         yield np.asarray(batch.label)[batch.valid], records[batch.valid]
 
@@ -205,9 +205,9 @@ def _as_it_is(image: np.ndarray) -> Float32[np.ndarray, "rows size c"]:
 
 @eqx.filter_jit
 def _moments(
-    tokenizer: AbstractTokenizer, images: Float[Array, "b h w c"], mode_only: bool
+    tokenizer: AbstractTokenizer, images: Float[Array, "b h w c"], mesh: Mesh, mode_only: bool
 ) -> Float[Array, "b lh lw stored"]:
-    return jax.vmap(lambda image: join_moments(tokenizer.encode_raw(image), mode_only=mode_only))(images)
+    return in_pieces(lambda image: join_moments(tokenizer.encode_raw(image), mode_only=mode_only), images, mesh)
 
 
 def _write_shard(
