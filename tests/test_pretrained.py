@@ -124,19 +124,21 @@ def test_a_file_that_its_card_does_not_describe_is_refused(exported, tmp_path):
         from_pretrained(path)
 
 
-@pytest.mark.parametrize("what", ["lacks", "has more", "another shape"])
+@pytest.mark.parametrize("what", ["lacks", "no place", "of shape", "not finite"])
 def test_tensors_that_do_not_fit_the_network_are_named(exported, tmp_path, what, monkeypatch):
     path = copy(exported, tmp_path)
     tensors, _ = read_tensors(path)
     if what == "lacks":
         del tensors["mask_token"]
-    elif what == "has more":
+    elif what == "no place":
         tensors["mask_token2"] = tensors["mask_token"]
-    else:
+    elif what == "of shape":
         tensors["mask_token"] = tensors["mask_token"][:3]
+    else:
+        tensors["mask_token"] = np.full_like(tensors["mask_token"], np.nan)
     write_tensors(path, tensors)
     card = json.loads(path.with_suffix(".json").read_text())
-    monkeypatch.setattr("umd_eqx.pretrained._sha256", lambda _: card["sha256"])
+    monkeypatch.setattr("umd_eqx.pretrained.sha256_of", lambda _: card["sha256"])
     with pytest.raises(BadInput, match=what) as error:
         from_pretrained(path)
     assert "mask_token" in str(error.value)

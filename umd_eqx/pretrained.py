@@ -1,6 +1,7 @@
 """Trained networks, wherever they lie: in a run, in an export (safetensors and a JSON card), in the package."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -22,7 +23,7 @@ from umd_eqx.models.tokenizer import AbstractTokenizer
 from umd_eqx.objectives import denoising
 from umd_eqx.paths import AbstractPath
 from umd_eqx.sharding import make_mesh, replicated
-from umd_eqx.tensors import read_tensors, write_tensors
+from umd_eqx.tensors import fill, named_leaves, read_tensors, sha256_of, write_tensors
 from umd_eqx.tokenizers import load_tokenizer
 from umd_eqx.train import TrainState
 from umd_eqx.types import DataSpec, LatentSpec
@@ -78,7 +79,7 @@ class Pretrained:
     def digest(self) -> str:
         """A fingerprint of the weights alone, whatever file they lie in."""
         total = hashlib.sha256()
-        for name, tensor in sorted(_named(self.model).items()):
+        for name, tensor in sorted(named_leaves(self.model).items()):
             total.update(name.encode())
             total.update(np.ascontiguousarray(tensor, np.float32).tobytes())
         return total.hexdigest()
@@ -148,14 +149,14 @@ def export(source: Pretrained, path: str | os.PathLike[str], *, half: bool = Fal
     place = new_weights(path)
     card = place.with_suffix(".json")
     dtype = np.float16 if half else np.float32
-    write_tensors(place, {name: np.asarray(tensor, dtype) for name, tensor in _named(source.model).items()})
+    write_tensors(place, {name: np.asarray(tensor, dtype) for name, tensor in named_leaves(source.model).items()})
     content = {
         "format": FORMAT,
         "preset": source.preset,
         "step": source.step,
         "weights": source.weights,
-        "parameters": sum(tensor.size for tensor in _named(source.model).values()),
-        "sha256": _sha256(place),
+        "parameters": sum(tensor.size for tensor in named_leaves(source.model).values()),
+        "sha256": sha256_of(place),
         "model": dump(source.config),
         "path": dump(source.path),
         # Where the data lay is of no use to anybody else.
@@ -264,11 +265,13 @@ def _from_export(place: Path, tokenizer: str | None, field: str) -> Pretrained:
         if isinstance(error, BadInput):
             raise
         raise BadInput(field, f"{card_path} cannot be read", "Export the weights anew") from error
-    if digest != _sha256(place):
+    if digest != sha256_of(place):
         raise BadInput(field, f"{place} is not the file that its card describes", "Export the weights anew")
     spec, latents = parts["spec"], _latents(tokenizer or named, latent)
     channels = spec.channels if latent is None else latent.channels
-    model = _fill(parts["model"], (side, channels, spec.num_classes), tensors, place, field)
+    make = functools.partial(parts["model"].build, side, channels, spec.num_classes)
+    like = jax.eval_shape(lambda key: make(key=key), jax.random.key(0))
+    model = fill(like, tensors, place, field, "Export the weights anew")
     return Pretrained(model, parts["model"], parts["path"], parts["data"], spec, preset, step, kind, latents)
 
 
@@ -301,38 +304,3 @@ def _require_sane_latents(tokenizer: Any, latent: Any) -> None:
         raise TypeError("tokenizer or latent")
     if any(type(count) is not int or not 0 < count < 2**10 for count in (latent.factor, latent.channels)):
         raise TypeError("factor or channels")
-
-
-def _fill(
-    config: ModelConfig, sees: tuple[int, int, int], tensors: dict[str, np.ndarray], place: Path, field: str
-) -> AutoEncoder:
-    """The network that a card describes, for images or latents of so many (pixels, channels, classes), with the arrays
-    of the file. Raises `BadInput` for what does not fit.
-    """
-    like = jax.eval_shape(lambda key: config.build(*sees, key=key), jax.random.key(0))
-    missing = [name for name in _named(like) if name not in tensors]
-    extra = sorted(set(tensors) - set(_named(like)))
-    wrong = [name for name, leaf in _named(like).items() if name in tensors and tensors[name].shape != leaf.shape]
-    broken = [name for name in _named(like) if name in tensors and not np.isfinite(tensors[name]).all()]
-    for names, what in (
-        (missing, "lacks"),
-        (extra, "has more than its network:"),
-        (wrong, "has another shape for"),
-        (broken, "holds numbers that are not finite in"),
-    ):
-        if names:
-            raise BadInput(field, f"{place} {what} {', '.join(names[:3])}", "Export the weights anew")
-
-    def put(path: tuple[jax.tree_util.KeyEntry, ...], leaf: Any) -> jax.Array:
-        return jax.numpy.asarray(tensors[jax.tree_util.keystr(path)[1:]], leaf.dtype)
-
-    return jax.tree_util.tree_map_with_path(put, like)
-
-
-def _named(model: AutoEncoder) -> dict[str, Any]:
-    return {jax.tree_util.keystr(path)[1:]: leaf for path, leaf in jax.tree_util.tree_leaves_with_path(model)}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

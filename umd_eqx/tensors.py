@@ -1,10 +1,13 @@
 """Arrays by name in a safetensors file: a format that holds numbers and text and nothing that could be executed."""
 
+import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-import jax.numpy  # noqa: F401  # numpy then knows bfloat16 by its name, which is how safetensors asks for it
+import jax
+import jax.numpy as jnp  # numpy then knows bfloat16 by its name, which is how safetensors asks for it
 import numpy as np
 import safetensors
 import safetensors.numpy
@@ -56,3 +59,37 @@ def write_tensors(path: str | os.PathLike[str], tensors: Tensors, texts: Mapping
     contiguous = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
     unfinished.write_bytes(safetensors.numpy.save(contiguous, dict(texts) if texts else None))
     unfinished.replace(path)
+
+
+def named_leaves(tree: Any) -> dict[str, Any]:
+    """The arrays of a PyTree, or what stands for them, by the names that they have in a file: `encoder.norm.scale`."""
+    return {jax.tree_util.keystr(path)[1:]: leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def fill(like: Any, tensors: Tensors, path: str | os.PathLike[str], field: str, way_out: str) -> Any:
+    """`like`, a PyTree of shapes, with the arrays of a file in their places, each in the dtype that it has there.
+
+    Raises `BadInput`, naming `field` and `way_out`, for the first array of `path` that is missing, has no place, is of
+    another shape or not finite.
+    """
+    leaves = named_leaves(like)
+    for name in sorted(set(tensors) | set(leaves)):
+        what = None
+        if name not in tensors:
+            what = f"lacks {name}"
+        elif name not in leaves:
+            what = f"has {name}, for which its network has no place"
+        elif tensors[name].shape != leaves[name].shape:
+            what = f"has {name} of shape {tensors[name].shape} and not {leaves[name].shape}"
+        elif not np.isfinite(tensors[name]).all():
+            what = f"holds numbers that are not finite in {name}"
+        if what:
+            raise BadInput(field, f"{path} {what}", way_out)
+    filled = [jnp.asarray(tensors[name], leaf.dtype) for name, leaf in leaves.items()]
+    return jax.tree.unflatten(jax.tree.structure(like), filled)
+
+
+def sha256_of(path: str | os.PathLike[str]) -> str:
+    """Of a file, in hexadecimal. Raises `OSError` if it cannot be read."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -20,7 +20,7 @@ from umd_eqx.errors import BadInput
 from umd_eqx.models.diffusers_vae import is_diffusers, read_diffusers
 from umd_eqx.models.tokenizer import AbstractTokenizer
 from umd_eqx.models.variants import AbstractModelConfig
-from umd_eqx.tensors import read_tensors, write_tensors
+from umd_eqx.tensors import fill, named_leaves, read_tensors, sha256_of, write_tensors
 from umd_eqx.types import LatentSpec
 
 FORMAT = 1
@@ -99,7 +99,7 @@ def save_tokenizer(
     back as float32. Raises `OSError` if the disk refuses.
     """
     place, dtype = Path(path), np.float16 if half else np.float32
-    tensors = {name: np.asarray(leaf, dtype) for name, leaf in _named(tokenizer).items()}
+    tensors = {name: np.asarray(leaf, dtype) for name, leaf in named_leaves(tokenizer).items()}
     write_tensors(place, tensors)
     card = {
         "format": FORMAT,
@@ -109,7 +109,7 @@ def save_tokenizer(
         "shift": tokenizer.shift,
         "scale": tokenizer.scale,
         "parameters": sum(tensor.size for tensor in tensors.values()),
-        "sha256": _sha256(place),
+        "sha256": sha256_of(place),
         **facts,
     }
     place.with_suffix(".json").write_text(json.dumps(card, indent=2) + "\n")
@@ -152,7 +152,7 @@ def with_latents_of(recipe: Config, config: Config) -> Config:
 def fingerprint(tokenizer: AbstractTokenizer) -> str:
     """Of the weights, the shift and the scale alone, whatever file they lie in: 16 hexadecimal digits."""
     total = hashlib.sha256(f"{tokenizer.shift} {tokenizer.scale}".encode())
-    for name, tensor in sorted(_named(tokenizer).items()):
+    for name, tensor in sorted(named_leaves(tokenizer).items()):
         total.update(name.encode())
         total.update(np.ascontiguousarray(tensor, np.float32).tobytes())
     return total.hexdigest()[:16]
@@ -186,33 +186,12 @@ def _from_card(place: Path, source: str, field: str) -> LoadedTokenizer:
         if isinstance(error, BadInput):
             raise
         raise BadInput(field, f"{card_path} cannot be read", "Train or export the tokenizer anew") from error
-    if digest != _sha256(place):
+    if digest != sha256_of(place):
         raise BadInput(field, f"{place} is not the file that its card describes", "Train or export it anew")
-    tokenizer = with_statistics(_fill(like, tensors, place, field), shift, scale)
+    tokenizer = with_statistics(fill(like, tensors, place, field, "Train or export it anew"), shift, scale)
     title = f"{source}, {config.title}, {_shape_of(tokenizer)}"
     facts = {name: value for name, value in card.items() if name not in OWN}
     return LoadedTokenizer(tokenizer, fingerprint(tokenizer), title, config, facts)
-
-
-def _fill(like: Any, tensors: Mapping[str, np.ndarray], place: Path, field: str) -> AbstractTokenizer:
-    names = _named(like)
-    for name in sorted(set(tensors) | set(names)):
-        what = None
-        if name not in tensors:
-            what = f"lacks {name}"
-        elif name not in names:
-            what = f"has {name}, which its network has not"
-        elif tensors[name].shape != names[name].shape:
-            what = f"has {name} of shape {tensors[name].shape} and not {names[name].shape}"
-        elif not np.isfinite(tensors[name]).all():
-            what = f"holds numbers that are not finite in {name}"
-        if what:
-            raise BadInput(field, f"{place} {what}", "Train or export it anew")
-
-    def put(path: tuple[jax.tree_util.KeyEntry, ...], leaf: Any) -> jax.Array:
-        return jax.numpy.asarray(tensors[jax.tree_util.keystr(path)[1:]], leaf.dtype)
-
-    return jax.tree_util.tree_map_with_path(put, like)
 
 
 def _cached(source: str, field: str) -> Path:
@@ -228,12 +207,3 @@ def _cached(source: str, field: str) -> Path:
 
 def _shape_of(tokenizer: AbstractTokenizer) -> str:
     return f"{tokenizer.factor} x {tokenizer.factor} pixels to {tokenizer.latent_channels} numbers"
-
-
-def _named(tokenizer: Any) -> dict[str, Any]:
-    return {jax.tree_util.keystr(path)[1:]: leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tokenizer)}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

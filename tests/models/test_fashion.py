@@ -69,12 +69,12 @@ def rewritten(path, change) -> None:
     ("change", "said"),
     [
         (lambda tensors: tensors.pop("head.bias"), "lacks head.bias"),
-        (lambda tensors: tensors.update(more=np.zeros(1, np.float32)), "more in .* has no place"),
+        (lambda tensors: tensors.update(more=np.zeros(1, np.float32)), "has more, for which its network has no place"),
         (
             lambda tensors: tensors.update({"head.bias": np.zeros(11, np.float32)}),
-            r"float32 \(11,\), not float32 \(10,\)",
+            r"has head.bias of shape \(11,\) and not \(10,\)",
         ),
-        (lambda tensors: tensors.update({"head.bias": np.zeros(10, np.float64)}), "is float64"),
+        (lambda tensors: tensors.update({"head.bias": np.zeros(10, np.float64)}), "has head.bias as float64"),
         (lambda tensors: tensors["head.bias"].fill(np.nan), "not finite"),
     ],
 )

@@ -1,6 +1,5 @@
 """The trained classifier of Fashion-MNIST that comes with the package: its weights and their card."""
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -8,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from umd_eqx.errors import BadInput
 from umd_eqx.models.classifier import FashionClassifier
-from umd_eqx.tensors import read_tensors, write_tensors
+from umd_eqx.tensors import fill, named_leaves, read_tensors, sha256_of, write_tensors
 
 SHIPPED = Path(__file__).parents[1] / "weights" / "fashion_classifier.safetensors"
 """What `experiments/train_classifier.py` made; its card lies beside it as `.json`."""
@@ -35,22 +33,13 @@ def load_fashion_classifier(
     """
     tensors, _ = read_tensors(path, field)
     way_out = "Take the file that experiments/train_classifier.py wrote, with its card"
-    if read_card(path, field)["sha256"] != _sha256(Path(path)):
+    if read_card(path, field)["sha256"] != sha256_of(path):
         raise BadInput(field, f"{path} is not the file that its card describes", way_out)
     like = jax.eval_shape(lambda key: FashionClassifier.init(NUM_CLASSES, key=key), jax.random.key(0))
-    names = _named(like)
-    for name in sorted(set(tensors) - set(names)):
-        raise BadInput(field, f"{name} in {path} has no place in the network", way_out)
-    for name, leaf in names.items():
-        if name not in tensors:
-            raise BadInput(field, f"{path} lacks {name}", way_out)
-        tensor = tensors[name]
-        if tensor.shape != leaf.shape or tensor.dtype != np.float32:
-            problem = f"{name} in {path} is {tensor.dtype} {tensor.shape}, not float32 {leaf.shape}"
-            raise BadInput(field, problem, way_out)
-        if not np.isfinite(tensor).all():
-            raise BadInput(field, f"{name} in {path} holds numbers that are not finite", way_out)
-    return jax.tree.unflatten(jax.tree.structure(like), [jnp.asarray(tensors[name]) for name in names])
+    for name, tensor in tensors.items():
+        if tensor.dtype != np.float32:
+            raise BadInput(field, f"{path} has {name} as {tensor.dtype} and not as float32", way_out)
+    return fill(like, tensors, path, field, way_out)
 
 
 def save_fashion_classifier(model: FashionClassifier, path: str | os.PathLike[str], facts: Mapping[str, Any]) -> Path:
@@ -58,9 +47,9 @@ def save_fashion_classifier(model: FashionClassifier, path: str | os.PathLike[st
 
     The card gets the number of parameters and the SHA-256 of the file besides. Raises `OSError` if the disk refuses.
     """
-    tensors = {name: np.asarray(leaf, np.float32) for name, leaf in _named(model).items()}
+    tensors = {name: np.asarray(leaf, np.float32) for name, leaf in named_leaves(model).items()}
     write_tensors(path, tensors)
-    own = {"parameters": sum(tensor.size for tensor in tensors.values()), "sha256": _sha256(Path(path))}
+    own = {"parameters": sum(tensor.size for tensor in tensors.values()), "sha256": sha256_of(path)}
     card = card_of(path)
     card.write_text(json.dumps({**facts, **own}, indent=2) + "\n")
     return card
@@ -86,12 +75,3 @@ def read_card(path: str | os.PathLike[str] = SHIPPED, field: str = "--extractor-
         raise BadInput(field, f"{path} has no card beside it", f"Put {card.name} into the same folder") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInput(field, f"{card} cannot be read", "Take the card that was written with the weights") from error
-
-
-def _named(model: Any) -> dict[str, Any]:
-    return {jax.tree_util.keystr(path)[1:]: leaf for path, leaf in jax.tree_util.tree_leaves_with_path(model)}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
