@@ -166,6 +166,8 @@ def plot(rows: list[dict], arguments: Arguments, name: str) -> None:
         axes.set_xticks(ticks, [str(tick) for tick in ticks], minor=False)
         axes.set_xticks([], minor=True)
         axes.grid(alpha=0.3)
+    distance.set_yticks([20, 50, 100, 200, 500], ["20", "50", "100", "200", "500"])
+    distance.set_yticks([], minor=True)
     figure.legend(*distance.get_legend_handles_labels(), loc="outside right upper", fontsize=8, frameon=False)
     figure.suptitle(f"{arguments.samples} samples a point, guidance {arguments.cfg_scale:g}", fontsize=9)
     figure.savefig(name, dpi=110)
