@@ -5,6 +5,7 @@ draw of the augmentation; both depend on (seed, p) only. So resuming is starting
 """
 
 import math
+import sys
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, cast
 
@@ -13,7 +14,8 @@ import jax
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from umd_eqx.data.source import BrokenImage, DataSource, Example
+from umd_eqx.data.shuffle import Shuffle
+from umd_eqx.data.source import BrokenImage, DataSource
 from umd_eqx.errors import BadInput
 from umd_eqx.types import Batch
 
@@ -36,8 +38,9 @@ def training_batches(
 ) -> Generator[Batch, None, None]:
     """The endless stream of training batches from `start_step` on.
 
-    Each epoch is shuffled anew, and a batch may hold the end of one epoch and the beginning of the next, so that each
-    image is seen once an epoch. Batch k of a stream begun at step s is bit for bit batch s + k of one begun at 0.
+    Each epoch goes through the images in a random order of its own (`umd_eqx.data.shuffle`), and a batch may hold the
+    end of one epoch and the beginning of the next, so that each image is seen once an epoch. Batch k of a stream begun
+    at step s is bit for bit batch s + k of one begun at 0.
 
     **Arguments:**
 
@@ -55,7 +58,8 @@ def training_batches(
     **Returns:** a generator; `close()` (or letting go of it) ends its threads. `image` float32 (batch, size, size,
     channels), `label` int32, `valid` all true.
 
-    **Raises:** `BadInput` naming `--batch-size` or `--seed`; while it runs, whatever the source raises.
+    **Raises:** `BadInput` naming `--batch-size` or `--seed`, or `--data.train-split` for a source without images; while
+    it runs, whatever the source raises.
     """
     rows = np.arange(batch_size) if sharding is None else _local_rows(sharding, batch_size)
     steps = _training_steps(source, transform, batch_size, seed, rows)
@@ -115,11 +119,15 @@ def _training_steps(
     _check_batch_size(batch_size)
     if not 0 <= seed < 2**32:
         raise BadInput("--seed", f"{seed} is not in 0 .. 2**32 - 1", "Take another.")
+    if len(source) == 0:
+        raise BadInput("--data.train-split", f"{source.spec.name} has no images to train on", "Take a larger part.")
+    shuffle = Shuffle(len(source), seed)
 
-    def augment(example: Example, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    def augment(position: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        example = source[shuffle(position)]
         return transform(example["image"], rng), np.asarray(example["label"], np.int32)
 
-    stream = grain.MapDataset.source(source).seed(seed).shuffle().repeat(None).random_map(augment)
+    stream = grain.MapDataset.range(sys.maxsize).random_map(augment, seed=seed)
     number = len(rows)
     if number == batch_size:
         mine = stream
