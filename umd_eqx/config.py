@@ -41,7 +41,7 @@ class DataConfig:
     size: int = 28
     """Side of the square that the network sees, in pixels, after cropping."""
     area_min: float | int = 80.0
-    """Smallest area of a random crop, in percent. 100: no random crop."""
+    """Smallest area of a random crop, in percent. 100: the centre crop of the evaluations."""
     flip: bool = True
     """Mirror one image in two."""
     batch_size: int = 32
@@ -51,7 +51,7 @@ class DataConfig:
     workers: int = 2
     """Threads that read images ahead, each a batch of its own."""
     max_broken: int = 100
-    """How many images of each split may be unreadable (skipped and counted) before the run stops."""
+    """How many images of each split may be unreadable or of no class (skipped and counted) before the run stops."""
     latents: str | None = None
     """A folder that encode_latents.py made: train on its latents. None: images are encoded on the way, if at all."""
     expected: Annotated[DataSpec | None, tyro.conf.Suppress] = None

@@ -6,11 +6,14 @@ import json
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from eval.fakes import Source, context
 from hypothesis import given
 from hypothesis import strategies as st
 
+from umd_eqx.data.transforms import ADMTransform, EvalTransform, SquashTransform
 from umd_eqx.errors import BadInput
 from umd_eqx.eval.distances import statistics_of
+from umd_eqx.eval.generation import real_images
 from umd_eqx.eval.protocol import (
     ADM50K,
     UMD10K,
@@ -22,6 +25,26 @@ from umd_eqx.eval.protocol import (
     weights_hash,
 )
 from umd_eqx.models.extractor import AbstractExtractor, Activations
+
+
+class TestRealImages:
+    @pytest.mark.parametrize(
+        ("protocol", "transform"), [(UMD10K, SquashTransform(8)), (ADM50K, ADMTransform(8))], ids=["umd10k", "adm50k"]
+    )
+    def test_are_brought_to_size_as_the_protocol_says(self, protocol, transform):
+        images = np.random.default_rng(0).integers(0, 256, (6, 20, 33, 1), np.uint8)
+        source = Source(images, np.arange(6) % 4)
+        given = dataclasses.replace(context(source, source), size=8)
+        split = "test" if protocol.reference == "validation" else "train"
+        found = np.concatenate(list(real_images(given, protocol, split, 6)))
+        order = np.random.default_rng(0).permutation(6)
+        expected = np.stack([(transform(images[i]) + 1) * 127.5 for i in order])
+        np.testing.assert_array_equal(found, np.rint(expected))
+        # The evaluations' own resize is another one.
+        assert np.abs(expected - [(EvalTransform(8)(images[i]) + 1) * 127.5 for i in order]).mean() > 5
+
+    def test_the_record_names_their_resize(self):
+        assert (UMD10K.reference_size, ADM50K.reference_size) == ("squash", "adm")
 
 
 class TestLabels:

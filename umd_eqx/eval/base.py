@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
 from umd_eqx.data.loader import evaluation_batches
 from umd_eqx.data.source import DataSource
-from umd_eqx.data.transforms import EvalTransform, FewShotTransform, SquashTransform
+from umd_eqx.data.transforms import ADMTransform, EvalTransform, FewShotTransform, SquashTransform
 from umd_eqx.errors import BadInput
 from umd_eqx.models.tokenizer import AbstractTokenizer, Identity
 from umd_eqx.paths import AbstractPath
@@ -23,6 +23,12 @@ from umd_eqx.types import Batch, Report
 
 Evaluate = Callable[[Any, PRNGKeyArray], Report]
 """A pure function of the model (an `AbstractModel`, or the tokenizer that is trained) and a key."""
+
+Crop = Literal["evaluation", "fewshot", "squash", "adm"]
+"""How images are brought to size (`umd_eqx.data.transforms`).
+
+As the reference does in its evaluations, for its few-shot probe, or for FID; or as ADM does for the field's FID.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +70,7 @@ class EvalContext:
         split: Literal["train", "test"],
         indices: Int[np.ndarray, "count"],
         *,
-        crop: Literal["evaluation", "fewshot", "squash"] = "evaluation",
+        crop: Crop = "evaluation",
     ) -> Iterator[Batch]:
         """What the network sees of some images: as `images`, or their likeliest latents."""
         for batch in self.images(split, indices, crop=crop):
@@ -79,19 +85,19 @@ class EvalContext:
         split: Literal["train", "test"],
         indices: Int[np.ndarray, "count"],
         *,
-        crop: Literal["evaluation", "fewshot", "squash"] = "evaluation",
+        crop: Crop = "evaluation",
     ) -> Iterator[Batch]:
         """The images of a split by their indices, in order, as whole batches on the devices.
 
-        The last one is filled up with rows that are not `valid`. `crop` says how images are brought to size: as the
-        reference does in evaluations, for its few-shot probe, or for FID. Raises whatever the source raises but
-        `BrokenImage`, such as `BadInput` for too many of these.
+        The last one is filled up with rows that are not `valid`. `crop` says how images are brought to size.
+        Raises whatever the source raises but `BrokenImage`, such as `BadInput` for too many of these.
         """
         source = self.train if split == "train" else self.test
         transforms = {
             "evaluation": EvalTransform(self.size),
             "fewshot": FewShotTransform(self.size, self.native),
             "squash": SquashTransform(self.size),
+            "adm": ADMTransform(self.size),
         }
         transform = transforms[crop]
         for batch in evaluation_batches(source, transform, self.batch_size, indices, threads=self.threads):

@@ -136,8 +136,7 @@ def real_images(
 ) -> Iterator[UInt8[np.ndarray, "b h w c"]]:
     """Some images of a split, or all, in a random order that is always the same, as grey levels."""
     order = np.random.default_rng(0).permutation(len(context.test if split == "test" else context.train))
-    crop = "squash" if protocol.reference_size == "squash" else "evaluation"
-    for batch in context.images(split, order[:count], crop=crop):
+    for batch in context.images(split, order[:count], crop=protocol.reference_size):
         # They were grey levels before, so that the nearest is the one it was.
         yield np.asarray(to_uint8(jnp.asarray(batch.image), "round"))[np.asarray(batch.valid)]
 

@@ -31,8 +31,9 @@ class Protocol:
     - `call`: how many are drawn at once by the paper; where `labels` begins anew.
     - `labels`: see `labels_for`.
     - `reference`: the split whose statistics are compared with, all of it.
-    - `reference_size`: how its images are brought to the sampled size: "squash" changes the aspect ratio, bilinear
-      without antialiasing; "crop" brings the smaller side to that size and cuts the middle out.
+    - `reference_size`: how its images are brought to the sampled size. "squash": bilinear without antialiasing, which
+      changes the aspect ratio (`SquashTransform`). "adm": halved by averages, then bicubic until the smaller side has
+      that size, and the middle cut out (`ADMTransform`).
     - `reference_rows`: how many of its images precision and the others that need single images are counted among.
     - `resize`: how images are brought to the extractor's size, in words.
     - `rounding`: of samples in [-1, 1] to grey levels; see `to_uint8`.
@@ -45,7 +46,7 @@ class Protocol:
     call: int
     labels: LabelSampling
     reference: Literal["validation", "train"]
-    reference_size: Literal["squash", "crop"]
+    reference_size: Literal["squash", "adm"]
     reference_rows: int
     resize: str
     rounding: Rounding
@@ -76,7 +77,7 @@ ADM50K = Protocol(
     call=50_000,
     labels="uniform",
     reference="train",
-    reference_size="crop",
+    reference_size="adm",
     reference_rows=10_000,
     resize="bilinear, corners of TensorFlow 1, no antialias",
     rounding="truncate",
@@ -85,8 +86,9 @@ ADM50K = Protocol(
 )
 """What the field does since ADM (Dhariwal and Nichol 2021, section 2.2), whose sampling script truncates as well.
 
-Ours differs from that program in two ways: its reference statistics are a file, ours are computed with our own
-transforms; it compares neighbours in float16. Numbers are near the published ones, not equal to them.
+Ours differs from that program in two ways: its reference statistics are a file, ours are computed from images that are
+brought to size as its own data are; it compares neighbours in float16. Numbers are near the published ones, not equal
+to them.
 """
 
 
