@@ -1,6 +1,7 @@
 """Encoding a data set: the same bytes however often it was interrupted, and what is refused."""
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 
@@ -106,6 +107,17 @@ def test_a_folder_that_was_begun_otherwise(tmp_path, changed, field, message):
     with pytest.raises(BadInput, match=message) as refusal:
         begin(tmp_path / "folder", settings(**changed))
     assert refusal.value.field == field
+
+
+def test_a_folder_that_an_older_version_began(tmp_path):
+    begin(tmp_path / "folder", settings())
+    path = tmp_path / "folder" / "settings.json"
+    older = json.loads(path.read_text())
+    del older["format"]  # as it was written before there was one
+    path.write_text(json.dumps(older))
+    with pytest.raises(BadInput, match="older version of this program, which cut images in another way") as refusal:
+        begin(tmp_path / "folder", settings())
+    assert refusal.value.field == "--out"
 
 
 def test_each_of_the_settings_has_its_flag():

@@ -19,7 +19,7 @@ from array_record.python import array_record_module  # pyright: ignore[reportAtt
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Float32, Int
 
-from umd_eqx.data.latents import MANIFEST, Manifest, Settings, augmented, packed
+from umd_eqx.data.latents import FORMAT, MANIFEST, Manifest, Settings, augmented, packed, require_format
 from umd_eqx.data.loader import evaluation_batches
 from umd_eqx.data.source import DataSource, Example
 from umd_eqx.data.transforms import TrainTransform
@@ -124,7 +124,7 @@ def begin(folder: Path, settings: Settings) -> list[int]:
     A shard is judged by its length and not read. Raises `BadInput`, naming the flag that differs from what the folder
     was begun with, or `--out` where it holds something else or its disk has too little room.
     """
-    path, text = folder / SETTINGS, json.dumps(dataclasses.asdict(settings), indent=2) + "\n"
+    path, text = folder / SETTINGS, json.dumps({"format": FORMAT, **dataclasses.asdict(settings)}, indent=2) + "\n"
     folder.mkdir(parents=True, exist_ok=True)
     new = not path.exists()
     if new:
@@ -149,8 +149,11 @@ def begin(folder: Path, settings: Settings) -> list[int]:
 def _require_same(path: Path, now: dict[str, Any]) -> None:
     try:
         there = json.loads(path.read_text())
+        require_format(there.get("format", 1), path, "--out")
         differing = [name for name in now if there.get(name) != now[name]]
-    except (ValueError, AttributeError) as error:
+    except BadInput:
+        raise
+    except (ValueError, AttributeError, TypeError) as error:
         raise BadInput("--out", f"{path} cannot be read", "Choose another folder") from error
     for name in differing:
         problem = f"{path.parent} was begun with {name} {there.get(name)}, and now it is {now[name]}"

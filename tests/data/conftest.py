@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,20 @@ def grey_root(tmp_path_factory) -> Path:
         train[i]["image"] = train[i]["image"][:30] + b"not a picture"
     test = [{"image": encode(picture(100 + i, 9, 7, 1)), "label": i} for i in range(3)]
     write(root, {"train": train, "test": test}, image_features((9, 7, 1)))
+    return root
+
+
+@pytest.fixture(scope="session")
+def mislabelled_root(tmp_path_factory) -> Path:
+    """20 + 3 grey images of ten classes; number 2, 7 and 11 of the first have the labels 10, 1000 and -1."""
+    root = tmp_path_factory.mktemp("mislabelled")
+    train = [{"image": encode(picture(i, 9, 7, 1)), "label": i % 10} for i in range(20)]
+    for i, label in ((2, 10), (7, 1000), (11, -1)):
+        train[i]["label"] = label
+    folder = write(root, {"train": train, "test": train[:3]}, image_features((9, 7, 1), classes=1001))
+    features = json.loads((folder / "features.json").read_text())
+    features["featuresDict"]["features"]["label"]["classLabel"]["numClasses"] = "10"  # TFDS would not write such labels
+    (folder / "features.json").write_text(json.dumps(features))
     return root
 
 

@@ -7,9 +7,9 @@ import pytest
 from tiny_sets import picture
 
 from umd_eqx.data.broken import CountBroken, SkipBroken
-from umd_eqx.data.loader import evaluation_batches
-from umd_eqx.data.source import BrokenImage, DataSource, TfdsSource, open_source
-from umd_eqx.data.transforms import EvalTransform
+from umd_eqx.data.loader import evaluation_batches, training_batches
+from umd_eqx.data.source import BrokenImage, DataSource, TfdsSource, open_source, require_class
+from umd_eqx.data.transforms import EvalTransform, TrainTransform
 from umd_eqx.errors import BadInput
 
 
@@ -80,3 +80,44 @@ def test_an_evaluation_counts_what_it_leaves_out(grey):
     assert source.broken == {4, 17}
     with pytest.raises(BadInput, match=r"--data\.max-broken"):
         list(evaluation_batches(CountBroken(grey, max_broken=1), EvalTransform(7), 16))
+
+
+@pytest.mark.parametrize("memory_limit", [0, 2**20])
+def test_an_image_whose_label_is_not_a_class_is_broken(mislabelled_root, memory_limit):
+    # Row 10 of a table of ten classes is "no class", and JAX reads it for any label past the end, and for -1.
+    source = TfdsSource(mislabelled_root / "tiny/1.0.0", "train", memory_limit=memory_limit)
+    assert source.spec.num_classes == 10
+    for _ in range(2):
+        for index, label in ((2, 10), (7, 1000), (11, -1)):
+            with pytest.raises(BrokenImage, match=rf"image {index} is broken: its label is {label}, and .* 0 .. 9"):
+                source[index]
+        assert source[3]["label"] == 3
+        assert source[19]["label"] == 9
+    expected = np.arange(20) % 10
+    expected[[2, 7, 11]] = -1
+    np.testing.assert_array_equal(source.labels(np.arange(20)), expected)
+
+
+def test_wrong_labels_are_counted_and_replaced_as_other_broken_images_are(mislabelled_root):
+    source = open_source("tiny", str(mislabelled_root), "train")
+    train, test = SkipBroken(source), CountBroken(source)
+    stream = training_batches(train, TrainTransform(7, 100), batch_size=20, seed=0, prefetch=0)
+    labels = np.asarray(next(stream).label)
+    # Number 3, 8 and 12, of the classes 3, 8 and 2, stand in.
+    np.testing.assert_array_equal(np.bincount(labels), [2, 1, 2, 3, 2, 2, 2, 1, 3, 2])
+    assert train.broken == {2, 7, 11}
+    valid = np.concatenate([batch.valid for batch in evaluation_batches(test, EvalTransform(7), 20)])
+    np.testing.assert_array_equal(np.flatnonzero(~valid), [2, 7, 11])
+    assert test.broken == {2, 7, 11}
+    few = SkipBroken(source, max_broken=2)
+    assert [few[2]["label"], few[7]["label"]] == [3, 8]
+    assert "3 broken images, more than 2, in the data; the last: image 11 is broken: its label is -1" in refused(
+        few, 11
+    )
+
+
+def test_without_classes_any_label_will_do():
+    assert require_class(0, 7, 0) == 7
+    assert require_class(0, 7, 8) == 7
+    with pytest.raises(BrokenImage):
+        require_class(0, 8, 8)

@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from eval.fakes import noise
+from eval.fakes import Source, noise
 from known_tokenizers import Rearranged
 
 from umd_eqx.data.latents import MANIFEST, ChooseView, LatentSource, Manifest, Settings, check, source_hash, view
 from umd_eqx.data.loader import training_batches
 from umd_eqx.data.source import BrokenImage, DataSource
-from umd_eqx.data.transforms import TrainTransform
+from umd_eqx.data.transforms import EvalTransform, TrainTransform
 from umd_eqx.encoding import encode
 from umd_eqx.errors import BadInput
 from umd_eqx.latents import as_latents
@@ -200,7 +200,8 @@ def test_data_are_told_from_other_data_wherever_they_lie():
         ("{", "cannot be read"),
         ("[]", "cannot be read"),
         ('{"format": 99}', "was written by a newer version"),
-        ('{"format": 1, "settings": {"name": "x"}}', "cannot be read"),
+        ('{"format": 2, "settings": {"name": "x"}}', "cannot be read"),
+        ('{"format": 1, "settings": {"name": "x"}}', "older version of this program, which cut images in another way"),
     ],
 )
 def test_manifests_that_are_none(tmp_path, content, message):
@@ -229,8 +230,34 @@ def test_shards_that_are_missing_or_damaged(tmp_path):
         LatentSource(tmp_path / "latents")
 
 
+def test_a_latent_whose_label_is_not_a_class_is_broken(tmp_path):
+    manifest = stored(tmp_path / "latents").manifest
+    assert set(SOURCE.labels(np.arange(22))) == {0, 1, 2, 3}
+    (tmp_path / "latents" / MANIFEST).write_text(dataclasses.replace(manifest, num_classes=3).text())
+    source = LatentSource(tmp_path / "latents")
+    labels = SOURCE.labels(np.arange(22))
+    for index, label in enumerate(labels):
+        if label == 3:
+            with pytest.raises(BrokenImage, match=rf"image {index} is broken: its label is 3, and .* 0 .. 2"):
+                source[index]
+        else:
+            assert source[index]["label"] == label
+    np.testing.assert_array_equal(source.labels(np.arange(22)), np.where(labels == 3, -1, labels))
+
+
+def test_at_100_percent_the_views_are_what_the_evaluation_sees(tmp_path):
+    # Images that are not square: a view has their aspect ratio, as in training and in evaluation.
+    images = Source(np.random.default_rng(0).integers(0, 256, (5, 12, 20, 1), np.uint8), np.arange(5) % 4)
+    given = settings(area_min=100.0, flip=False, views=1, images=5, source=source_hash(images))
+    assert encode(images, TOKENIZER, given, tmp_path / "latents", mesh=make_mesh(), batch_size=16) is not None
+    source = LatentSource(tmp_path / "latents")
+    for index in range(5):
+        mean = TOKENIZER.encode_raw(jnp.asarray(EvalTransform(8)(images[index]["image"]))).mean
+        np.testing.assert_allclose(source[index]["image"][0, ..., :4], mean, atol=1e-6)
+
+
 def test_a_manifest_with_other_fields_is_another(latents):
     text = json.loads(latents.manifest.text())
-    assert text["format"] == 1
+    assert text["format"] == 2
     other = dataclasses.replace(latents.manifest, mean=0.0)
     assert other.digest != latents.manifest.digest

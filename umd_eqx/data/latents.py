@@ -17,14 +17,14 @@ import numpy as np
 from array_record.python import array_record_data_source
 from jaxtyping import Float32, Int, UInt8
 
-from umd_eqx.data.source import BrokenImage, DataSource, Example
+from umd_eqx.data.source import BrokenImage, DataSource, Example, require_class
 from umd_eqx.data.transforms import TrainTransform
 from umd_eqx.errors import BadInput
 from umd_eqx.types import DataSpec
 
 MANIFEST = "manifest.json"
-FORMAT = 1
-"""Of the manifest. A reader refuses a larger one."""
+FORMAT = 2
+"""Of the manifest, and of what begins a folder. Any other is refused: before 2, views were cut in another way."""
 
 PROBED = 16
 """Images by which data are told from other data."""
@@ -112,8 +112,7 @@ class Manifest:
         path = Path(folder).expanduser() / MANIFEST
         try:
             content = json.loads(path.read_text())
-            if content.pop("format") > FORMAT:
-                raise BadInput(field, f"{path} was written by a newer version of this program", "Update it")
+            require_format(content.pop("format"), path, field)
             settings = content.pop("settings")
             settings = Settings(**{**settings, "shape": tuple(settings["shape"])})
             lists = {name: tuple(content.pop(name)) for name in ("crc32", "channel_mean", "channel_std")}
@@ -125,6 +124,15 @@ class Manifest:
             if isinstance(error, BadInput):
                 raise
             raise BadInput(field, f"{path} cannot be read", "Encode the latents anew") from error
+
+
+def require_format(written: int, path: Path, field: str) -> None:
+    """Raises `BadInput` naming `field` where latents at `path` have another format than this program's."""
+    if written > FORMAT:
+        raise BadInput(field, f"{path} was written by a newer version of this program", "Update it")
+    if written < FORMAT:
+        problem = f"{path} was written by an older version of this program, which cut images in another way"
+        raise BadInput(field, problem, "Encode the latents anew, into another folder")
 
 
 def check(
@@ -223,11 +231,17 @@ class LatentSource:
         return self.manifest.settings.images
 
     def labels(self, indices: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
-        """The classes of some images."""
-        return np.array([self[int(i)]["label"] for i in indices], np.int64)
+        """The classes of some images; -1 for those that are broken."""
+        return np.array([self._label(int(i)) for i in indices], np.int64)
+
+    def _label(self, index: int) -> int:
+        try:
+            return self[index]["label"]
+        except BrokenImage:
+            return -1
 
     def __getitem__(self, index: int) -> Example:
-        """What is stored of image `index`. Raises `BrokenImage` if its record cannot be read."""
+        """What is stored of image `index`. Raises `BrokenImage` if its record cannot be read or its label is none."""
         settings = self.manifest.settings
         try:
             record = self._records[index]
@@ -235,7 +249,7 @@ class LatentSource:
             label = _LABEL.unpack_from(record)[0]
         except Exception as error:  # array_record raises many kinds
             raise BrokenImage(index, "its record cannot be read") from error
-        return {"image": numbers.astype(np.float32), "label": label}
+        return {"image": numbers.astype(np.float32), "label": require_class(index, label, self.spec.num_classes)}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,7 +27,7 @@ class Example(TypedDict):
 
 
 class BrokenImage(ValueError):
-    """An image that cannot be read or decoded. `index` is its place in its source."""
+    """An image that cannot be read or decoded, or whose label is not a class. `index` is its place in its source."""
 
     def __init__(self, index: int, problem: str):
         super().__init__(index, problem)
@@ -53,12 +53,30 @@ class DataSource(Protocol):
     def __len__(self) -> int: ...
 
     def labels(self, indices: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
-        """The classes of some examples, without decoding their images."""
+        """The classes of some examples, without decoding their images.
+
+        -1 for an example that cannot be read, or whose label is not a class.
+        """
         ...
 
     def __getitem__(self, index: int) -> Example:
-        """Example `index`, 0 <= index < len(self). Raises `BrokenImage` if its image cannot be read."""
+        """Example `index`, 0 <= index < len(self).
+
+        Raises `BrokenImage` if its image cannot be read, or its label is not in 0 .. `spec.num_classes` - 1.
+        """
         ...
+
+
+def require_class(index: int, label: int, num_classes: int) -> int:
+    """The label of an example, if it is a class, 0 .. num_classes - 1; any where there are no classes (0).
+
+    A network would read another label as "no class", which is row `num_classes` of its table.
+
+    **Raises:** `BrokenImage` for any other.
+    """
+    if num_classes and not 0 <= label < num_classes:
+        raise BrokenImage(index, f"its label is {label}, and the classes are 0 .. {num_classes - 1}")
+    return label
 
 
 def _open_builder(folder: epath.Path) -> Any:
@@ -209,7 +227,10 @@ class TfdsSource:
         return {"image": image, "label": int(self._labels[index])}
 
     def labels(self, indices: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
-        """The classes of some examples, without decoding their images; -1 where a record cannot be read."""
+        """The classes of some examples, without decoding their images.
+
+        -1 where a record cannot be read, or its label is not in 0 .. `spec.num_classes` - 1.
+        """
         return np.concatenate([self._labels_of(block) for block in np.split(indices, range(4096, len(indices), 4096))])
 
     def _labels_of(self, indices: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
@@ -218,7 +239,8 @@ class TfdsSource:
             records = self._records.__getitems__(wanted)
         except Exception:  # one of them cannot be read
             records = [self._readable(i) for i in wanted]
-        return np.array([-1 if record is None else record["label"] for record in records], np.int64)
+        labels = np.array([-1 if record is None else record["label"] for record in records], np.int64)
+        return np.where(labels < self.spec.num_classes, labels, -1)
 
     def _readable(self, i: int) -> Mapping[str, Any] | None:
         try:
@@ -233,6 +255,7 @@ class TfdsSource:
             raise BrokenImage(i, one_line(error)) from error
 
     def _decode(self, i: int, record: Mapping[str, Any]) -> Example:
+        label = require_class(i, int(record["label"]), self.spec.num_classes)
         try:
             image = decode_image(record["image"], self.spec.channels)
         except MemoryError:
@@ -242,7 +265,7 @@ class TfdsSource:
         stated = (self.spec.height, self.spec.width)
         if any(size not in (None, found) for size, found in zip(stated, image.shape, strict=False)):
             raise BrokenImage(i, f"its size is {image.shape[0]} x {image.shape[1]} and not {stated[0]} x {stated[1]}")
-        return {"image": image, "label": int(record["label"])}
+        return {"image": image, "label": label}
 
     def _fill(self, index: int, pixels: np.ndarray, labels: np.ndarray) -> None:
         """Keep image `index`, and its neighbours with it: a record read alone costs 20 times one read among others."""
