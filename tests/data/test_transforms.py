@@ -175,8 +175,8 @@ def test_resize_smaller_side(height, width, channels, size, antialias):
         (500, 375, 256, (341, 256)),
         (128, 129, 64, (64, 64)),  # 64.5 to the even number
         (128, 131, 64, (64, 66)),  # 65.5, too
-        (34, 119, 5, (5, 18)),  # 17.5
-        (37, 185, 9, (9, 45)),
+        (702, 252, 259, (722, 259)),  # 721.5, which float32 computes exactly and float64 does not
+        (1315, 10, 89, (11703, 89)),  # 11703.5, which float32 falls short of
     ],
 )
 def test_the_larger_side_is_rounded_as_the_reference_does(height, width, size, expected):
