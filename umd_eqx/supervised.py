@@ -39,7 +39,7 @@ class ClassifierRecipe:
     weight_decay: float = 0.05
     """Decoupled weight decay, on everything but biases."""
     area_min: float = 90.0
-    """Smallest area of the random crop, in percent; 100 is the whole image."""
+    """Smallest area of the random crop, in percent; 100 is the centre crop of the evaluations."""
     flip: bool = True
     """Mirror one image in two."""
 

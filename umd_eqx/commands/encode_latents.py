@@ -34,11 +34,11 @@ class EncodedData:
     size: int = 28
     """Side of the square that is encoded, in pixels, after cropping."""
     area_min: float | int = 100.0
-    """Smallest area of a random crop, in percent. 100: no random crop."""
+    """Smallest area of a random crop, in percent. 100: the centre crop of the evaluations."""
     flip: bool = False
     """Mirror one view in two."""
     max_broken: int = 100
-    """How many images may be unreadable (another takes their place) before it stops."""
+    """How many images may be unreadable or of no class (another takes their place) before it stops."""
 
 
 @dataclasses.dataclass(frozen=True)
