@@ -37,8 +37,13 @@ Time = Float[Array, ""]
 """Time of a path, in [0, 1]: 0 is clean, 1 is noise."""
 NetworkTime = Float[Array, ""]
 """What the network is fed for a time: 0 is clean, 1000 is noise (`AbstractPath.network_time`)."""
-Label = Int[Array, ""]
-"""A class, 0 .. num_classes - 1; `num_classes` itself is "no class"."""
+Label = Int[Array, ""] | int
+"""A class, 0 .. num_classes - 1, or `NO_CLASS`. Traced, or a number of Python."""
+NO_CLASS = -1
+"""The label of an image whose class a network is not told: classifier-free guidance, clean images, representations.
+
+A network has an embedding of its own for it. It is never a label of data.
+"""
 Metrics = dict[str, Num[Array, ""]]
 
 

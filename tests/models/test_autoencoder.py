@@ -10,6 +10,8 @@ import pytest
 from umd_eqx.masking import View
 from umd_eqx.models import AbstractModel, Part
 from umd_eqx.models.conditioning import AdaLNZero, SharedAdaLN
+from umd_eqx.models.guidance import ClassifierFree
+from umd_eqx.types import NO_CLASS
 
 CONDITIONINGS = ("adaln", "shared-adaln", "token")
 RNG = np.random.default_rng(0)
@@ -67,10 +69,32 @@ def test_every_pixel_is_predicted_from_the_patch_it_is_in(random_model):
 
 def test_no_class_is_the_last_row_of_the_label_table(model):
     moved = eqx.tree_at(lambda m: m.condition.label_table, model, replace_fn=lambda table: table.at[5].add(1.0))
-    for label, is_moved in ((5, True), (0, False), (4, False)):
+    for label, is_moved in ((5, True), (NO_CLASS, True), (0, False), (4, False)):
         y = jnp.asarray(label)
         change = difference(predict(model, IMAGES[0], TIMES[1], y), predict(moved, IMAGES[0], TIMES[1], y))
         assert (change > 1e-3) is is_moved
+
+
+def test_without_a_label_there_is_no_class(model):
+    # Class 0 is another thing: it moves what a network that knows labels makes of an image.
+    represent = eqx.filter_jit(lambda m, *told: m.represent(IMAGES[0], TIMES[0], *told))
+    ours, named, recorded, first = (represent(model, *told) for told in ((), (NO_CLASS,), (5,), (0,)))
+    assert difference(ours, named) == difference(ours, recorded) == 0
+    assert difference(ours, first) > 1e-2
+    said = eqx.filter_jit(lambda m: m(IMAGES[0], TIMES[1]))(model)
+    assert difference(said, predict(model, IMAGES[0], TIMES[1], jnp.asarray(NO_CLASS))) == 0
+    plain = ClassifierFree(model, 2.0)
+    assert difference(eqx.filter_jit(lambda m: m.represent(IMAGES[0], TIMES[0]))(plain), ours) == 0
+
+
+@pytest.mark.parametrize("label", [6, 1000, -2, -6])
+def test_a_label_of_no_row_gives_no_number_at_all(model, label):
+    # Wrapped or clipped to the table, as an index is by default, it would pass for "no class" or for another class.
+    said = [predict(model, IMAGES[0], TIMES[1], jnp.asarray(label)), model.represent(IMAGES[0], TIMES[0], label)]
+    assert all(np.isnan(leaf).all() for leaf in jax.tree.leaves(said))
+    together = jax.jit(jax.vmap(lambda y: model(IMAGES[0], TIMES[1], y).eps))(jnp.asarray([0, label]))
+    assert np.isfinite(together[0]).all()  # the other images of a batch are not touched
+    assert np.isnan(together[1]).all()
 
 
 def test_a_model_without_labels_ignores_them(random_model):

@@ -10,12 +10,12 @@ from umd_eqx.errors import BadInput
 from umd_eqx.masking import View
 from umd_eqx.models import AbstractModel, Part
 from umd_eqx.models.guidance import Autoguidance, ClassifierFree, Interval, guide
-from umd_eqx.types import Prediction, Representation
+from umd_eqx.types import NO_CLASS, Prediction, Representation
 
 RNG = np.random.default_rng(0)
 IMAGES = jnp.asarray(RNG.normal(size=(3, 8, 8, 3)), jnp.float32)
 TIMES = jnp.asarray([100.0, 500.0, 900.0])
-LABELS = jnp.asarray([0, 3, 5])
+LABELS = jnp.asarray([0, 3, NO_CLASS])
 VIEW = View(jnp.asarray([2, 0, 3, 1]), kept=3)
 
 
@@ -68,7 +68,7 @@ def model(random_model):
 @pytest.fixture(scope="module")
 def plain(model):
     """With the label, and without."""
-    return [predict(model, IMAGES, TIMES, labels) for labels in (LABELS, jnp.full(3, 5))]
+    return [predict(model, IMAGES, TIMES, labels) for labels in (LABELS, jnp.full(3, NO_CLASS))]
 
 
 class TestClassifierFree:
@@ -92,7 +92,7 @@ class TestClassifierFree:
         assert products(ClassifierFree(model, 2.0)) == products(model)
 
     def test_sees_only_what_is_visible(self, model):
-        cond, uncond = (predict(model, IMAGES, TIMES, y, VIEW) for y in (LABELS, jnp.full(3, 5)))
+        cond, uncond = (predict(model, IMAGES, TIMES, y, VIEW) for y in (LABELS, jnp.full(3, NO_CLASS)))
         assert_close(predict(ClassifierFree(model, 2.0), IMAGES, TIMES, LABELS, VIEW), mixed(uncond, cond, 2.0), 5e-5)
 
     def test_parts_together_are_what_they_are_alone(self, model):
@@ -192,7 +192,7 @@ def test_they_compose():
     strong, weak = toy(2.0), toy(1.5)
     guided = Interval(Autoguidance(ClassifierFree(strong, 3.0), weak, 2.0), strong, 0.3, 0.7)
     cond, uncond, bad = (
-        predict(m, IMAGES, TIMES, y) for m, y in ((strong, LABELS), (strong, jnp.full(3, 5)), (weak, LABELS))
+        predict(m, IMAGES, TIMES, y) for m, y in ((strong, LABELS), (strong, jnp.full(3, NO_CLASS)), (weak, LABELS))
     )
     expected = mixed(bad, mixed(uncond, cond, 3.0), 2.0)
     result = predict(guided, IMAGES, TIMES, LABELS)

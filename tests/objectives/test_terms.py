@@ -21,7 +21,7 @@ from umd_eqx.objectives import (
     unified,
 )
 from umd_eqx.paths import CosineTable, RectifiedFlow
-from umd_eqx.types import Batch, Image, Label, NetworkTime, Prediction, Representation
+from umd_eqx.types import NO_CLASS, Batch, Image, Label, NetworkTime, Prediction, Representation
 
 B, SHAPE, N = 8, (2, 4, 1), 8  # patches of one pixel
 RNG = np.random.default_rng(0)
@@ -62,7 +62,7 @@ class Echo(AbstractModel):
 
     def __call__(self, x: Image, t: NetworkTime, y: Label, view: View | None = None, *, key=None) -> Prediction:
         kept = jnp.asarray(self.num_patches if view is None else view.kept)
-        told = {"time": t, "label": y, "kept": kept}[self.tells].astype(jnp.float32)
+        told = {"time": t, "label": jnp.asarray(y), "kept": kept}[self.tells].astype(jnp.float32)
         return Prediction(jnp.full(x.shape, told), jnp.full(x.shape, told))
 
     def represent(self, x: Image, t: NetworkTime, y: Label) -> Representation:
@@ -175,10 +175,21 @@ def test_the_model_sees_as_many_patches_as_the_mask_leaves():
 
 
 def test_dropped_labels_become_no_class_and_clean_images_have_none():
-    labels = np.where(np.asarray(DRAW.drop_label), 100, np.arange(B))
+    # The square of what was told is seen, so that `NO_CLASS` is its own opposite.
+    labels = np.where(np.asarray(DRAW.drop_label), -NO_CLASS, np.arange(B))
     for objective in (denoising(), masked_denoising()):
         np.testing.assert_allclose(told(objective, Echo("label")), labels, rtol=1e-6)
-    np.testing.assert_allclose(told(masked_reconstruction(), Echo("label")), [100] * B, rtol=1e-6)
+    np.testing.assert_allclose(told(masked_reconstruction(), Echo("label")), [-NO_CLASS] * B, rtol=1e-6)
+
+
+def test_a_label_of_data_that_is_not_a_class_is_never_taken_for_no_class():
+    # Among five classes: what the network is told instead is a number for which its predictions are NaN.
+    blank = eqx.tree_at(lambda b: b.image, BATCH, jnp.zeros_like(BATCH.image))
+    labels = jnp.asarray([0, 4, 5, 6, 1000, NO_CLASS, -2, 3])
+    batch = eqx.tree_at(lambda b: b.label, blank, labels)
+    kept = eqx.tree_at(lambda d: (d.eps, d.drop_label), DRAW, (jnp.zeros_like(DRAW.eps), jnp.zeros(B, bool)))
+    numbers = np.sqrt(loss_of_each(denoising(), Echo("label", num_classes=5), batch, kept))
+    np.testing.assert_allclose(numbers, [0, 4, 6, 6, 6, 6, 6, 3], rtol=1e-6)
 
 
 @pytest.mark.parametrize("objective", [denoising(), masked_reconstruction(), unified()])

@@ -5,9 +5,11 @@ import numpy as np
 import pytest
 from sampling.known import Sure
 
+from umd_eqx.errors import BadInput
 from umd_eqx.paths import CosineTable
 from umd_eqx.sampling import DDIM, sample
 from umd_eqx.sharding import make_mesh
+from umd_eqx.types import NO_CLASS
 
 PATH, SAMPLER, KEY = CosineTable(), DDIM(3, 1.0), jax.random.key(0)
 LABELS = np.arange(11) % 4
@@ -49,6 +51,19 @@ def test_labels_reach_the_network(images):
         rows = found[label == LABELS]
         np.testing.assert_array_equal(rows, rows[:1].repeat(len(rows), axis=0))
     assert len(np.unique(found[:, 0, 0, 0])) == 4
+
+
+@pytest.mark.parametrize("label", [10, 1000, -2])
+def test_a_label_that_is_not_a_class_is_refused(label):
+    with pytest.raises(BadInput, match=rf"labels: {label} is not one of the 10 classes. Use 0 .. 9, or NO_CLASS"):
+        sample(Sure(), PATH, SAMPLER, np.array([0, label]), KEY, mesh=make_mesh())
+    without = Sure(num_classes=None)
+    assert sample(without, PATH, SAMPLER, np.array([label]), KEY, mesh=make_mesh()).shape == (1, 2, 2, 1)
+
+
+def test_no_class_can_be_asked_for():
+    found = sample(Sure(), PATH, SAMPLER, np.array([NO_CLASS, 9]), KEY, mesh=make_mesh())
+    assert np.isfinite(found).all()
 
 
 def test_progress_is_told():

@@ -74,7 +74,7 @@ def evaluate(words: list[str]) -> int:
     extractor = choose_extractor(command.extractor, command.inception_weights, train.spec, port=protocol.port)
     print(flags.describe(source))
     mesh = make_mesh()
-    labels, began = labels_for(protocol, source.model.num_classes or 1, flags.seed), time.perf_counter()
+    labels, began = labels_for(protocol, source.model.num_classes, flags.seed), time.perf_counter()
     with Terminal(protocol.samples, work="sampling", unit="image") as terminal:
         context = EvalContext(
             *(train, test, source.path, source.data.size, whole_batch(source.data.eval_batch_size, mesh), mesh),

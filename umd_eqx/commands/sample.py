@@ -22,6 +22,7 @@ from umd_eqx.pretrained import Pretrained
 from umd_eqx.report import Terminal, save_png
 from umd_eqx.sampling import sample as sample_images
 from umd_eqx.sharding import make_mesh
+from umd_eqx.types import NO_CLASS
 
 FILM_ROWS, FILM_FRAMES = 8, 12
 
@@ -91,7 +92,7 @@ def _labels(command: Sample, source: Pretrained) -> Int[np.ndarray, "num"]:
     if classes is None:
         if command.label:
             raise BadInput("--label", "the network knows no labels", "Fine-tune it, or leave the label out")
-        return np.zeros(command.num, int)
+        return np.full(command.num, NO_CLASS)
     for label in command.label:
         if not 0 <= label < classes:
             raise BadInput("--label", f"{label} is no class of {source.spec.name}", f"Use 0 .. {classes - 1}")

@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key, PRNGKeyArray
+from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
 from umd_eqx.eval.base import (
     AbstractEvaluator,
@@ -23,12 +23,12 @@ from umd_eqx.eval.pictures import grid, pick
 from umd_eqx.models import AbstractModel
 from umd_eqx.models.tokenizer import AbstractTokenizer
 from umd_eqx.paths import AbstractPath
-from umd_eqx.types import Image, Report, Scalar
+from umd_eqx.types import Image, Label, Report, Scalar
 
 
 @dataclasses.dataclass(frozen=True)
 class Denoising(AbstractEvaluator):
-    """Denoising of test images with every patch visible and no label.
+    """Denoising of test images with every patch visible, each with its label where the network knows labels.
 
     `x0/tX` and `eps/tX` are the mean squared errors of the clean image and of the noise at time X of the path, written
     with two decimals (`t0.50`) or as many as it has. The picture has an image a row: the image, then, level by level,
@@ -71,7 +71,8 @@ class Denoising(AbstractEvaluator):
                 keys = jax.random.fold_in(key, i)
                 batches = context.images("test", indices)
                 for batch, rows in zip(batches, batch_rows(indices, context.batch_size), strict=True):
-                    given = (jnp.asarray(batch.image), jnp.asarray(level), image_keys(keys, rows))
+                    images, labels = jnp.asarray(batch.image), jnp.asarray(batch.label)
+                    given = (images, labels, jnp.asarray(level), image_keys(keys, rows))
                     error, pictures = _denoise(model, context.codec, context.path, *given)
                     errors.append(np.stack([np.asarray(e) for e in error], axis=1))
                     valid.append(np.asarray(batch.valid))
@@ -96,19 +97,18 @@ def _denoise(
     codec: AbstractTokenizer,
     path: AbstractPath,
     images: Float[Array, "b h w c"],
+    labels: Int[Array, "b"],
     t: Float[Array, ""],
     keys: Key[Array, "b"],
 ) -> tuple[tuple[Float[Array, "b"], Float[Array, "b"]], tuple[Float[Array, "b h w c"], ...]]:
-    no_class = jnp.asarray(model.num_classes or 0)
-
-    def one(image: Image, key: PRNGKeyArray) -> tuple[tuple[Scalar, Scalar], tuple[Image, ...]]:
+    def one(image: Image, label: Label, key: PRNGKeyArray) -> tuple[tuple[Scalar, Scalar], tuple[Image, ...]]:
         x0 = codec.encode(image).mode()
         eps = jax.random.normal(key, x0.shape)
         x_t = path.interpolate(x0, eps, t)
-        prediction = model(x_t, path.network_time(t), no_class)
+        prediction = model(x_t, path.network_time(t), label)
         errors = jnp.mean((codec.decode(prediction.x0) - image) ** 2), jnp.mean((prediction.eps - eps) ** 2)
         # By way of the noise, as the reference samples: with a mask, the x0 head never learned visible patches.
         clean = path.x0_from_eps(x_t, prediction.eps, t)
         return errors, (image, codec.decode(x_t), codec.decode(clean))
 
-    return jax.vmap(one)(images, keys)
+    return jax.vmap(one)(images, labels, keys)

@@ -86,10 +86,8 @@ def _represent(
     t: Float[Array, ""],
     keys: Key[Array, "b"],
 ) -> Representation:
-    no_class = jnp.asarray(model.num_classes or 0)
-
     def one(x0: Image, key: Key[Array, ""]) -> Representation:
         x_t = path.interpolate(x0, jax.random.normal(key, x0.shape), t)
-        return model.represent(x_t, path.network_time(t), no_class)
+        return model.represent(x_t, path.network_time(t))
 
     return jax.vmap(one)(images, keys)

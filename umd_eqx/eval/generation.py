@@ -24,7 +24,7 @@ from umd_eqx.models.tokenizer import AbstractTokenizer
 from umd_eqx.paths import AbstractDiscretePath, AbstractPath, smooth
 from umd_eqx.sampling import AbstractSampler, SamplerConfig, sample
 from umd_eqx.sampling.batch import image_noise
-from umd_eqx.types import Label, Report
+from umd_eqx.types import NO_CLASS, Label, Report
 
 PROTOCOLS = {"umd10k": UMD10K, "adm50k": ADM50K}
 ProtocolName = Literal["umd10k", "adm50k"]
@@ -98,7 +98,7 @@ class Generation(AbstractEvaluator):
                 context.phase(f"samples at guidance {cfg_scale:g}")
                 pictures = decoded(context.codec, draw(shown), self.batch_size, context.mesh)
                 images[name] = grid(_rows(np.concatenate(list(pictures)), self.columns))
-                labels = labels_for(protocol, model.num_classes or 1)
+                labels = labels_for(protocol, model.num_classes)
                 say = functools.partial(_say, context.phase, f"sampling at guidance {cfg_scale:g}")
                 found = score(
                     draw(labels, progress=say), labels, real(), extractor, protocol, context, classes=model.num_classes
@@ -202,7 +202,7 @@ def _films(
 
 def _shown_labels(model: AbstractModel, columns: int) -> Int[np.ndarray, "rows_columns"]:
     classes = model.num_classes
-    rows = np.zeros(4, int) if classes is None else np.arange(min(classes, SHOWN_CLASSES)) * max(classes // 10, 1)
+    rows = np.full(4, NO_CLASS) if classes is None else np.arange(min(classes, SHOWN_CLASSES)) * max(classes // 10, 1)
     return np.repeat(rows, columns)
 
 

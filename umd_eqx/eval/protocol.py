@@ -15,6 +15,7 @@ from umd_eqx.eval.distances import Statistics
 from umd_eqx.eval.measure import metric_names
 from umd_eqx.models.extractor import AbstractExtractor
 from umd_eqx.models.inception import Port
+from umd_eqx.types import NO_CLASS
 
 Rounding = Literal["truncate", "round"]
 LabelSampling = Literal["each-class-then-random", "uniform"]
@@ -104,8 +105,8 @@ def scale(protocol: Protocol, samples: int) -> Protocol:
     return dataclasses.replace(protocol, name=f"{protocol.name.split('@')[0]}@{samples}", samples=samples)
 
 
-def labels_for(protocol: Protocol, num_classes: int, seed: int = 0) -> Int[np.ndarray, "samples"]:
-    """The label of each sample, 0 .. num_classes - 1.
+def labels_for(protocol: Protocol, num_classes: int | None, seed: int = 0) -> Int[np.ndarray, "samples"]:
+    """The label of each sample, 0 .. num_classes - 1; `NO_CLASS` for a network without labels (None).
 
     - "uniform": every label is drawn.
     - "each-class-then-random": in each call all classes in order, as often as they fit, and the rest is drawn. With
@@ -113,6 +114,8 @@ def labels_for(protocol: Protocol, num_classes: int, seed: int = 0) -> Int[np.nd
 
     Raises `BadInput` for less than one class.
     """
+    if num_classes is None:
+        return np.full(protocol.samples, NO_CLASS)
     if num_classes < 1:
         raise BadInput("--run", "its model has no classes to draw labels from", "Use a run that knows labels")
     rng = np.random.default_rng(seed)

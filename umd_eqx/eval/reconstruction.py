@@ -24,7 +24,7 @@ from umd_eqx.eval.pictures import grid, pick
 from umd_eqx.masking import View, draw_order, hidden_pixels, num_kept, ratios
 from umd_eqx.models import AbstractModel
 from umd_eqx.models.tokenizer import AbstractTokenizer
-from umd_eqx.types import Image, Report, Scalar
+from umd_eqx.types import NO_CLASS, Image, Report, Scalar
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,12 +93,10 @@ def _reconstruct(
     keys: Key[Array, "b"],
     mask_ratio: float,
 ) -> tuple[Float[Array, "b 2"], tuple[Float[Array, "b h w c"], ...]]:
-    no_class = jnp.asarray(model.num_classes or 0)
-
     def one(image: Image, key: PRNGKeyArray) -> tuple[Float[Array, "2"], tuple[Image, ...]]:
         x0 = codec.encode(image).mode()
         view = View(draw_order(key, model.num_patches), num_kept(model.num_patches, mask_ratio))
-        prediction = model(x0, jnp.asarray(0.0), no_class, view).x0
+        prediction = model(x0, jnp.asarray(0.0), NO_CLASS, view).x0
         m = hidden_pixels(view, x0, model.patch)
         combined = codec.decode(x0 * (1.0 - m) + prediction * m)
         m_image = hidden_pixels(view, image, model.patch * codec.factor)

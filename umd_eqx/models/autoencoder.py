@@ -18,7 +18,18 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from umd_eqx.masking import View, hide, patchify, restore, unpatchify
 from umd_eqx.models.layers import Linear, rowwise, sinusoid
 from umd_eqx.models.stack import Stack
-from umd_eqx.types import Group, Groups, Image, Label, NetworkTime, Prediction, Representation, Tokens, Vector
+from umd_eqx.types import (
+    NO_CLASS,
+    Group,
+    Groups,
+    Image,
+    Label,
+    NetworkTime,
+    Prediction,
+    Representation,
+    Tokens,
+    Vector,
+)
 
 
 class Part(eqx.Module):
@@ -36,7 +47,9 @@ class Part(eqx.Module):
 class AbstractModel(eqx.Module):
     """What an objective, a sampler or an evaluator may ask of a network. One image at a time: use `jax.vmap`.
 
-    `num_classes` is None where the network knows no labels; it then ignores `y`. Label `num_classes` is "no class".
+    `num_classes` is None where the network knows no labels; it then ignores `y`. Otherwise `y` is a class, 0 ..
+    num_classes - 1, or `NO_CLASS`, the default. For any other number the result is NaN, but for `num_classes`, which is
+    the reference's number for `NO_CLASS`.
     `image_shape` is (rows, columns, channels) of an image, `patch` the side of a patch and `num_patches` how many an
     image has: what a mask is drawn over.
     """
@@ -48,12 +61,18 @@ class AbstractModel(eqx.Module):
 
     @abc.abstractmethod
     def __call__(
-        self, x: Image, t: NetworkTime, y: Label, view: View | None = None, *, key: PRNGKeyArray | None = None
+        self,
+        x: Image,
+        t: NetworkTime,
+        y: Label = NO_CLASS,
+        view: View | None = None,
+        *,
+        key: PRNGKeyArray | None = None,
     ) -> Prediction:
         """Predicts the clean image and the noise. `x` is the noised image; without a view every patch is visible."""
 
     @abc.abstractmethod
-    def represent(self, x: Image, t: NetworkTime, y: Label) -> Representation:
+    def represent(self, x: Image, t: NetworkTime, y: Label = NO_CLASS) -> Representation:
         """What the encoder makes of the whole image."""
 
     def together(self, parts: Sequence[Part]) -> list[Prediction]:
@@ -82,7 +101,11 @@ class Trunk(eqx.Module):
 
 
 class Condition(eqx.Module):
-    """c = trunk(sinusoid(t)) + trunk(label table[y]); without a label table, the first term alone."""
+    """c = trunk(sinusoid(t)) + trunk(label table[y]); without a label table, the first term alone.
+
+    The table has a row for each class, and row `num_classes` for `NO_CLASS` (as in the reference, whose number for it
+    this is).
+    """
 
     time: Trunk
     label_table: Float[Array, "classes d"] | None
@@ -95,16 +118,19 @@ class Condition(eqx.Module):
         time = Trunk.init(width, key=time_key)
         if num_classes is None:
             return cls(time, None, None)
-        # One row more than classes: the last is "no class".
         table = jax.random.normal(table_key, (num_classes + 1, width)) / width**0.5
         return cls(time, table, Trunk.init(width, key=label_key))
 
     def __call__(self, t: NetworkTime, y: Label) -> Vector:
-        """c, in float32."""
+        """c, in float32. NaN for a label that is not a row of the table, `NO_CLASS` aside."""
         c = self.time(sinusoid(t, self.time.down.kernel.shape[1]))
         if self.label_table is None or self.label is None:
             return c
-        return c + self.label(self.label_table[y])
+        last = self.label_table.shape[0] - 1
+        row = jnp.where(jnp.asarray(y) == NO_CLASS, last, y)
+        # By default an index is wrapped and clipped to the table, and nearly every bad label ends in its last row.
+        embedding = self.label_table.at[row].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+        return c + self.label(embedding)
 
 
 class Head(eqx.Module):
@@ -157,7 +183,13 @@ class AutoEncoder(AbstractModel):
     dtype: str = eqx.field(static=True)
 
     def __call__(
-        self, x: Image, t: NetworkTime, y: Label, view: View | None = None, *, key: PRNGKeyArray | None = None
+        self,
+        x: Image,
+        t: NetworkTime,
+        y: Label = NO_CLASS,
+        view: View | None = None,
+        *,
+        key: PRNGKeyArray | None = None,
     ) -> Prediction:
         """Predicts the clean image and the noise of every pixel, hidden or not. Deterministic: `key` is not used."""
         (prediction,) = self.together([_alone(x, t, y, view)])
@@ -172,7 +204,7 @@ class AutoEncoder(AbstractModel):
         patches = self.head(tuple(x[:, :, 1:] for x in decoded), c)
         return [_every(self._prediction)(values) for values in patches]
 
-    def represent(self, x: Image, t: NetworkTime, y: Label) -> Representation:
+    def represent(self, x: Image, t: NetworkTime, y: Label = NO_CLASS) -> Representation:
         """The mean of the class tokens (the reference's representation) and the mean of the patches."""
         part = _alone(x, t, y, None)
         tokens = self.encode([part], self.conditions([part]))[0][0, 0]  # k + n, d

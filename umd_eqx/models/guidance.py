@@ -6,13 +6,13 @@ from collections.abc import Sequence
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 
 from umd_eqx.errors import BadInput
 from umd_eqx.masking import View
 from umd_eqx.models.autoencoder import AbstractModel, Part
 from umd_eqx.paths import NETWORK_STEPS
-from umd_eqx.types import Image, Label, NetworkTime, Prediction, Representation, Scalar
+from umd_eqx.types import NO_CLASS, Image, Label, NetworkTime, Prediction, Representation, Scalar
 
 
 class AbstractGuidance(AbstractModel):
@@ -42,11 +42,17 @@ class AbstractGuidance(AbstractModel):
 
     @abc.abstractmethod
     def __call__(
-        self, x: Image, t: NetworkTime, y: Label, view: View | None = None, *, key: PRNGKeyArray | None = None
+        self,
+        x: Image,
+        t: NetworkTime,
+        y: Label = NO_CLASS,
+        view: View | None = None,
+        *,
+        key: PRNGKeyArray | None = None,
     ) -> Prediction:
         """The guided prediction of the clean image and the noise."""
 
-    def represent(self, x: Image, t: NetworkTime, y: Label) -> Representation:
+    def represent(self, x: Image, t: NetworkTime, y: Label = NO_CLASS) -> Representation:
         """The model's: guidance is for predictions."""
         return self.model.represent(x, t, y)
 
@@ -67,16 +73,22 @@ class ClassifierFree(AbstractGuidance):
             raise BadInput("--cfg-scale", "the network knows no labels to be guided by", "Fine-tune it, or use 1")
 
     def __call__(
-        self, x: Image, t: NetworkTime, y: Label, view: View | None = None, *, key: PRNGKeyArray | None = None
+        self,
+        x: Image,
+        t: NetworkTime,
+        y: Label = NO_CLASS,
+        view: View | None = None,
+        *,
+        key: PRNGKeyArray | None = None,
     ) -> Prediction:
-        """The guided prediction. For the label "no class" it is the plain one."""
-        labels = jnp.stack([y, _no_class(self.model, y)])
+        """The guided prediction. For `NO_CLASS` it is the plain one."""
+        labels = jnp.stack([jnp.asarray(y), jnp.full_like(y, NO_CLASS)])
         both = jax.vmap(lambda label: self.model(x, t, label, view, key=key))(labels)
         return self._guided(both)
 
     def together(self, parts: Sequence[Part]) -> list[Prediction]:
         """All parts in one pass of the model, each with twice as many images in a row."""
-        pairs = [(part, eqx.tree_at(lambda p: p.y, part, _no_class(self.model, part.y))) for part in parts]
+        pairs = [(part, eqx.tree_at(lambda p: p.y, part, jnp.full_like(part.y, NO_CLASS))) for part in parts]
         doubled = [jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis=1), *pair) for pair in pairs]
         predictions = jax.tree.map(lambda leaf: jnp.stack(jnp.split(leaf, 2, axis=1)), self.model.together(doubled))
         return [self._guided(both) for both in predictions]
@@ -109,7 +121,13 @@ class Autoguidance(AbstractGuidance):
             raise BadInput("--weak", f"it knows {weak.num_classes} classes and not {model.num_classes}", way_out)
 
     def __call__(
-        self, x: Image, t: NetworkTime, y: Label, view: View | None = None, *, key: PRNGKeyArray | None = None
+        self,
+        x: Image,
+        t: NetworkTime,
+        y: Label = NO_CLASS,
+        view: View | None = None,
+        *,
+        key: PRNGKeyArray | None = None,
     ) -> Prediction:
         """The guided prediction. Raises `ValueError` for a view where the weak network has other patches."""
         if view is not None and (self.weak.patch, self.weak.num_patches) != (self.patch, self.num_patches):
@@ -138,7 +156,13 @@ class Interval(AbstractGuidance):
             raise BadInput("--cfg-interval", problem, "Give two times of the path, 0 <= low < high <= 1")
 
     def __call__(
-        self, x: Image, t: NetworkTime, y: Label, view: View | None = None, *, key: PRNGKeyArray | None = None
+        self,
+        x: Image,
+        t: NetworkTime,
+        y: Label = NO_CLASS,
+        view: View | None = None,
+        *,
+        key: PRNGKeyArray | None = None,
     ) -> Prediction:
         """The prediction of the one in force."""
         # Times 1000 and not t / 1000: this is how a smooth path makes t, so that the ends are met exactly.
@@ -158,11 +182,6 @@ def guide(model: AbstractModel, cfg_scale: float) -> AbstractModel:
 def _scale(value: float | Scalar) -> Scalar:
     # An array, so that another scale is no other program.
     return jnp.asarray(1.0 * value)
-
-
-def _no_class(model: AbstractModel, y: Int[Array, "*images"]) -> Int[Array, "*images"]:
-    assert model.num_classes is not None
-    return jnp.full_like(y, model.num_classes)
 
 
 def _extrapolate(start: Prediction, end: Prediction, scale: Scalar) -> Prediction:

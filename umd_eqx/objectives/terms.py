@@ -5,14 +5,14 @@ from typing import Annotated, Literal
 import equinox as eqx
 import jax.numpy as jnp
 import tyro
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from umd_eqx.errors import BadInput
 from umd_eqx.masking import View, hidden_pixels, num_kept, ratios
 from umd_eqx.models import AbstractModel, Part
 from umd_eqx.objectives.base import AbstractObjective, Draw, draw, every, in_rows
 from umd_eqx.paths import AbstractPath
-from umd_eqx.types import Batch, Image, Metrics, Prediction, Scalar, Time
+from umd_eqx.types import NO_CLASS, Batch, Image, Metrics, Prediction, Scalar, Time
 
 
 class Term(eqx.Module):
@@ -40,7 +40,7 @@ class MaskedDenoising(AbstractObjective):
     """Share of the patches that the encoder does not see, in [0, 1)."""
     noised: Annotated[bool, tyro.conf.Suppress] = eqx.field(static=True, default=True)
     label_dropout: float = eqx.field(static=True, default=0.1)
-    """Probability that a noised image's label is replaced by "no class" (classifier-free guidance)."""
+    """Probability that a noised image's label is replaced by `NO_CLASS` (classifier-free guidance)."""
 
     def draw(self, key: PRNGKeyArray, model: AbstractModel, path: AbstractPath, shape: tuple[int, ...]) -> Draw:
         """Times, noise, orders of the patches, and which labels are dropped."""
@@ -54,14 +54,17 @@ class MaskedDenoising(AbstractObjective):
         return self.total(self.errors(model, path, prediction, batch, draw))
 
     def part(self, model: AbstractModel, path: AbstractPath, batch: Batch, draw: Draw) -> Part:
-        """What the network is given of a batch in rows: noised or not, with time, label and view."""
+        """What the network is given of a batch in rows: noised or not, with time, label and view.
+
+        For a label of the batch that is not a class of the network, predictions are NaN.
+        """
         kept = num_kept(model.num_patches, self.mask_ratio)
         views = every(lambda order: View(order, kept))(draw.order) if kept < model.num_patches else None
-        no_class = jnp.full_like(batch.label, model.num_classes or 0)
+        no_class = jnp.full_like(batch.label, NO_CLASS)
         if not self.noised:
             return Part(jnp.asarray(batch.image), jnp.zeros_like(draw.t), no_class, views)
         x_t = every(path.interpolate)(batch.image, draw.eps, draw.t)
-        y = jnp.where(draw.drop_label, no_class, batch.label)
+        y = jnp.where(draw.drop_label, no_class, _classes(batch.label, model.num_classes))
         return Part(x_t, every(path.network_time)(draw.t), y, views)
 
     def errors(
@@ -109,6 +112,14 @@ class MaskedDenoising(AbstractObjective):
             name = next(term.name for term in self.terms if term.region == "hidden")
             way_out = f"Use at least {ratios(num_patches)[0]:g}, or a preset without that term (dit)"
             raise BadInput(flag, f"{self.mask_ratio} hides no patch, but the term {name} needs some", way_out)
+
+
+def _classes(label: Int[Array, "rows count"], num_classes: int | None) -> Int[Array, "rows count"]:
+    # A label of data that is not a class becomes a number for which the network's predictions are NaN: so the step is
+    # skipped and counted. It must not pass for `NO_CLASS`, neither by its name nor by its row.
+    if num_classes is None:
+        return label
+    return jnp.where((label >= 0) & (label < num_classes), label, num_classes + 1)
 
 
 def _error(

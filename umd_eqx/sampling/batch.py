@@ -9,11 +9,12 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
+from umd_eqx.errors import BadInput
 from umd_eqx.models import AbstractModel
 from umd_eqx.paths import AbstractPath
 from umd_eqx.sampling.base import AbstractSampler
 from umd_eqx.sharding import batch_sharding, make_mesh, place, replicated, whole_batch
-from umd_eqx.types import Image, Label
+from umd_eqx.types import NO_CLASS, Image, Label
 
 
 def sample(
@@ -34,12 +35,15 @@ def sample(
 
     **Arguments:**
 
-    - `labels`: 0 .. num_classes; ignored by a network without labels.
+    - `labels`: 0 .. num_classes - 1, or `NO_CLASS`; ignored by a network without labels.
     - `batch_size`: images at once, rounded up to a multiple of the devices.
     - `mesh`: the devices that share each batch; None takes all.
     - `noise`: standard normal, in the place of what the key would give.
     - `progress`: told (done, all) after each batch.
+
+    **Raises:** `BadInput` naming `labels` for one that is neither a class of the network nor `NO_CLASS`.
     """
+    require_labels(labels, model.num_classes)
     mesh = make_mesh() if mesh is None else mesh
     size = whole_batch(batch_size, mesh)
     model = place(model, replicated(mesh))
@@ -53,6 +57,19 @@ def sample(
         if progress is not None:
             progress(int(rows[-1]) + 1, len(labels))
     return np.concatenate(images) if images else np.zeros((0, *model.image_shape), np.float32)
+
+
+def require_labels(labels: Int[np.ndarray, "n"], num_classes: int | None) -> None:
+    """Raises `BadInput` naming `labels` for the first that is neither 0 .. num_classes - 1 nor `NO_CLASS`.
+
+    A network without labels (`num_classes` None) takes any.
+    """
+    if num_classes is None:
+        return
+    wrong = (labels != NO_CLASS) & ((labels < 0) | (labels >= num_classes))
+    if wrong.any():
+        problem = f"{labels[wrong][0]} is not one of the {num_classes} classes"
+        raise BadInput("labels", problem, f"Use 0 .. {num_classes - 1}, or NO_CLASS ({NO_CLASS}) for none")
 
 
 def image_noise(key: PRNGKeyArray, index: Int[Array, ""], shape: tuple[int, int, int]) -> tuple[Image, Key[Array, ""]]:
