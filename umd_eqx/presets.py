@@ -18,8 +18,11 @@ from umd_eqx.types import DataSpec, LatentSpec
 
 Preset = Callable[[], Config]
 
-PUBLISHED_TOKENIZER = "stabilityai/sd-vae-ft-mse"
-"""Whose latents the published systems are trained on: the VAE of Stable Diffusion 1, scale 0.18215."""
+PUBLISHED_TOKENIZER = "stable-diffusion-v1-5/stable-diffusion-v1-5/vae"
+"""Whose latents the published systems are trained on: the VAE of Stable Diffusion 1.5, scale 0.18215.
+
+stabilityai/sd-vae-ft-mse has the same encoder, and hence the same latents; its decoder was trained further.
+"""
 
 SMALL_LATENT = LatentSpec(4, 4)
 """What both tokenizers that come with the package make of images."""

@@ -6,8 +6,9 @@ import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import jax
@@ -17,7 +18,7 @@ from umd_eqx.config import Config
 from umd_eqx.data.latents import Manifest, check, source_hash
 from umd_eqx.dump import dump, load
 from umd_eqx.errors import BadInput
-from umd_eqx.models.diffusers_vae import is_diffusers, read_diffusers
+from umd_eqx.models.diffusers_vae import CONFIG, WEIGHTS, is_diffusers, read_diffusers
 from umd_eqx.models.tokenizer import AbstractTokenizer
 from umd_eqx.models.variants import AbstractModelConfig
 from umd_eqx.tensors import fill, named_leaves, read_tensors, sha256_of, write_tensors
@@ -64,8 +65,9 @@ def load_tokenizer(source: str, field: str = "--tokenizer") -> LoadedTokenizer:
 
     - `source`: "fashion-kl" or "fashion-fsq", which come with the package; a run directory of
         `experiments/train_tokenizer.py`; a safetensors file with its card, ours or one of diffusers; a folder with the
-        files of diffusers' AutoencoderKL; or a repository such as stabilityai/sd-vae-ft-mse that lies in the cache of
-        the Hugging Face hub (`$HF_HUB_CACHE`, `$HF_HOME`). Nothing is fetched.
+        files of diffusers' AutoencoderKL, or with a subfolder `vae` that has them; or a repository, or a folder of
+        one, that lies in the cache of the Hugging Face hub (`$HF_HUB_CACHE`, `$HF_HOME`), such as
+        stabilityai/sd-vae-ft-mse or stable-diffusion-v1-5/stable-diffusion-v1-5/vae. Nothing is fetched.
     - `field`: the flag that named it.
 
     **Raises:** `BadInput` for what is no such thing, cannot be read, or does not fit its card. No pickle is loaded.
@@ -195,14 +197,28 @@ def _from_card(place: Path, source: str, field: str) -> LoadedTokenizer:
 
 
 def _cached(source: str, field: str) -> Path:
-    """The newest snapshot of a repository in the hub's cache. Raises `BadInput` where there is none."""
+    """The folder of a tokenizer in the hub's cache, for `owner/name` or `owner/name/folder`.
+
+    Of several snapshots the newest that has one: others may hold only other parts of the repository. Raises `BadInput`
+    where there is none.
+    """
     home = Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser()
     cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
-    snapshots = cache / f"models--{source.replace('/', '--')}" / "snapshots"
-    found = sorted(snapshots.iterdir(), key=lambda folder: folder.stat().st_mtime) if snapshots.is_dir() else []
-    if not found:
-        raise BadInput(field, f"there is no {source} on this machine", WAY_OUT + ", ".join(SHIPPED))
-    return found[-1]
+    named = re.fullmatch(r"([\w.-]+/[\w.-]+)((?:/[\w.-]+)*)", source)
+    repository, folder = (source, "") if named is None else (named[1], named[2].strip("/"))
+    snapshots = cache / f"models--{repository.replace('/', '--')}" / "snapshots"
+    found = sorted(snapshots.iterdir(), key=lambda snapshot: snapshot.stat().st_mtime) if snapshots.is_dir() else []
+    for snapshot in reversed(found):
+        place = snapshot / folder
+        if any((place / file).exists() for file in (TRAINED, WEIGHTS, f"vae/{WEIGHTS}")):
+            return place
+    way_out = WAY_OUT + ", ".join(SHIPPED)
+    if named is not None:
+        files = " ".join(str(PurePosixPath(folder, name)) for name in (CONFIG, WEIGHTS))
+        fetch = f"`pip install huggingface_hub && hf download {repository} {files}` fetches it"
+        elsewhere = "" if folder else f" (if it lies in a folder of the repository, name it {repository}/FOLDER)"
+        way_out = f"{fetch}{elsewhere}. Or: {way_out}"
+    raise BadInput(field, f"there is no {source} on this machine", way_out)
 
 
 def _shape_of(tokenizer: AbstractTokenizer) -> str:

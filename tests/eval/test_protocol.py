@@ -25,6 +25,7 @@ from umd_eqx.eval.protocol import (
     weights_hash,
 )
 from umd_eqx.models.extractor import AbstractExtractor, Activations
+from umd_eqx.types import NO_CLASS
 
 
 class TestRealImages:
@@ -78,6 +79,9 @@ class TestLabels:
         for protocol in (UMD10K, ADM50K):
             np.testing.assert_array_equal(labels_for(protocol, 7, 3), labels_for(protocol, 7, 3))
             assert (labels_for(protocol, 7, 3) != labels_for(protocol, 7, 4)).any()
+
+    def test_a_network_without_labels_is_told_none(self):
+        np.testing.assert_array_equal(labels_for(scale(UMD10K, 3), None), [NO_CLASS] * 3)
 
     def test_without_classes_there_are_none(self):
         with pytest.raises(BadInput, match="no classes"):

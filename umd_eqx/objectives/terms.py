@@ -64,7 +64,7 @@ class MaskedDenoising(AbstractObjective):
         if not self.noised:
             return Part(jnp.asarray(batch.image), jnp.zeros_like(draw.t), no_class, views)
         x_t = every(path.interpolate)(batch.image, draw.eps, draw.t)
-        y = jnp.where(draw.drop_label, no_class, _classes(batch.label, model.num_classes))
+        y = jnp.where(draw.drop_label, no_class, _classes(jnp.asarray(batch.label), model.num_classes))
         return Part(x_t, every(path.network_time)(draw.t), y, views)
 
     def errors(
