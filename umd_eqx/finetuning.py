@@ -14,7 +14,7 @@ from jaxtyping import PRNGKeyArray
 
 from umd_eqx.config import CheckpointConfig, Config, DataConfig, LogConfig, Start
 from umd_eqx.errors import BadInput
-from umd_eqx.eval import AbstractEvaluator, Denoising, FewShot, Generation
+from umd_eqx.eval import Denoising, FewShot, Generation, Reconstruction
 from umd_eqx.models import AutoEncoder, ModelConfig
 from umd_eqx.models.warm_start import warm_start
 from umd_eqx.objectives import AbstractObjective, Unified, denoising, masked_reconstruction
@@ -29,6 +29,7 @@ from umd_eqx.presets import (
     Preset,
     published_latents,
     small_latents,
+    what_it_learns,
 )
 from umd_eqx.pretrained import Pretrained, Weights, from_pretrained
 from umd_eqx.sampling import SamplerConfig
@@ -219,9 +220,10 @@ def _small(objective: AbstractObjective, time: float = 0.0, sampler: SamplerConf
     steps = 3000
     # The published rate would leave 93 % of the first weights after so many steps of 64 images; this leaves 0.2 %.
     ema = EmaConfig(rate=2e-3, batch_size=None)
-    evaluators: dict[str, AbstractEvaluator] = {
+    learned = what_it_learns(objective, Reconstruction(every=steps, images=250), Denoising(every=steps, images=125))
+    evaluators = {
         "fewshot": FewShot(every=steps, time=time, l2=None, test_images=5000),
-        "denoising": Denoising(every=steps, images=125),
+        **learned,
         "generation": Generation(every=steps // 3, samples=200, sampler=sampler),
     }
     return Config(
@@ -244,9 +246,9 @@ def _imagenet64(
     time: float = 0.0,
     sampler: SamplerConfig = PUBLISHED_SAMPLER,
 ) -> Config:
-    evaluators: dict[str, AbstractEvaluator] = {
+    evaluators = {
         "fewshot": FewShot(every=10_000, time=time, raw_pixels=False),
-        "denoising": Denoising(every=25_000),
+        **what_it_learns(objective, Reconstruction(every=25_000), Denoising(every=25_000)),
         "generation": Generation(every=25_000, samples=10_240, sampler=sampler),
     }
     return Config(

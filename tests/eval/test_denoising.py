@@ -14,6 +14,7 @@ from umd_eqx.eval import Denoising
 from umd_eqx.eval.denoising import level_name
 from umd_eqx.eval.pictures import GAP
 from umd_eqx.paths import CosinePath
+from umd_eqx.types import NO_CLASS, Prediction
 
 KEY = jax.random.key(5)
 SOURCE = noise(40)
@@ -67,6 +68,21 @@ def test_an_image_that_cannot_be_read_is_left_out():
     assert scalars(source=black)["x0/t0.50"] == pytest.approx(38 / 40, rel=1e-3)
     black.broken = (3, 4)
     assert scalars(source=black)["x0/t0.50"] == pytest.approx(1.0)
+
+
+def test_a_network_that_knows_labels_is_given_those_of_the_images():
+    class Told(Fake):
+        """Predicts the label that it is told, as the noise."""
+
+        def __call__(self, x, t, y=NO_CLASS, view=None, *, key=None) -> Prediction:
+            return Prediction(jnp.zeros_like(x), jnp.full_like(x, y))
+
+    # E (label - eps)^2 over standard normal noise, in batches whose last is filled up. NO_CLASS = -1 would make it 2.
+    labels = np.arange(10) % 4
+    source = Source(noise(10).images, labels)
+    found = scalars(dataclasses.replace(LEVELS, images=10), Told(num_classes=4), source, batch_size=8)
+    for level in LEVELS.levels:
+        assert found[f"eps/t{level:.2f}"] == pytest.approx(1.0 + np.mean(labels**2.0), rel=0.15)
 
 
 def test_each_level_has_noise_of_its_own_and_the_key_alone_decides_it():

@@ -58,6 +58,24 @@ class AbstractObjective(eqx.Module):
     def validate(self, num_patches: int, batch_size: int) -> None:
         """Raises `BadInput` where a mask ratio or a share cannot work for so many patches and images."""
 
+    @property
+    def denoises(self) -> bool:
+        """Whether images are noised, so that denoising can be measured and images sampled. True unless it says not."""
+        return True
+
+    @property
+    def hides(self) -> bool:
+        """Whether patches are hidden, so that their reconstruction can be measured. True unless it says not."""
+        return True
+
+    @property
+    def predicts_visible_x0(self) -> bool:
+        """Whether the clean image is learned on visible patches of noised images. True unless it says not.
+
+        Where it is learned on hidden patches only, the x0 head's prediction of a visible patch means nothing.
+        """
+        return True
+
     def __call__(self, model: Any, path: AbstractPath, batch: Batch, key: PRNGKeyArray) -> tuple[Scalar, Metrics]:
         """The loss and its parts, with fresh randomness."""
         return self.loss(model, path, batch, self.draw(key, model, path, batch.image.shape))

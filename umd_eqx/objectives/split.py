@@ -22,6 +22,26 @@ class Unified(AbstractObjective):
     no_noise_prob: float = eqx.field(static=True, default=0.5)
     """Share of the batch that is reconstructed without noise, in [0, 1]; the count is rounded down."""
 
+    @property
+    def denoises(self) -> bool:
+        """Whether a part with images noises them."""
+        return any(part.denoises for part in self._present)
+
+    @property
+    def hides(self) -> bool:
+        """Whether a part with images has a mask."""
+        return any(part.hides for part in self._present)
+
+    @property
+    def predicts_visible_x0(self) -> bool:
+        """Whether a part with images learns the clean image on visible patches of noised ones."""
+        return any(part.predicts_visible_x0 for part in self._present)
+
+    @property
+    def _present(self) -> list[MaskedDenoising]:
+        shares = ((self.denoising, 1.0 - self.no_noise_prob), (self.reconstruction, self.no_noise_prob))
+        return [part for part, share in shares if share > 0]
+
     def num_clean(self, batch_size: int) -> int:
         """How many images of a batch are reconstructed: the floor of B r, as in the reference.
 

@@ -42,6 +42,21 @@ class MaskedDenoising(AbstractObjective):
     label_dropout: float = eqx.field(static=True, default=0.1)
     """Probability that a noised image's label is replaced by `NO_CLASS` (classifier-free guidance)."""
 
+    @property
+    def denoises(self) -> bool:
+        """Whether images are noised."""
+        return self.noised
+
+    @property
+    def hides(self) -> bool:
+        """Whether there is a mask."""
+        return self.mask_ratio > 0
+
+    @property
+    def predicts_visible_x0(self) -> bool:
+        """Whether a term holds the clean image, or v, to the truth on visible patches of noised images."""
+        return self.noised and any(term.head != "eps" and term.region != "hidden" for term in self.terms)
+
     def draw(self, key: PRNGKeyArray, model: AbstractModel, path: AbstractPath, shape: tuple[int, ...]) -> Draw:
         """Times, noise, orders of the patches, and which labels are dropped."""
         return draw(key, path, shape, model.num_patches, self.label_dropout)

@@ -28,6 +28,21 @@ class Tokenizing(AbstractObjective):
     perceptual_weight: float = eqx.field(static=True, default=0.0)
     """Weight of the distance in the features of the embedded classifier; 0 leaves it out."""
 
+    @property
+    def denoises(self) -> bool:
+        """No."""
+        return False
+
+    @property
+    def hides(self) -> bool:
+        """No."""
+        return False
+
+    @property
+    def predicts_visible_x0(self) -> bool:
+        """No: nothing is noised."""
+        return False
+
     def draw(
         self, key: PRNGKeyArray, model: AbstractTokenizer, path: AbstractPath, shape: tuple[int, ...]
     ) -> Key[Array, "b"]:
