@@ -12,7 +12,8 @@ from umd_eqx.config import Config, DataConfig, build
 from umd_eqx.data.source import BrokenImage, TfdsSource
 from umd_eqx.dump import run_identity
 from umd_eqx.errors import BadInput
-from umd_eqx.eval import Denoising, FewShot, Reconstruction
+from umd_eqx.eval import Denoising, FewShot, Generation, Reconstruction
+from umd_eqx.objectives import masked_reconstruction, unified
 from umd_eqx.optim import EmaConfig, OptimConfig
 from umd_eqx.presets import umd
 from umd_eqx.sharding import make_mesh
@@ -150,6 +151,17 @@ def test_an_evaluation_that_cannot_work_is_named_as_it_is_in_the_configuration(e
         build(small(eval={"mine": evaluator}), SPEC)
     assert error.value.field == f"--eval.mine.{flag}"
     assert said in str(error.value)
+
+
+def test_samples_of_what_never_saw_noise_are_refused():
+    asked = {"samples": Generation()}
+    for objective in (masked_reconstruction(), unified(no_noise_prob=1.0)):
+        with pytest.raises(
+            BadInput, match="it samples from noise, and the objective trains on clean images only"
+        ) as error:
+            build(small(objective=objective, eval=asked), SPEC)
+        assert error.value.field == "--eval.samples"
+    build(small(eval=asked), SPEC)
 
 
 def test_a_configuration_cannot_be_changed_by_accident():

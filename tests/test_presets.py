@@ -68,6 +68,10 @@ def test_every_recipe_measures_what_it_trains_and_nothing_else(name):
     # Generation only with labels.
     expected |= {"generation"} if config.model.labels else set()
     assert set(config.eval) == expected
+    # Which kind of features is the headline is settled before: the class tokens in the rows of the paper.
+    headline = config.eval["fewshot"].headline
+    assert headline == (None if config.data.name == "imagenet2012" else "both")
+    assert config.eval["fewshot"].features[0] == "class_tokens"
     if "reconstruction" in expected:
         published = config.data.name == "imagenet2012"
         # The reference hides 0.75 whatever the training hides; ours for a laptop hides as much as is trained.

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pickle
+import shutil
 
 import jax
 import numpy as np
@@ -10,7 +11,9 @@ import pytest
 from faults.tiny import compilation_cache as compilation_cache
 from faults.tiny import on_one_device, tiny
 
+from umd_eqx.dump import dump
 from umd_eqx.errors import BadInput
+from umd_eqx.objectives import masked_reconstruction
 from umd_eqx.pretrained import SHIPPED, export, from_pretrained
 from umd_eqx.run import run
 from umd_eqx.tensors import read_tensors, write_tensors
@@ -59,6 +62,35 @@ def test_an_export_gives_back_the_network_bit_for_bit(done, exported):
     assert again.data == dataclasses.replace(source.data, dir=None)
     assert again.describe() == source.describe()
     assert from_pretrained(exported.parent).digest == source.digest  # the folder will do
+
+
+def test_a_run_and_its_export_say_whether_the_network_saw_noise(done, exported, tmp_path):
+    assert from_pretrained(done).denoises is True
+    assert from_pretrained(exported).denoises is True
+    # The objective is read from config.json; one of a reader's own is not known.
+    shutil.copytree(done, tmp_path / "run")
+    config = json.loads((done / "config.json").read_text())
+    for objective, expected in (
+        (dump(masked_reconstruction()), False),
+        ({"type": "Mine"}, None),
+        (None, None),
+        (3, None),
+    ):
+        changed = config | {"config": config["config"] | {"objective": objective}}
+        (tmp_path / "run" / "config.json").write_text(json.dumps(changed))
+        source = from_pretrained(tmp_path / "run")
+        assert source.denoises is expected
+        place = tmp_path / f"{len(list(tmp_path.iterdir()))}.safetensors"
+        export(source, place)
+        assert from_pretrained(place).denoises is expected
+    # Exports from before it was said.
+    card = json.loads(place.with_suffix(".json").read_text())
+    del card["denoises"]
+    place.with_suffix(".json").write_text(json.dumps(card))
+    assert from_pretrained(place).denoises is None
+    place.with_suffix(".json").write_text(json.dumps(card | {"denoises": "yes"}))
+    with pytest.raises(BadInput, match="cannot be read"):
+        from_pretrained(place)
 
 
 def test_half_precision_is_half_the_size_and_near(done, tmp_path):

@@ -207,7 +207,7 @@ class TestBrokenImages:
         assert "train images could not be read and were skipped" in out
         assert "test images could not be read and were skipped" in out
         assert all(np.isfinite(row["train/loss"]) for row in rows(tmp_path / "run"))
-        assert np.isfinite(rows(tmp_path / "run")[-1]["eval/denoising/x0/t0.50"])
+        assert np.isfinite(rows(tmp_path / "run")[-1]["eval/denoising/eps/t0.50"])
 
     def test_too_many_end_the_run_with_the_flag(self, tmp_path):
         with pytest.raises(BadInput, match="broken images, more than 2") as error:

@@ -190,6 +190,9 @@ class Config:
                 raise BadInput(flag, f"{value} is too small", "Use 1 or more")
         for name, evaluator in self.eval.items():
             evaluator.validate(num_patches, f"--eval.{name}")
+            if evaluator.needs_noise and not self.objective.denoises:
+                problem = "it samples from noise, and the objective trains on clean images only"
+                raise BadInput(f"--eval.{name}", problem, "Leave it out, or let the objective noise some images")
         if not 0 <= self.seed < 2**32:
             raise BadInput("--seed", f"{self.seed} is outside 0 .. 2^32 - 1", "Choose a number in that range")
 

@@ -222,7 +222,7 @@ def _small(objective: AbstractObjective, time: float = 0.0, sampler: SamplerConf
     ema = EmaConfig(rate=2e-3, batch_size=None)
     learned = what_it_learns(objective, Reconstruction(every=steps, images=250), Denoising(every=steps, images=125))
     evaluators = {
-        "fewshot": FewShot(every=steps, time=time, l2=None, test_images=5000),
+        "fewshot": FewShot(every=steps, time=time, l2=None, headline="both", test_images=5000),
         **learned,
         "generation": Generation(every=steps // 3, samples=200, sampler=sampler),
     }

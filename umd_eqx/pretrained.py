@@ -20,7 +20,7 @@ from umd_eqx.errors import BadInput
 from umd_eqx.models import AutoEncoder, ModelConfig
 from umd_eqx.models.stack import Remat
 from umd_eqx.models.tokenizer import AbstractTokenizer
-from umd_eqx.objectives import denoising
+from umd_eqx.objectives import AbstractObjective, denoising
 from umd_eqx.paths import AbstractPath
 from umd_eqx.sharding import make_mesh, replicated
 from umd_eqx.tensors import fill, named_leaves, read_tensors, sha256_of, write_tensors
@@ -58,6 +58,8 @@ class Pretrained:
     - `data`: how images were brought to it; `spec`: what the data are.
     - `latents`: what its latents are made by, and by which name; None for a network of pixels.
     - `preset`, `step`, `weights`: what it was made by, when, and which weights these are.
+    - `denoises`: whether it was trained on noised images, so that images can be sampled from it. None: not known (an
+        export that does not say, an objective of a reader's own).
     """
 
     model: AutoEncoder
@@ -69,6 +71,7 @@ class Pretrained:
     step: int
     weights: Weights
     latents: Latents | None = None
+    denoises: bool | None = None
 
     @property
     def tokenizer(self) -> AbstractTokenizer | None:
@@ -162,6 +165,7 @@ def export(source: Pretrained, path: str | os.PathLike[str], *, half: bool = Fal
         # Where the data lay is of no use to anybody else.
         "data": dump(dataclasses.replace(source.data, dir=None)),
         "spec": dump(source.spec),
+        "denoises": source.denoises,
     }
     if source.latents is not None:
         content |= {"tokenizer": source.latents.source, "latent": dump(source.latents.spec)}
@@ -209,7 +213,18 @@ def _from_run(
     model = state.model if average is None else average
     assert isinstance(model, AutoEncoder)
     kind = "raw" if average is None else "ema"
-    return Pretrained(model, parts["model"], config.path, config.data, spec, kept["preset"], step, kind, latents)
+    denoises = _denoises(kept["config"].get("objective"))
+    rest = (config.data, spec, kept["preset"], step, kind, latents, denoises)
+    return Pretrained(model, parts["model"], config.path, *rest)
+
+
+def _denoises(objective: Any) -> bool | None:
+    """Whether the objective of a `config.json` noises images. None for one that is not ours, or cannot be read."""
+    try:
+        found = load(objective)
+    except (ValueError, TypeError, AttributeError):
+        return None
+    return found.denoises if isinstance(found, AbstractObjective) else None
 
 
 def restored(built: Built, run_dir: Path, field: str, say: Callable[[str], None]) -> tuple[int, TrainState]:
@@ -254,6 +269,9 @@ def _from_export(place: Path, tokenizer: str | None, field: str) -> Pretrained:
         parts = {name: load(card[name]) for name in ("model", "path", "data", "spec")}
         preset, step, kind, digest = (card[name] for name in ("preset", "step", "weights", "sha256"))
         named, latent = card.get("tokenizer"), load(card.get("latent"))
+        denoises = card.get("denoises")
+        if denoises not in (None, True, False):
+            raise TypeError("denoises")
         _require_sane(parts, preset, step, kind)
         _require_sane_latents(named, latent)
         side = parts["data"].size // (1 if latent is None else latent.factor)
@@ -272,7 +290,7 @@ def _from_export(place: Path, tokenizer: str | None, field: str) -> Pretrained:
     make = functools.partial(parts["model"].build, side, channels, spec.num_classes)
     like = jax.eval_shape(lambda key: make(key=key), jax.random.key(0))
     model = fill(like, tensors, place, field, "Export the weights anew")
-    return Pretrained(model, parts["model"], parts["path"], parts["data"], spec, preset, step, kind, latents)
+    return Pretrained(model, parts["model"], parts["path"], parts["data"], spec, preset, step, kind, latents, denoises)
 
 
 def _require_sane(parts: dict[str, Any], preset: Any, step: Any, kind: Any) -> None:

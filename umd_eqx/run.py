@@ -26,6 +26,7 @@ from umd_eqx.models.variants import num_parameters
 from umd_eqx.presets import PRETRAIN
 from umd_eqx.pretrained import first_weights
 from umd_eqx.report import MetricsFile, Terminal, Wandb, read_metrics, results_table, write_webpage
+from umd_eqx.report.rundir import RunDirectory
 from umd_eqx.sharding import batch_sharding, place, replicated
 from umd_eqx.signals import EXIT_STOPPED, Stop
 from umd_eqx.tokenizers import load_tokenizer, resolve, with_latents_of
@@ -192,6 +193,7 @@ class _Run:
         context = EvalContext(
             *(train, test, path, data.size, data.eval_batch_size, mesh),
             tokenizer=self.tokenizer,
+            objective=self.config.objective,
             threads=data.workers,
             say=terminal.say,
             phase=terminal.phase,
@@ -239,7 +241,7 @@ class _Run:
 
     def _already_done(self, step: int) -> Outcome:
         print(f"{self.directory} is finished: it is at step {step}, and {self.stop_at} was asked for. Its results:\n")
-        print(results_table(read_metrics(self.metrics_path)))
+        print(results_table(read_metrics(self.metrics_path), RunDirectory.read(self.directory).headlines()))
         print(f"\nreport: {write_webpage(self.directory)}")
         return Outcome(self.directory, step, None)
 
@@ -248,7 +250,7 @@ class _Run:
             print(f"stopped by {stopped_by} at step {step} of {self.built.total}, saved. The same command goes on")
         else:
             rows = read_metrics(self.metrics_path)
-            print(f"\n{results_table(rows)}\n")
+            print(f"\n{results_table(rows, RunDirectory.read(self.directory).headlines())}\n")
             if skipped := int((rows[-1] if rows else {}).get("train/skipped_total") or 0):
                 print(f"{skipped} of {step} steps were skipped: their loss or gradient was not finite")
             print(f"report: {self.directory / 'report.html'}")

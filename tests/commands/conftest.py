@@ -16,13 +16,14 @@ from umd_eqx.sharding import make_mesh
 
 @pytest.fixture(scope="session")
 def exported(random_model, tmp_path_factory) -> Callable[..., str]:
-    """`exported(labels=True)`: the name of a file with the weights of a random network for the shipped images."""
+    """`exported(labels=True, denoises=True)`: a file with the weights of a random network for the shipped images."""
 
-    def make(*, labels: bool = True) -> str:
+    def make(*, labels: bool = True, denoises: bool = True) -> str:
         config = ModelConfig(variant="mu/7", labels=labels, class_tokens=1)
         model = random_model(28, 1, 10, variant="mu/7", labels=labels, class_tokens=1)
         data = umd().data
-        source = Pretrained(model, config, CosineTable(), data, data.describe(), "umd-ft", 7, "ema")
+        facts = (data, data.describe(), "umd-ft" if denoises else "mae", 7, "ema")
+        source = Pretrained(model, config, CosineTable(), *facts, denoises=denoises)
         path = tmp_path_factory.mktemp("exported") / "random.safetensors"
         export(source, path)
         return str(path)

@@ -19,6 +19,7 @@ def test_a_result_holds_all_that_it_depends_on(called, exported, here):
     assert (result["sampler"]["name"], result["sampler"]["steps"]) == ("dpmpp", 2)
     assert result["guidance"] == {"kind": "classifier-free", "cfg_scale": 2.0, "interval": None}
     assert (result["precision"], result["data"]) == ("float32", "fashion_mnist")
+    assert result["warnings"] == []
     metrics = result["metrics"]
     assert {"fd_fashion", "is_fashion", "kid_fashion"} <= metrics.keys()
     assert not {"fid", "is", "kid"} & metrics.keys()
@@ -40,3 +41,13 @@ def test_what_cannot_be_is_told_in_one_line(called, exported):
         assert code == 2, words
         assert len(error.splitlines()) == 1
         assert said in error
+
+
+def test_what_should_be_known_of_the_numbers_is_said_and_kept_with_them(called, exported, here, monkeypatch):
+    monkeypatch.setattr("umd_eqx.commands.evaluate.unfamiliar", lambda name, spec: f"{name} does not know {spec.name}")
+    words = ("--run", exported(labels=False, denoises=False), "--json", "result.json", "--no-floor", *QUICK)
+    code, _, error = called(evaluate, *words)
+    never = "mae was never trained on noised images: what is sampled from it looks like noise"
+    assert (code, error) == (0, f"warning: {never}\n")
+    (result,) = json.loads((here / "result.json").read_text())
+    assert result["warnings"] == [never, "fashion does not know fashion_mnist"]

@@ -57,6 +57,13 @@ def test_every_sampler_goes_along_the_path_of_the_run(called, exported, sampler)
     assert (code, error) == (0, "")
 
 
+def test_sampling_from_what_never_saw_noise_is_warned_of(called, exported):
+    code, out, error = called(sample, "--run", exported(labels=False, denoises=False), "--num", "2", *QUICK)
+    assert (code, "2 images in" in out) == (0, True)
+    problem = "mae was never trained on noised images: what is sampled from it looks like noise"
+    assert error == f"warning: {problem}\n"
+
+
 def test_a_network_without_labels_is_sampled_without_guidance(called, exported):
     code, out, _ = called(sample, "--run", exported(labels=False), "--num", "4", *QUICK)
     assert code == 0

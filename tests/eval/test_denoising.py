@@ -13,10 +13,12 @@ from umd_eqx.errors import BadInput
 from umd_eqx.eval import Denoising
 from umd_eqx.eval.denoising import level_name
 from umd_eqx.eval.pictures import GAP
+from umd_eqx.objectives import Unified, denoising, masked_denoising, masked_reconstruction, unified
 from umd_eqx.paths import CosinePath
 from umd_eqx.types import NO_CLASS, Prediction
 
 KEY = jax.random.key(5)
+MAE = masked_reconstruction()
 SOURCE = noise(40)
 LEVELS = Denoising(levels=(0.1, 0.5, 0.9), shown_levels=(0.1, 0.9), images=40, pictures=3)
 
@@ -32,6 +34,19 @@ def test_a_network_that_says_zero_has_the_mean_squares():
         assert found[f"x0/t{level:.2f}"] == pytest.approx(np.mean(pixels(SOURCE) ** 2), rel=1e-5)
         # 2560 squares of standard normal numbers: their mean is 1 to within 2.8 %, one standard deviation.
         assert found[f"eps/t{level:.2f}"] == pytest.approx(1.0, abs=0.12)
+
+
+@pytest.mark.parametrize(
+    ("objective", "learned"),
+    [(unified(), False), (masked_denoising(), False), (denoising(), True), (Unified(denoising(), MAE, 0.05), True)],
+)
+def test_x0_is_measured_only_where_it_is_learned_on_visible_patches(objective, learned):
+    # UMD's x0 head learns hidden patches only; here every patch is visible.
+    heads = ("x0", "eps") if learned else ("eps",)
+    given = dataclasses.replace(context(SOURCE, SOURCE), objective=objective)
+    found = dict(LEVELS.build(given)(Fake(), KEY).scalars)
+    assert found == {name: number for name, number in scalars().items() if name.startswith(heads)}
+    assert len(found) == len(heads) * len(LEVELS.levels)
 
 
 def test_a_network_that_gives_back_what_it_sees_is_right_where_there_is_no_noise():

@@ -254,3 +254,13 @@ def test_what_cannot_work_is_refused_before_training(field, value):
     flag = f"--eval.fewshot.{field.replace('_', '-')}"
     assert error.value.field == flag
     assert str(error.value).startswith(f"{flag}: {value} cannot work. ")
+
+
+def test_the_headline_is_among_the_features():
+    some = dataclasses.replace(PROBE, features=("patches", "both"))
+    some.validate()
+    dataclasses.replace(some, headline="both").validate()
+    with pytest.raises(
+        BadInput, match=r"--eval.fewshot.headline: class_tokens cannot work. Choose among --eval.fewshot.f"
+    ):
+        dataclasses.replace(some, headline="class_tokens").validate()

@@ -63,7 +63,7 @@ def test_a_run_killed_and_stopped_again_and_again_is_the_run_that_never_was(tmp_
     assert f"resuming {run_dir} at step {last} of 12" in out
     code, out, error = ended(uninterrupted)
     assert (code, error) == (0, "")
-    assert "denoising/x0/t0.50" in out
+    assert "denoising/eps/t0.50" in out
     same_as(run_dir, whole)
 
 

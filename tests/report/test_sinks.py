@@ -135,6 +135,13 @@ def test_results_table():
         "fid                         nan    10",
     ]
     assert results_table([{"step": 1, "train/loss": 1.0}]) == "no evaluation yet"
+    # A headline comes first and is named, so that no other number is taken for it.
+    assert results_table(rows, ["eval/fewshot/raw_pixels/top1"]).splitlines() == [
+        "evaluation                value  step",
+        "fewshot/raw_pixels/top1    0.75     0  headline",
+        "fewshot/both/knn         0.8125    20",
+        "fid                         nan    10",
+    ]
 
 
 def test_the_import_is_cheap():

@@ -10,6 +10,7 @@ import pytest
 
 from umd_eqx.report import MetricsFile, save_pictures
 from umd_eqx.report.curves import smooth, sparkline
+from umd_eqx.report.rundir import RunDirectory
 from umd_eqx.report.webpage import write_webpage
 
 VOID = {"meta", "link", "img", "br", "hr"}
@@ -119,6 +120,56 @@ def test_a_full_run(tmp_path):
         assert shown in page.text, shown
     assert page.tags.count("img") == 3
     assert "nan" not in re.findall(r'<path d="([^"]*)"', text)
+
+
+@pytest.mark.parametrize(
+    ("probe", "kind"),
+    [
+        (None, "class_tokens"),
+        ({"headline": "patches", "features": ["class_tokens", "patches", "both"]}, "patches"),
+        ({"headline": None, "features": ["patches", "both"]}, "patches"),
+        ({"headline": "both"}, "both"),
+        ({"headline": "of a newer version", "features": 3}, "class_tokens"),
+        ("not a mapping", "class_tokens"),
+    ],
+)
+def test_the_headline_is_the_kind_of_features_that_the_recipe_names_and_not_the_best(tmp_path, probe, kind):
+    # Of the three kinds "both" is the best of each run, and "patches" the worst.
+    run_dir = tmp_path / "run"
+    make_run(run_dir)
+    evaluators = {} if probe is None else {"fewshot": probe}
+    (run_dir / "config.json").write_text(json.dumps({"config": {"eval": evaluators}}))
+    text, page = check(run_dir)
+    accuracies = {"class_tokens": 80.0, "patches": 72.0, "both": 88.0}
+    name = kind.replace("_", " ")
+    assert f"<dt>few-shot top-1, {name}</dt><dd>{accuracies[kind]:.1f}%</dd>" in text
+    assert text.count("few-shot top-1, ") == 1
+    for other, accuracy in accuracies.items():
+        mark = " (headline)" if other == kind else ""
+        assert f"{other.replace('_', ' ')}{mark} {accuracy:.1f}%" in page.text
+    assert page.text.count("(headline)") == 1
+    assert "the best of them would be a choice made on the test images" in page.text
+    assert RunDirectory.read(run_dir).headlines() == [f"eval/fewshot/{kind}/top1"]
+
+
+def test_what_was_measured_again_has_the_headline_of_its_evaluation(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"config": {"eval": {"fewshot": {"headline": "both"}}}}))
+    kinds = {f"eval/fewshot{again}/{kind}/top1": 1.0 for again in ("", "[knn=5]") for kind in ("patches", "both")}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1} | kinds) + "\n")
+    assert RunDirectory.read(tmp_path).headlines() == ["eval/fewshot/both/top1", "eval/fewshot[knn=5]/both/top1"]
+    text, _ = check(tmp_path)
+    assert "<dt>fewshot[knn=5] top-1, both</dt>" in text
+
+
+@pytest.mark.parametrize(
+    ("data", "warned"), [({"name": "stripes"}, True), ({"name": "fashion_mnist"}, False), (3, False)]
+)
+def test_images_that_the_classifier_of_clothes_does_not_know_are_shown_with_a_warning(tmp_path, data, warned):
+    run_dir = tmp_path / "run"
+    make_run(run_dir)
+    (run_dir / "environment.json").write_text(json.dumps({"data": data}))
+    _, page = check(run_dir)
+    assert ("Warning: images of stripes are scored by a classifier of clothes" in page.text) is warned
 
 
 def test_the_same_run_gives_the_same_page_and_leaves_nothing_behind(tmp_path):

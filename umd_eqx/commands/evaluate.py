@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from umd_eqx.errors import BadInput, disk_errors, require_writable
 from umd_eqx.eval import EvalContext
 from umd_eqx.eval.activations import Features, activations
 from umd_eqx.eval.distances import frechet_distance
-from umd_eqx.eval.extractors import ExtractorName, choose_extractor
+from umd_eqx.eval.extractors import ExtractorName, choose_extractor, unfamiliar
 from umd_eqx.eval.generation import PROTOCOLS, ProtocolName, real_images, reference, score
 from umd_eqx.eval.measure import metric_names
 from umd_eqx.eval.protocol import Protocol, generation_result, labels_for, scale
@@ -73,6 +74,9 @@ def evaluate(words: list[str]) -> int:
         raise BadInput("--data-dir", problem, "Give the data that it was trained on")
     extractor = choose_extractor(command.extractor, command.inception_weights, train.spec, port=protocol.port)
     print(flags.describe(source))
+    warnings = flags.warnings(source)
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     mesh = make_mesh()
     labels, began = labels_for(protocol, source.model.num_classes, flags.seed), time.perf_counter()
     with Terminal(protocol.samples, work="sampling", unit="image") as terminal:
@@ -107,7 +111,8 @@ def evaluate(words: list[str]) -> int:
     ).to_json()
     extra = {name: value for name, value in found.items() if name not in metric_names(extractor.name)}
     result |= {"extra": extra, "network": source.describe(), "weights": source.digest, "data": train.spec.name}
-    result |= {"seconds": time.perf_counter() - began}
+    unknown = unfamiliar(extractor.name, train.spec)
+    result |= {"seconds": time.perf_counter() - began, "warnings": [*warnings, *([unknown] if unknown else [])]}
     _print(protocol, found)
     _keep(command, protocol, source, result)
     return 0

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import sys
 import time
 from pathlib import Path
 from typing import Annotated
@@ -61,6 +62,8 @@ def sample(words: list[str]) -> int:
     labels = _labels(command, source)
     model, (sampler, path) = flags.guided(source), flags.way(source)
     print(flags.describe(source))
+    for warning in flags.warnings(source):
+        print(f"warning: {warning}", file=sys.stderr)
     key, began = jax.random.key(flags.seed), time.perf_counter()
     with Terminal(command.num, work="sampling", unit="image") as terminal:
         terminal.phase("compiling")

@@ -111,6 +111,12 @@ class SamplingFlags:
             raise BadInput("--weak", "it was trained on other latents", "Take a checkpoint of the same tokenizer")
         return weak
 
+    def warnings(self, source: Pretrained) -> list[str]:
+        """What a person should know before sampling from a network, each in one line."""
+        if source.denoises is not False:
+            return []
+        return [f"{source.preset} was never trained on noised images: what is sampled from it looks like noise"]
+
     def describe(self, source: Pretrained) -> str:
         """One line for a person."""
         adaptive = self.sampler in ("tsit5", "dopri5")

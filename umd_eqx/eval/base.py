@@ -17,6 +17,7 @@ from umd_eqx.data.source import DataSource
 from umd_eqx.data.transforms import ADMTransform, EvalTransform, FewShotTransform, SquashTransform
 from umd_eqx.errors import BadInput
 from umd_eqx.models.tokenizer import AbstractTokenizer, Identity
+from umd_eqx.objectives import AbstractObjective
 from umd_eqx.paths import AbstractPath
 from umd_eqx.sharding import batch_sharding, in_pieces, place, replicated, whole_batch
 from umd_eqx.types import Batch, Report
@@ -47,6 +48,8 @@ class EvalContext:
     mesh: Mesh
     tokenizer: AbstractTokenizer | None = None
     """What the network's latents are made by."""
+    objective: AbstractObjective | None = None
+    """What the network is trained for, where that decides what can be measured. None: everything is measured."""
     threads: int = 2
     """That read images, each a batch of its own."""
     say: Callable[[str], None] = print
@@ -149,6 +152,11 @@ class AbstractEvaluator(abc.ABC):
     @abc.abstractmethod
     def build(self, context: EvalContext) -> Evaluate:
         """The measurement itself. Raises `BadInput` where it cannot be made with these data."""
+
+    @property
+    def needs_noise(self) -> bool:
+        """Whether it asks for a network that was trained on noised images: without, it would measure noise."""
+        return False
 
     @property
     def untrained(self) -> bool:

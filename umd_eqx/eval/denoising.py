@@ -32,9 +32,9 @@ class Denoising(AbstractEvaluator):
 
     `x0/tX` and `eps/tX` are the mean squared errors of the clean image and of the noise at time X of the path, written
     with two decimals (`t0.50`) or as many as it has. The picture has an image a row: the image, then, level by level,
-    noised and the clean image that follows from the predicted noise. A system that masks teaches its x0 head hidden
-    patches only, so that its `x0` is no measure here. A network of latents is given noised latents; its clean latents
-    are decoded, so that `x0` and the pictures are of pixels, while `eps` is of latents.
+    noised and the clean image that follows from the predicted noise. There is no `x0` where the objective trains the x0
+    head on hidden patches only (UMD, MaskDiT): every patch is visible here. A network of latents is given noised
+    latents; its clean latents are decoded, so that `x0` and the pictures are of pixels, while `eps` is of latents.
     """
 
     every: int = 25_000
@@ -63,6 +63,7 @@ class Denoising(AbstractEvaluator):
         """The measurement, on images spread evenly over the test split."""
         self.validate()
         indices = spread(self.images, len(context.test))
+        heads = ("x0", "eps") if context.objective is None or context.objective.predicts_visible_x0 else ("eps",)
 
         def evaluate(model: AbstractModel, key: PRNGKeyArray) -> Report:
             scalars, columns = {}, []
@@ -78,7 +79,8 @@ class Denoising(AbstractEvaluator):
                     valid.append(np.asarray(batch.valid))
                     shown += pick(pictures, valid[-1], self.pictures - len(shown))
                 x0, eps = weighted_mean(np.concatenate(errors), np.concatenate(valid))
-                scalars |= {f"x0/{level_name(level)}": float(x0), f"eps/{level_name(level)}": float(eps)}
+                means = {"x0": float(x0), "eps": float(eps)}
+                scalars |= {f"{head}/{level_name(level)}": means[head] for head in heads}
                 if level in self.shown_levels:
                     columns += list(zip(*shown, strict=True))[1 if columns else 0 :]
             return Report(scalars, {"pictures": grid(list(zip(*columns, strict=True)))} if columns else {})

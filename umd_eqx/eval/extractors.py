@@ -30,17 +30,41 @@ def choose_extractor(
     - `inception_weights`: a safetensors file; None looks where they are usually kept. Naming one asks for Inception.
     - `spec`: of the data.
     - `port`: which program's Inception it is to agree with, in resizing and range (`Protocol.port`).
-    - `say`: told in one line what to get, where Inception is wanted and the other is taken.
+    - `say`: told in one line what to get, where Inception is wanted and the other is taken; and in another where the
+        other is taken for images that it does not know (`unfamiliar`).
 
     **Raises:** `BadInput` for a file that cannot be used, and where "inception" has no weights.
     """
     own = name == "fashion" or (name == "auto" and inception_weights is None and spec.name == "fashion_mnist")
     if own:
-        return load_fashion_classifier()
+        return _of_clothes(spec, say)
     found = find_inception(inception_weights, port)
     if found is not None:
         return found
     if name == "inception":
         raise BadInput("--inception-weights", "there are none", missing_inception())
     say(f"{missing_inception()}; features are those of the small classifier instead (fd_fashion, not FID)")
+    return _of_clothes(spec, say)
+
+
+def unfamiliar(extractor: str, spec: DataSpec) -> str | None:
+    """What to warn of where images are scored by an extractor that was not trained on their kind; else None.
+
+    **Arguments:**
+
+    - `extractor`: its name. Inception knows photographs of most things; the classifier that comes with the package
+        knows the clothes of Fashion-MNIST alone.
+    - `spec`: of the data.
+    """
+    if extractor != "fashion" or spec.name == "fashion_mnist":
+        return None
+    return (
+        f"images of {spec.name} are scored by a classifier of clothes (Fashion-MNIST), which says little of other "
+        "images: compare its numbers with care, and only with each other"
+    )
+
+
+def _of_clothes(spec: DataSpec, say: Callable[[str], None]) -> AbstractExtractor:
+    if (warning := unfamiliar("fashion", spec)) is not None:
+        say(f"warning: {warning}")
     return load_fashion_classifier()

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 from umd_eqx.eval.base import EvalContext, batch_rows, image_keys
 from umd_eqx.models import AbstractModel
 from umd_eqx.paths import AbstractPath
-from umd_eqx.types import Image, Representation
+from umd_eqx.types import NO_CLASS, Image, Representation
 
 Features = Literal["class_tokens", "patches", "both"]
 
@@ -88,6 +88,6 @@ def _represent(
 ) -> Representation:
     def one(x0: Image, key: Key[Array, ""]) -> Representation:
         x_t = path.interpolate(x0, jax.random.normal(key, x0.shape), t)
-        return model.represent(x_t, path.network_time(t))
+        return model.represent(x_t, path.network_time(t), jnp.asarray(NO_CLASS))
 
     return jax.vmap(one)(images, keys)

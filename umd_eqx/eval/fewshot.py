@@ -136,6 +136,9 @@ class FewShot(AbstractEvaluator):
     """Neighbours that vote."""
     raw_pixels: bool = True
     """Also probe the pixels themselves, the line that a representation has to beat."""
+    headline: Features | None = None
+    """Which of `features` stands for the network in the report; None: the first. The best of them on the test images
+    would be a choice made on the test images."""
 
     @property
     def untrained(self) -> bool:
@@ -148,6 +151,8 @@ class FewShot(AbstractEvaluator):
         counts |= {"pool": self.pool, "test_images": self.test_images}
         require(self, field, {name: n is None or n >= 1 for name, n in counts.items()}, "Use 1 or more")
         require(self, field, {"features": len(self.features) > 0}, "Name one or more of class_tokens, patches, both")
+        among = self.headline is None or self.headline in self.features
+        require(self, field, {"headline": among}, f"Choose among {field}.features")
         require(self, field, {"time": 0 <= self.time <= 1}, "Use a time of the path, 0 (clean) to 1 (noise)")
         require(self, field, {"l2": self.l2 is None or self.l2 > 0}, "Use a positive number; the reference has 1024")
 

@@ -66,6 +66,11 @@ class Generation(AbstractEvaluator):
     frames: int = 10
     """Pictures of a film."""
 
+    @property
+    def needs_noise(self) -> bool:
+        """Samples come out of noise."""
+        return True
+
     def validate(self, num_patches: int | None = None, field: str = "--eval.generation") -> None:
         """Raises `BadInput` for counts below what the metrics need, scales below 0, and a bad sampler."""
         enough = {"samples": self.samples >= 10, "batch_size": self.batch_size >= 1}

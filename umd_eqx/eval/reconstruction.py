@@ -96,7 +96,7 @@ def _reconstruct(
     def one(image: Image, key: PRNGKeyArray) -> tuple[Float[Array, "2"], tuple[Image, ...]]:
         x0 = codec.encode(image).mode()
         view = View(draw_order(key, model.num_patches), num_kept(model.num_patches, mask_ratio))
-        prediction = model(x0, jnp.asarray(0.0), NO_CLASS, view).x0
+        prediction = model(x0, jnp.asarray(0.0), jnp.asarray(NO_CLASS), view).x0
         m = hidden_pixels(view, x0, model.patch)
         combined = codec.decode(x0 * (1.0 - m) + prediction * m)
         m_image = hidden_pixels(view, image, model.patch * codec.factor)

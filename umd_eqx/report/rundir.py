@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,6 +84,29 @@ class RunDirectory:
         first = [(0.0, number(row[untrained])) for row in self.rows if untrained in row][:1]
         points = first + [(float(row["step"]), number(row[name])) for row in self.rows if name in row]
         return [step for step, _ in points], [value for _, value in points]
+
+    def headlines(self) -> list[str]:
+        """The names of the numbers that stand for the run: the accuracy of each few-shot probe on one kind of features.
+
+        The kind is fixed by the configuration before anything is measured (`FewShot.headline`); it is not the best of
+        several. Where the configuration says nothing, it is the class tokens, as in the reference.
+        """
+        kinds: dict[str, list[str]] = {}
+        for name in self.names():
+            match = re.fullmatch(r"eval/(.+)/([^/]+)/top1", name)
+            if match and match[2] != "raw_pixels":
+                kinds.setdefault(match[1], []).append(match[2])
+        evaluators = self.fact("eval")
+        found = []
+        for evaluation, measured in kinds.items():
+            # What was measured again, by other settings, has these in brackets behind its name.
+            name = evaluation.partition("[")[0]
+            settings = evaluators.get(name) if isinstance(evaluators, Mapping) else None
+            settings = settings if isinstance(settings, Mapping) else {}
+            features = settings.get("features")
+            wanted = [settings.get("headline"), *(features if isinstance(features, list) else []), "class_tokens"]
+            found.append(f"eval/{evaluation}/{next(kind for kind in (*wanted, *measured) if kind in measured)}/top1")
+        return found
 
     def last(self, name: str) -> float | None:
         """The last finite value of a number, or None.

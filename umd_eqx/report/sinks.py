@@ -22,7 +22,7 @@ import netrc
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, SupportsFloat
 from urllib.parse import urlsplit
@@ -235,12 +235,13 @@ def save_pictures(run_dir: str | os.PathLike[str], step: int, images: Pictures) 
     return paths
 
 
-def results_table(rows: Iterable[Mapping[str, Any]]) -> str:
+def results_table(rows: Iterable[Mapping[str, Any]], headlines: Collection[str] = ()) -> str:
     """The last value of each `eval/...` number, as aligned lines for a terminal, or a line that says there is none.
 
     **Arguments:**
 
     - `rows`: what `read_metrics` gives.
+    - `headlines`: the numbers that come first and are marked as such (`RunDirectory.headlines`).
     """
     last: dict[str, tuple[str, str]] = {}
     for row in rows:
@@ -249,6 +250,9 @@ def results_table(rows: Iterable[Mapping[str, Any]]) -> str:
                 last[name.removeprefix("eval/")] = ("nan" if value is None else f"{value:.4g}", str(row["step"]))
     if not last:
         return "no evaluation yet"
-    lines = [("evaluation", "value", "step"), *((name, *cells) for name, cells in sorted(last.items()))]
-    name_width, value_width, step_width = (max(map(len, column)) for column in zip(*lines, strict=True))
-    return "\n".join(f"{n:<{name_width}}  {v:>{value_width}}  {s:>{step_width}}" for n, v, s in lines)
+    first = {name.removeprefix("eval/") for name in headlines}
+    ordered = sorted(last, key=lambda name: (name not in first, name))
+    lines = [("evaluation", "value", "step", ""), *((n, *last[n], "headline" if n in first else "") for n in ordered)]
+    name_width, value_width, step_width, _ = (max(map(len, column)) for column in zip(*lines, strict=True))
+    table = (f"{n:<{name_width}}  {v:>{value_width}}  {s:>{step_width}}  {mark}" for n, v, s, mark in lines)
+    return "\n".join(line.rstrip() for line in table)

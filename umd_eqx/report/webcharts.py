@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Literal, NamedTuple
 
@@ -19,6 +19,7 @@ _TITLES = {
 _SHARES = ("throughput/mfu", "throughput/data_wait")
 _WIDE, _MAIN, _SIDE, _SMALL = (1000, 360), (600, 360), (400, 360), (320, 210)
 _MOST_PANELS = 18
+_HEADLINE = " (headline)"
 _NOISE_LEVEL = re.compile(r"eval/denoising/(.+)/t([0-9]*\.?[0-9]+)")
 
 
@@ -49,6 +50,11 @@ def probes(run: RunDirectory) -> str:
         legend = [_Item(line, f"{_last(line):.1f}%") for line in lines if line.label]
         cards.append(_card(title, lines, f"probe-{kind}", size, legend, unit="percent"))
     note = "Dotted: the same features before training (step 0)."
+    if any(line.label.endswith(_HEADLINE) for _, _, lines in present for line in lines):
+        note = (
+            "The headline is the kind of features that the configuration names; the others are for comparison, and the "
+            f"best of them would be a choice made on the test images. {note}"
+        )
     if any(line.style == "dashed" for _, _, lines in present for line in lines):
         note += " Dashed: a probe of the raw pixels."
     columns = "headline two" if len(present) == 2 else "headline"
@@ -59,7 +65,9 @@ def probes(run: RunDirectory) -> str:
 
 
 def _probe_lines(run: RunDirectory, pattern: str) -> list[Line]:
-    probed = {name: match[1] for name in run.names() if (match := re.fullmatch(pattern, name))}
+    headlines = run.headlines()
+    names = sorted(run.names(), key=lambda name: name not in headlines)  # the headline comes first
+    probed = {name: match[1] for name in names if (match := re.fullmatch(pattern, name))}
     end = float(max(row["step"] for row in run.rows)) if run.rows else 0.0
     lines, levels = [], []
     for name, feature in probed.items():
@@ -69,7 +77,7 @@ def _probe_lines(run: RunDirectory, pattern: str) -> list[Line]:
             if y and math.isfinite(y[-1]):
                 levels.append(Line(label, [0.0, end], [y[-1]] * 2, None, "dashed"))
             continue
-        lines.append(Line(label, x, y, len(lines)))
+        lines.append(Line(label + _HEADLINE * (name in headlines), x, y, len(lines)))
         if x[0] == 0 and len(x) > 1:
             levels.append(Line("", [0.0, end], [y[0]] * 2, lines[-1].series, "dotted"))
     return drawable([*lines, *levels])
@@ -172,7 +180,22 @@ def generation(run: RunDirectory) -> str:
         for (title, lines, name, legend, unit), size in zip(cards, sizes, strict=True)
     ]
     columns = "headline two" if len(cards) == 2 else "headline"
-    return f'<section>\n<h2>Generation</h2>\n<div class="{columns}">\n{"".join(charts)}</div>\n</section>\n'
+    note = _unfamiliar(run)
+    return f'<section>\n<h2>Generation</h2>\n<div class="{columns}">\n{"".join(charts)}</div>\n{note}</section>\n'
+
+
+def _unfamiliar(run: RunDirectory) -> str:
+    """The warning of `umd_eqx.eval.extractors.unfamiliar`, where its numbers are shown."""
+    data = run.fact("data")
+    name = data.get("name") if isinstance(data, Mapping) else None
+    scored = any(re.fullmatch(r"eval/generation/.+/fd_fashion", number) for number in run.names())
+    if not scored or name in (None, "fashion_mnist"):
+        return ""
+    return (
+        f'<p class="note">Warning: images of {escape(str(name))} are scored by a classifier of clothes '
+        "(Fashion-MNIST), which says little of other images: compare these numbers with care, and only with each "
+        "other.</p>\n"
+    )
 
 
 def evaluations(run: RunDirectory) -> str:

@@ -99,10 +99,6 @@ def _facts(run: RunDirectory) -> dict[str, str]:
     loss = smooth(losses, usual_window(len(losses)))[-1] if losses else math.nan
     # The first rate has the compilation in it, and one slow moment is not the rate: hence the median.
     rates = [rate for rate in run.curve("throughput/images_per_s")[1] if math.isfinite(rate)]
-    probe = {
-        name: run.last(name) for name in run.names() if name.startswith("eval/fewshot/") and name.endswith("/top1")
-    }
-    probe = {name: value for name, value in probe.items() if value is not None and "/raw_pixels/" not in name}
     parameters, device = run.count("parameters"), run.fact("device")
     facts: dict[str, str] = {}
     if step is None:
@@ -111,9 +107,11 @@ def _facts(run: RunDirectory) -> dict[str, str]:
         facts["status"] = f"finished, {step:,} steps"
     else:
         facts["status"] = f"at step {step:,}" + (f" of {steps:,}" if steps is not None else "")
-    if probe:
-        best = max(probe, key=lambda name: probe[name])
-        facts[f"few-shot top-1, {best.split('/')[-2].replace('_', ' ')}"] = f"{probe[best]:.1f}%"
+    for name in run.headlines():
+        evaluation, kind, _ = name.removeprefix("eval/").rsplit("/", 2)
+        accuracy, title = run.last(name), "few-shot" if evaluation == "fewshot" else evaluation
+        if accuracy is not None:
+            facts[f"{title} top-1, {kind.replace('_', ' ')}"] = f"{accuracy:.1f}%"
     if math.isfinite(loss):
         facts["loss, smoothed"] = f"{loss:.4g}"
     if rates:
