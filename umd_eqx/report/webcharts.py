@@ -66,8 +66,10 @@ def probes(run: RunDirectory) -> str:
 
 def _probe_lines(run: RunDirectory, pattern: str) -> list[Line]:
     headlines = run.headlines()
-    names = sorted(run.names(), key=lambda name: name not in headlines)  # the headline comes first
-    probed = {name: match[1] for name in names if (match := re.fullmatch(pattern, name))}
+    first = {name.removeprefix("eval/fewshot/").removesuffix("/top1") for name in headlines}
+    probed = {name: match[1] for name in run.names() if (match := re.fullmatch(pattern, name))}
+    # The headline's kind of features comes first in each chart, so that it has one colour.
+    probed = dict(sorted(probed.items(), key=lambda item: item[1] not in first))
     end = float(max(row["step"] for row in run.rows)) if run.rows else 0.0
     lines, levels = [], []
     for name, feature in probed.items():
