@@ -11,6 +11,7 @@ from test_terms import BATCH, DRAW, FIXED, PATH, Echo, loss_of
 from umd_eqx.objectives import Unified, masked_denoising, masked_reconstruction, unified
 from umd_eqx.objectives.base import split_by_period
 from umd_eqx.sharding import micro_batches
+from umd_eqx.types import NO_CLASS
 
 
 def test_the_split_by_hand():
@@ -70,11 +71,11 @@ def test_the_parts_are_weighted_by_their_images():
     blank = jax.tree.map(jnp.zeros_like, BATCH)
     silent = jax.tree.map(jnp.zeros_like, DRAW)
     objective = Unified(masked_denoising(), masked_reconstruction(), no_noise_prob=0.25)
-    # No class is 100 and the labels of the blank batch are 0: only the clean images err, by 100^2.
+    # The labels of the blank batch are 0: only the clean images err, which are told NO_CLASS, by its square.
     loss, metrics = loss_of(objective, Echo("label"), PATH, blank, silent)
     assert float(metrics["denoising/loss"]) == 0
-    assert float(metrics["reconstruction/loss"]) == pytest.approx(100**2)
-    assert float(loss) == pytest.approx(100**2 * 2 / 8)
+    assert float(metrics["reconstruction/loss"]) == pytest.approx(NO_CLASS**2)
+    assert float(loss) == pytest.approx(NO_CLASS**2 * 2 / 8)
 
 
 @pytest.mark.parametrize(("share", "name"), [(0.0, "denoising"), (1.0, "reconstruction")])
