@@ -8,7 +8,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from umd_eqx.errors import BadInput
-from umd_eqx.paths import AbstractDiscretePath, CosinePath, CosineTable, LinearTable, RectifiedFlow, SmoothTable, smooth
+from umd_eqx.paths import (
+    LARGEST_FINAL_SIGNAL,
+    AbstractDiscretePath,
+    AbstractSmoothPath,
+    Clean,
+    CosinePath,
+    CosineTable,
+    LinearTable,
+    RectifiedFlow,
+    SmoothTable,
+    smooth,
+)
 
 TABLES = {"cosine table": CosineTable(), "linear table": LinearTable()}
 FORMULAS = {"cosine": CosinePath(), "rectified flow": RectifiedFlow()}
@@ -29,12 +40,38 @@ EPS = jnp.asarray(np.random.default_rng(1).normal(size=SHAPE), jnp.float32)
         (CosinePath(0.5, 0.2), "--path.t-min"),
         (RectifiedFlow(-0.1, 1.0), "--path.t-min"),
         (SmoothTable(CosineTable(1)), "--path.table.steps"),
+        # Those that leave something of the image at the end.
+        (CosineTable(1), "--path.steps"),
+        (LinearTable(2), "--path.steps"),
+        (CosinePath(t_max=0.9), "--path.t-max"),
+        (RectifiedFlow(t_max=0.95), "--path.t-max"),
+        (SmoothTable(LinearTable(2)), "--path.table.steps"),
+        (SmoothTable(CosineTable(), t_max=0.9), "--path.t-max"),
     ],
 )
 def test_a_path_that_cannot_work_is_refused(path, field):
     with pytest.raises(BadInput) as error:
         path.validate()
     assert error.value.field == field
+
+
+@pytest.mark.parametrize(
+    "path",
+    [*PATHS.values(), smooth(LinearTable()), LinearTable(3), LinearTable(100), CosineTable(3), Clean()],
+    ids=repr,
+)
+def test_a_path_that_ends_in_noise_is_accepted(path):
+    path.validate()
+    if not isinstance(path, Clean):
+        end = jnp.asarray(path.t_max if isinstance(path, AbstractSmoothPath) else 1.0)
+        assert float(path.alpha(end) / path.sigma(end)) <= LARGEST_FINAL_SIGNAL
+
+
+def test_a_linear_table_of_any_length_is_the_published_path():
+    # abar(t) of 100 steps is nearly that of 1000: the betas are scaled, and a path of few steps ends in noise.
+    short, published = (np.sqrt(LinearTable(steps).alphas_cumprod()) for steps in (100, 1000))
+    np.testing.assert_allclose(short, published[9::10], atol=0.02)
+    assert short[-1] == pytest.approx(0.0045, abs=1e-4)
 
 
 def levels(path, times):

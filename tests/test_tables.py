@@ -33,6 +33,21 @@ def test_linear_betas_have_their_known_values():
     assert np.cumprod(1 - betas)[-1] == pytest.approx(4.0358e-5, rel=1e-4)  # as published for DDPM
 
 
+@pytest.mark.parametrize("steps", [50, 100, 250, 4000])
+def test_linear_betas_of_another_number_of_steps_are_scaled(steps):
+    # As the reference: both ends times 1000 / steps. Half of the way down, the curve of abar is that of 1000 steps.
+    betas = linear_betas(steps)
+    assert (betas[0], betas[-1]) == pytest.approx((0.1 / steps, 20 / steps), rel=1e-12)
+    np.testing.assert_allclose(np.diff(betas), (20 - 0.1) / steps / (steps - 1), rtol=1e-9)
+    middle, published = np.cumprod(1 - betas)[steps // 2 - 1], np.cumprod(1 - linear_betas(T))[T // 2 - 1]
+    assert middle == pytest.approx(published, rel=2.5 / steps**0.5)
+
+
+def test_linear_betas_are_at_most_that_of_the_published_cap():
+    assert linear_betas(10)[-1] == 0.999
+    np.testing.assert_array_equal(linear_betas(10)[:4], np.linspace(0.01, 2.0, 10)[:4])
+
+
 def test_neighbouring_tables_are_shifted(betas):
     tables = diffusion_tables(betas)
     abar = tables["alphas_cumprod"]

@@ -22,6 +22,13 @@ from umd_eqx.types import Image, NetworkTime, Scalar, Time
 NETWORK_STEPS = 1000
 """What t = 1 is called by every published network: the embedding was made for steps 0 .. 1000."""
 
+LARGEST_FINAL_SIGNAL = 0.02
+"""The largest alpha / sigma at the last time of a path that is trained on or sampled along.
+
+Sampling starts from pure noise, as if alpha were 0 there; what is left of the image is a difference between training and
+sampling (Lin et al. 2023, arXiv 2305.08891). The published paths end between 0 and 0.0064 (`LinearTable`).
+"""
+
 
 class AbstractPath(eqx.Module):
     """alpha and sigma over t in [0, 1], and the conversions that follow from them.
@@ -51,7 +58,10 @@ class AbstractPath(eqx.Module):
 
     @abc.abstractmethod
     def validate(self, field: str = "--path") -> None:
-        """Raises `BadInput` for hyper-parameters that cannot work; `field` is what their flags begin with."""
+        """Raises `BadInput` for hyper-parameters that cannot work; `field` is what their flags begin with.
+
+        Among them are those by which the path does not end in noise (`LARGEST_FINAL_SIGNAL`).
+        """
 
     def interpolate(self, x0: Image, eps: Image, t: Time) -> Image:
         """x_t, the noised image."""
@@ -118,9 +128,10 @@ class AbstractDiscretePath(AbstractPath):
     steps: eqx.AbstractVar[int]
 
     def validate(self, field: str = "--path") -> None:
-        """Raises `BadInput` for a table without steps."""
+        """Raises `BadInput` for a table without steps, and for one that does not end in noise."""
         if self.steps < 1:
-            raise BadInput(f"{field}.steps", f"{self.steps} is too small", "Use 1 or more; the paper has 1000")
+            raise BadInput(f"{field}.steps", f"{self.steps} is too small", "Use 3 or more; the paper has 1000")
+        _require_noise(self, 1.0, f"{field}.steps", f"{self.steps} steps", "Use 3 or more; the paper has 1000")
 
     @abc.abstractmethod
     def alphas_cumprod(self) -> Float64[np.ndarray, "steps"]:
@@ -178,10 +189,11 @@ class AbstractSmoothPath(AbstractPath):
     t_max: eqx.AbstractVar[float]
 
     def validate(self, field: str = "--path") -> None:
-        """Raises `BadInput` unless 0 <= t_min < t_max <= 1."""
+        """Raises `BadInput` unless 0 <= t_min < t_max <= 1, and for a path that does not end in noise."""
         if not 0 <= self.t_min < self.t_max <= 1:
-            problem = f"{self.t_min} .. {self.t_max} is no piece of [0, 1]"
+            problem = f"{self.t_min} .. {self.t_max} is not an interval within [0, 1]"
             raise BadInput(f"{field}.t-min", problem, "Give 0 <= t_min < t_max <= 1")
+        _require_noise(self, self.t_max, f"{field}.t-max", f"t = {self.t_max:g}", "Use a time nearer to 1")
 
     def log_snr(self, t: Time) -> Scalar:
         """log(alpha^2 / sigma^2). Infinite where sigma or alpha is 0."""
@@ -250,11 +262,9 @@ class SmoothTable(AbstractSmoothPath):
     t_max: float = eqx.field(static=True, default=1.0)
 
     def validate(self, field: str = "--path") -> None:
-        """Raises `BadInput` for a bad table, too, and for one with fewer levels than a curve needs."""
-        super().validate(field)
+        """Raises `BadInput` for a table that cannot work, too; one that can has the two levels that a curve needs."""
         self.table.validate(f"{field}.table")
-        if self.table.steps < 2:
-            raise BadInput(f"{field}.table.steps", "a curve needs two levels", "Use 2 or more; the paper has 1000")
+        super().validate(field)
 
     def log_snr(self, t: Time) -> Scalar:
         """The interpolated log-SNR. Outside the table its last pieces are continued."""
@@ -283,3 +293,11 @@ class SmoothTable(AbstractSmoothPath):
 def smooth(path: AbstractDiscretePath) -> SmoothTable:
     """The path that a solver with rates can integrate in the place of a table."""
     return SmoothTable(table=path, t_min=1.0 / path.steps, t_max=1.0)
+
+
+def _require_noise(path: AbstractPath, t: float, flag: str, end: str, way_out: str) -> None:
+    """Raises `BadInput` naming `flag` where more than `LARGEST_FINAL_SIGNAL` of the image is left at `t`."""
+    alpha, sigma = float(path.alpha(jnp.asarray(t))), float(path.sigma(jnp.asarray(t)))
+    if not alpha <= LARGEST_FINAL_SIGNAL * sigma:
+        problem = f"the path does not end in noise: after {end} alpha is {alpha:.2g} and sigma {sigma:.2g}"
+        raise BadInput(flag, problem, way_out)

@@ -12,9 +12,14 @@ def cosine_betas(steps: int) -> Table:
     return np.minimum(1.0 - f[1:] / f[:-1], 0.999)
 
 
-def linear_betas(steps: int, first: float = 1e-4, last: float = 0.02) -> Table:
-    """`steps` betas evenly from `first` to `last`. The defaults are for 1000 steps (Ho et al., section 4)."""
-    return np.linspace(first, last, steps, dtype=np.float64)
+def linear_betas(steps: int) -> Table:
+    """`steps` betas evenly from 0.1 / steps to 20 / steps, at most 0.999: as the reference, whatever `steps` is.
+
+    1e-4 to 0.02 for 1000 steps (Ho et al., section 4). The factor 1000 / steps keeps abar(t) nearly the same curve for
+    other numbers of steps (Nichol and Dhariwal's code, `get_named_beta_schedule`).
+    """
+    scale = 1000 / steps
+    return np.minimum(np.linspace(scale * 1e-4, scale * 0.02, steps, dtype=np.float64), 0.999)
 
 
 def diffusion_tables(betas: Table) -> dict[str, Table]:

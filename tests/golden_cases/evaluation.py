@@ -23,15 +23,11 @@ def _tables(folder: Folder) -> Iterator[Comparison]:
     for kind in folder.kinds("gd"):
         recorded = folder.files[f"gd_{kind}"]
         betas = recorded["betas"]
-        steps = betas.size
-        if kind == "linear" and steps != 1000:
-            # Published code scales the ends with the number of steps; ours are given.
-            tables = diffusion_tables(linear_betas(steps, float(betas[0]), float(betas[-1])))
-        elif kind in _PATHS:
+        if kind in _PATHS:
             make_betas, path = _PATHS[kind]
             # Of the name alone, not of the recorded betas. The levels of a path are the same numbers once more.
-            tables = diffusion_tables(make_betas(steps))
-            yield close(f"{kind} path", path(steps=steps).alphas_cumprod(), recorded["alphas_cumprod"])
+            tables = diffusion_tables(make_betas(betas.size))
+            yield close(f"{kind} path", path(steps=betas.size).alphas_cumprod(), recorded["alphas_cumprod"])
         else:
             folder.skip(f"{recorded.name}: betas of a kind that is not ours; what follows from them is compared")
             tables = diffusion_tables(betas.astype(np.float64))
