@@ -38,7 +38,7 @@ def ratios(num_patches: int) -> tuple[float, float]:
 
 def draw_order(key: PRNGKeyArray, num_patches: int) -> Int[Array, "n"]:
     """A uniformly random order of the patches: the argsort of uniform numbers (He et al. 2021, MAE)."""
-    return jnp.argsort(jax.random.uniform(key, (num_patches,)))
+    return jnp.argsort(jax.random.uniform(key, (num_patches,), jnp.float32))
 
 
 def hide(tokens: Tokens, view: View) -> Float[Array, "kept d"]:
@@ -55,7 +55,7 @@ def restore(visible: Float[Array, "kept d"], mask_token: Vector, view: View) -> 
 
 def hidden_patches(view: View) -> Float[Array, "n"]:
     """The mask m in raster order: 1 where a patch is hidden, 0 where it is visible (the convention of MAE)."""
-    return jnp.ones(view.order.shape[0]).at[view.order[: view.kept]].set(0.0)
+    return jnp.ones(view.order.shape[0], jnp.float32).at[view.order[: view.kept]].set(0.0)
 
 
 def hidden_pixels(view: View, like: Image, patch: int) -> Float[Array, "h w 1"]:

@@ -118,7 +118,7 @@ class Condition(eqx.Module):
         time = Trunk.init(width, key=time_key)
         if num_classes is None:
             return cls(time, None, None)
-        table = jax.random.normal(table_key, (num_classes + 1, width)) / width**0.5
+        table = jax.random.normal(table_key, (num_classes + 1, width), jnp.float32) / width**0.5
         return cls(time, table, Trunk.init(width, key=label_key))
 
     def __call__(self, t: NetworkTime, y: Label) -> Vector:

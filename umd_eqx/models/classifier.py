@@ -26,7 +26,7 @@ class Convolution(eqx.Module):
     @classmethod
     def init(cls, inputs: int, outputs: int, *, key: PRNGKeyArray) -> "Convolution":
         """A fresh layer, its variance by the inputs of a pixel (He et al. 2015, eq. 10)."""
-        return cls(he_normal(key, (3, 3, inputs, outputs), jnp.float32), jnp.zeros(outputs))
+        return cls(he_normal(key, (3, 3, inputs, outputs), jnp.float32), jnp.zeros(outputs, jnp.float32))
 
     def __call__(self, x: Float[Array, "h w inputs"]) -> Float[Array, "h w outputs"]:
         """One image, of the same size."""

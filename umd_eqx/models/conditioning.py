@@ -64,7 +64,7 @@ class SharedAdaLN(AbstractConditioning):
     def init(cls, condition: int, width: int, depth: int, *, key: PRNGKeyArray) -> "SharedAdaLN":
         """For `depth` blocks of `width` and a c of `condition` numbers."""
         shared = Linear.init(condition, 6 * width, key=key, kernel_init=zeros)
-        return cls(shared=shared, layers=jnp.zeros((depth, 6 * width)))
+        return cls(shared=shared, layers=jnp.zeros((depth, 6 * width), jnp.float32))
 
     def prepare(self, c: Groups) -> Groups:
         """The shared layer of SiLU(c)."""

@@ -59,7 +59,7 @@ class LayerNorm(eqx.Module):
     @classmethod
     def init(cls, width: int) -> "LayerNorm":
         """Scale 1, bias 0."""
-        return cls(jnp.ones(width), jnp.zeros(width))
+        return cls(jnp.ones(width, jnp.float32), jnp.zeros(width, jnp.float32))
 
     def __call__(self, x: Float[Array, "*rows d"]) -> Float[Array, "*rows d"]:
         """Normalises each row."""

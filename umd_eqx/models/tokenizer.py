@@ -32,7 +32,7 @@ class Posterior(eqx.Module):
         0 for a point: it has no density that could be compared.
         """
         if self.logvar is None:
-            return jnp.zeros(())
+            return jnp.zeros((), self.mean.dtype)
         return 0.5 * jnp.sum(self.mean**2 + jnp.exp(self.logvar) - 1.0 - self.logvar)
 
     def standardised(self, shift: float, scale: float) -> "Posterior":

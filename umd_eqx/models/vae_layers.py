@@ -35,7 +35,7 @@ class Conv(eqx.Module):
         """
         kernel = gain * lecun_normal(key, (side, side, inputs, outputs), jnp.float32)
         padding = (0, 1) if stride == 2 else (side // 2, side // 2)
-        return cls(kernel, jnp.zeros(outputs), stride, padding)
+        return cls(kernel, jnp.zeros(outputs, jnp.float32), stride, padding)
 
     def __call__(self, x: Float[Array, "h w inputs"]) -> Float[Array, "new_h new_w outputs"]:
         """Of one image."""
@@ -59,7 +59,7 @@ class GroupNorm(eqx.Module):
     @classmethod
     def init(cls, channels: int, groups: int) -> "GroupNorm":
         """Scale 1, bias 0; `groups` divides `channels`."""
-        return cls(jnp.ones(channels), jnp.zeros(channels), groups)
+        return cls(jnp.ones(channels, jnp.float32), jnp.zeros(channels, jnp.float32), groups)
 
     def __call__(self, x: Float[Array, "h w c"]) -> Float[Array, "h w c"]:
         """Normalises each group of channels over the whole image."""

@@ -3,6 +3,7 @@
 import abc
 import dataclasses
 import re
+from functools import partial
 from typing import Literal, NamedTuple
 
 import equinox as eqx
@@ -147,7 +148,7 @@ class ModelConfig(AbstractModelConfig):
         keys = jax.random.split(key, 12)
         num_patches = self.num_patches(size)
         classes = num_classes if self.labels else None
-        normal = jax.random.normal
+        normal = partial(jax.random.normal, dtype=jnp.float32)
         position_std = num_patches**-0.5 if self.position_std is None else self.position_std
         return AutoEncoder(
             embed=Linear.init(patch * patch * channels, encoder.width, key=keys[0]),
@@ -184,8 +185,8 @@ class ModelConfig(AbstractModelConfig):
 
     def _head(self, condition: int, width: int, patch: int, channels: int, key: PRNGKeyArray) -> Head:
         kernel_key, modulation_key = jax.random.split(key)
-        kernel = jax.random.normal(kernel_key, (width, patch * patch * 2 * channels)) * 0.02
-        bias = jnp.zeros(2 * channels)
+        kernel = jax.random.normal(kernel_key, (width, patch * patch * 2 * channels), jnp.float32) * 0.02
+        bias = jnp.zeros(2 * channels, jnp.float32)
         if self.conditioning == "token":
             return Head(None, kernel, bias)
         return Head(Linear.init(condition, 2 * width, key=modulation_key, kernel_init=zeros), kernel, bias)

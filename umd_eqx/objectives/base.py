@@ -88,13 +88,16 @@ def draw(
     num_patches: int,
     label_dropout: float,
 ) -> Draw:
-    """Fresh randomness for a batch of images of `shape` (b, h, w, c). Label dropout is a probability."""
+    """Fresh randomness for a batch of images of `shape` (b, h, w, c). Label dropout is a probability.
+
+    In float32 also where 64-bit floats are enabled, so that the same key draws the same numbers.
+    """
     t_key, eps_key, order_key, drop_key = jax.random.split(key, 4)
     return Draw(
-        t=jax.vmap(path.time_from_uniform)(jax.random.uniform(t_key, shape[:1])),
-        eps=jax.random.normal(eps_key, shape),
+        t=jax.vmap(path.time_from_uniform)(jax.random.uniform(t_key, shape[:1], jnp.float32)),
+        eps=jax.random.normal(eps_key, shape, jnp.float32),
         order=jax.vmap(draw_order, in_axes=(0, None))(jax.random.split(order_key, shape[0]), num_patches),
-        drop_label=jax.random.bernoulli(drop_key, label_dropout, shape[:1]),
+        drop_label=jax.random.bernoulli(drop_key, jnp.asarray(label_dropout, jnp.float32), shape[:1]),
     )
 
 

@@ -62,7 +62,7 @@ class Unified(AbstractObjective):
         halves = split_by_period((batch, draw), size - clean, clean)
         present = {name: (*kind, half) for (name, kind), half in zip(kinds.items(), halves, strict=True) if kind[1]}
         predictions = model.together([kind.part(model, path, *half) for kind, _, half in present.values()])
-        total, metrics = jnp.asarray(0.0), {}
+        total, metrics = jnp.zeros((), jnp.float32), {}
         for (name, (kind, count, half)), prediction in zip(present.items(), predictions, strict=True):
             loss, terms = kind.total(kind.errors(model, path, prediction, *half))
             total = total + loss * (count / size)

@@ -98,7 +98,7 @@ class MaskedDenoising(AbstractObjective):
         """The weighted sum of the terms' means over all images, and these means by name."""
         means = jnp.mean(errors.reshape(-1, len(self.terms)), axis=0)
         metrics = {term.name: mean for term, mean in zip(self.terms, means, strict=True)}
-        return jnp.dot(jnp.asarray([term.weight for term in self.terms]), means), metrics
+        return jnp.dot(jnp.asarray([term.weight for term in self.terms], means.dtype), means), metrics
 
     def period(self, batch_size: int) -> int:
         """1: every image is treated alike."""
