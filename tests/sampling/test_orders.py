@@ -4,11 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 from oracle import GaussianOracle
-from sampling.known import flow_map, run, single_pixel
+from sampling.known import Mixture, flow_map, run, single_pixel
 
-from umd_eqx.paths import CosinePath, CosineTable, RectifiedFlow
-from umd_eqx.sampling import DDIM, Adaptive, DPMSolverPP, EDMGrid, Euler, Heun, ReverseSDE, UniformGrid
+from umd_eqx.paths import CosinePath, CosineTable, LinearTable, RectifiedFlow
+from umd_eqx.sampling import DDIM, Adaptive, DPMSolverPP, EDMGrid, Euler, Heun, LogSNRGrid, ReverseSDE, UniformGrid
 from umd_eqx.sampling.base import denoise, levels
 
 PATHS = {"cosine": CosinePath(), "rectified flow": RectifiedFlow()}
@@ -16,16 +17,18 @@ SHAPE = (2, 1, 1)
 NOISE = jax.random.normal(jax.random.key(0), (32, *SHAPE))
 KEY = jax.random.key(1)
 PLAIN = {"head": "v", "clip": False}  # v needs no division at either end
-# (sampler, grid, steps, order). DPM-Solver++ extrapolates in log(sigma / alpha): even steps in t are long in it, and
-# show its order late.
+# (sampler, grid, steps, order). DPM-Solver++ extrapolates in log(sigma / alpha): on even steps in t it shows its order
+# late.
 FIXED = {
     "euler": (Euler, UniformGrid(), 16, 1),
     "ddim": (lambda **kw: DDIM(eta=0.0, **kw), UniformGrid(), 16, 1),
     "heun": (Heun, UniformGrid(), 16, 2),
-    "dpmpp": (DPMSolverPP, EDMGrid(), 32, 2),
+    "dpmpp": (DPMSolverPP, LogSNRGrid(), 32, 2),
+    "dpmpp on EDM's grid": (DPMSolverPP, EDMGrid(), 32, 2),
 }
 SLOW = pytest.mark.slow
 DEFAULT = {("euler", "cosine"), ("ddim", "cosine"), ("heun", "rectified flow"), ("dpmpp", "rectified flow")}
+QUANTILES = jnp.asarray(scipy.special.ndtri((np.arange(200) + 0.5) / 200), jnp.float32)
 
 
 def error(sampler, path, times) -> float:
@@ -49,6 +52,39 @@ def test_order_of_convergence(name, path):
     measured = np.log(errors[0] / errors[1]) / np.log((2 * fewest - 1) / (fewest - 1))
     assert order - 0.25 < measured < order + 0.4
     assert errors[1] < {1: 0.06, 2: 0.02}[order]
+
+
+def mixture_error(sampler, path, variance) -> float:
+    """Root mean square distance from where the exact flow of a mixture arrives, over the quantiles of the noise."""
+    oracle, noise = Mixture.of(path, variance), QUANTILES[:, None, None, None]
+    times = sampler.grid.times(path, sampler.steps, 1, "v")
+    found = np.asarray(run(sampler, oracle, path, noise, KEY)).reshape(-1)
+    return float(
+        np.sqrt(np.mean((found - oracle.flow_map(np.asarray(QUANTILES, np.float64), times[0], times[-1])) ** 2))
+    )
+
+
+@pytest.mark.parametrize(
+    "path", [CosineTable(), pytest.param(LinearTable(), marks=SLOW), pytest.param(CosinePath(), marks=SLOW)], ids=repr
+)
+def test_even_steps_in_log_snr_serve_broad_and_sharp_data(path):
+    for variance, most in ((0.02, 1.2e-3), (0.0005, 8e-4)):
+        even = mixture_error(DPMSolverPP(64, **PLAIN), path, variance)
+        in_time = [
+            mixture_error(DPMSolverPP(64, UniformGrid(), **PLAIN, max_ratio=r), path, variance) for r in (1.0, 1e9)
+        ]
+        assert even < most
+        assert even < 1.05 * min(in_time)  # at worst no better
+
+
+def test_a_step_that_counts_no_longer_than_the_one_before_serves_even_steps_in_time():
+    # Few of them, or broad data: the extrapolation over steps that grow overshoots. On even steps nothing changes.
+    path = CosineTable()
+    plain, held = (mixture_error(DPMSolverPP(16, UniformGrid(), **PLAIN, max_ratio=r), path, 0.02) for r in (1e9, 1.0))
+    assert held < plain / 3
+    path, grid = CosinePath(), LogSNRGrid()
+    for given, plain in zip(*(DPMSolverPP(16, grid, max_ratio=r).weights(path, 1) for r in (1.0, 1e9)), strict=True):
+        np.testing.assert_allclose(given, plain, atol=1e-9)
 
 
 @pytest.mark.parametrize("method", ["tsit5", pytest.param("dopri5", marks=SLOW)])

@@ -9,6 +9,7 @@ from umd_eqx.sampling.exponential import DDIM as DDIM
 from umd_eqx.sampling.exponential import DPMSolverPP as DPMSolverPP
 from umd_eqx.sampling.grids import AbstractGrid as AbstractGrid
 from umd_eqx.sampling.grids import EDMGrid as EDMGrid
+from umd_eqx.sampling.grids import LogSNRGrid as LogSNRGrid
 from umd_eqx.sampling.grids import ReferenceGrid as ReferenceGrid
 from umd_eqx.sampling.grids import ShiftedGrid as ShiftedGrid
 from umd_eqx.sampling.grids import UniformGrid as UniformGrid

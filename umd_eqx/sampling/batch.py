@@ -75,7 +75,7 @@ def require_labels(labels: Int[np.ndarray, "n"], num_classes: int | None) -> Non
 def image_noise(key: PRNGKeyArray, index: Int[Array, ""], shape: tuple[int, int, int]) -> tuple[Image, Key[Array, ""]]:
     """The noise that an image begins with, and the key of what is added on the way."""
     first, rest = jax.random.split(jax.random.fold_in(key, index))
-    return jax.random.normal(first, shape), rest
+    return jax.random.normal(first, shape, jnp.float32), rest
 
 
 @eqx.filter_jit

@@ -5,6 +5,7 @@ weights follow from alpha and sigma at the ends of the step, so that tables will
 the step: nothing is rounded, repeated or negated on its way through diffrax.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -18,7 +19,7 @@ from jaxtyping import Array, Float, Float64, PRNGKeyArray
 from umd_eqx.models import AbstractModel
 from umd_eqx.paths import AbstractPath
 from umd_eqx.sampling.base import AbstractSampler, Head, States, begin, denoise, levels
-from umd_eqx.sampling.grids import AbstractGrid, ReferenceGrid, UniformGrid
+from umd_eqx.sampling.grids import AbstractGrid, LogSNRGrid, ReferenceGrid
 from umd_eqx.types import Image, Label
 
 Weights = Float64[np.ndarray, "steps"]
@@ -92,7 +93,7 @@ class DDIM(AbstractSampler):
         steps = len(of_image)
         times = self.grid.times(path, self.steps, noise.shape[0], self.head)
         drift = diffrax.ODETerm(_clean_image(self, model, path, times, y))
-        control = _StepNoise(0, steps, key if self.eta else None, step_noise, noise.shape)
+        control = _StepNoise(0, steps, key if self.eta else None, step_noise, noise.shape, noise.dtype)
         terms = diffrax.MultiTerm(drift, diffrax.ControlTerm(lambda k, x, args: 1.0, control))
         solver = _DDIMStep(*(jnp.asarray(w, noise.dtype) for w in (of_image, of_x0, of_noise)))
         return _run(solver, terms, begin(path, times, noise), steps, every=every)
@@ -101,15 +102,20 @@ class DDIM(AbstractSampler):
 class DPMSolverPP(AbstractSampler):
     """DPM-Solver++(2M) (Lu et al. 2022b, algorithm 2): second order in the log-SNR, one call of the network a step.
 
-    The first and the last step are of first order; the last ends at t = 0 in the predicted clean image. It is not
-    extrapolated further than the step before was long: even steps in t are long ones in the log-SNR near t = 0, where
-    the plain rule overshoots (with 32 steps its error is 20 times as large).
+    The first and the last step are of first order; the last ends at t = 0 in the predicted clean image. In between the
+    prediction is extrapolated by h / (2 h_before) of its last change, where h is the length of a step in half the
+    log-SNR. The usual grid has even steps. Where steps grow, as those even in t do near t = 0, the extrapolation
+    overshoots, and `max_ratio` 1 limits it: at 16 steps on the cosine table the error for a mixture of three normal
+    distributions of variance 0.02 is 0.085 on steps even in t, 0.019 on them with the limit, and 0.014 on the usual
+    grid. With many steps and sharp data the limit costs accuracy.
     """
 
     steps: int = eqx.field(static=True, default=32)
-    grid: AbstractGrid = eqx.field(default_factory=UniformGrid)
+    grid: AbstractGrid = eqx.field(default_factory=LogSNRGrid)
     head: Head = eqx.field(static=True, default="eps")
     clip: bool = eqx.field(static=True, default=True)
+    max_ratio: float = eqx.field(static=True, default=math.inf)
+    """The largest h / h_before that the extrapolation uses. Infinite is the published rule."""
 
     def __call__(self, model: AbstractModel, path: AbstractPath, noise: Image, y: Label, key: PRNGKeyArray) -> Image:
         """An image from noise; `key` is not used."""
@@ -135,7 +141,7 @@ class DPMSolverPP(AbstractSampler):
         clean = -alpha[1:] * np.expm1(-h)
         extrapolated = np.zeros_like(h)  # 1 / (2 r) of the paper, r the ratio of the step before to this one
         middle = np.isfinite(h[1:]) & np.isfinite(h[:-1])
-        extrapolated[1:][middle] = np.minimum(h[1:][middle] / h[:-1][middle], 1.0) / 2
+        extrapolated[1:][middle] = np.minimum(h[1:][middle] / h[:-1][middle], self.max_ratio) / 2
         return sigma[1:] / sigma[:-1], clean * (1 + extrapolated), -clean * extrapolated
 
     def _solve(self, model: AbstractModel, path: AbstractPath, noise: Image, y: Label, *, every: bool) -> States:
@@ -172,9 +178,9 @@ def _run(
     solution = diffrax.diffeqsolve(
         terms,
         solver,
-        t0=0.0,
-        t1=float(steps),
-        dt0=1.0,
+        t0=jnp.zeros((), x.dtype),  # a float would be 64 bits wide where these are enabled, and the image with it
+        t1=jnp.asarray(steps, x.dtype),
+        dt0=jnp.ones((), x.dtype),
         y0=x,
         saveat=saved,
         adjoint=diffrax.ForwardMode(),
@@ -250,10 +256,11 @@ class _StepNoise(diffrax.AbstractPath):
     key: PRNGKeyArray | None
     recorded: Float[Array, "steps h w c"] | None
     shape: tuple[int, ...] = eqx.field(static=True)
+    dtype: Any = eqx.field(static=True)
 
     def evaluate(self, t0: Any, t1: Any = None, left: bool = True, use_jump: bool = True) -> Any:
         if self.recorded is not None:
             return self.recorded[_step_of(t0)]
         if self.key is None:
-            return jnp.zeros(self.shape)
-        return jax.random.normal(jax.random.fold_in(self.key, _step_of(t0)), self.shape)
+            return jnp.zeros(self.shape, self.dtype)
+        return jax.random.normal(jax.random.fold_in(self.key, _step_of(t0)), self.shape, self.dtype)

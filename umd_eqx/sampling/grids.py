@@ -8,12 +8,9 @@ import numpy as np
 from jaxtyping import Float64
 
 from umd_eqx.paths import NETWORK_STEPS, AbstractDiscretePath, AbstractPath
-from umd_eqx.sampling.base import Head, end_times, levels
+from umd_eqx.sampling.base import Head, end_times, log_noise_to_signal, times_of
 
 Times = Float64[np.ndarray, "k"]
-
-_FINE = 20_001
-"""Points by which the noise level is turned back into a time."""
 
 
 class AbstractGrid(eqx.Module):
@@ -60,10 +57,35 @@ class EDMGrid(AbstractGrid):
 
     def times(self, path: AbstractPath, steps: int, side: int, head: Head) -> Times:
         """The times of these noise levels, as far as the path has them."""
-        fine, ratio = _ratios(path, head)
-        high, low = min(self.sigma_max, ratio[0]), max(self.sigma_min, ratio[-1])
-        roots = np.linspace(high ** (1 / self.rho), low ** (1 / self.rho), steps)
-        return _on(path, _time_of(roots**self.rho, fine, ratio))
+        ends = end_times(path, head)
+        log_ratios = np.clip(
+            log_noise_to_signal(path, np.array(ends)), math.log(self.sigma_min), math.log(self.sigma_max)
+        )
+        low, high = np.exp(log_ratios / self.rho)
+        return _on(path, times_of(path, self.rho * np.log(np.linspace(high, low, steps)), ends))
+
+
+class LogSNRGrid(AbstractGrid):
+    """Evenly in the log-SNR (Lu et al. 2022a, section 3.3), with sigma / alpha within [sigma_min, sigma_max].
+
+    On a path that goes on beyond `sigma_max`, to alpha = 0 for example, the first time is the end of the path and the
+    first step leads to `sigma_max`. The prediction hardly changes over that step, but the path holds pure noise only at
+    its end. A table gives `steps` different times, or all of its own if it has fewer: times that would be rounded to
+    the same step are moved to the next free one.
+    """
+
+    sigma_min: float = eqx.field(static=True, default=0.002)
+    sigma_max: float = eqx.field(static=True, default=80.0)
+
+    def times(self, path: AbstractPath, steps: int, side: int, head: Head) -> Times:
+        """The first time of the path, then those of these levels, as far as the path has them."""
+        ends = end_times(path, head)
+        log_ratios = log_noise_to_signal(path, np.array(ends))
+        low, high = np.clip(log_ratios, math.log(self.sigma_min), math.log(self.sigma_max))
+        if high == log_ratios[1]:
+            return _on_each(path, times_of(path, np.linspace(high, low, steps), ends))
+        inner = times_of(path, np.linspace(high, low, steps - 1), ends)
+        return _on_each(path, np.append(ends[1], inner))
 
 
 class ShiftedGrid(AbstractGrid):
@@ -77,24 +99,10 @@ class ShiftedGrid(AbstractGrid):
 
     def times(self, path: AbstractPath, steps: int, side: int, head: Head) -> Times:
         """The shifted times."""
-        fine, ratio = _ratios(path, head)
-        even = np.linspace(fine[0], fine[-1], steps)
-        plain = np.exp(np.interp(-even, -fine, np.log(ratio)))
-        inner = _time_of(plain[1:-1] * side / self.base, fine, ratio)
-        return _on(path, np.concatenate([even[:1], inner, even[1:][-1:]]))
-
-
-def _ratios(path: AbstractPath, head: Head) -> tuple[Times, Times]:
-    """Falling times, and sigma / alpha at each; the first may be very large but is finite."""
-    low, high = end_times(path, head)
-    points = path.steps if isinstance(path, AbstractDiscretePath) else _FINE
-    fine = np.linspace(high, low, points)
-    alpha, sigma = levels(path, fine)
-    return fine, sigma / np.maximum(alpha, 1e-12)
-
-
-def _time_of(ratio: Times, fine: Float64[np.ndarray, "fine"], fine_ratio: Float64[np.ndarray, "fine"]) -> Times:
-    return np.interp(np.log(ratio), np.log(fine_ratio[::-1]), fine[::-1])
+        ends = end_times(path, head)
+        times = UniformGrid().times(path, steps, side, head)
+        inner = log_noise_to_signal(path, times[1:-1]) + math.log(side / self.base)
+        return _on(path, np.concatenate([times[:1], times_of(path, inner, ends), times[1:][-1:]]))
 
 
 def _on(path: AbstractPath, times: Float64[np.ndarray, "asked"]) -> Times:
@@ -102,3 +110,13 @@ def _on(path: AbstractPath, times: Float64[np.ndarray, "asked"]) -> Times:
     if isinstance(path, AbstractDiscretePath):
         times = np.maximum(np.rint(times * path.steps), 1) / path.steps
     return np.unique(times)[::-1]
+
+
+def _on_each(path: AbstractPath, times: Float64[np.ndarray, "asked"]) -> Times:
+    """As `_on`, but as many times as are asked for, or all that a table has."""
+    if not isinstance(path, AbstractDiscretePath):
+        return _on(path, times)
+    asked = min(len(times), path.steps)
+    even = np.maximum(np.rint(times * path.steps), 1)[:asked]
+    steps = np.maximum.accumulate(even[::-1] - np.arange(asked)) + np.arange(asked)  # rising, each above the one before
+    return np.minimum(steps, path.steps - np.arange(asked)[::-1])[::-1] / path.steps

@@ -50,7 +50,7 @@ class ReverseSDE(AbstractSampler):
         """Those of the grid at which sigma / alpha is at most EDM's 80: before, g^2 grows without bound."""
         times = self.grid.times(path, self.steps, side, self.head)
         alpha, sigma = levels(path, times)
-        stable = sigma <= EDMGrid().sigma_max * alpha * (1 + 1e-3)  # a time is found to so much
+        stable = sigma <= EDMGrid().sigma_max * alpha * (1 + 1e-9)  # but for rounding
         return times[stable] if np.any(stable) else EDMGrid().times(path, 1, side, self.head)
 
     def _integrate(
