@@ -100,7 +100,7 @@ def main(words: list[str]) -> int:
     options: dict[str, Any] = {"batch_size": arguments.batch_size, "mesh": mesh}
     rows = []
     for name, config in points(source.path, arguments.calls):
-        path, sampler = path_for(config, source.path), config.build()
+        path, sampler = path_for(config, source.path), config.build(latents=source.tokenizer is not None)
         images = sample(model, path, sampler, labels, jax.random.key(0), **options)
         found = score(images, labels, real, extractor, protocol, context, classes=source.model.num_classes)
         calls = (
@@ -130,9 +130,12 @@ def points(path: AbstractPath, calls: Sequence[int]) -> list[tuple[str, SamplerC
 
 def steps_for(config: SamplerConfig, path: AbstractPath, calls: int) -> int:
     """The most steps, up to `calls`, that take no more than so many calls of the network; 1 at least."""
-    counts = {
-        steps: dataclasses.replace(config, steps=steps).build().evaluations(path) for steps in range(2, calls + 1)
-    }
+
+    def count(steps: int) -> int | None:
+        sampler = dataclasses.replace(config, steps=steps).build(latents=False)  # clipping changes no count
+        return sampler.evaluations(path)
+
+    counts = {steps: count(steps) for steps in range(2, calls + 1)}
     return max((steps for steps, count in counts.items() if (count or 0) <= calls), default=1)
 
 

@@ -232,7 +232,7 @@ def test_a_published_row_of_latents_has_its_numbers(name):
     assert (config.ema.rate_for(256, labels=config.model.labels) is None) != scratch
     for evaluator in config.eval.values():
         if isinstance(evaluator, Generation):
-            sampler = evaluator.sampler
+            sampler = evaluator.sampler.in_force(latents=config.latent is not None)
             assert (sampler.clip, sampler.steps, sampler.eta, sampler.grid) == (False, 125, 1.0, "reference")
     built = build(config, config.data.expected)
     # The blocks of a ViT-L and of a third of it, each with an AdaLN of 6 d^2.
@@ -247,7 +247,7 @@ def test_the_fine_tuned_rows_of_latents_are_not_clipped():
         config = FINETUNE[name]()
         assert isinstance(config.objective, Unified)
         assert config.objective.no_noise_prob == 0.05
-        assert config.eval["generation"].sampler.clip is False
+        assert config.eval["generation"].sampler.build(latents=config.latent is not None).clip is False
         assert config.path == LinearTable()
     assert (config.data.batch_size, config.data.size, config.optim.epochs) == (256, 256, 50)
 

@@ -23,22 +23,16 @@ from umd_eqx.paths import CosineTable
 from umd_eqx.presets import (
     FASHION_MNIST,
     IMAGENET,
-    PUBLISHED_LATENT_SAMPLER,
     PUBLISHED_NOISY_TIME,
-    SMALL_LATENT_SAMPLER,
+    PUBLISHED_SAMPLER,
+    SMALL_SAMPLER,
     Preset,
     published_latents,
     small_latents,
     what_it_learns,
 )
 from umd_eqx.pretrained import Pretrained, Weights, from_pretrained
-from umd_eqx.sampling import SamplerConfig
 from umd_eqx.tokenizers import resolve
-
-# Few steps, because a laptop has minutes. v goes by the predicted clean image where there is most noise: there the
-# predicted noise says nothing of the image (alpha is 5e-5), and after so little training this is seen.
-SMALL_SAMPLER = SamplerConfig(name="dpmpp", steps=16, head="v")
-PUBLISHED_SAMPLER = SamplerConfig(name="ddim", steps=125, eta=1.0, grid="reference")
 
 SAME_NETWORK = ("variant", "conditioning", "class_tokens")
 """What must be as in the source, for its weights to fit."""
@@ -91,7 +85,7 @@ def maskdit_b4_in64_ft() -> Config:
 
 def latent_umd_ft() -> Config:
     """UMD on the latents of the shipped images, fine-tuned with labels."""
-    return small_latents(_small(_mostly_denoising(), sampler=SMALL_LATENT_SAMPLER))
+    return small_latents(_small(_mostly_denoising()))
 
 
 def latent_umd_fsq_ft() -> Config:
@@ -101,7 +95,7 @@ def latent_umd_fsq_ft() -> Config:
 
 def latent_umd_l2_in256_ft() -> Config:
     """Latent-UMD-L/2 on ImageNet at 256 px, fine-tuned as published (FID 3.96, IS 212.6)."""
-    return published_latents(_imagenet64(_mostly_denoising(), sampler=PUBLISHED_LATENT_SAMPLER))
+    return published_latents(_imagenet64(_mostly_denoising()))
 
 
 def dit_b4_in64_scratch() -> Config:
@@ -216,7 +210,7 @@ def _with_token(config: Config) -> Config:
     return dataclasses.replace(config, model=dataclasses.replace(config.model, conditioning="token"))
 
 
-def _small(objective: AbstractObjective, time: float = 0.0, sampler: SamplerConfig = SMALL_SAMPLER) -> Config:
+def _small(objective: AbstractObjective, time: float = 0.0) -> Config:
     steps = 3000
     # The published rate would leave 93 % of the first weights after so many steps of 64 images; this leaves 0.2 %.
     ema = EmaConfig(rate=2e-3, batch_size=None)
@@ -224,7 +218,7 @@ def _small(objective: AbstractObjective, time: float = 0.0, sampler: SamplerConf
     evaluators = {
         "fewshot": FewShot(every=steps, time=time, l2=None, headline="both", test_images=5000),
         **learned,
-        "generation": Generation(every=steps // 3, samples=200, sampler=sampler),
+        "generation": Generation(every=steps // 3, samples=200, sampler=SMALL_SAMPLER),
     }
     return Config(
         model=ModelConfig(variant="nano/4", conditioning="adaln", class_tokens=1, position_std=0.7, labels=True),
@@ -239,17 +233,11 @@ def _small(objective: AbstractObjective, time: float = 0.0, sampler: SamplerConf
     )
 
 
-def _imagenet64(
-    objective: AbstractObjective,
-    *,
-    epochs: float = 50.0,
-    time: float = 0.0,
-    sampler: SamplerConfig = PUBLISHED_SAMPLER,
-) -> Config:
+def _imagenet64(objective: AbstractObjective, *, epochs: float = 50.0, time: float = 0.0) -> Config:
     evaluators = {
         "fewshot": FewShot(every=10_000, time=time, raw_pixels=False),
         **what_it_learns(objective, Reconstruction(every=25_000), Denoising(every=25_000)),
-        "generation": Generation(every=25_000, samples=10_240, sampler=sampler),
+        "generation": Generation(every=25_000, samples=10_240, sampler=PUBLISHED_SAMPLER),
     }
     return Config(
         model=ModelConfig(

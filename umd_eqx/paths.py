@@ -23,10 +23,10 @@ NETWORK_STEPS = 1000
 """What t = 1 is called by every published network: the embedding was made for steps 0 .. 1000."""
 
 LARGEST_FINAL_SIGNAL = 0.02
-"""The largest alpha / sigma at the last time of a path that is trained on or sampled along.
+"""The largest alpha / sigma at the last time of a path that can be trained on.
 
-Sampling starts from pure noise, as if alpha were 0 there; what is left of the image is a difference between training and
-sampling (Lin et al. 2023, arXiv 2305.08891). The published paths end between 0 and 0.0064 (`LinearTable`).
+Sampling starts from pure noise, as if alpha were 0 there: what is left of the image is a difference from training (Lin
+et al. 2023, arXiv 2305.08891). The published paths end between 0 and 0.0064 (`LinearTable`).
 """
 
 

@@ -113,6 +113,22 @@ def test_samples_are_decoded_before_they_are_compared():
     assert all(np.isfinite(value) for value in ours.scalars.values())
 
 
+def test_samples_of_latents_are_not_clipped_by_a_sampler_that_clips_pixels():
+    # Latents four times as large as pixels: clipped at 1 they would be images within a quarter of the range.
+    def measured(network, where, clip):
+        sampler = SamplerConfig(name="ddim", steps=2, clip=clip)
+        options = {"columns": 1, "frames": 2, "extractor": "fashion", "batch_size": 8}
+        return Generation(samples=20, sampler=sampler, **options).build(where)(network, KEY)
+
+    latents = of_latents(Rearranged.init(scale=4.0))
+    usual, unclipped = (measured(LATENT, latents, clip) for clip in (True, False))
+    assert usual.scalars == unclipped.scalars
+    np.testing.assert_array_equal(usual.images["film"], unclipped.images["film"])
+    # In pixels the same flag changes the samples.
+    usual, unclipped = (measured(PIXEL, context(TEST, TEST), clip) for clip in (True, False))
+    assert usual.scalars != unclipped.scalars
+
+
 def test_latents_are_decoded_in_batches_of_any_size():
     tokenizer = Rearranged.init(shift=0.5, scale=3.0)
     images = np.asarray(pixels(TEST), np.float32)

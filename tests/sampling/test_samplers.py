@@ -45,7 +45,7 @@ TOGETHER = [
 
 
 def check_ends(name, path, head, **changes):
-    images = np.asarray(run(config(name, head=head, **changes).build(), MODEL, PATHS[path], NOISE, KEY))
+    images = np.asarray(run(config(name, head=head, **changes).build(latents=False), MODEL, PATHS[path], NOISE, KEY))
     assert np.all(np.isfinite(images))
     assert np.all(np.abs(images) <= 1.0)  # clipped
     assert images.std() > 0
@@ -66,7 +66,7 @@ def test_finite_at_the_ends(name, path, head):
 
 def test_the_last_step_of_a_smoothed_table_ends_clean():
     # Its formula is not quite clean at t = 0; the sample is the prediction of the last time all the same.
-    sampler, path = config("dpmpp", head="x0").build(), PATHS["smooth table"]
+    sampler, path = config("dpmpp", head="x0").build(latents=False), PATHS["smooth table"]
     of_image, of_x0, of_before = (weights[-1] for weights in sampler.weights(path, 2))
     assert (of_image, of_x0, abs(of_before)) == (0, 1, 0)
 
@@ -83,7 +83,7 @@ def test_finite_at_the_ends_of_every_path(name, path, head):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("grid", ["reference", "uniform", "edm", "shifted"])
+@pytest.mark.parametrize("grid", ["reference", "uniform", "edm", "logsnr", "shifted"])
 @pytest.mark.parametrize("name", ["ddim", "dpmpp", "euler", "heun", "sde"])
 def test_finite_at_the_ends_on_every_grid(name, grid):
     check_ends(name, "whole rectified flow", "x0", grid=grid)
@@ -91,7 +91,7 @@ def test_finite_at_the_ends_on_every_grid(name, grid):
 
 @pytest.mark.parametrize("name", ["ddim", "heun"])
 def test_one_step_is_the_prediction_at_the_first_time(name):
-    sampler, path = config(name, steps=1, grid="uniform", clip=False, head="x0").build(), CosinePath()
+    sampler, path = config(name, steps=1, grid="uniform", clip=False, head="x0").build(latents=False), CosinePath()
     t, label = jnp.asarray(path.t_max), jnp.asarray(0)
     first = MODEL(path.sigma(t) * NOISE[0], path.network_time(t), label).x0
     np.testing.assert_allclose(run(sampler, MODEL, path, NOISE[:1], KEY)[0], first, atol=1e-6)
@@ -101,7 +101,7 @@ def test_one_step_is_the_prediction_at_the_first_time(name):
 def test_a_table_has_no_rates(name):
     assert config(name).needs_rates
     with pytest.raises(BadInput, match=r"--sampler: .*smooth\(path\)"):
-        config(name).build()(MODEL, CosineTable(), NOISE[0], jnp.asarray(0), KEY)
+        config(name).build(latents=False)(MODEL, CosineTable(), NOISE[0], jnp.asarray(0), KEY)
 
 
 SLOW = pytest.mark.slow
@@ -111,7 +111,7 @@ SLOW = pytest.mark.slow
     "name", ["ddim", *(pytest.param(name, marks=SLOW) for name in ("dpmpp", "heun", "sde", "tsit5"))]
 )
 def test_a_film_ends_in_the_image(name):
-    path, sampler = CosinePath(), config(name, head="v").build()
+    path, sampler = CosinePath(), config(name, head="v").build(latents=False)
     label = jnp.asarray(1)
     film = jax.jit(lambda noise: (*sampler.trajectory(MODEL, path, noise, label, KEY),))
     times, frames = film(NOISE[0])
@@ -157,7 +157,7 @@ def test_both_outputs_agree_with_what_is_seen(path, head, clip):
 def test_images_go_through_the_loop_together(name):
     # One loop over the steps, whose end hangs on no image: the network is called once for the batch.
     path = CosinePath()
-    sampler = config(name).build()
+    sampler = config(name).build(latents=False)
     one = functools.partial(sampler, MODEL, path, y=jnp.asarray(0), key=KEY)
     program = jax.make_jaxpr(jax.vmap(lambda n: one(noise=n)))(NOISE)
     loops = [eqn for eqn in _equations(program.jaxpr) if eqn.primitive.name == "while"]

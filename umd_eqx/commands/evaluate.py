@@ -61,7 +61,7 @@ def evaluate(words: list[str]) -> int:
         protocol = scale(protocol, command.samples)
     if command.json is not None:
         require_writable("--json", command.json)
-    flags.sampler_config()
+    config = flags.sampler_config()
     source = flags.source()
     model, (sampler, path) = flags.guided(source), flags.way(source)
     try:
@@ -105,7 +105,7 @@ def evaluate(words: list[str]) -> int:
         real.statistics,
         extractor,
         {name: value for name, value in found.items() if name in metric_names(extractor.name)},
-        sampler=dataclasses.asdict(flags.sampler_config(source)) | {"seed": flags.seed},
+        sampler=dataclasses.asdict(config.in_force(latents=source.tokenizer is not None)) | {"seed": flags.seed},
         guidance=flags.guidance(source),
         precision=source.config.dtype,
     ).to_json()

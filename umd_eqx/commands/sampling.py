@@ -30,13 +30,15 @@ class SamplingFlags:
     """Steps of the sampler; heun calls the network twice in each."""
     eta: float = 0.0
     """Of ddim: 0 is deterministic, 1 adds as much noise as ancestral sampling (the reference's)."""
-    grid: Literal["reference", "uniform", "edm", "shifted"] | None = None
-    """Where the steps lie: evenly, as the reference's, as EDM's rho, or shifted to noise. None: the sampler's own."""
+    grid: Literal["reference", "uniform", "edm", "logsnr", "shifted"] | None = None
+    """Where the steps lie: as the reference's, evenly in time, as EDM's rho, evenly in the log-SNR, or shifted to
+    noise. None: the sampler's own."""
     head: Literal["eps", "x0", "v"] = "v"
     """Which output of the network is believed: the noise (as published), the clean image, or v, which goes by the one
     where there is little noise and by the other where there is much."""
     clip: bool = True
-    """Keep each prediction of the clean image in [-1, 1], as the reference does in pixels; latents are never kept."""
+    """Keep each prediction of the clean image in [-1, 1] where pixels are sampled, as published. Latents are never
+    clipped."""
     rtol: float = 1e-3
     """Relative tolerance of tsit5 and dopri5."""
     atol: float = 1e-3
@@ -52,11 +54,10 @@ class SamplingFlags:
     batch_size: int = 64
     """Images sampled at once."""
 
-    def sampler_config(self, source: Pretrained | None = None) -> SamplerConfig:
-        """The sampler that the flags ask for, for a network if it is known. Raises `BadInput` naming the flag."""
-        names = ("steps", "eta", "grid", "head", "rtol", "atol")
-        clip = self.clip and (source is None or source.tokenizer is None)
-        config = SamplerConfig(name=self.sampler, clip=clip, **{name: getattr(self, name) for name in names})
+    def sampler_config(self) -> SamplerConfig:
+        """The sampler that the flags ask for. Raises `BadInput` naming the flag."""
+        names = ("steps", "eta", "grid", "head", "clip", "rtol", "atol")
+        config = SamplerConfig(name=self.sampler, **{name: getattr(self, name) for name in names})
         config.validate("")
         if self.batch_size < 1:
             raise BadInput("--batch-size", f"{self.batch_size} images make no batch", "Use 1 or more")
@@ -125,8 +126,8 @@ class SamplingFlags:
 
     def way(self, source: Pretrained) -> tuple[AbstractSampler, AbstractPath]:
         """The sampler, and the path that it goes along."""
-        config = self.sampler_config(source)
-        return config.build(), path_for(config, source.path)
+        config = self.sampler_config()
+        return config.build(latents=source.tokenizer is not None), path_for(config, source.path)
 
 
 Flags = Annotated[SamplingFlags, tyro.conf.arg(name="")]

@@ -87,7 +87,8 @@ class Generation(AbstractEvaluator):
         extractor = choose_extractor(
             self.extractor, self.inception_weights, context.train.spec, context.say, port=protocol.port
         )
-        sampler, path = self.sampler.build(), path_for(self.sampler, context.path)
+        sampler = self.sampler.build(latents=context.tokenizer is not None)
+        path = path_for(self.sampler, context.path)
         real = functools.cache(lambda: reference(extractor, protocol, context))
 
         def evaluate(model: AbstractModel, key: PRNGKeyArray) -> Report:
