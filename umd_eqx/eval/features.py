@@ -6,11 +6,14 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
-from umd_eqx.eval.base import EvalContext, batch_rows, image_keys
+from umd_eqx.eval.base import EvalContext, batch_rows, image_keys, likeliest
 from umd_eqx.models import AbstractModel
 from umd_eqx.paths import AbstractPath
+from umd_eqx.programs import Program
+from umd_eqx.sharding import batch_sharding, in_pieces
 from umd_eqx.types import NO_CLASS, Image, Representation
 
 Features = Literal["class_tokens", "patches", "both"]
@@ -59,7 +62,8 @@ def extract(
         context.batches(split, indices, crop="fewshot"), batch_rows(indices, context.batch_size), strict=True
     ):
         keys = image_keys(key, rows)
-        features = _represent(model, context.path, jnp.asarray(batch.image), jnp.asarray(time), keys)
+        given = (jnp.asarray(batch.image), jnp.asarray(time), keys)
+        features = represent_batch(model, context.path, *given, context.mesh, context.codec.factor)
         valid = np.asarray(batch.valid)
         parts.append([np.asarray(x)[valid] for x in (features.class_tokens, features.patches, batch.label, rows)])
     return FeatureSet(*(np.concatenate(column) for column in zip(*parts, strict=True)))
@@ -78,16 +82,31 @@ def flat_pixels(
     return images.reshape(len(images), -1)[valid]
 
 
+def extraction_programs(model: AbstractModel, context: EvalContext) -> dict[str, Program]:
+    """What `extract` compiles for a batch, by shapes alone: see `AbstractEvaluator.programs`."""
+    inputs = (context.batch_size, *model.image_shape)
+    images = jax.ShapeDtypeStruct(inputs, jnp.float32, sharding=batch_sharding(context.mesh))
+    given = (images, jax.ShapeDtypeStruct((), jnp.float32), context.key_shapes, context.mesh, context.codec.factor)
+    programs = {"represent": Program(represent_batch, (model, context.path, *given))}
+    if context.tokenizer is not None:
+        programs["encode"] = Program(likeliest, (context.tokenizer, context.image_shapes, context.mesh))
+    return programs
+
+
 @eqx.filter_jit
-def _represent(
+def represent_batch(
     model: AbstractModel,
     path: AbstractPath,
     images: Float[Array, "b h w c"],
     t: Float[Array, ""],
     keys: Key[Array, "b"],
+    mesh: Mesh,
+    factor: int,
 ) -> Representation:
+    """The representation of each image (or latent, of `factor` pixels a side) of a batch, noised to time `t`."""
+
     def one(x0: Image, key: Key[Array, ""]) -> Representation:
         x_t = path.interpolate(x0, jax.random.normal(key, x0.shape), t)
         return model.represent(x_t, path.network_time(t), jnp.asarray(NO_CLASS))
 
-    return jax.vmap(one)(images, keys)
+    return in_pieces(lambda given: one(*given), (images, keys), mesh, factor=factor)

@@ -8,8 +8,9 @@ import numpy as np
 from jaxtyping import Float, Int, PRNGKeyArray
 
 from umd_eqx.eval.base import AbstractEvaluator, EvalContext, Evaluate, require, spread
-from umd_eqx.eval.features import Features, extract, flat_pixels
+from umd_eqx.eval.features import Features, extract, extraction_programs, flat_pixels
 from umd_eqx.models import AbstractModel
+from umd_eqx.programs import Program
 from umd_eqx.types import Report
 
 ROWS = 1024
@@ -187,6 +188,10 @@ class FewShot(AbstractEvaluator):
             return Report({f"{name}/{k}": v for name, each in scores.items() for k, v in each.items()}, {})
 
         return evaluate
+
+    def programs(self, model: AbstractModel, context: EvalContext) -> dict[str, Program]:
+        """Encoding and representation of one batch; the probes are fitted on the host."""
+        return extraction_programs(model, context)
 
     def _score(
         self,
