@@ -18,6 +18,9 @@ from umd_eqx.types import NO_CLASS, Image, Representation
 
 Features = Literal["class_tokens", "patches", "both"]
 
+RAW_SIDE = 32
+"""The largest side, in pixels, at which images themselves are features: at most 3,072 numbers, as many as networks'."""
+
 
 class FeatureSet(NamedTuple):
     """Features, labels and indices, a row an image. Images that could not be read are left out."""
@@ -74,12 +77,39 @@ def flat_pixels(
 ) -> Float[np.ndarray, "readable pixels"]:
     """The images themselves as features, values in [-1, 1]; those that cannot be read are left out.
 
+    Images of more than `RAW_SIDE` pixels a side are averaged over boxes to that side, a batch at a time: 100,000 of
+    256 px would be 79 GB as they are, and are 1.2 GB so.
+
     Raises as `extract` does.
     """
-    batches = list(context.images(split, indices, crop="fewshot"))
-    valid = np.concatenate([np.asarray(batch.valid) for batch in batches])
-    images = np.concatenate([np.asarray(batch.image) for batch in batches])
-    return images.reshape(len(images), -1)[valid]
+    kept = []
+    for batch in context.images(split, indices, crop="fewshot"):
+        images = jnp.asarray(batch.image)
+        small = np.asarray(images if images.shape[1] <= RAW_SIDE else box_average(images, RAW_SIDE))
+        kept.append(small.reshape(len(small), -1)[np.asarray(batch.valid)])
+    return np.concatenate(kept)
+
+
+def raw_pixels_name(size: int) -> str:
+    """What the features of `flat_pixels` are called for images of `size` pixels a side: raw_pixels if unchanged."""
+    return "raw_pixels" if size <= RAW_SIDE else f"raw_pixels_{RAW_SIDE}px"
+
+
+@eqx.filter_jit
+def box_average(images: Float[Array, "b h w c"], side: int) -> Float[Array, "b side side c"]:
+    """Images as squares of a smaller `side`: each value is the mean over a box of pixels, by the area of each in it.
+
+    Where `side` divides the rows and columns, the boxes are whole pixels.
+    """
+
+    def shares(length: int) -> Float[np.ndarray, "side length"]:
+        edges, pixels = np.arange(side + 1) * (length / side), np.arange(length)
+        inside = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
+        return np.asarray(np.maximum(inside, 0.0) * (side / length), np.float32)
+
+    rows, columns = (jnp.asarray(shares(length)) for length in images.shape[1:3])
+    highest = jax.lax.Precision.HIGHEST  # accelerators would round the pixels
+    return jnp.einsum("ih,bhwc,jw->bijc", rows, images, columns, precision=highest)
 
 
 def extraction_programs(model: AbstractModel, context: EvalContext) -> dict[str, Program]:
