@@ -108,6 +108,13 @@ def test_images_in_pieces_have_the_numbers_of_all_at_once(evaluator, tokenizer):
         np.testing.assert_allclose(image.astype(int), reports[1].images[name].astype(int), atol=1)  # of a grey level
 
 
+def test_a_film_decodes_the_steps_that_it_shows_and_no_others():
+    evaluator = dataclasses.replace(EVALUATORS["generation"], sampler=SamplerConfig(name="ddim", steps=9), frames=3)
+    given = dataclasses.replace(context(noise(8), noise(8)), tokenizer=abstract(Rearranged.init()))
+    (films,) = jax.tree.leaves(evaluator.programs(LATENTS, given)["film"].lower().out_info)
+    assert films.shape == (4, 3, 8, 8, 1)
+
+
 def test_a_program_is_measured_without_arrays():
     def product(x, y, scale: float):
         return scale * (x @ y), x + 1.0
