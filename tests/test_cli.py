@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import pytest
 from faults.tiny import compilation_cache as compilation_cache
@@ -132,6 +133,10 @@ def test_a_dry_run_says_what_a_run_would_take_and_leaves_nothing(said, tmp_path,
     steps, warmup = umd().optim.steps, umd().optim.warmup
     assert lines["steps"] == f"{steps:,} of a schedule of {steps:,}, of them {int(steps * warmup):,} warming up"
     assert lines["devices"].startswith("8 x cpu")
+    (evaluations,) = (line for line in out.splitlines() if line.startswith("memory of evaluations"))
+    assert re.search(
+        r"up to 0\.0\d GB on each device beside the state \((fewshot|reconstruction|denoising)\)$", evaluations
+    )
     assert list(tmp_path.iterdir()) == []
 
 

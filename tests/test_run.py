@@ -213,3 +213,11 @@ class TestBrokenImages:
         with pytest.raises(BadInput, match="broken images, more than 2") as error:
             run(tiny(eval={}, data__max_broken=2), run_dir=tmp_path / "run")
         assert error.value.field == "--data.max-broken"
+
+
+def test_several_processes_are_refused_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    with pytest.raises(BadInput, match=r"jax\.distributed: this run was started as 2 processes") as refused:
+        run(QUIET, run_dir=tmp_path / "run", preset="tiny")
+    assert "\n" not in str(refused.value)
+    assert list(tmp_path.iterdir()) == []

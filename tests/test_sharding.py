@@ -155,3 +155,45 @@ def test_in_pieces_no_image_leaves_its_device():
     program = jax.jit(lambda x: in_pieces(jnp.tanh, x, mesh, pixels=64)).lower(given).compile()
     assert "while" in program.as_text()  # in pieces indeed
     assert moves_between_devices(program) == set()
+
+
+@pytest.mark.parametrize("devices", [1, 2, 8])
+def test_in_pieces_maps_several_arrays_together(devices):
+    mesh = make_mesh(jax.devices()[:devices])
+    given = place(jnp.arange(24 * 64.0).reshape(24, 8, 8, 1), batch_sharding(mesh))
+    keys = jax.vmap(jax.random.key)(jnp.arange(24))
+
+    def noised(one):
+        image, key = one["image"], one["key"]
+        return image + jax.random.normal(key, image.shape), key
+
+    found, same_keys = jax.jit(lambda x, k: in_pieces(noised, {"image": x, "key": k}, mesh, pixels=64))(given, keys)
+    expected, _ = jax.jit(lambda x, k: jax.vmap(lambda x, k: noised({"image": x, "key": k}))(x, k))(given, keys)
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(jax.random.key_data(same_keys), jax.random.key_data(keys))
+
+
+def test_in_pieces_no_image_leaves_its_device_for_the_sake_of_its_key():
+    mesh = make_mesh(jax.devices()[:8])
+    given = place(jnp.zeros((32, 8, 8, 1)), batch_sharding(mesh))
+    keys = place(jax.vmap(jax.random.key)(jnp.arange(32)), replicated(mesh))
+
+    def noised(images, keys):
+        return in_pieces(lambda one: one[0] + jax.random.normal(one[1], one[0].shape), (images, keys), mesh, pixels=64)
+
+    program = jax.jit(noised, out_shardings=batch_sharding(mesh)).lower(given, keys).compile()
+    assert moves_between_devices(program) == set()
+
+
+def test_in_pieces_a_batch_that_the_devices_cannot_share_is_bounded_too():
+    mesh = make_mesh(jax.devices()[:8])
+    given = jnp.arange(12 * 64.0).reshape(12, 8, 8, 1)
+    program = jax.make_jaxpr(lambda x: in_pieces(jnp.tanh, x, mesh, pixels=300))
+    assert re.findall(r"f32\[(\d+),8,8,1\] = tanh", str(program(given))) == ["4"]
+    np.testing.assert_array_equal(in_pieces(lambda x: x + 1, given, mesh, pixels=300), given + 1)
+
+
+def test_in_pieces_without_need_is_vmap():
+    mesh, given = make_mesh(jax.devices()[:2]), (jnp.zeros((24, 8, 8, 1)), jnp.zeros(24))
+    pieces = jax.make_jaxpr(lambda x: in_pieces(lambda one: one[0] * one[1], x, mesh))(given)
+    assert str(pieces) == str(jax.make_jaxpr(jax.vmap(lambda one: one[0] * one[1]))(given))

@@ -1,30 +1,28 @@
 """What a run would take, without running it."""
 
 import dataclasses
-from typing import Any
 
-import equinox as eqx
 import jax
-import jax.numpy as jnp
-from jaxtyping import PyTree
 
-from umd_eqx.config import Config, build
+from umd_eqx.config import Built, Config, build
 from umd_eqx.errors import BadInput
 from umd_eqx.flops import peak_flops
 from umd_eqx.masking import num_kept
+from umd_eqx.memory import ENCODING, STEP, programs
 from umd_eqx.models.variants import num_parameters
+from umd_eqx.programs import Memory
 from umd_eqx.report.terminal import duration
-from umd_eqx.sharding import batch_sharding, replicated
 from umd_eqx.tokenizers import resolve
-from umd_eqx.train import Parts, TrainState, train_step
-from umd_eqx.types import Batch, DataSpec
+from umd_eqx.types import DataSpec
 
 USUAL_MFU = 0.4
 """Share of the peak that the estimate of the time goes by."""
 
 
 def dry_run(config: Config, *, recipe: Config | None = None, limit_steps: int | None = None) -> str:
-    """Parameters, FLOPs a step, memory, shapes and time of a run, as lines of text. Compiles the step, runs nothing.
+    """Parameters, FLOPs a step, memory, shapes and time of a run, as lines of text.
+
+    Compiles the step and what the evaluators compile, from shapes alone; allocates and runs nothing.
 
     Where the data are not on this machine, the figures of `recipe` (the preset; None: the configuration itself) are
     taken for them if it asks for the same data, and the text says so. Raises `BadInput` as a run would.
@@ -36,10 +34,9 @@ def dry_run(config: Config, *, recipe: Config | None = None, limit_steps: int | 
     built = build(config, spec)
     steps = built.steps(limit_steps)
     mesh, batch_size = built.parts.mesh, config.data.batch_size
-    state = built.abstract_state()
-    model = state.model
+    model = built.abstract_state().model
     image = (batch_size, *config.image_shape(spec))
-    memory = _memory(built.parts, state, jax.eval_shape(lambda: _empty(image)))
+    memory, evaluations = _memory(built)
     flops = built.step_flops()
     peak, source = peak_flops()
     seconds = flops / (peak * mesh.size * USUAL_MFU)
@@ -60,8 +57,9 @@ def dry_run(config: Config, *, recipe: Config | None = None, limit_steps: int | 
         "steps": f"{steps:,} of a schedule of {built.total:,}, of them {built.warmup:,} warming up",
         "FLOPs a step": f"{flops / 1e9:,.1f} G",
         "devices": f"{mesh.size} x {jax.devices()[0].device_kind}, {peak / 1e12:.3g} TFLOP/s each ({source})",
-        "memory": f"{memory.argument_size_in_bytes / 1e9:.2f} GB of state and batch on each device, "
-        f"{memory.temp_size_in_bytes / 1e9:.2f} GB while a step runs (compiled for this machine)",
+        "memory": f"{memory.arguments / 1e9:.2f} GB of state and batch on each device, "
+        f"{memory.temporaries / 1e9:.2f} GB more while a step runs (compiled for this machine)",
+        "memory of evaluations": evaluations,
         "time": f"{duration(seconds * steps)} at {USUAL_MFU:.0%} of the peak, {seconds * 1e3:,.0f} ms a step, "
         "evaluation not counted",
     }
@@ -92,23 +90,13 @@ def _resolved(config: Config, recipe: Config) -> tuple[Config, str]:
         return dataclasses.replace(config, data=latents), f" ({config.tokenizer} is not on this machine)"
 
 
-def _memory(parts: Parts, state: TrainState, batch: Batch) -> Any:
-    # Compiled from shapes alone, so that a network that would not fit can be asked about.
-    arrays, static = eqx.partition(state, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
-
-    def step(arrays: PyTree, batch: Batch) -> PyTree:
-        state, metrics = train_step(parts, eqx.combine(arrays, static), batch)
-        return eqx.filter(state, eqx.is_array), metrics
-
-    everywhere, shared_out = replicated(parts.mesh), batch_sharding(parts.mesh)
-    shapes = jax.tree.map(lambda leaf: _shape(leaf, everywhere), arrays)
-    shared = jax.tree.map(lambda leaf: _shape(leaf, shared_out), batch)
-    return jax.jit(step, donate_argnums=0).lower(shapes, shared).compile().memory_analysis()
-
-
-def _empty(shape: tuple[int, ...]) -> Batch:
-    return Batch(jnp.zeros(shape), jnp.zeros(shape[0], jnp.int32), jnp.zeros(shape[0], bool))
-
-
-def _shape(leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+def _memory(built: Built) -> tuple[Memory, str]:
+    """What a step takes, and in words what the evaluations take at most; no words where none is known."""
+    parts = programs(built)
+    (step,) = parts.pop(STEP).values()
+    parts.pop(ENCODING, None)  # bounded whatever the batch
+    found = {part: max(p.memory().total for p in some.values()) for part, some in parts.items() if some}
+    if not found:
+        return step.memory(), ""
+    largest = max(found, key=lambda part: found[part])
+    return step.memory(), f"up to {found[largest] / 1e9:.2f} GB on each device beside the state ({largest})"

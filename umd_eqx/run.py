@@ -73,8 +73,11 @@ def run(
       directory. If not given, the published preset that it has most in common with.
     - `limit_steps`: stop after this step, measure and report. The learning rate goes by the whole length all the same.
 
-    Raises `BadInput` for whatever the caller can mend.
+    Raises `BadInput` for whatever the caller can mend, and where the run was started as several processes.
     """
+    if (processes := jax.process_count()) > 1:
+        problem = f"this run was started as {processes} processes, and only one is supported so far"
+        raise BadInput("jax.distributed", problem, "Start one process that has all of its machine's devices")
     asked = preset
     if preset is None or recipe is None:
         preset, recipe = nearest_preset(config) if preset is None else (preset, config)

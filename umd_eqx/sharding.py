@@ -1,5 +1,6 @@
 """One file of rules: which array lies where on the devices."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -74,32 +75,38 @@ def micro_batches(tree: PyTree, accumulate: int, period: int) -> PyTree:
 
 
 def in_pieces(
-    function: Callable[[Array], PyTree], images: Array, mesh: Mesh, *, pixels: int | None = None, factor: int = 1
+    function: Callable[[Any], PyTree], batch: PyTree, mesh: Mesh, *, pixels: int | None = None, factor: int = 1
 ) -> PyTree:
-    """`jax.vmap(function)(images)`, with no more images at once than a device can hold. Call it inside `jax.jit`.
+    """`jax.vmap(function)(batch)` with a bounded number of images at once on each device. Call it inside `jax.jit`.
+
+    Where all images of a device are within the bound, it is that `jax.vmap`, and nothing else.
 
     **Arguments:**
 
-    - `function`: of one image or latent (h, w, c).
-    - `images`: (b, h, w, c), shared out over the devices of `mesh`; each image stays on its device.
-    - `pixels`: that a device has at once, `PIXELS_AT_ONCE` if not given; but one image at least.
-    - `factor`: pixels of a side that one of `images` stands for: more than 1 for latents.
+    - `function`: maps one entry of the batch, a PyTree without the leading axis, to a PyTree of arrays.
+    - `batch`: a PyTree of arrays (b, ...), such as images (b, h, w, c) or `(images, keys)`, with at least one array of
+      images or latents. Arrays that are shared out over the devices of `mesh` stay so: each image stays on its device.
+    - `pixels`: the most pixels that a device maps at once, `PIXELS_AT_ONCE` if not given; one image at least. The
+      largest array (b, h, w, c) of the batch counts.
+    - `factor`: pixels along a side for one place of that array: more than 1 for latents.
 
-    **Returns:** as `jax.vmap` would.
+    **Returns:** what `jax.vmap` would return, up to rounding.
     """
-    size, (rows, columns) = len(images), images.shape[1:3]
-    share = max(size // mesh.size, 1)  # of a batch that the devices cannot share, all are on each
-    most = max((PIXELS_AT_ONCE if pixels is None else pixels) // (rows * columns * factor**2), 1)
-    period = max(n for n in range(1, share + 1) if share % n == 0 and n <= most)
+    leaves = jax.tree.leaves(batch)
+    size, largest = len(leaves[0]), max(math.prod(leaf.shape[1:3]) for leaf in leaves if leaf.ndim == 4)
+    most = max((PIXELS_AT_ONCE if pixels is None else pixels) // (largest * factor**2), 1)
+    devices = mesh.size if size % mesh.size == 0 else 1  # a batch that they cannot share lies on each of them
+    share = size // devices
+    period = max(n for n in range(1, min(share, most) + 1) if share % n == 0) if share else 1
     pieces = share // period
-    if size % mesh.size or pieces == 1:
-        return jax.vmap(function)(images)
+    if pieces <= 1:
+        return jax.vmap(function)(batch)
 
     def joined(leaf: Array) -> Array:
-        grid = leaf.reshape(pieces, mesh.size, period, *leaf.shape[2:])
+        grid = leaf.reshape(pieces, devices, period, *leaf.shape[2:])
         return grid.swapaxes(0, 1).reshape(size, *leaf.shape[2:])
 
-    return jax.tree.map(joined, jax.lax.map(jax.vmap(function), micro_batches(images, pieces, period)))
+    return jax.tree.map(joined, jax.lax.map(jax.vmap(function), micro_batches(batch, pieces, period)))
 
 
 def place(tree: PyTree, sharding: NamedSharding) -> PyTree:

@@ -19,7 +19,11 @@ from umd_eqx.errors import BadInput
 from umd_eqx.models.classifier import SIDE, FashionClassifier
 from umd_eqx.models.extractor import AbstractExtractor
 from umd_eqx.optim import OptimConfig, adamw, schedule
-from umd_eqx.types import Batch, Label, Metrics, Scalar
+from umd_eqx.programs import Program, is_shape
+from umd_eqx.types import Batch, DataSpec, Label, Metrics, Scalar
+
+MEASURED_AT_ONCE = 250
+"""Images of a batch of `accuracy`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,13 +115,30 @@ def train_classifier(
     return model
 
 
-def accuracy(model: AbstractExtractor, source: DataSource, *, batch_size: int = 250, threads: int = 2) -> float:
+def accuracy(
+    model: AbstractExtractor, source: DataSource, *, batch_size: int = MEASURED_AT_ONCE, threads: int = 2
+) -> float:
     """The share of the images of a source that a classifier of 28 x 28 images recognises."""
     right = total = 0
     for batch in evaluation_batches(source, EvalTransform(SIDE), batch_size, threads=threads):
         right += int(jnp.sum((_predict(model, batch.image) == batch.label) & batch.valid))
         total += int(batch.valid.sum())
     return right / max(total, 1)
+
+
+def classifier_programs(recipe: ClassifierRecipe, spec: DataSpec) -> dict[str, Program]:
+    """What `train_classifier` and `accuracy` compile, by shapes alone: `step` and `accuracy`."""
+    model = eqx.filter_eval_shape(FashionClassifier.init, spec.num_classes, key=jax.random.key(recipe.seed))
+    opt_state = eqx.filter_eval_shape(recipe.optimiser().init, eqx.filter(model, is_shape))
+
+    def batch(count: int) -> Batch:
+        return Batch(jnp.zeros((count, SIDE, SIDE, 1)), jnp.zeros(count, jnp.int32), jnp.zeros(count, bool))
+
+    trained, measured = (eqx.filter_eval_shape(batch, count) for count in (recipe.batch_size, MEASURED_AT_ONCE))
+    return {
+        "step": Program(_update, ((recipe, trained), (model, opt_state)), donated=(1,)),
+        "accuracy": Program(_predict, (model, measured.image)),
+    }
 
 
 def _logits(model: AbstractExtractor, images: Array | np.ndarray) -> Float[Array, "b classes"]:

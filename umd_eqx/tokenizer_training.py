@@ -8,6 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from umd_eqx.config import CheckpointConfig, Config, DataConfig, LogConfig, build
@@ -24,6 +25,8 @@ from umd_eqx.optim import EmaConfig, OptimConfig
 from umd_eqx.paths import Clean
 from umd_eqx.presets import FASHION_MNIST, Preset
 from umd_eqx.pretrained import restored
+from umd_eqx.programs import Program
+from umd_eqx.sharding import batch_sharding, in_pieces, make_mesh, place, replicated, whole_batch
 from umd_eqx.tokenizers import TRAINED, save_tokenizer, with_statistics
 
 MEASURED = 10_000
@@ -57,7 +60,7 @@ def finish(config: Config, run_dir: Path, *, half: bool = False, say: Callable[[
     tokenizer = state.model if state.ema is None else state.ema
     assert isinstance(tokenizer, AbstractTokenizer)
     train, _ = config.data.open()
-    given = {"batch_size": config.data.eval_batch_size, "images": MEASURED}
+    given = {"batch_size": config.data.eval_batch_size, "images": MEASURED, "mesh": built.parts.mesh}
     mean, std = latent_statistics(tokenizer, train, config.data.size, **given)
     tokenizer = with_statistics(tokenizer, mean, 1.0 / std)
     facts = {"step": step, "data": built.spec.name, "size": config.data.size}
@@ -66,30 +69,45 @@ def finish(config: Config, run_dir: Path, *, half: bool = False, say: Callable[[
 
 
 def latent_statistics(
-    tokenizer: AbstractTokenizer, source: DataSource, size: int, *, batch_size: int = 256, images: int = 10_000
+    tokenizer: AbstractTokenizer,
+    source: DataSource,
+    size: int,
+    *,
+    batch_size: int = 256,
+    images: int = 10_000,
+    mesh: Mesh | None = None,
 ) -> tuple[float, float]:
     """Mean and standard deviation of z over all numbers of the latents of `images` images, spread over the source.
 
     Of z as it is drawn: the variance of the posterior is counted. The deviation is 1 where the latents are all alike.
+    The devices of `mesh` (all, if not given) share each batch, whose size is rounded up to a multiple of them.
     """
+    mesh = make_mesh() if mesh is None else mesh
+    tokenizer, batch_size = place(tokenizer, replicated(mesh)), whole_batch(batch_size, mesh)
     total = np.zeros(2)
     count = 0
     for batch in evaluation_batches(source, EvalTransform(size), batch_size, spread(images, len(source))):
-        moments = np.asarray(_moments(tokenizer, jnp.asarray(batch.image)), np.float64)[np.asarray(batch.valid)]
+        given = jax.device_put(batch.image, batch_sharding(mesh))
+        moments = np.asarray(_moments(tokenizer, given, mesh), np.float64)[np.asarray(batch.valid)]
         total, count = total + moments.sum(axis=0), count + len(moments)
     mean, square = total / max(count, 1)
     std = math.sqrt(max(square - mean**2, 0.0))
     return float(mean), std if std > 1e-6 else 1.0
 
 
+def statistics_program(tokenizer: AbstractTokenizer, images: jax.ShapeDtypeStruct, mesh: Mesh) -> Program:
+    """What `latent_statistics` compiles for a batch, by shapes alone."""
+    return Program(_moments, (tokenizer, images, mesh))
+
+
 @eqx.filter_jit
-def _moments(tokenizer: AbstractTokenizer, images: Float[Array, "b h w c"]) -> Float[Array, "b 2"]:
+def _moments(tokenizer: AbstractTokenizer, images: Float[Array, "b h w c"], mesh: Mesh) -> Float[Array, "b 2"]:
     def one(image: Float[Array, "h w c"]) -> Float[Array, "2"]:
         posterior = tokenizer.encode_raw(image)
         variance = 0.0 if posterior.logvar is None else jnp.mean(jnp.exp(posterior.logvar))
         return jnp.stack([jnp.mean(posterior.mean), jnp.mean(posterior.mean**2) + variance])
 
-    return jax.vmap(one)(images)
+    return in_pieces(one, images, mesh)
 
 
 def _small(model: AbstractModelConfig, objective: Tokenizing) -> Config:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import equinox as eqx
 import jax
 import numpy as np
 
@@ -20,7 +21,9 @@ from umd_eqx.dump import dump, load
 from umd_eqx.errors import BadInput
 from umd_eqx.models.diffusers_vae import CONFIG, WEIGHTS, is_diffusers, read_diffusers
 from umd_eqx.models.tokenizer import AbstractTokenizer
+from umd_eqx.models.vae import SD_V1, SD_V3, AutoencoderKL
 from umd_eqx.models.variants import AbstractModelConfig
+from umd_eqx.programs import abstract
 from umd_eqx.tensors import fill, named_leaves, read_tensors, sha256_of, write_tensors
 from umd_eqx.types import LatentSpec
 
@@ -143,6 +146,25 @@ def resolve(config: Config) -> Config:
         )
         latent = latent._replace(stored=manifest.digest[:16])
     return dataclasses.replace(config, latent=latent)
+
+
+def tokenizer_shapes(config: Config) -> AbstractTokenizer | None:
+    """The shapes of a resolved configuration's tokenizer; None for a network of pixels.
+
+    Of one that is not on this machine, those of the Stable Diffusion network with such latents, where there is one.
+    Raises `BadInput` as `load_tokenizer` where there is none.
+    """
+    if config.tokenizer is None:
+        return None
+    try:
+        return abstract(load_tokenizer(config.tokenizer).tokenizer)
+    except BadInput:
+        published = {(size.factor, size.latent_channels): size for size in (SD_V1, SD_V3)}
+        latent = config.latent
+        if latent is None or (latent.factor, latent.channels) not in published:
+            raise
+        size = published[latent.factor, latent.channels]
+        return eqx.filter_eval_shape(functools.partial(AutoencoderKL.init, size), key=jax.random.key(0))
 
 
 def with_latents_of(recipe: Config, config: Config) -> Config:

@@ -161,6 +161,14 @@ def test_what_was_measured_again_has_the_headline_of_its_evaluation(tmp_path):
     assert "<dt>fewshot[knn=5] top-1, both</dt>" in text
 
 
+@pytest.mark.parametrize("pixels", ["raw_pixels", "raw_pixels_32px"])
+def test_pixels_at_any_side_are_the_line_to_beat_and_never_the_headline(tmp_path, pixels):
+    row = {f"eval/fewshot/{kind}/top1": value for kind, value in ((pixels, 90.0), ("patches", 60.0))}
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps({"step": step} | row) + "\n" for step in (1, 2)))
+    assert RunDirectory.read(tmp_path).headlines() == ["eval/fewshot/patches/top1"]
+    assert "Dashed: a probe of the raw pixels." in check(tmp_path)[1].text
+
+
 @pytest.mark.parametrize(
     ("data", "warned"), [({"name": "stripes"}, True), ({"name": "fashion_mnist"}, False), (3, False)]
 )

@@ -15,6 +15,9 @@ from umd_eqx.eval.distances import Statistics, add
 from umd_eqx.models.extractor import AbstractExtractor
 from umd_eqx.sharding import batch_sharding, place, replicated, whole_batch
 
+BATCH = 64
+"""Images at once: two gigabytes of Inception's activations."""
+
 _BLOCK = 1024
 """Rows whose statistics are merged at once: one by one, the merging would cost more than the network."""
 
@@ -33,7 +36,7 @@ def activations(
     mesh: Mesh,
     progress: Callable[[int], None] | None = None,
     *,
-    batch_size: int = 64,
+    batch_size: int = BATCH,
     keep: int | None = None,
 ) -> Features:
     """Features and probabilities of images, streamed: no more than two batches of images are held at once.
@@ -79,7 +82,7 @@ def _streamed(
     ahead: deque[tuple[int, tuple[Array, Array]]] = deque()
     for group in groups:
         batch = np.concatenate([group, np.zeros((size - len(group), *group.shape[1:]), np.uint8)])
-        ahead.append((len(group), _activate(extractor, jax.device_put(batch, batch_sharding(mesh)))))
+        ahead.append((len(group), activate_batch(extractor, jax.device_put(batch, batch_sharding(mesh)))))
         if len(ahead) > 1:
             yield _fetched(*ahead.popleft())
     while ahead:
@@ -92,9 +95,10 @@ def _fetched(count: int, outputs: tuple[Array, Array]) -> tuple[np.ndarray, np.n
 
 
 @eqx.filter_jit
-def _activate(
+def activate_batch(
     extractor: AbstractExtractor, images: UInt8[Array, "b h w c"]
 ) -> tuple[Float32[Array, "b d"], Float32[Array, "b classes"]]:
+    """Features and class probabilities of each image of a batch."""
     features, logits = jax.vmap(extractor)(images.astype(jnp.float32))
     return features.astype(jnp.float32), jax.nn.softmax(logits.astype(jnp.float32))
 

@@ -19,6 +19,7 @@ from umd_eqx.errors import BadInput
 from umd_eqx.models.tokenizer import AbstractTokenizer, Identity
 from umd_eqx.objectives import AbstractObjective
 from umd_eqx.paths import AbstractPath
+from umd_eqx.programs import Program
 from umd_eqx.sharding import batch_sharding, in_pieces, place, replicated, whole_batch
 from umd_eqx.types import Batch, Report
 
@@ -67,6 +68,22 @@ class EvalContext:
     def codec(self) -> AbstractTokenizer:
         """The tokenizer, or pixels as they are: so that one way of measuring serves both."""
         return Identity.init(self.train.spec.channels) if self.tokenizer is None else self.tokenizer
+
+    @property
+    def image_shapes(self) -> jax.ShapeDtypeStruct:
+        """A batch of images as `images` gives it, without its values."""
+        shape = (self.batch_size, self.size, self.size, self.train.spec.channels)
+        return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=batch_sharding(self.mesh))
+
+    @property
+    def label_shapes(self) -> jax.ShapeDtypeStruct:
+        """The labels of such a batch, without their values."""
+        return jax.ShapeDtypeStruct((self.batch_size,), jnp.int32, sharding=batch_sharding(self.mesh))
+
+    @property
+    def key_shapes(self) -> jax.ShapeDtypeStruct:
+        """A key for each image of a batch, without its value."""
+        return jax.eval_shape(lambda: image_keys(jax.random.key(0), np.arange(self.batch_size)))
 
     def batches(
         self,
@@ -121,11 +138,14 @@ def decoded(
     for start in range(0, len(latents), size):
         some = latents[start : start + size]
         filled = np.resize(some, (size, *some.shape[1:]))
-        yield np.asarray(_decoded(tokenizer, jax.device_put(filled, batch_sharding(mesh)), mesh))[: len(some)]
+        yield np.asarray(decode_batch(tokenizer, jax.device_put(filled, batch_sharding(mesh)), mesh))[: len(some)]
 
 
 @eqx.filter_jit
-def _decoded(tokenizer: AbstractTokenizer, latents: Float[Array, "b lh lw lc"], mesh: Mesh) -> Float[Array, "b h w c"]:
+def decode_batch(
+    tokenizer: AbstractTokenizer, latents: Float[Array, "b lh lw lc"], mesh: Mesh
+) -> Float[Array, "b h w c"]:
+    """The image of each latent of a batch that the devices of `mesh` share."""
     return in_pieces(tokenizer.decode, latents, mesh, factor=tokenizer.factor)
 
 
@@ -152,6 +172,15 @@ class AbstractEvaluator(abc.ABC):
     @abc.abstractmethod
     def build(self, context: EvalContext) -> Evaluate:
         """The measurement itself. Raises `BadInput` where it cannot be made with these data."""
+
+    def programs(self, model: Any, context: EvalContext) -> dict[str, Program]:
+        """The compiled computations of a measurement, by name, at their full size: what its memory is read off.
+
+        `model` and the tokenizer of `context` may be given by their shapes alone (`umd_eqx.programs.abstract`), and its
+        data by their description. By default there are none: what an evaluator does not state is not counted.
+        """
+        del model, context
+        return {}
 
     @property
     def needs_noise(self) -> bool:

@@ -7,6 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
 from umd_eqx.eval.base import (
@@ -23,6 +24,8 @@ from umd_eqx.eval.pictures import grid, pick
 from umd_eqx.models import AbstractModel
 from umd_eqx.models.tokenizer import AbstractTokenizer
 from umd_eqx.paths import AbstractPath
+from umd_eqx.programs import Program
+from umd_eqx.sharding import in_pieces
 from umd_eqx.types import Image, Label, Report, Scalar
 
 
@@ -73,7 +76,7 @@ class Denoising(AbstractEvaluator):
                 batches = context.images("test", indices)
                 for batch, rows in zip(batches, batch_rows(indices, context.batch_size), strict=True):
                     images, labels = jnp.asarray(batch.image), jnp.asarray(batch.label)
-                    given = (images, labels, jnp.asarray(level), image_keys(keys, rows))
+                    given = (images, labels, jnp.asarray(level), image_keys(keys, rows), context.mesh)
                     error, pictures = _denoise(model, context.codec, context.path, *given)
                     errors.append(np.stack([np.asarray(e) for e in error], axis=1))
                     valid.append(np.asarray(batch.valid))
@@ -86,6 +89,12 @@ class Denoising(AbstractEvaluator):
             return Report(scalars, {"pictures": grid(list(zip(*columns, strict=True)))} if columns else {})
 
         return evaluate
+
+    def programs(self, model: AbstractModel, context: EvalContext) -> dict[str, Program]:
+        """Denoising of one batch at one level."""
+        images, labels, t = context.image_shapes, context.label_shapes, jax.ShapeDtypeStruct((), jnp.float32)
+        given = (images, labels, t, context.key_shapes, context.mesh)
+        return {"denoise": Program(_denoise, (model, context.codec, context.path, *given))}
 
 
 def level_name(level: float) -> str:
@@ -102,6 +111,7 @@ def _denoise(
     labels: Int[Array, "b"],
     t: Float[Array, ""],
     keys: Key[Array, "b"],
+    mesh: Mesh,
 ) -> tuple[tuple[Float[Array, "b"], Float[Array, "b"]], tuple[Float[Array, "b h w c"], ...]]:
     def one(image: Image, label: Label, key: PRNGKeyArray) -> tuple[tuple[Scalar, Scalar], tuple[Image, ...]]:
         x0 = codec.encode(image).mode()
@@ -113,4 +123,4 @@ def _denoise(
         clean = path.x0_from_eps(x_t, prediction.eps, t)
         return errors, (image, codec.decode(x_t), codec.decode(clean))
 
-    return jax.vmap(one)(images, labels, keys)
+    return in_pieces(lambda given: one(*given), (images, labels, keys), mesh)

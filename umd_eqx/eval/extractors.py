@@ -3,11 +3,17 @@
 from collections.abc import Callable
 from typing import Literal
 
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
 from umd_eqx.errors import BadInput
 from umd_eqx.models.extractor import AbstractExtractor
 from umd_eqx.models.fashion import load_fashion_classifier
-from umd_eqx.models.inception import Port
+from umd_eqx.models.inception import InceptionV3, Port
+from umd_eqx.models.inception_table import parameter_shapes
 from umd_eqx.models.pretrained_inception import find_inception, missing_inception
+from umd_eqx.programs import abstract
 from umd_eqx.types import DataSpec
 
 ExtractorName = Literal["auto", "inception", "fashion"]
@@ -35,8 +41,7 @@ def choose_extractor(
 
     **Raises:** `BadInput` for a file that cannot be used, and where "inception" has no weights.
     """
-    own = name == "fashion" or (name == "auto" and inception_weights is None and spec.name == "fashion_mnist")
-    if own:
+    if _is_own(name, inception_weights, spec):
         return _of_clothes(spec, say)
     found = find_inception(inception_weights, port)
     if found is not None:
@@ -68,3 +73,19 @@ def _of_clothes(spec: DataSpec, say: Callable[[str], None]) -> AbstractExtractor
     if (warning := unfamiliar("fashion", spec)) is not None:
         say(f"warning: {warning}")
     return load_fashion_classifier()
+
+
+def extractor_shapes(name: ExtractorName, inception_weights: str | None, spec: DataSpec) -> AbstractExtractor:
+    """The shapes of the extractor of that name, by the arguments of `choose_extractor`, without its weights.
+
+    Inception's wherever it would be taken if its weights were there.
+    """
+    if _is_own(name, inception_weights, spec):
+        return abstract(load_fashion_classifier())
+    tensors = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in parameter_shapes().items()}
+    return eqx.filter_eval_shape(InceptionV3.from_tensors, tensors)
+
+
+def _is_own(name: ExtractorName, inception_weights: str | None, spec: DataSpec) -> bool:
+    """Whether the classifier that comes with the package is wanted, and not only taken for want of another."""
+    return name == "fashion" or (name == "auto" and inception_weights is None and spec.name == "fashion_mnist")

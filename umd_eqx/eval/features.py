@@ -6,14 +6,20 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
-from umd_eqx.eval.base import EvalContext, batch_rows, image_keys
+from umd_eqx.eval.base import EvalContext, batch_rows, image_keys, likeliest
 from umd_eqx.models import AbstractModel
 from umd_eqx.paths import AbstractPath
+from umd_eqx.programs import Program
+from umd_eqx.sharding import batch_sharding, in_pieces
 from umd_eqx.types import NO_CLASS, Image, Representation
 
 Features = Literal["class_tokens", "patches", "both"]
+
+RAW_SIDE = 32
+"""The largest side, in pixels, at which images themselves are features: at most 3,072 numbers, as many as networks'."""
 
 
 class FeatureSet(NamedTuple):
@@ -59,7 +65,8 @@ def extract(
         context.batches(split, indices, crop="fewshot"), batch_rows(indices, context.batch_size), strict=True
     ):
         keys = image_keys(key, rows)
-        features = _represent(model, context.path, jnp.asarray(batch.image), jnp.asarray(time), keys)
+        given = (jnp.asarray(batch.image), jnp.asarray(time), keys)
+        features = represent_batch(model, context.path, *given, context.mesh, context.codec.factor)
         valid = np.asarray(batch.valid)
         parts.append([np.asarray(x)[valid] for x in (features.class_tokens, features.patches, batch.label, rows)])
     return FeatureSet(*(np.concatenate(column) for column in zip(*parts, strict=True)))
@@ -70,24 +77,66 @@ def flat_pixels(
 ) -> Float[np.ndarray, "readable pixels"]:
     """The images themselves as features, values in [-1, 1]; those that cannot be read are left out.
 
+    Images of more than `RAW_SIDE` pixels a side are averaged over boxes to that side, a batch at a time: 100,000 of
+    256 px would be 79 GB as they are, and are 1.2 GB so.
+
     Raises as `extract` does.
     """
-    batches = list(context.images(split, indices, crop="fewshot"))
-    valid = np.concatenate([np.asarray(batch.valid) for batch in batches])
-    images = np.concatenate([np.asarray(batch.image) for batch in batches])
-    return images.reshape(len(images), -1)[valid]
+    kept = []
+    for batch in context.images(split, indices, crop="fewshot"):
+        images = jnp.asarray(batch.image)
+        small = np.asarray(images if images.shape[1] <= RAW_SIDE else box_average(images, RAW_SIDE))
+        kept.append(small.reshape(len(small), -1)[np.asarray(batch.valid)])
+    return np.concatenate(kept)
+
+
+def raw_pixels_name(size: int) -> str:
+    """What the features of `flat_pixels` are called for images of `size` pixels a side: raw_pixels if unchanged."""
+    return "raw_pixels" if size <= RAW_SIDE else f"raw_pixels_{RAW_SIDE}px"
 
 
 @eqx.filter_jit
-def _represent(
+def box_average(images: Float[Array, "b h w c"], side: int) -> Float[Array, "b side side c"]:
+    """Images as squares of a smaller `side`: each value is the mean over a box of pixels, by the area of each in it.
+
+    Where `side` divides the rows and columns, the boxes are whole pixels.
+    """
+
+    def shares(length: int) -> Float[np.ndarray, "side length"]:
+        edges, pixels = np.arange(side + 1) * (length / side), np.arange(length)
+        inside = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
+        return np.asarray(np.maximum(inside, 0.0) * (side / length), np.float32)
+
+    rows, columns = (jnp.asarray(shares(length)) for length in images.shape[1:3])
+    highest = jax.lax.Precision.HIGHEST  # accelerators would round the pixels
+    return jnp.einsum("ih,bhwc,jw->bijc", rows, images, columns, precision=highest)
+
+
+def extraction_programs(model: AbstractModel, context: EvalContext) -> dict[str, Program]:
+    """What `extract` compiles for a batch, by shapes alone: see `AbstractEvaluator.programs`."""
+    inputs = (context.batch_size, *model.image_shape)
+    images = jax.ShapeDtypeStruct(inputs, jnp.float32, sharding=batch_sharding(context.mesh))
+    given = (images, jax.ShapeDtypeStruct((), jnp.float32), context.key_shapes, context.mesh, context.codec.factor)
+    programs = {"represent": Program(represent_batch, (model, context.path, *given))}
+    if context.tokenizer is not None:
+        programs["encode"] = Program(likeliest, (context.tokenizer, context.image_shapes, context.mesh))
+    return programs
+
+
+@eqx.filter_jit
+def represent_batch(
     model: AbstractModel,
     path: AbstractPath,
     images: Float[Array, "b h w c"],
     t: Float[Array, ""],
     keys: Key[Array, "b"],
+    mesh: Mesh,
+    factor: int,
 ) -> Representation:
+    """The representation of each image (or latent, of `factor` pixels a side) of a batch, noised to time `t`."""
+
     def one(x0: Image, key: Key[Array, ""]) -> Representation:
         x_t = path.interpolate(x0, jax.random.normal(key, x0.shape), t)
         return model.represent(x_t, path.network_time(t), jnp.asarray(NO_CLASS))
 
-    return jax.vmap(one)(images, keys)
+    return in_pieces(lambda given: one(*given), (images, keys), mesh, factor=factor)

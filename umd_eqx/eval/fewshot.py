@@ -8,12 +8,14 @@ import numpy as np
 from jaxtyping import Float, Int, PRNGKeyArray
 
 from umd_eqx.eval.base import AbstractEvaluator, EvalContext, Evaluate, require, spread
-from umd_eqx.eval.features import Features, extract, flat_pixels
+from umd_eqx.eval.features import Features, extract, extraction_programs, flat_pixels, raw_pixels_name
 from umd_eqx.models import AbstractModel
+from umd_eqx.programs import Program
 from umd_eqx.types import Report
 
 ROWS = 1024
-"""Test images whose neighbours are looked for at once: 1.2 GB among 100,000; all 50,000 of ImageNet would take 60."""
+"""Test images that are whitened, or whose neighbours are looked for, at once. Among 100,000 neighbours that takes
+1.2 GB; all 50,000 test images of ImageNet would take 60."""
 
 BIAS_FEATURE = 100.0
 """The constant appended to the features: large, so that the ridge penalty hardly touches the bias."""
@@ -33,7 +35,9 @@ class RidgeProbe(NamedTuple):
 
     def predict(self, features: Float[np.ndarray, "n d"]) -> Int[np.ndarray, "n"]:
         """The class with the largest score."""
-        return np.argmax(_whitened(features, self.mean, self.std) @ self.weights, axis=1)
+        parts = (features[start : start + ROWS] for start in range(0, len(features), ROWS))
+        scores = [_whitened(part, self.mean, self.std) @ self.weights for part in parts]
+        return np.argmax(np.concatenate(scores), axis=1)
 
 
 def draw_shots(labels: Labels, shots: int, seed: int) -> Int[np.ndarray, "drawn"]:
@@ -52,8 +56,7 @@ def ridge_probe(features: Float[np.ndarray, "n d"], labels: Labels, num_classes:
     X is whitened by its own mean and standard deviation (+ 1e-5), with a constant feature 100. With fewer examples than
     features the same solution is found through X X'.
     """
-    features = np.asarray(features, np.float64)
-    mean, std = features.mean(axis=0), features.std(axis=0) + 1e-5
+    mean, std = _moments(features)
     x, y = _whitened(features, mean, std), _targets(labels, num_classes)
     if x.shape[0] < x.shape[1]:
         weights = x.T @ np.linalg.solve(x @ x.T + l2 * np.eye(x.shape[0]), y)
@@ -110,7 +113,8 @@ class FewShot(AbstractEvaluator):
     """Probes the representation with a few labelled images of each class; top-1 accuracy in percent on the test split.
 
     For each of `features`: `<features>/top1`, the mean over the draws of the training images, `<features>/top1_seed0`,
-    the reference's single draw, and `<features>/knn`, nearest neighbours among all drawn images.
+    the reference's single draw, and `<features>/knn`, nearest neighbours among all drawn images. `raw_pixels` are the
+    images themselves; above 32 px a side they are averaged over boxes to 32 x 32 and called `raw_pixels_32px`.
     """
 
     every: int = 10_000
@@ -135,7 +139,7 @@ class FewShot(AbstractEvaluator):
     knn: int = 20
     """Neighbours that vote."""
     raw_pixels: bool = True
-    """Also probe the pixels themselves, the line that a representation has to beat."""
+    """Also probe the pixels themselves (at 32 x 32 if there are more), the line that a representation has to beat."""
     headline: Features | None = None
     """Which of `features` stands for the network in the report; None: the first. The best of them on the test images
     would be a choice made on the test images."""
@@ -180,13 +184,17 @@ class FewShot(AbstractEvaluator):
             test = extract(model, context, "test", test_indices, self.time, key)
             pairs = {name: (train.of(name), test.of(name)) for name in self.features}
             if self.raw_pixels:
-                pairs["raw_pixels"] = pixels()
+                pairs[raw_pixels_name(context.size)] = pixels()
             rows = [np.flatnonzero(np.isin(train.indices, draw)) for draw in draws]
             score = functools.partial(self._score, train.labels, test.labels, rows, context.train.spec.num_classes)
             scores = {name: score(*pair) for name, pair in pairs.items()}
             return Report({f"{name}/{k}": v for name, each in scores.items() for k, v in each.items()}, {})
 
         return evaluate
+
+    def programs(self, model: AbstractModel, context: EvalContext) -> dict[str, Program]:
+        """Encoding and representation of one batch; the probes are fitted on the host."""
+        return extraction_programs(model, context)
 
     def _score(
         self,
@@ -214,8 +222,15 @@ class FewShot(AbstractEvaluator):
 
 
 def _whitened(features: Float[np.ndarray, "n d"], mean: np.ndarray, std: np.ndarray) -> Float[np.ndarray, "n d_plus_1"]:
-    x = (np.asarray(features, np.float64) - mean) / std
-    return np.concatenate([x, np.full((len(x), 1), BIAS_FEATURE)], axis=1)
+    x = np.empty((len(features), features.shape[1] + 1))  # in place: there may be gigabytes of them
+    np.subtract(features, mean, out=x[:, :-1])
+    x[:, :-1] /= std
+    x[:, -1] = BIAS_FEATURE
+    return x
+
+
+def _moments(features: Float[np.ndarray, "n d"]) -> tuple[Float[np.ndarray, "d"], Float[np.ndarray, "d"]]:
+    return features.mean(axis=0, dtype=np.float64), features.std(axis=0, dtype=np.float64) + 1e-5
 
 
 def _targets(labels: Labels, num_classes: int) -> Float[np.ndarray, "n classes"]:
@@ -224,8 +239,7 @@ def _targets(labels: Labels, num_classes: int) -> Float[np.ndarray, "n classes"]
 
 def _spectrum(features: Float[np.ndarray, "n d"]) -> tuple[Float[np.ndarray, "n rank"], Float[np.ndarray, "rank"]]:
     # The images on the principal directions of the whitened features, and the squared length of each direction.
-    features = np.asarray(features, np.float64)
-    x = _whitened(features, features.mean(axis=0), features.std(axis=0) + 1e-5)
+    x = _whitened(features, *_moments(features))
     if x.shape[0] < x.shape[1]:
         squares, left = np.linalg.eigh(x @ x.T)
         squares = np.maximum(squares, 0.0)
@@ -242,5 +256,5 @@ def _leave_one_out(
 ) -> Float[np.ndarray, "n classes"]:
     weighted = projections / (squares + l2)
     fitted = weighted @ (projections.T @ y)
-    leverage = np.sum(weighted * projections, axis=1, keepdims=True)
+    leverage = np.einsum("nr,nr->n", weighted, projections)[:, None]
     return y - (y - fitted) / (1.0 - leverage)

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
-from umd_eqx.eval.activations import Features, activations
-from umd_eqx.eval.base import AbstractEvaluator, EvalContext, Evaluate, decoded, require
-from umd_eqx.eval.extractors import ExtractorName, choose_extractor
+from umd_eqx.eval.activations import BATCH, Features, activate_batch, activations
+from umd_eqx.eval.base import AbstractEvaluator, EvalContext, Evaluate, decode_batch, decoded, require
+from umd_eqx.eval.extractors import ExtractorName, choose_extractor, extractor_shapes
 from umd_eqx.eval.measure import measure
 from umd_eqx.eval.pictures import grid
 from umd_eqx.eval.protocol import ADM50K, UMD10K, Protocol, labels_for, scale, to_uint8
@@ -22,12 +22,17 @@ from umd_eqx.models.extractor import AbstractExtractor
 from umd_eqx.models.guidance import guide
 from umd_eqx.models.tokenizer import AbstractTokenizer
 from umd_eqx.paths import AbstractDiscretePath, AbstractPath, smooth
+from umd_eqx.programs import Program, abstract
 from umd_eqx.sampling import AbstractSampler, SamplerConfig, sample
-from umd_eqx.sampling.batch import image_noise
+from umd_eqx.sampling.batch import image_noise, sample_batch
+from umd_eqx.sharding import batch_sharding, replicated, whole_batch
 from umd_eqx.types import NO_CLASS, Label, Report
 
 PROTOCOLS = {"umd10k": UMD10K, "adm50k": ADM50K}
 ProtocolName = Literal["umd10k", "adm50k"]
+
+FILMS = 4
+"""Rows of a film."""
 
 SHOWN_CLASSES = 10
 """Rows of a picture of samples."""
@@ -112,10 +117,32 @@ class Generation(AbstractEvaluator):
                 scalars |= {f"{protocol.name}/{name}/{metric}": value for metric, value in found.items()}
             best = guide(model, 1.0 if model.num_classes is None else self.cfg_scales[len(self.cfg_scales) // 2])
             context.phase("a film of samples")
-            images["film"] = film(best, path, sampler, context.codec, shown[:: self.columns][:4], key, self.frames)
+            images["film"] = film(best, path, sampler, context.codec, shown[:: self.columns][:FILMS], key, self.frames)
             return Report(scalars, images)
 
         return evaluate
+
+    def programs(self, model: AbstractModel, context: EvalContext) -> dict[str, Program]:
+        """Sampling of a batch under guidance, decoding of a batch, the film, and features of a batch."""
+        everywhere, shared = replicated(context.mesh), batch_sharding(context.mesh)
+        scales = () if model.num_classes is None else self.cfg_scales
+        guided = abstract(guide(model, next((s for s in scales if s != 1.0), 1.0)), everywhere)
+        way = (path_for(self.sampler, context.path), self.sampler.build())
+        key, film = abstract(jax.random.key(0)), jax.ShapeDtypeStruct((FILMS,), jnp.int32)
+        index = jax.ShapeDtypeStruct((whole_batch(self.batch_size, context.mesh),), jnp.int32, sharding=shared)
+        decoded_at_once = whole_batch(max(self.batch_size, context.batch_size), context.mesh)
+        latents = jax.ShapeDtypeStruct((decoded_at_once, *model.image_shape), jnp.float32, sharding=shared)
+        extractor = extractor_shapes(self.extractor, self.inception_weights, context.train.spec)
+        levels = (whole_batch(BATCH, context.mesh), *context.image_shapes.shape[1:])
+        return {
+            "sample": Program(sample_batch, (guided, *way, key, index, index, None)),
+            "decode": Program(decode_batch, (context.codec, latents, context.mesh)),
+            "film": Program(_films, (guided, *way, context.codec, film, key, self.frames)),
+            "features": Program(
+                activate_batch,
+                (abstract(extractor, everywhere), jax.ShapeDtypeStruct(levels, jnp.uint8, sharding=shared)),
+            ),
+        }
 
 
 def path_for(sampler: SamplerConfig, path: AbstractPath) -> AbstractPath:
@@ -185,9 +212,8 @@ def film(
     frames: int,
 ) -> UInt8[np.ndarray, "rows columns 3"]:
     """A row for each label: the clean image as it is predicted, and decoded, at `frames` steps spread over the way."""
-    steps = np.asarray(_films(model, path, sampler, codec, jnp.asarray(labels), key))
-    picked = np.unique(np.linspace(0, steps.shape[1] - 1, frames).round().astype(int))
-    return grid([list(row[picked]) for row in steps])
+    shown = np.asarray(_films(model, path, sampler, codec, jnp.asarray(labels), key, frames))
+    return grid([list(row) for row in shown])
 
 
 @eqx.filter_jit
@@ -198,10 +224,14 @@ def _films(
     codec: AbstractTokenizer,
     labels: Int[Array, "count"],
     key: PRNGKeyArray,
-) -> Float[Array, "count steps h w c"]:
-    def one(index: Int[Array, ""], y: Label) -> Float[Array, "steps h w c"]:
+    frames: int,
+) -> Float[Array, "count shown h w c"]:
+    def one(index: Int[Array, ""], y: Label) -> Float[Array, "shown h w c"]:
         noise, rest = image_noise(key, index, model.image_shape)  # that of `sample`: the films of its first images
-        return jax.lax.map(codec.decode, sampler.trajectory(model, path, noise, y, rest)[1])
+        steps = sampler.trajectory(model, path, noise, y, rest)[1]
+        # Chosen before they are decoded: of hundreds of steps a dozen are shown.
+        picked = np.unique(np.linspace(0, len(steps) - 1, frames).round().astype(int))
+        return jax.lax.map(codec.decode, steps[picked])
 
     return jax.vmap(one)(jnp.arange(len(labels)), labels)
 

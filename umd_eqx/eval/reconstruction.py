@@ -4,9 +4,9 @@ import dataclasses
 from typing import Literal
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Key, PRNGKeyArray
 
 from umd_eqx.errors import BadInput
@@ -24,6 +24,8 @@ from umd_eqx.eval.pictures import grid, pick
 from umd_eqx.masking import View, draw_order, hidden_pixels, num_kept, ratios
 from umd_eqx.models import AbstractModel
 from umd_eqx.models.tokenizer import AbstractTokenizer
+from umd_eqx.programs import Program
+from umd_eqx.sharding import in_pieces
 from umd_eqx.types import NO_CLASS, Image, Report, Scalar
 
 
@@ -71,7 +73,7 @@ class Reconstruction(AbstractEvaluator):
             batches = context.images("test", indices)
             for batch, rows in zip(batches, batch_rows(indices, context.batch_size), strict=True):
                 images, keys = jnp.asarray(batch.image), image_keys(key, rows)
-                error, pictures = _reconstruct(model, context.codec, images, keys, self.mask_ratio)
+                error, pictures = _reconstruct(model, context.codec, images, keys, self.mask_ratio, context.mesh)
                 errors.append(np.asarray(error))
                 valid.append(np.asarray(batch.valid))
                 shown += pick(pictures, valid[-1], self.pictures - len(shown))
@@ -84,6 +86,11 @@ class Reconstruction(AbstractEvaluator):
 
         return evaluate
 
+    def programs(self, model: AbstractModel, context: EvalContext) -> dict[str, Program]:
+        """Reconstruction of one batch."""
+        given = (context.image_shapes, context.key_shapes, self.mask_ratio, context.mesh)
+        return {"reconstruct": Program(_reconstruct, (model, context.codec, *given))}
+
 
 @eqx.filter_jit
 def _reconstruct(
@@ -92,6 +99,7 @@ def _reconstruct(
     images: Float[Array, "b h w c"],
     keys: Key[Array, "b"],
     mask_ratio: float,
+    mesh: Mesh,
 ) -> tuple[Float[Array, "b 2"], tuple[Float[Array, "b h w c"], ...]]:
     def one(image: Image, key: PRNGKeyArray) -> tuple[Float[Array, "2"], tuple[Image, ...]]:
         x0 = codec.encode(image).mode()
@@ -103,7 +111,7 @@ def _reconstruct(
         pictures = (image, image * (1.0 - m_image), codec.decode(prediction), combined)
         return jnp.stack([_on_hidden(combined - image, m_image), _on_hidden(prediction - x0, m)]), pictures
 
-    return jax.vmap(one)(images, keys)
+    return in_pieces(lambda given: one(*given), (images, keys), mesh)
 
 
 def _on_hidden(difference: Image, m: Float[Array, "h w 1"]) -> Scalar:

@@ -5,15 +5,17 @@ import math
 from typing import Literal
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from umd_eqx.eval.base import AbstractEvaluator, EvalContext, Evaluate, require, spread, weighted_mean
 from umd_eqx.eval.pictures import grid, pick
 from umd_eqx.models.fsq import FSQ
 from umd_eqx.models.tokenizer import AbstractTokenizer
+from umd_eqx.programs import Program
+from umd_eqx.sharding import in_pieces
 from umd_eqx.types import Image, Report
 
 
@@ -49,7 +51,7 @@ class TokenizerQuality(AbstractEvaluator):
             sums, valid, shown, codes = [], [], [], []
             for batch in context.images("test", indices):
                 images = jnp.asarray(batch.image)
-                back, moments, indexed = _there_and_back(model, images)
+                back, moments, indexed = _there_and_back(model, images, context.mesh)
                 valid.append(np.asarray(batch.valid))
                 sums.append(np.asarray(moments))
                 if indexed is not None:
@@ -69,6 +71,10 @@ class TokenizerQuality(AbstractEvaluator):
 
         return evaluate
 
+    def programs(self, model: AbstractTokenizer, context: EvalContext) -> dict[str, Program]:
+        """Encoding and decoding of one batch."""
+        return {"encode and decode": Program(_there_and_back, (model, context.image_shapes, context.mesh))}
+
 
 def codebook_use(codes: Int[np.ndarray, "n"], size: int) -> dict[str, float]:
     """`codes_used`, the share of a codebook of `size` that is among `codes`, and their `perplexity`, 1 .. size."""
@@ -79,7 +85,7 @@ def codebook_use(codes: Int[np.ndarray, "n"], size: int) -> dict[str, float]:
 
 @eqx.filter_jit
 def _there_and_back(
-    model: AbstractTokenizer, images: Float[Array, "b h w c"]
+    model: AbstractTokenizer, images: Float[Array, "b h w c"], mesh: Mesh
 ) -> tuple[Float[Array, "b h w c"], Float[Array, "b 3"], Int[Array, "b lh lw"] | None]:
     def one(image: Image) -> tuple[Image, Float[Array, "3"], Int[Array, "lh lw"] | None]:
         z = model.encode_raw(image).mode()
@@ -87,4 +93,4 @@ def _there_and_back(
         moments = jnp.stack([jnp.mean((back - image) ** 2), jnp.mean(z), jnp.mean(z**2)])
         return back, moments, model.indices(z) if isinstance(model, FSQ) else None
 
-    return jax.vmap(one)(images)
+    return in_pieces(one, images, mesh)

@@ -94,7 +94,7 @@ class RunDirectory:
         kinds: dict[str, list[str]] = {}
         for name in self.names():
             match = re.fullmatch(r"eval/(.+)/([^/]+)/top1", name)
-            if match and match[2] != "raw_pixels":
+            if match and not match[2].startswith("raw_pixels"):
                 kinds.setdefault(match[1], []).append(match[2])
         evaluators = self.fact("eval")
         found = []

@@ -75,7 +75,7 @@ def _probe_lines(run: RunDirectory, pattern: str) -> list[Line]:
     for name, feature in probed.items():
         x, y = run.curve(name)
         label = feature.replace("_", " ")
-        if feature.split("/")[-1] == "raw_pixels":
+        if feature.split("/")[-1].startswith("raw_pixels"):
             if y and math.isfinite(y[-1]):
                 levels.append(Line(label, [0.0, end], [y[-1]] * 2, None, "dashed"))
             continue

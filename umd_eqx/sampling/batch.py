@@ -53,7 +53,7 @@ def sample(
         filled = np.resize(rows, size)  # what fills up the last batch is sampled again and dropped
         given = None if noise is None else noise[filled]
         batch = jax.device_put((filled, labels[filled], given), batch_sharding(mesh))
-        images.append(np.asarray(_batch(model, path, sampler, key, *batch))[: len(rows)])
+        images.append(np.asarray(sample_batch(model, path, sampler, key, *batch))[: len(rows)])
         if progress is not None:
             progress(int(rows[-1]) + 1, len(labels))
     return np.concatenate(images) if images else np.zeros((0, *model.image_shape), np.float32)
@@ -79,7 +79,7 @@ def image_noise(key: PRNGKeyArray, index: Int[Array, ""], shape: tuple[int, int,
 
 
 @eqx.filter_jit
-def _batch(
+def sample_batch(
     model: AbstractModel,
     path: AbstractPath,
     sampler: AbstractSampler,
@@ -88,6 +88,8 @@ def _batch(
     labels: Int[Array, "b"],
     noise: Float[Array, "b h w c"] | None,
 ) -> Float[Array, "b h w c"]:
+    """An image for each index and label, from the noise that `key` gives the index or from `noise`."""
+
     def one(index: Int[Array, ""], y: Label, given: Image | None) -> Image:
         drawn, rest = image_noise(key, index, model.image_shape)
         return sampler(model, path, drawn if given is None else given, y, rest)

@@ -1,0 +1,84 @@
+"""Computations described by shapes alone, so that their compiled memory is known before an array is allocated."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+from jax.sharding import Sharding
+from jaxtyping import PyTree
+
+LESS_CODE: dict[str, str | bool] = {"xla_backend_optimization_level": "0"}
+"""Options of the CPU compiler for a program that is not run: half the time, and the same buffers."""
+
+
+class Memory(NamedTuple):
+    """Bytes that a compiled program takes on each device."""
+
+    arguments: int
+    temporaries: int
+    outputs: int
+    """Without those that take the place of a donated argument."""
+
+    @property
+    def total(self) -> int:
+        """All three: what is allocated at once while the program runs."""
+        return self.arguments + self.temporaries + self.outputs
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Program:
+    """A function and the shapes of what it is called with.
+
+    **Arguments:**
+
+    - `function`: as it is called in a run, compiled or not.
+    - `arguments`: PyTrees in which each array is a `jax.ShapeDtypeStruct`, with its sharding where it has one
+        (`abstract` makes them). Everything else is static.
+    - `donated`: the places of the arguments that are donated to the outputs.
+    """
+
+    function: Callable[..., PyTree]
+    arguments: tuple[PyTree, ...]
+    donated: tuple[int, ...] = ()
+
+    def lower(self) -> jax.stages.Lowered:
+        """The program for the compiler. Nothing is allocated but the constants in it."""
+        shapes, static = eqx.partition(self.arguments, is_shape)
+
+        def call(*arrays: PyTree) -> PyTree:
+            return eqx.filter(self.function(*eqx.combine(arrays, static)), eqx.is_array)
+
+        return jax.jit(call, donate_argnums=self.donated).lower(*shapes)
+
+    def memory(self) -> Memory:
+        """Compiles the program for this machine's devices and reads off what it takes. Nothing is run."""
+        return compiled_memory(self.lower())
+
+
+def compiled_memory(lowered: jax.stages.Lowered) -> Memory:
+    """What a lowered program takes on each device of this machine once it is compiled. Nothing is run."""
+    options = LESS_CODE if jax.default_backend() == "cpu" else None
+    found: Any = lowered.compile(compiler_options=options).memory_analysis()
+    kept = found.output_size_in_bytes - found.alias_size_in_bytes
+    return Memory(found.argument_size_in_bytes, found.temp_size_in_bytes, kept)
+
+
+def abstract(tree: PyTree, sharding: Sharding | None = None) -> PyTree:
+    """A PyTree with each array, or shape of one, as a `jax.ShapeDtypeStruct`.
+
+    Without a sharding the compiler chooses one.
+    """
+
+    def shape(leaf: Any) -> Any:
+        if not (eqx.is_array(leaf) or is_shape(leaf)):
+            return leaf
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    return jax.tree.map(shape, tree)
+
+
+def is_shape(leaf: Any) -> bool:
+    """Whether a leaf of a PyTree stands for an array by its shape."""
+    return isinstance(leaf, jax.ShapeDtypeStruct)
