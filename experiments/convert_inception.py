@@ -7,20 +7,23 @@ import io
 from pathlib import Path
 from typing import Annotated, Any
 
-import tyro
+from umd_eqx.signals import interruptible_imports
 
-from umd_eqx.cli import exit_with
-from umd_eqx.errors import BadInput
-from umd_eqx.models.pretrained_inception import (
-    FILE,
-    PUBLISHED,
-    Published,
-    cache_folder,
-    convert_inception,
-    fetch_published,
-    read_published,
-)
-from umd_eqx.tensors import write_tensors
+with interruptible_imports():
+    import tyro
+
+    from umd_eqx.cli import exit_with
+    from umd_eqx.errors import BadInput
+    from umd_eqx.models.pretrained_inception import (
+        FILE,
+        PUBLISHED,
+        Published,
+        cache_folder,
+        convert_inception,
+        fetch_published,
+        read_published,
+    )
+    from umd_eqx.tensors import write_tensors
 
 
 def convert(

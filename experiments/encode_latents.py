@@ -1,7 +1,10 @@
 """Encode: `python experiments/encode_latents.py --tokenizer RUN --out DIR [--flag VALUE ...]`; `--help` lists them."""
 
-from umd_eqx.cli import exit_with
-from umd_eqx.commands.encode_latents import encode_latents
+from umd_eqx.signals import interruptible_imports
+
+with interruptible_imports():
+    from umd_eqx.cli import exit_with
+    from umd_eqx.commands.encode_latents import encode_latents
 
 if __name__ == "__main__":
     exit_with(encode_latents)

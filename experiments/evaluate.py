@@ -1,7 +1,10 @@
 """Measure: `python experiments/evaluate.py --run RUN [--protocol umd10k] [--flag VALUE ...]`; `--help` lists them."""
 
-from umd_eqx.cli import exit_with
-from umd_eqx.commands.evaluate import evaluate
+from umd_eqx.signals import interruptible_imports
+
+with interruptible_imports():
+    from umd_eqx.cli import exit_with
+    from umd_eqx.commands.evaluate import evaluate
 
 if __name__ == "__main__":
     exit_with(evaluate)

@@ -20,12 +20,12 @@ from umd_eqx.errors import BadInput, disk_errors, require_writable
 from umd_eqx.presets import Preset
 from umd_eqx.report import read_metrics
 from umd_eqx.run import run
+from umd_eqx.signals import EXIT_INTERRUPTED, end_interrupted
 from umd_eqx.tokenizers import resolve, with_latents_of
 from umd_eqx.workspace import default_run_dir, save_json
 
 EXIT_BAD_INPUT = 2
-EXIT_INTERRUPTED = 130
-"""What a shell expects of a program that Ctrl-C ended."""
+INTERRUPTED = "interrupted: the last checkpoint, if there is one, is as it was"
 
 SWITCHES = (
     *("--dry-run", "--print-config", "--log.wandb", "--data.flip", "--model.labels", "--model.scan"),
@@ -70,7 +70,8 @@ def exit_with(command: Callable[[list[str]], int], arguments: Sequence[str] | No
     **Arguments:**
 
     - `command`: given the words of the command line.
-    - `arguments`: these words, without the program; None takes the program's own.
+    - `arguments`: these words, without the program; None takes the program's own. The process is then taken to be the
+        command's, and ends at once on Ctrl-C (`signals.end_interrupted`).
     """
     try:
         sys.exit(command(list(sys.argv[1:] if arguments is None else arguments)))
@@ -78,7 +79,9 @@ def exit_with(command: Callable[[list[str]], int], arguments: Sequence[str] | No
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_BAD_INPUT)
     except KeyboardInterrupt:  # outside the training loop, or the second one
-        print("interrupted: the last checkpoint, if there is one, is as it was", file=sys.stderr)
+        if arguments is None:
+            end_interrupted(INTERRUPTED)
+        print(INTERRUPTED, file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
     except BrokenPipeError:  # `--help | head`: whoever read has read enough, and nothing more may be written at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

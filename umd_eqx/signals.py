@@ -1,11 +1,56 @@
-"""Ctrl-C and SIGTERM, as a flag that the training loop looks at."""
+"""Ctrl-C and SIGTERM: a flag that the training loop looks at, and the end of a process that is interrupted elsewhere.
 
+Only the standard library is imported here, so that a program can guard its other imports (`interruptible_imports`).
+"""
+
+import contextlib
+import os
 import signal
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import NoReturn
 
 EXIT_STOPPED = 75
 """The exit code of a run that a signal stopped with its state saved: "try again" to a shell or a scheduler."""
+
+EXIT_INTERRUPTED = 130
+"""The exit code of a program that Ctrl-C ended with nothing saved: what a shell expects."""
+
+
+@contextlib.contextmanager
+def interruptible_imports() -> Iterator[None]:
+    """A context for the imports of a program, in which Ctrl-C ends the process with one line and `EXIT_INTERRUPTED`.
+
+    The process ends in the signal handler itself, because a `KeyboardInterrupt` in the middle of an import reaches the
+    caller as a traceback, or as an `ImportError` of the extension module that was being initialised. Outside the main
+    thread, where Python has no signals, the context does nothing.
+    """
+    try:
+        old = signal.signal(signal.SIGINT, lambda *_: end_interrupted("interrupted: nothing was started"))
+    except ValueError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, old)
+
+
+def end_interrupted(message: str) -> NoReturn:
+    """Ends the process at once with one line on stderr and `EXIT_INTERRUPTED`.
+
+    The interpreter is not torn down: XLA may still be compiling or computing on threads of its own, which do not
+    survive that (the process would end with a segmentation fault). Hence nothing registered with `atexit` is called.
+    """
+    with contextlib.suppress(ValueError):  # outside the main thread
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not interrupt the message
+    # Of a closed stream, a broken one, and one that the signal came to in the middle of a write.
+    with contextlib.suppress(OSError, ValueError, RuntimeError):
+        sys.stdout.flush()
+    with contextlib.suppress(OSError):
+        os.write(2, f"{message}\n".encode())
+    os._exit(EXIT_INTERRUPTED)
 
 
 class Stop:
