@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from umd_eqx.cards import sealed
 from umd_eqx.config import build
 from umd_eqx.data.source import open_source
 from umd_eqx.errors import BadInput
@@ -23,7 +24,7 @@ from umd_eqx.presets import PUBLISHED_TOKENIZER, latent_umd, latent_umd_l2_in256
 from umd_eqx.tensors import read_tensors, write_tensors
 from umd_eqx.tokenizer_training import latent_statistics
 from umd_eqx.tokenizers import SHIPPED, fingerprint, load_tokenizer, resolve, save_tokenizer, with_statistics
-from umd_eqx.types import LatentSpec
+from umd_eqx.types import LatentSpec, same_tokenizer
 
 KL = KLTokenizer(latent_channels=2, widths=(4, 8), groups=2)
 FSQ = FSQTokenizer(levels=(3, 4), widths=(4, 4), groups=2)
@@ -172,6 +173,30 @@ def test_the_fingerprint_is_of_weights_shift_and_scale():
     assert fingerprint(tokenizer) == fingerprint(made(KL))
 
 
+def test_the_fingerprint_is_of_every_setting_too():
+    # The same weights, other codes.
+    codes, other = made(FSQ), made(dataclasses.replace(FSQ, levels=(4, 3)))
+    assert all(map(jnp.array_equal, jax.tree.leaves(codes), jax.tree.leaves(other)))
+    assert fingerprint(codes) != fingerprint(other)
+    assert fingerprint(made(KL)) != fingerprint(made(dataclasses.replace(KL, groups=4)))
+    norm = dataclasses.replace(codes.decoder.norm, groups=1)
+    others = [dataclasses.replace(codes, factor=4), dataclasses.replace(codes, channels=3)]
+    others += [dataclasses.replace(codes, decoder=dataclasses.replace(codes.decoder, norm=norm))]
+    assert len({fingerprint(t) for t in [codes, *others]}) == 4
+    assert fingerprint(made(FSQ)) == fingerprint(made(FSQ))
+
+
+@pytest.mark.parametrize(("name", "former"), [("fashion-kl", "8ea01e6f13f91b0e"), ("fashion-fsq", "cc6cfb6e0924d965")])
+def test_a_fingerprint_without_the_settings_is_still_known(name, former):
+    digest = load_tokenizer(name).digest
+    assert len(digest) == 32
+    assert same_tokenizer(digest, former)
+    assert same_tokenizer(former, digest)
+    assert same_tokenizer(None, None)
+    for other in (None, "", former[:15], "0" * 16, former + "0" * 16, 3):
+        assert not same_tokenizer(digest, other)
+
+
 def test_statistics_are_those_of_latents_as_they_are_drawn():
     # An encoder whose last layer says nothing but its bias: mean 0.7, variance exp(-1) for every number.
     tokenizer = made(KL)
@@ -241,6 +266,70 @@ def test_cards_that_do_not_describe_a_tokenizer(saved, tmp_path, fields, message
     with pytest.raises(BadInput, match=message) as refusal:
         load_tokenizer(edited(saved, tmp_path, **fields))
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("config", "field", "value"),
+    [
+        (KL, "shift", 0.35),
+        (KL, "scale", 3.0000000000000004),
+        (KL, "model", {"type": "KLTokenizer", "latent_channels": 2, "widths": [4, 8], "layers": 1, "groups": 4}),
+        (KL, "step", 8),
+        (FSQ, "model", {"type": "FSQTokenizer", "levels": [4, 3], "widths": [4, 4], "layers": 1, "groups": 2}),
+        (FSQ, "checksum", "0" * 16),
+        (FSQ, "checksum", None),
+    ],
+)
+def test_a_card_that_was_changed_is_noticed(tmp_path, config, field, value):
+    path = tmp_path / "t.safetensors"
+    save_tokenizer(with_statistics(made(config), 0.25, 3.0), config, path, {"step": 7})
+    card = json.loads(path.with_suffix(".json").read_text())
+    assert card[field] != value
+    path.with_suffix(".json").write_text(json.dumps(card | {field: value}))
+    with pytest.raises(BadInput, match=r"t.json was changed after it was written") as refusal:
+        load_tokenizer(str(path))
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"model": {"type": "KLTokenizer", "layers": 10**9}},
+        {"model": {"type": "KLTokenizer", "groups": 0}},
+        {"model": {"type": "KLTokenizer", "widths": "ab"}},
+        {"model": {"type": "KLTokenizer", "widths": [4] * 99}},
+        {"model": {"type": "KLTokenizer", "latent_channels": True}},
+        {"model": {"type": "FSQTokenizer", "levels": [8.5, 5]}},
+        {"model": {"type": "FSQTokenizer", "levels": [-3, 4]}},
+        {"model": {"type": "ModelConfig"}},
+        {"model": [1]},
+        {"scale": 10**400},
+        {"scale": "2"},
+        {"scale": 1e999},
+        {"shift": None},
+        {"format": "2"},
+        {"format": None},
+    ],
+    ids=json.dumps,
+)
+def test_a_hostile_card_is_one_line_even_with_a_checksum(saved, tmp_path, fields):
+    path = Path(edited(saved, tmp_path, **fields)).with_suffix(".json")
+    path.write_text(json.dumps(sealed(json.loads(path.read_text()))))
+    # Where types are checked, as in tests, some are refused when they are loaded and not when they are looked at.
+    with pytest.raises(BadInput, match=r"t.json cannot be read|Expected type") as refusal:
+        load_tokenizer(str(path.with_suffix(".safetensors")))
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_card_of_the_first_format_is_read_without_a_checksum(saved, tmp_path):
+    path = Path(edited(saved, tmp_path, format=1)).with_suffix(".json")
+    card = json.loads(path.read_text())
+    del card["checksum"]
+    path.write_text(json.dumps(card))
+    assert load_tokenizer(str(path.with_suffix(".safetensors"))).digest == load_tokenizer(str(saved)).digest
+    path.write_text(json.dumps(card | {"sha256": "0"}))
+    with pytest.raises(BadInput, match="is not the file that its card describes"):
+        load_tokenizer(str(path.with_suffix(".safetensors")))
 
 
 @pytest.mark.parametrize("what", ["lacks", "has", "shape", "finite"])

@@ -80,7 +80,8 @@ def load(data: Any, types: Iterable[type] = ()) -> Any:
         try:
             return known[name](**{key: build(item) for key, item in data.items() if key != "type"})
         except TypeError as error:
-            raise BadInput("config.json", str(error), "It was written by another version of this program") from error
+            problem = " ".join(str(error).split())[:200]  # on one line, where shapes and types are checked
+            raise BadInput("config.json", problem, "It was written by another version of this program") from error
 
     return build(data)
 

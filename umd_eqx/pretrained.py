@@ -5,20 +5,20 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from etils import epath
 
+from umd_eqx.cards import Weights, require_sane_latents, require_sane_network
 from umd_eqx.checkpoint import FOLDER, Checkpoints
 from umd_eqx.config import Built, Config, DataConfig, Start, build
 from umd_eqx.dump import dump, load
 from umd_eqx.errors import BadInput
 from umd_eqx.models import AutoEncoder, ModelConfig
-from umd_eqx.models.stack import Remat
 from umd_eqx.models.tokenizer import AbstractTokenizer
 from umd_eqx.objectives import AbstractObjective, denoising
 from umd_eqx.paths import AbstractPath
@@ -26,12 +26,7 @@ from umd_eqx.sharding import make_mesh, replicated
 from umd_eqx.tensors import fill, named_leaves, read_tensors, sha256_of, write_tensors
 from umd_eqx.tokenizers import load_tokenizer
 from umd_eqx.train import TrainState
-from umd_eqx.types import DataSpec, LatentSpec
-
-Weights = Literal["raw", "ema"]
-
-LARGEST_SIDE = 4096
-"""Of the images of a network that a card describes."""
+from umd_eqx.types import DataSpec, LatentSpec, same_tokenizer
 
 FORMAT = 1
 """Of the card. A reader refuses a larger one."""
@@ -60,6 +55,7 @@ class Pretrained:
     - `preset`, `step`, `weights`: what it was made by, when, and which weights these are.
     - `denoises`: whether it was trained on noised images, so that images can be sampled from it. None: not known (an
         export that does not say, an objective of a reader's own).
+    - `trained`: the configuration of its run as plain data (`umd_eqx.dump.dump`); None for an export.
     """
 
     model: AutoEncoder
@@ -72,6 +68,7 @@ class Pretrained:
     weights: Weights
     latents: Latents | None = None
     denoises: bool | None = None
+    trained: Mapping[str, Any] | None = None
 
     @property
     def tokenizer(self) -> AbstractTokenizer | None:
@@ -214,7 +211,7 @@ def _from_run(
     assert isinstance(model, AutoEncoder)
     kind = "raw" if average is None else "ema"
     denoises = _denoises(kept["config"].get("objective"))
-    rest = (config.data, spec, kept["preset"], step, kind, latents, denoises)
+    rest = (config.data, spec, kept["preset"], step, kind, latents, denoises, kept["config"])
     return Pretrained(model, parts["model"], config.path, *rest)
 
 
@@ -247,7 +244,7 @@ def _latents(source: str | None, spec: LatentSpec | None) -> Latents | None:
     if source is None or spec is None:
         return None
     loaded = load_tokenizer(source)
-    if loaded.digest != spec.digest:
+    if not same_tokenizer(loaded.digest, spec.digest):
         problem = f"{source} is not the tokenizer that the network was trained on the latents of"
         raise BadInput("--tokenizer", problem, "Give the one that it was trained on")
     return Latents(source, loaded.spec, loaded.tokenizer)
@@ -272,14 +269,14 @@ def _from_export(place: Path, tokenizer: str | None, field: str) -> Pretrained:
         denoises = card.get("denoises")
         if denoises not in (None, True, False):
             raise TypeError("denoises")
-        _require_sane(parts, preset, step, kind)
-        _require_sane_latents(named, latent)
+        require_sane_network(parts, preset, step, kind)
+        require_sane_latents(named, latent)
         side = parts["data"].size // (1 if latent is None else latent.factor)
         parts["model"].validate(side)
         parts["path"].validate(field)
     except FileNotFoundError as error:
         raise BadInput(field, f"{place} has no card beside it", f"Put {card_path.name} into the same folder") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         if isinstance(error, BadInput):
             raise
         raise BadInput(field, f"{card_path} cannot be read", "Export the weights anew") from error
@@ -291,34 +288,3 @@ def _from_export(place: Path, tokenizer: str | None, field: str) -> Pretrained:
     like = jax.eval_shape(lambda key: make(key=key), jax.random.key(0))
     model = fill(like, tensors, place, field, "Export the weights anew")
     return Pretrained(model, parts["model"], parts["path"], parts["data"], spec, preset, step, kind, latents, denoises)
-
-
-def _require_sane(parts: dict[str, Any], preset: Any, step: Any, kind: Any) -> None:
-    """Raises `TypeError` or `ValueError` for a card that no export has written."""
-    for name, cls in {"model": ModelConfig, "path": AbstractPath, "data": DataConfig, "spec": DataSpec}.items():
-        if not isinstance(parts[name], cls):
-            raise TypeError(name)
-    model, data, spec = parts["model"], parts["data"], parts["spec"]
-    counts = (data.size, data.eval_batch_size, model.class_tokens, spec.channels, spec.num_classes, step)
-    if any(type(count) is not int or not 0 <= count < 2**31 for count in counts):
-        raise TypeError("a count")
-    if data.size > LARGEST_SIDE or kind not in get_args(Weights):
-        raise ValueError("size or weights")
-    if not (isinstance(preset, str) and preset.isprintable() and isinstance(model.variant, str)):
-        raise TypeError("preset or variant")
-    if model.dtype not in ("float32", "bfloat16") or model.remat not in get_args(Remat):
-        raise ValueError("dtype or remat")
-    if type(model.labels) is not bool or type(model.scan) is not bool:
-        raise TypeError("labels or scan")
-
-
-def _require_sane_latents(tokenizer: Any, latent: Any) -> None:
-    """The same for what it says of latents."""
-    if (tokenizer is None) != (latent is None):
-        raise TypeError("tokenizer or latent")
-    if latent is None:
-        return
-    if not (isinstance(tokenizer, str) and isinstance(latent, LatentSpec)):
-        raise TypeError("tokenizer or latent")
-    if any(type(count) is not int or not 0 < count < 2**10 for count in (latent.factor, latent.channels)):
-        raise TypeError("factor or channels")

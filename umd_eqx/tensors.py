@@ -1,5 +1,6 @@
 """Arrays by name in a safetensors file: a format that holds numbers and text and nothing that could be executed."""
 
+import dataclasses
 import hashlib
 import os
 from collections.abc import Mapping
@@ -64,6 +65,21 @@ def write_tensors(path: str | os.PathLike[str], tensors: Tensors, texts: Mapping
 def named_leaves(tree: Any) -> dict[str, Any]:
     """The arrays of a PyTree, or what stands for them, by the names that they have in a file: `encoder.norm.scale`."""
     return {jax.tree_util.keystr(path)[1:]: leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def named_settings(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Everything in a PyTree of modules but its arrays, by dotted name: the modules' types and their static fields."""
+    if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+        inner = {field.name: getattr(tree, field.name) for field in dataclasses.fields(tree)}
+        found = {f"{prefix}type": type(tree).__name__}
+    elif isinstance(tree, Mapping | list | tuple):
+        inner = dict(tree) if isinstance(tree, Mapping) else dict(enumerate(tree))
+        found = {f"{prefix}length": len(inner)}
+    else:
+        return {} if isinstance(tree, np.ndarray | jax.Array | jax.ShapeDtypeStruct) else {prefix[:-1]: tree}
+    for name, value in inner.items():
+        found |= named_settings(value, f"{prefix}{name}.")
+    return found
 
 
 def fill(like: Any, tensors: Tensors, path: str | os.PathLike[str], field: str, way_out: str) -> Any:

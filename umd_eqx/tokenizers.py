@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import math
 import os
 import re
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ import equinox as eqx
 import jax
 import numpy as np
 
+from umd_eqx.cards import CHECKSUM, MOST_SIZES, is_intact, require_sane_tokenizer, sealed
 from umd_eqx.config import Config
 from umd_eqx.data.latents import Manifest, check, source_hash
 from umd_eqx.dump import dump, load
@@ -24,13 +24,14 @@ from umd_eqx.models.tokenizer import AbstractTokenizer
 from umd_eqx.models.vae import SD_V1, SD_V3, AutoencoderKL
 from umd_eqx.models.variants import AbstractModelConfig
 from umd_eqx.programs import abstract
-from umd_eqx.tensors import fill, named_leaves, read_tensors, sha256_of, write_tensors
+from umd_eqx.report import write_atomically
+from umd_eqx.tensors import fill, named_leaves, named_settings, read_tensors, sha256_of, write_tensors
 from umd_eqx.types import LatentSpec
 
-FORMAT = 1
-"""Of the card. A reader refuses a larger one."""
+FORMAT = 2
+"""Of the card. A reader refuses a larger one. Cards of format 1 have no checksum, and are read without."""
 
-OWN = ("format", "kind", "model", "channels", "shift", "scale", "parameters", "sha256")
+OWN = ("format", "kind", "model", "channels", "shift", "scale", "parameters", "sha256", CHECKSUM)
 """What a card says by itself, besides the facts that it is given."""
 
 TRAINED = "tokenizer.safetensors"
@@ -39,12 +40,15 @@ TRAINED = "tokenizer.safetensors"
 SHIPPED = {name: Path(__file__).parent / "weights" / f"{name}.safetensors" for name in ("fashion-kl", "fashion-fsq")}
 """Small tokenizers of the embedded images that come with the package, by name."""
 
+LARGEST_FACTOR = 2**MOST_SIZES
+"""Pixels of a side that any tokenizer of a card makes a whole number of latents of."""
+
 WAY_OUT = "Give a run of train_tokenizer.py, an export, the folder of a Stable Diffusion VAE, or one of "
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LoadedTokenizer:
-    """A trained tokenizer, the fingerprint of its weights with its shift and scale, and one line for a person.
+    """A trained tokenizer, its fingerprint, and one line for a person.
 
     `config` is what it was built by and `facts` what else its card says; None and nothing for one of diffusers.
     """
@@ -117,7 +121,7 @@ def save_tokenizer(
         "sha256": sha256_of(place),
         **facts,
     }
-    place.with_suffix(".json").write_text(json.dumps(card, indent=2) + "\n")
+    write_atomically(place.with_suffix(".json"), (json.dumps(sealed(card), indent=2) + "\n").encode())
     return place.with_suffix(".json")
 
 
@@ -174,12 +178,17 @@ def with_latents_of(recipe: Config, config: Config) -> Config:
 
 
 def fingerprint(tokenizer: AbstractTokenizer) -> str:
-    """Of the weights, the shift and the scale alone, whatever file they lie in: 16 hexadecimal digits."""
-    total = hashlib.sha256(f"{tokenizer.shift} {tokenizer.scale}".encode())
+    """A fingerprint of all that a latent depends on, whatever file it lies in: 32 hexadecimal digits.
+
+    The first 16 are of the weights, the shift and the scale, the others of every setting: the tokenizer's kind, its
+    channels, levels, groups, ... See `umd_eqx.types.same_tokenizer` for fingerprints that have the first part alone.
+    """
+    weights = hashlib.sha256(f"{tokenizer.shift} {tokenizer.scale}".encode())
     for name, tensor in sorted(named_leaves(tokenizer).items()):
-        total.update(name.encode())
-        total.update(np.ascontiguousarray(tensor, np.float32).tobytes())
-    return total.hexdigest()[:16]
+        weights.update(name.encode())
+        weights.update(np.ascontiguousarray(tensor, np.float32).tobytes())
+    settings = hashlib.sha256(json.dumps(named_settings(tokenizer), sort_keys=True).encode())
+    return weights.hexdigest()[:16] + settings.hexdigest()[:16]
 
 
 def with_statistics(tokenizer: AbstractTokenizer, shift: float, scale: float) -> AbstractTokenizer:
@@ -197,22 +206,23 @@ def _from_card(place: Path, source: str, field: str) -> LoadedTokenizer:
         if card.get("kind") != "tokenizer":
             raise BadInput(field, f"{place} holds no tokenizer", WAY_OUT + ", ".join(SHIPPED))
         config, digest = load(card["model"]), card["sha256"]
-        channels, shift, scale = card["channels"], float(card["shift"]), float(card["scale"])
-        if not isinstance(config, AbstractModelConfig) or type(channels) is not int or not 0 < channels < 2**10:
-            raise TypeError("model or channels")
-        if not (math.isfinite(shift) and math.isfinite(scale) and scale > 0):
-            raise ValueError("shift or scale")
+        channels, shift, scale = card["channels"], card["shift"], card["scale"]
+        require_sane_tokenizer(config, channels, shift, scale)
+        config.validate(LARGEST_FACTOR)
         make = functools.partial(config.build, 0, channels, 1)
         like = jax.eval_shape(lambda key: make(key=key), jax.random.key(0))
     except FileNotFoundError as error:
         raise BadInput(field, f"{place} has no card beside it", f"Put {card_path.name} into the same folder") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         if isinstance(error, BadInput):
             raise
         raise BadInput(field, f"{card_path} cannot be read", "Train or export the tokenizer anew") from error
     if digest != sha256_of(place):
         raise BadInput(field, f"{place} is not the file that its card describes", "Train or export it anew")
-    tokenizer = with_statistics(fill(like, tensors, place, field, "Train or export it anew"), shift, scale)
+    filled = fill(like, tensors, place, field, "Train or export it anew")
+    if card["format"] > 1 and not is_intact(card):
+        raise BadInput(field, f"{card_path} was changed after it was written", "Train or export the tokenizer anew")
+    tokenizer = with_statistics(filled, float(shift), float(scale))
     title = f"{source}, {config.title}, {_shape_of(tokenizer)}"
     facts = {name: value for name, value in card.items() if name not in OWN}
     return LoadedTokenizer(tokenizer, fingerprint(tokenizer), title, config, facts)

@@ -12,6 +12,7 @@ from umd_eqx.models.guidance import Autoguidance, ClassifierFree, Interval
 from umd_eqx.paths import AbstractPath
 from umd_eqx.pretrained import Pretrained, Weights, from_pretrained
 from umd_eqx.sampling import AbstractSampler, SamplerConfig
+from umd_eqx.types import same_tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +109,7 @@ class SamplingFlags:
             problem = f"it was trained on {type(weak.path).__name__} and not on {type(source.path).__name__}"
             raise BadInput("--weak", problem, "Take a checkpoint of the same path")
         made_by = [None if it.latents is None else it.latents.spec.digest for it in (weak, source)]
-        if made_by[0] != made_by[1]:
+        if not same_tokenizer(*made_by):
             raise BadInput("--weak", "it was trained on other latents", "Take a checkpoint of the same tokenizer")
         return weak
 
