@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import shutil
+import signal
 
 import equinox as eqx
 import jax
@@ -10,6 +12,7 @@ import pytest
 from faults.tiny import arrays, assert_equal_bit_for_bit, numbers, on_one_device, rows, tiny
 from faults.tiny import compilation_cache as compilation_cache
 
+from umd_eqx import loop
 from umd_eqx.cli import exit_with
 from umd_eqx.commands.encode_latents import encode_latents
 from umd_eqx.commands.evaluate import evaluate
@@ -29,7 +32,9 @@ from umd_eqx.presets import PRETRAIN, latent_umd
 from umd_eqx.pretrained import from_pretrained
 from umd_eqx.run import run
 from umd_eqx.sharding import make_mesh
+from umd_eqx.tokenizer_training import is_written, kl
 from umd_eqx.tokenizers import load_tokenizer, resolve, save_tokenizer, with_statistics
+from umd_eqx.train import train_step
 from umd_eqx.types import LatentSpec
 
 SMALL = KLTokenizer(latent_channels=2, widths=(4, 8, 8), groups=2)
@@ -192,6 +197,55 @@ def test_a_tokenizer_is_trained_and_used(tmp_path, capsys, monkeypatch):
     assert (code, error.startswith("error: --run: kl holds a tokenizer and no network")) == (2, True)
     assert called(capsys, export_weights, "--run", "kl", "--out", "out.safetensors", "--half")[0] == 0
     assert load_tokenizer("out.safetensors").facts["step"] == 3
+
+
+def test_a_run_of_a_tokenizer_from_python_ends_in_writing_it(tmp_path, monkeypatch, capsys):
+    config = kl()
+    config = dataclasses.replace(
+        config,
+        model=SMALL,
+        data=dataclasses.replace(config.data, batch_size=8, eval_batch_size=32),
+        optim=dataclasses.replace(config.optim, steps=3),
+        eval={},
+    )
+    directory = tmp_path / "kl"
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "train_step", lambda *given: signal.raise_signal(signal.SIGTERM) or train_step(*given))
+        assert run(config, run_dir=directory).exit_code == 75
+    assert not (directory / "tokenizer.safetensors").exists()  # a run that is stopped has none yet
+    run(config, run_dir=directory)
+    whole = load_tokenizer(str(directory))
+    assert whole.facts["step"] == 3
+    assert "tokenizer: " in capsys.readouterr().out
+    # Finished already: it is left as it is, and written where it is missing.
+    written = (directory / "tokenizer.safetensors").stat().st_mtime_ns
+    run(config, run_dir=directory)
+    assert (directory / "tokenizer.safetensors").stat().st_mtime_ns == written
+    assert is_written(directory, 3)
+    assert not is_written(directory, 4)
+    (directory / "tokenizer.json").unlink()
+    assert not is_written(directory, 3)
+    run(config, run_dir=directory)
+    assert load_tokenizer(str(directory)).digest == whole.digest
+
+
+def test_runs_and_exports_with_the_former_fingerprint_of_their_tokenizer_are_read(tokenizer, whole, tmp_path, capsys):
+    former = load_tokenizer(tokenizer).digest[:16]
+    directory = tmp_path / "run"
+    shutil.copytree(whole, directory)
+    kept = json.loads((directory / "config.json").read_text())
+    assert len(kept["config"]["latent"]["digest"]) == 32
+    kept["config"]["latent"]["digest"] = former
+    (directory / "config.json").write_text(json.dumps(kept))
+    source = from_pretrained(directory)
+    assert source.digest == from_pretrained(whole).digest
+    run(small(tokenizer), run_dir=directory, preset="latent-umd", limit_steps=6)  # claimed as its own
+    assert "is finished" in capsys.readouterr().out
+    require_fitting(follow(FINETUNE, None, directory, "ema")[1], source)
+    kept["config"]["latent"]["digest"] = former[::-1]
+    (directory / "config.json").write_text(json.dumps(kept))
+    with pytest.raises(BadInput, match="is not the tokenizer that the network was trained on"):
+        from_pretrained(directory)
 
 
 @pytest.mark.slow  # half a minute, and every part of it is tested alone

@@ -26,10 +26,12 @@ from umd_eqx.config import Config, build
 from umd_eqx.data.source import BrokenImage, TfdsSource
 from umd_eqx.errors import BadInput
 from umd_eqx.eval import FewShot, Reconstruction
+from umd_eqx.finetuning import FINETUNE, follow
 from umd_eqx.presets import PRETRAIN
+from umd_eqx.pretrained import from_pretrained
 from umd_eqx.run import Outcome, nearest_preset, run
 from umd_eqx.signals import Stop
-from umd_eqx.workspace import default_run_dir
+from umd_eqx.workspace import RUN_FORMAT, default_run_dir
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -103,6 +105,35 @@ def test_a_finished_run_says_so_and_is_left_as_it_is(done, capsys):
     assert "report.html" in out
     del before[done / "report.html"]  # it is drawn anew, of the same numbers
     assert {path: path.read_bytes() for path in before} == before
+
+
+def by_older_code(run_dir: Path) -> None:
+    """Makes a run one that was begun before runs had a format."""
+    path = run_dir / "config.json"
+    kept = json.loads(path.read_text())
+    assert kept.pop("format") == RUN_FORMAT
+    path.write_text(json.dumps(kept))
+
+
+def test_an_unfinished_run_of_older_code_is_refused_and_a_finished_one_is_read(tmp_path, capsys):
+    directory = tmp_path / "run"
+    run(QUIET, run_dir=directory, preset="umd", limit_steps=2)
+    by_older_code(directory)
+    before = {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+    with pytest.raises(BadInput, match="was begun by an older version of this program, which draws other") as error:
+        run(QUIET, run_dir=directory, preset="umd", limit_steps=4)
+    assert error.value.field == "--run-dir"
+    assert "\n" not in str(error.value)
+    assert {path: path.read_bytes() for path in before} == before
+    # It is finished where no more steps are asked for: then it is shown, sampled, exported, fine-tuned.
+    capsys.readouterr()
+    assert run(QUIET, run_dir=directory, preset="umd", limit_steps=2).step == 2
+    assert "is finished" in capsys.readouterr().out
+    assert from_pretrained(directory).step == 2
+    assert follow(FINETUNE, None, directory, "ema")[0] == "umd-ft"
+    (directory / "config.json").write_text(json.dumps(json.loads(before[directory / "config.json"]) | {"format": 99}))
+    with pytest.raises(BadInput, match="was begun by a newer version"):
+        run(QUIET, run_dir=directory, preset="umd", limit_steps=4)
 
 
 def test_measuring_does_not_change_what_is_trained(done, tmp_path):

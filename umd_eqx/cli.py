@@ -96,17 +96,10 @@ def _main(presets: Mapping[str, Preset], arguments: list[str]) -> int:
     return train(command, name, recipe, functools.partial(default_run_dir, name))
 
 
-def train(
-    command: Command,
-    preset: str,
-    recipe: Config,
-    place: Callable[[Config, Config], Path],
-    afterwards: Callable[[Config, Path], None] = lambda config, run_dir: None,
-) -> int:
+def train(command: Command, preset: str, recipe: Config, place: Callable[[Config, Config], Path]) -> int:
     """Does what is asked for: shows the configuration or what it takes, or runs it. Gives the exit code.
 
-    `place` names the run's directory, if the command does not, from the configuration and the recipe. `afterwards` is
-    called with the configuration and the directory of a run that came to its end.
+    `place` names the run's directory, if the command does not, from the configuration and the recipe.
     """
     if command.print_config:
         print(json.dumps(dump(command.config), indent=2))
@@ -121,8 +114,6 @@ def train(
     options = {"run_dir": directory, "limit_steps": command.limit_steps}
     with disk_errors(directory):
         outcome = run(config, preset=preset, recipe=recipe, **options)
-        if outcome.exit_code == 0:
-            afterwards(config, outcome.run_dir)
         if command.json is not None:
             last: dict[str, float] = {}
             for row in read_metrics(outcome.run_dir / "metrics.jsonl"):
@@ -148,6 +139,16 @@ def split_preset(presets: Mapping[str, Preset], arguments: Sequence[str]) -> tup
         if word in presets and (not before.startswith("--") or before in SWITCHES or "=" in before):
             raise BadInput("preset", f"{word!r} comes after a flag", f"Write the preset first: {word} --flag VALUE ...")
     return name, flags
+
+
+def flag_value(words: Sequence[str], flag: str) -> str | None:
+    """What a flag is given as among the words of a command line, before they are parsed; None where it is not there."""
+    found = None
+    for i, word in enumerate(words):
+        name, equals, value = word.partition("=")
+        if name == flag:
+            found = value if equals else next(iter(words[i + 1 : i + 2]), None)
+    return found
 
 
 def describe_presets(what: str, presets: Mapping[str, Preset], chosen: str) -> str:

@@ -13,6 +13,7 @@ import jax
 from jaxtyping import PRNGKeyArray
 
 from umd_eqx.config import CheckpointConfig, Config, DataConfig, LogConfig, Start
+from umd_eqx.derived import derived_recipe
 from umd_eqx.errors import BadInput
 from umd_eqx.eval import Denoising, FewShot, Generation, Reconstruction
 from umd_eqx.models import AutoEncoder, ModelConfig
@@ -33,6 +34,7 @@ from umd_eqx.presets import (
 )
 from umd_eqx.pretrained import Pretrained, Weights, from_pretrained
 from umd_eqx.tokenizers import resolve
+from umd_eqx.types import same_tokenizer
 
 SAME_NETWORK = ("variant", "conditioning", "class_tokens")
 """What must be as in the source, for its weights to fit."""
@@ -135,20 +137,23 @@ def follow(
 
     - `presets`: recipes by name.
     - `name`: one of them, which is then taken as it is; None takes the one that belongs to the source's system, with
-        the source's network, path and data.
+        the source's network, path and data, or derives one from the run where there is none (`derived_recipe`).
     - `path`: a run directory or an export.
     - `weights`: of a run, the weights or their average.
 
-    **Raises:** `BadInput` where there is no recipe for the source's system, and as `from_pretrained` does.
+    **Raises:** `BadInput` where there is no recipe for the system of an export, and as `from_pretrained` does.
     """
     source = from_pretrained(path, weights=weights, field="--from")
     start = Start(os.fspath(path), weights, source.digest)
     if name is not None:
         return name, dataclasses.replace(presets[name](), start=start)
-    name = source.preset if source.preset in presets else f"{source.preset}-ft"
+    name = source.preset if source.preset in presets else f"{source.preset.removesuffix('-ft')}-ft"
+    if name not in presets and source.trained is not None:
+        return name, dataclasses.replace(derived_recipe(source, source.trained), start=start)
     if name not in presets:
         problem = f"there is no recipe {name!r} for what lies in {path}"
-        raise BadInput("preset", problem, f"Put one of these first: {', '.join(presets)}")
+        way_out = f"Give the run that it was exported from, or put one of these first: {', '.join(presets)}"
+        raise BadInput("preset", problem, way_out)
     recipe = presets[name]()
     kept = ("name", "dir", "train_split", "test_split", "size", "expected")
     data = dataclasses.replace(recipe.data, **{field: getattr(source.data, field) for field in kept})
@@ -178,7 +183,7 @@ def require_fitting(config: Config, source: Pretrained) -> None:
         raise BadInput("--from", problem, "Name no preset: the recipe then follows the source")
     config = resolve(config)
     made_by = None if source.latents is None else source.latents.spec.digest
-    if made_by != (None if config.latent is None else config.latent.digest):
+    if not same_tokenizer(made_by, None if config.latent is None else config.latent.digest):
         kind = "pixels" if source.latents is None else f"the latents of {source.latents.source}"
         problem = f"it was trained on {kind}, the recipe has {config.tokenizer or 'pixels'}"
         raise BadInput("--from", problem, "Name no preset: the recipe then follows the source")

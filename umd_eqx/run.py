@@ -2,8 +2,9 @@
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from pathlib import Path
 
 import jax
@@ -17,7 +18,7 @@ from umd_eqx.data.loader import training_batches
 from umd_eqx.data.source import DataSource
 from umd_eqx.dump import differences, dump, flatten, run_identity
 from umd_eqx.errors import BadInput
-from umd_eqx.eval import EvalContext
+from umd_eqx.eval import AbstractEvaluator, EvalContext
 from umd_eqx.flops import peak_flops
 from umd_eqx.latents import as_latents
 from umd_eqx.loop import Evaluations, Guard, Meter, Sinks, fit
@@ -25,14 +26,16 @@ from umd_eqx.models.tokenizer import AbstractTokenizer
 from umd_eqx.models.variants import num_parameters
 from umd_eqx.presets import PRETRAIN
 from umd_eqx.pretrained import first_weights
+from umd_eqx.remeasure import add_measurement, not_yet_measured
 from umd_eqx.report import MetricsFile, Terminal, Wandb, read_metrics, results_table, write_webpage
 from umd_eqx.report.rundir import RunDirectory
 from umd_eqx.sharding import batch_sharding, place, replicated
 from umd_eqx.signals import EXIT_STOPPED, Stop
+from umd_eqx.tokenizer_training import finish, is_written
 from umd_eqx.tokenizers import load_tokenizer, resolve, with_latents_of
 from umd_eqx.train import TrainState
 from umd_eqx.types import Batch
-from umd_eqx.workspace import claim, default_run_dir, environment, own, record, save_json
+from umd_eqx.workspace import claim, default_run_dir, environment, own, record, require_same_format, save_json
 
 EVALUATION_KEY = 2**32 - 1
 """Folded into the seed for evaluations: no training step has this number."""
@@ -64,6 +67,9 @@ def run(
     limit_steps: int | None = None,
 ) -> Outcome:
     """Trains and measures as `config` says; in a directory with an unfinished run of the same kind, goes on with it.
+
+    A run of a tokenizer ends in writing it (`tokenizer_training.finish`). A run that is finished already is measured
+    again where `config` has evaluators that were changed since (`remeasure.not_yet_measured`).
 
     **Arguments:**
 
@@ -122,7 +128,9 @@ class _Run:
             stack.callback(checkpoints.close)
             newest = max(checkpoints.steps(), default=0)
             if newest >= self.stop_at:
-                return self._already_done(newest)
+                return self._already_done(newest, checkpoints)
+            if newest:
+                require_same_format(self.directory)
             record(self.directory, self.config, self.preset, self.recipe)  # what may differ may have changed
             require_space(epath.Path(self.directory), self.built.abstract_state(), self.config.checkpoint.keep)
             terminal = stack.enter_context(Terminal(self.stop_at, start=newest))
@@ -143,7 +151,7 @@ class _Run:
                 batches,
                 log_every=self.config.log.every,
                 checkpoint_every=self.config.checkpoint.every,
-                evaluations=self._evaluations(train, test, terminal),
+                evaluations=self._evaluations(train, test, terminal, self.config.eval),
                 checkpoints=checkpoints,
                 sinks=sinks,
                 meter=meter,
@@ -157,6 +165,8 @@ class _Run:
             terminal.phase("saving", step)
             checkpoints.wait()
             write_webpage(self.directory)
+        if step == self.stop_at:
+            self._write_tokenizer(step)
         return self._goodbye(step, stop.asked if step < self.stop_at else None)
 
     def _restore(self, checkpoints: Checkpoints, terminal: Terminal) -> tuple[int, TrainState]:
@@ -190,7 +200,9 @@ class _Run:
         key = jax.random.fold_in(jax.random.key(self.config.seed), LATENT_KEY)
         return as_latents(batches, self.tokenizer, key, first, mesh=self.parts.mesh, stored=stored is not None)
 
-    def _evaluations(self, train: DataSource, test: DataSource, terminal: Terminal) -> Evaluations:
+    def _evaluations(
+        self, train: DataSource, test: DataSource, terminal: Terminal, evaluators: Mapping[str, AbstractEvaluator]
+    ) -> Evaluations:
         data = self.config.data
         mesh, path = self.parts.mesh, self.parts.path
         context = EvalContext(
@@ -204,7 +216,7 @@ class _Run:
         names = {name for row in read_metrics(self.metrics_path) for name in row}
         beaten = {name.split("/")[2] for name in names if name.startswith("eval/untrained/")}
         return Evaluations(
-            {name: (evaluator, evaluator.build(context)) for name, evaluator in self.config.eval.items()},
+            {name: (evaluator, evaluator.build(context)) for name, evaluator in evaluators.items()},
             jax.random.fold_in(jax.random.key(self.config.seed), EVALUATION_KEY),
             last=self.stop_at,
             # Weights that something was trained for already are no line to beat.
@@ -225,7 +237,8 @@ class _Run:
         }
         save_json(self.directory / "environment.json", environment(self.preset, facts))
         rows = read_metrics(self.metrics_path)
-        wall = rows[-1].get("throughput/wall_seconds", 0.0) if rows else 0.0
+        walls = [row["throughput/wall_seconds"] for row in rows if "throughput/wall_seconds" in row]
+        wall = walls[-1] if walls else 0.0
         return Meter(self.config.data.batch_size, flops, peak * self.parts.mesh.size, wall=wall)
 
     def _headline(self, state: TrainState) -> str:
@@ -242,11 +255,34 @@ class _Run:
         run_id = hashlib.sha256(str(self.directory.absolute()).encode()).hexdigest()[:16]
         return Wandb.maybe(self.config.log.wandb, self.directory, name, dump(self.config), run_id, say=terminal.say)
 
-    def _already_done(self, step: int) -> Outcome:
+    def _already_done(self, step: int, checkpoints: Checkpoints) -> Outcome:
         print(f"{self.directory} is finished: it is at step {step}, and {self.stop_at} was asked for. Its results:\n")
+        changed = not_yet_measured(self.directory, self.config.eval, read_metrics(self.metrics_path), step)
+        if changed:
+            self._measure(changed, checkpoints)
+        self._write_tokenizer(step)
         print(results_table(read_metrics(self.metrics_path), RunDirectory.read(self.directory).headlines()))
         print(f"\nreport: {write_webpage(self.directory)}")
         return Outcome(self.directory, step, None)
+
+    def _measure(self, evaluators: Mapping[str, AbstractEvaluator], checkpoints: Checkpoints) -> None:
+        """Measures the newest checkpoint of a finished run, and adds its numbers to those of the training."""
+        with Terminal(self.stop_at, start=self.stop_at) as terminal:
+            terminal.say(f"measuring what was asked for otherwise: {', '.join(evaluators)}")
+            found = checkpoints.restore(self.built.abstract_state(), replicated(self.parts.mesh), terminal.warn)
+            assert found is not None, "a finished run has a checkpoint"
+            step, state = found
+            train, test = self.config.data.open()
+            self.tokenizer = self._tokenizer()
+            evaluations = self._evaluations(train, test, terminal, evaluators)
+            row, pictures = evaluations.measure([*evaluators], state, functools.partial(terminal.phase, step=step))
+            add_measurement(self.directory, step, row, pictures, self._wandb(terminal))
+
+    def _write_tokenizer(self, step: int) -> None:
+        """Writes the tokenizer of a run that trained one, if that of this step is not there yet."""
+        trained = isinstance(self.built.abstract_state().model, AbstractTokenizer)
+        if trained and not is_written(self.directory, step):
+            print(f"tokenizer: {finish(self.config, self.directory)}")
 
     def _goodbye(self, step: int, stopped_by: str | None) -> Outcome:
         if stopped_by is not None:

@@ -15,6 +15,7 @@ from umd_eqx.config import CheckpointConfig, Config, DataConfig, LogConfig, buil
 from umd_eqx.data.loader import evaluation_batches
 from umd_eqx.data.source import DataSource
 from umd_eqx.data.transforms import EvalTransform
+from umd_eqx.errors import BadInput
 from umd_eqx.eval.base import spread
 from umd_eqx.eval.tokenizer_quality import TokenizerQuality
 from umd_eqx.models.tokenizer import AbstractTokenizer
@@ -27,7 +28,7 @@ from umd_eqx.presets import FASHION_MNIST, Preset
 from umd_eqx.pretrained import restored
 from umd_eqx.programs import Program
 from umd_eqx.sharding import batch_sharding, in_pieces, make_mesh, place, replicated, whole_batch
-from umd_eqx.tokenizers import TRAINED, save_tokenizer, with_statistics
+from umd_eqx.tokenizers import TRAINED, load_tokenizer, save_tokenizer, with_statistics
 
 MEASURED = 10_000
 """Training images by which the latents' mean and standard deviation are taken."""
@@ -66,6 +67,14 @@ def finish(config: Config, run_dir: Path, *, half: bool = False, say: Callable[[
     facts = {"step": step, "data": built.spec.name, "size": config.data.size}
     save_tokenizer(tokenizer, config.model, run_dir / TRAINED, facts | {"latent_std": std}, half=half)
     return run_dir / TRAINED
+
+
+def is_written(run_dir: Path, step: int) -> bool:
+    """Whether the tokenizer that a run has at `step` lies in its directory, and can be read."""
+    try:
+        return load_tokenizer(str(run_dir / TRAINED)).facts.get("step") == step
+    except BadInput:
+        return False
 
 
 def latent_statistics(

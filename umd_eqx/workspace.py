@@ -21,6 +21,13 @@ from umd_eqx.config import Config
 from umd_eqx.dump import differences, dump, flatten, only_the_run, run_identity
 from umd_eqx.errors import BadInput
 from umd_eqx.report import write_atomically
+from umd_eqx.types import same_tokenizer
+
+RUN_FORMAT = 2
+"""Of a run: raised where the same configuration would train other weights, as when the order of the images changes.
+
+A `config.json` without this number is of format 1.
+"""
 
 PACKAGES = ("umd_eqx", "jax", "jaxlib", "equinox", "optax", "diffrax", "grain", "orbax-checkpoint", "numpy")
 LONGEST_NAME = 100
@@ -80,6 +87,8 @@ def claim(run_dir: Path, config: Config, preset: str | None) -> bool:
     except (ValueError, KeyError, TypeError) as error:
         raise BadInput("--run-dir", f"{path} cannot be read", "Choose another directory") from error
     changed = differences(old, run_identity(config))
+    if same_tokenizer(*changed.get("latent.digest", ("", None))):
+        del changed["latent.digest"]
     if changed:
         name, (was, now) = next(iter(changed.items()))
         field = f"--{name.replace('_', '-')}"
@@ -99,11 +108,28 @@ def claim(run_dir: Path, config: Config, preset: str | None) -> bool:
     return False
 
 
+def require_same_format(run_dir: Path) -> None:
+    """Raises `BadInput` where the run in a directory was begun by a version that would have trained other weights.
+
+    For a run that is to be continued: finished ones of any format are read everywhere.
+    """
+    kept = json.loads((run_dir / "config.json").read_text()).get("format", 1)
+    if kept == RUN_FORMAT:
+        return
+    version = "a newer" if isinstance(kept, int) and kept > RUN_FORMAT else "an older"
+    raise BadInput(
+        "--run-dir",
+        f"the unfinished run in {run_dir} was begun by {version} version of this program, which draws other batches",
+        "Choose another directory to start anew, or finish it with that version",
+    )
+
+
 def record(run_dir: Path, config: Config, preset: str, recipe: Config) -> None:
-    """Writes `config.json`: the preset, what was changed of its recipe, and the whole configuration."""
+    """Writes `config.json`: `RUN_FORMAT`, the preset, what was changed of its recipe, and the whole configuration."""
     changed = differences(flatten(dump(recipe)), flatten(dump(config)))
     overrides = {name: new for name, (_, new) in changed.items()}
-    save_json(run_dir / "config.json", {"preset": preset, "overrides": overrides, "config": dump(config)})
+    content = {"format": RUN_FORMAT, "preset": preset, "overrides": overrides, "config": dump(config)}
+    save_json(run_dir / "config.json", content)
 
 
 def environment(preset: str, facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,17 +1,21 @@
-"""`experiments/evaluate.py`: the metrics of generated images, by a named protocol, with everything they depend on."""
+"""`experiments/evaluate.py`: the metrics of generated images, by a named protocol, with everything they depend on.
+
+Or, with `--benchmark probe`, those of the representation: `umd_eqx.commands.probe`.
+"""
 
 import dataclasses
-import hashlib
-import json
 import sys
 import time
-from pathlib import Path
+from typing import Literal
 
 import jax
 import tyro
 
+from umd_eqx.cli import flag_value
+from umd_eqx.commands.probe import measure_probe
+from umd_eqx.commands.results import keep, open_data, tag
 from umd_eqx.commands.sampling import Flags, SamplingFlags
-from umd_eqx.errors import BadInput, disk_errors, require_writable
+from umd_eqx.errors import BadInput, require_writable
 from umd_eqx.eval import EvalContext
 from umd_eqx.eval.activations import Features, activations
 from umd_eqx.eval.distances import frechet_distance
@@ -21,7 +25,7 @@ from umd_eqx.eval.measure import metric_names
 from umd_eqx.eval.protocol import Protocol, generation_result, labels_for, scale
 from umd_eqx.models.extractor import AbstractExtractor
 from umd_eqx.pretrained import Pretrained
-from umd_eqx.report import Terminal, write_atomically
+from umd_eqx.report import Terminal
 from umd_eqx.sampling import sample as sample_images
 from umd_eqx.sharding import make_mesh, whole_batch
 
@@ -30,6 +34,8 @@ from umd_eqx.sharding import make_mesh, whole_batch
 class Evaluate:
     """Sample as a protocol says, and compare with real images."""
 
+    benchmark: Literal["generation", "probe"] = "generation"
+    """What is measured: generated images, or the representation (`--benchmark probe --help` has the flags)."""
     flags: Flags = dataclasses.field(default_factory=SamplingFlags)
     protocol: ProtocolName = "umd10k"
     """The paper's (10,240 samples, validation statistics) or the field's (50,000, training statistics)."""
@@ -52,6 +58,8 @@ def evaluate(words: list[str]) -> int:
 
     **Raises:** `BadInput` naming the flag at fault.
     """
+    if flag_value(words, "--benchmark") == "probe":
+        return measure_probe(words)
     command = tyro.cli(Evaluate, args=words, description="Measure the images that a trained network generates.")
     flags = command.flags
     protocol = PROTOCOLS[command.protocol]
@@ -64,14 +72,7 @@ def evaluate(words: list[str]) -> int:
     config = flags.sampler_config()
     source = flags.source()
     model, (sampler, path) = flags.guided(source), flags.way(source)
-    try:
-        train, test = dataclasses.replace(source.data, dir=command.data_dir or source.data.dir).open()
-    except BadInput as error:
-        way_out = error.way_out.replace("--data.dir", "--data-dir")
-        raise BadInput("--data-dir", error.problem, way_out) from error
-    if train.spec.channels != source.spec.channels:
-        problem = f"{train.spec.name} has {train.spec.channels} channels, the network {source.spec.channels}"
-        raise BadInput("--data-dir", problem, "Give the data that it was trained on")
+    train, test = open_data(source, command.data_dir)
     extractor = choose_extractor(command.extractor, command.inception_weights, train.spec, port=protocol.port)
     print(flags.describe(source))
     warnings = flags.warnings(source)
@@ -137,18 +138,7 @@ def _print(protocol: Protocol, found: dict[str, float]) -> None:
 
 
 def _keep(command: Evaluate, protocol: Protocol, source: Pretrained, result: dict[str, object]) -> None:
-    text = (json.dumps([result], indent=2) + "\n").encode()
-    places = [] if command.json is None else [Path(command.json)]
-    run = None if command.flags.run is None else Path(command.flags.run)
-    if run is not None and (run / "config.json").exists():
-        scale_name = f"cfg{command.flags.scale(source):g}"
-        # All that the numbers depend on is in the last part, so that no result takes the place of another.
-        settled = {name: result[name] for name in ("sampler", "guidance", "weights", "extractor", "reference")}
-        tag = hashlib.sha256(json.dumps(settled, sort_keys=True).encode()).hexdigest()[:8]
-        name = f"{protocol.name}-{command.flags.sampler}-{scale_name}-{source.weights}-step{source.step}-{tag}.json"
-        places.append(run / "eval" / name)
-    for place in places:
-        with disk_errors(place.parent):
-            place.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(place, text)
-        print(f"result: {place}")
+    scale_name = f"cfg{command.flags.scale(source):g}"
+    settled = {name: result[name] for name in ("sampler", "guidance", "weights", "extractor", "reference")}
+    name = f"{protocol.name}-{command.flags.sampler}-{scale_name}-{source.weights}-step{source.step}-{tag(settled)}"
+    keep(result, name, command.flags.run, command.json)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from umd_eqx.cli import Command, describe_presets, split_preset, train
+from umd_eqx.cli import Command, describe_presets, flag_value, split_preset, train
 from umd_eqx.config import Config
 from umd_eqx.errors import BadInput
 from umd_eqx.finetuning import FINETUNE, finetuned_dir, follow, require_fitting, starts_from_weights
@@ -65,11 +65,7 @@ def finetune(words: list[str], presets: Mapping[str, Preset] = FINETUNE) -> int:
 
 def _peek(flags: list[str]) -> tuple[str | None, Weights]:
     """`--from` and `--weights` alone: the rest can only be understood when they are known."""
-    found: dict[str, str | None] = {"from": None, "weights": "ema"}
-    for i, word in enumerate(flags):
-        flag, equals, value = word.partition("=")
-        if flag in ("--from", "--weights"):
-            found[flag[2:]] = value if equals else next(iter(flags[i + 1 : i + 2]), None)
-    if found["weights"] not in ("raw", "ema"):
-        raise BadInput("--weights", f"{found['weights']!r} is neither", "Use raw or ema")
-    return found["from"], "raw" if found["weights"] == "raw" else "ema"
+    weights = flag_value(flags, "--weights")
+    if weights not in (None, "raw", "ema"):
+        raise BadInput("--weights", f"{weights!r} is neither", "Use raw or ema")
+    return flag_value(flags, "--from"), "raw" if weights == "raw" else "ema"

@@ -2,14 +2,12 @@
 
 import functools
 from collections.abc import Mapping
-from pathlib import Path
 
 import tyro
 
 from umd_eqx.cli import Command, describe_presets, split_preset, train
-from umd_eqx.config import Config
 from umd_eqx.presets import Preset
-from umd_eqx.tokenizer_training import TOKENIZERS, finish
+from umd_eqx.tokenizer_training import TOKENIZERS
 from umd_eqx.workspace import default_run_dir
 
 
@@ -25,8 +23,4 @@ def train_tokenizer(words: list[str], presets: Mapping[str, Preset] = TOKENIZERS
     recipe = presets[name]()
     what = "Train a tokenizer, which makes latents of images."
     command = tyro.cli(Command, default=Command(recipe), args=flags, description=describe_presets(what, presets, name))
-    return train(command, name, recipe, functools.partial(default_run_dir, name), afterwards=_finish)
-
-
-def _finish(config: Config, run_dir: Path) -> None:
-    print(f"tokenizer: {finish(config, run_dir)}")
+    return train(command, name, recipe, functools.partial(default_run_dir, name))

@@ -33,6 +33,25 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def insert_row(path: str | os.PathLike[str], step: int, row: Mapping[str, SupportsFloat]) -> None:
+    """Put a further row of a step into a metrics file, in one piece, behind those of this step and of earlier ones.
+
+    It is for what is measured when the run is over: a run itself writes each step once (`MetricsFile`).
+
+    **Arguments:**
+
+    - `path`: the file; its folder must exist.
+    - `step`: 0 or more.
+    - `row`: as for `MetricsFile.append`.
+
+    Raises `BadInput` as `read_metrics`, `OSError` if the disk refuses.
+    """
+    rows = read_metrics(path)
+    new = {"step": int(step), **{name: _plain(value) for name, value in row.items()}}
+    before, after = ([r for r in rows if (r["step"] <= step) == early] for early in (True, False))
+    write_atomically(path, b"".join(map(_line, [*before, new, *after])))
+
+
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """The rows of a metrics file, oldest first. A number that was NaN or infinite when it was written reads as None.
 

@@ -224,6 +224,9 @@ def evaluations(run: RunDirectory) -> str:
     if folded:
         table = _table("denoising", folded)
         parts.append(f"<details>\n<summary>Denoising, by noise level</summary>\n{table}</details>\n")
+    if any("[" in group for group in groups):
+        note = "In brackets: settings that the evaluation was repeated with when the run was finished."
+        parts.append(f'<p class="note">{note}</p>\n')
     return f"<section>\n<h2>Evaluation</h2>\n{''.join(parts)}</section>\n" if parts else ""
 
 

@@ -1,0 +1,167 @@
+"""Fine-tuning a reader's own runs: the recipe that is derived, and the way from pre-training to sampling."""
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+from data.tiny_sets import encode, image_features, picture, write
+from faults.tiny import compilation_cache as compilation_cache
+from faults.tiny import on_one_device, rows, tiny
+
+from umd_eqx.cli import exit_with
+from umd_eqx.commands.finetune import finetune
+from umd_eqx.derived import derived_recipe, sees_clean_images
+from umd_eqx.dump import dump
+from umd_eqx.errors import BadInput
+from umd_eqx.eval import FewShot
+from umd_eqx.finetuning import FINETUNE, follow, require_fitting
+from umd_eqx.objectives import (
+    Unified,
+    denoising,
+    masked_denoising,
+    masked_reconstruction,
+    unified,
+)
+from umd_eqx.optim import OptimConfig
+from umd_eqx.paths import RectifiedFlow
+from umd_eqx.presets import PRETRAIN, PUBLISHED_NOISY_TIME
+from umd_eqx.pretrained import export, from_pretrained
+from umd_eqx.run import run
+
+
+@pytest.fixture(autouse=True)
+def one_device_everywhere(monkeypatch):
+    on_one_device(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Colour photographs of different sizes, of three classes."""
+    root = tmp_path_factory.mktemp("photos")
+    records = [{"image": encode(picture(i, 14 + i % 5, 17 - i % 3, 3)), "label": i % 3} for i in range(48)]
+    write(root, {"train": records, "test": records[:16]}, image_features((None, None, None), classes=3))
+    return root
+
+
+@dataclasses.dataclass(frozen=True)
+class Mine:
+    """Stands for a reader's own objective: it is in no closed list."""
+
+    strength: float = 0.5
+
+
+def own_recipe(photos, objective):
+    """Another data set, size, number of channels, network, path and length than any preset has."""
+    data = {"name": "tiny", "dir": str(photos), "size": 16, "area_min": 60.0, "flip": True, "expected": None}
+    config = tiny(
+        **{f"data__{name}": value for name, value in data.items()},
+        **{"model__variant": "mu/4", "model__class_tokens": 2, "model__conditioning": "shared-adaln"},
+        **{"eval": {"fewshot": FewShot(every=4, shots=3, seeds=1, knn=2)}, "objective": objective},
+        **{"path": RectifiedFlow(), "optim__lr": 2e-3},
+    )
+    return config
+
+
+@pytest.fixture(scope="module")
+def source(photos, tmp_path_factory):
+    """The run of a reader's own recipe."""
+    with pytest.MonkeyPatch.context() as patch:
+        on_one_device(patch)
+        directory = tmp_path_factory.mktemp("source") / "photos"
+        run(own_recipe(photos, unified()), run_dir=directory, preset="umd-photos", limit_steps=2)
+    return directory
+
+
+def recorded_as(source, directory, preset, objective):
+    """The same run, as if it had been trained otherwise."""
+    shutil.copytree(source, directory)
+    kept = json.loads((directory / "config.json").read_text())
+    kept |= {"preset": preset, "config": kept["config"] | {"objective": dump(objective)}}
+    (directory / "config.json").write_text(json.dumps(kept))
+    return directory
+
+
+def test_data_network_and_path_are_the_runs_and_the_changes_are_the_published_ones(source, photos):
+    name, config = follow(FINETUNE, None, source, "ema")
+    there = own_recipe(photos, unified())
+    assert name == "umd-photos-ft"
+    assert config.model == dataclasses.replace(there.model, labels=True)
+    assert config.path == there.path
+    assert config.data == dataclasses.replace(there.data, area_min=95.0, batch_size=16)
+    assert config.objective == Unified(denoising(), masked_reconstruction(), no_noise_prob=1 / 16)
+    changes = {"steps": 18, "warmup": 0.05, "beta2": 0.999, "weight_decay": 0.0}
+    assert config.optim == dataclasses.replace(there.optim, **changes)
+    assert config.eval["fewshot"] == dataclasses.replace(there.eval["fewshot"], every=18)
+    assert config.eval["generation"].sampler.clip
+    require_fitting(config, from_pretrained(source))
+
+
+def test_a_run_of_ones_own_is_fine_tuned_by_the_plain_command(source, capsys):
+    cheap = ("--limit-steps", "1", "--log.every", "1", "--eval.generation.samples", "10")
+    cheap += ("--eval.generation.sampler.steps", "2", "--eval.generation.cfg-scales", "1")
+    cheap += ("--eval.denoising.images", "8", "--eval.reconstruction.images", "8", "--eval.generation.columns", "1")
+    with pytest.raises(SystemExit) as end:
+        exit_with(finetune, ["--from", str(source), *cheap])
+    assert end.value.code == 0, capsys.readouterr().err
+    directory = source.parent / "photos-ft"
+    assert np.isfinite(rows(directory)[-1]["train/loss"])
+    tuned = from_pretrained(directory)
+    assert (tuned.preset, tuned.model.num_classes) == ("umd-photos-ft", 3)
+    assert tuned.model.image_shape == (16, 16, 3)
+    # ... and what was fine-tuned can be fine-tuned again.
+    name, config = follow(FINETUNE, None, directory, "ema")
+    require_fitting(config, tuned)
+    assert name == "umd-photos-ft"
+
+
+def test_an_objective_of_ones_own_is_fine_tuned_as_one_that_saw_clean_images(source, tmp_path):
+    directory = recorded_as(source, tmp_path / "run", "umd-photos", Mine())
+    _, config = follow(FINETUNE, None, directory, "raw")
+    assert isinstance(config.objective, Unified)
+    require_fitting(config, from_pretrained(directory, weights="raw"))
+
+
+def test_a_preset_without_a_published_recipe_is_followed_too(source, tmp_path):
+    assert {"latent-dit", "latent-dit-ft"} & {*PRETRAIN, *FINETUNE} == {"latent-dit"}
+    directory = recorded_as(source, tmp_path / "run", "latent-dit", denoising())
+    name, recipe = follow(FINETUNE, None, directory, "ema")
+    assert (name, recipe.objective) == ("latent-dit-ft", denoising())
+
+
+@pytest.mark.parametrize(
+    ("objective", "clean"),
+    [
+        (unified(), True),
+        (masked_reconstruction(), True),
+        (denoising(), False),
+        (masked_denoising(), False),
+        (unified(no_noise_prob=0.0), False),
+    ],
+)
+def test_only_a_network_that_has_seen_clean_images_goes_on_reconstructing_them(source, objective, clean):
+    assert sees_clean_images(dump(objective)) == clean
+    theirs = from_pretrained(source)
+    config = derived_recipe(theirs, {**theirs.trained, "objective": dump(objective)})
+    assert isinstance(config.objective, Unified) == clean
+    assert ("reconstruction" in config.eval) == clean
+    assert config.eval["fewshot"].time == (0.0 if clean else PUBLISHED_NOISY_TIME)
+
+
+def test_a_schedule_in_epochs_is_shortened_as_the_published_one(source):
+    theirs = from_pretrained(source)
+    long = dump(OptimConfig(lr=1.5e-4, epochs=800.0, mu_dtype="bfloat16", accumulate=2))
+    config = derived_recipe(theirs, {**theirs.trained, "optim": long})
+    assert (config.optim.epochs, config.optim.steps, config.optim.lr_batch_size) == (50.0, None, 256)
+    assert (config.optim.accumulate, config.data.batch_size) == (2, 32)
+    assert config.objective.period(config.data.batch_size) == 16
+    assert config.ema.rate_for(256, labels=True) == pytest.approx(1e-4)
+    assert (config.eval["generation"].sampler.name, config.eval["generation"].samples) == ("ddim", 10_240)
+
+
+def test_an_export_does_not_say_how_it_was_trained(source, tmp_path):
+    path = tmp_path / "mine.safetensors"
+    export(from_pretrained(source), path)
+    with pytest.raises(BadInput, match=r"there is no recipe 'umd-photos-ft' .*Give the run that it was exported from"):
+        follow(FINETUNE, None, path, "ema")

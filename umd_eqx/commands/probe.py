@@ -1,0 +1,130 @@
+"""`experiments/evaluate.py --benchmark probe`: the few-shot probe of a trained network, with all that it depends on."""
+
+import dataclasses
+import importlib.metadata
+import json
+import time
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import jax
+import tyro
+
+from umd_eqx.cli import flag_value
+from umd_eqx.commands.results import keep, open_data, tag
+from umd_eqx.data.latents import source_hash
+from umd_eqx.derived import recorded_probe
+from umd_eqx.dump import dump
+from umd_eqx.errors import BadInput, require_writable
+from umd_eqx.eval import EvalContext, FewShot
+from umd_eqx.pretrained import Pretrained, from_pretrained
+from umd_eqx.report import Terminal
+from umd_eqx.run import EVALUATION_KEY
+from umd_eqx.sharding import make_mesh, whole_batch
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(FewShot):
+    """Those of the probe; it is made once, whenever that is."""
+
+    every: tyro.conf.Suppress[int] = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Probe:
+    """Probe the representation of a trained network with a few labelled images of each class."""
+
+    settings: Annotated[Settings, tyro.conf.arg(name="")]
+    benchmark: Literal["probe"] = "probe"
+    """What is measured."""
+    run: str | None = None
+    """A run directory or an exported safetensors file. None: the small weights that come with the package."""
+    tokenizer: str | None = None
+    """Where the tokenizer of a network of latents lies. None: where it lay when the network was trained."""
+    data_dir: str | None = None
+    """Where the images are. None: as in the run, $TFDS_DATA_DIR, or what comes with the package."""
+    seed: int = 0
+    """Of the noise that images are read with, where --time is not 0."""
+    batch_size: int | None = None
+    """Images read at once, over all devices. None: as in the run."""
+    json: str | None = None
+    """A file for the result. It is kept in the run directory, too, in eval/."""
+
+
+def measure_probe(words: list[str]) -> int:
+    """Runs the command; gives its exit code.
+
+    The settings are those that the run's own probe has, if not given; of an export, which does not hold them, those of
+    `FewShot`. With the run's own settings and seed the numbers are those that it measured of its last checkpoint.
+
+    **Raises:** `BadInput` naming the flag at fault.
+    """
+    settings, seed = _of_run(flag_value(words, "--run"))
+    default = Probe(settings=settings, seed=seed)
+    description = "Probe the representation of a trained network."
+    command = tyro.cli(Probe, default=default, args=words, description=description)
+    try:
+        command.settings.validate(field="")
+    except BadInput as error:
+        raise BadInput(f"--{error.field.removeprefix('.')}", error.problem, error.way_out) from error
+    if command.batch_size is not None and command.batch_size < 1:
+        raise BadInput("--batch-size", f"{command.batch_size} images make no batch", "Use 1 or more")
+    if not 0 <= command.seed < 2**32:
+        raise BadInput("--seed", f"{command.seed} is outside 0 .. 2^32 - 1", "Choose a number in that range")
+    if command.json is not None:
+        require_writable("--json", command.json)
+    source = from_pretrained(command.run, weights=command.settings.weights, tokenizer=command.tokenizer)
+    result = _measured(command, source)
+    settled = {name: result[name] for name in ("settings", "seed", "weights", "data", "tokenizer")}
+    keep(result, f"probe-{source.weights}-step{source.step}-{tag(settled)}", command.run, command.json)
+    return 0
+
+
+def _of_run(run: str | None) -> tuple[Settings, int]:
+    """The settings of a run's own probe, and its seed; the usual ones where there is no run that tells them."""
+    try:
+        config: dict[str, Any] = json.loads((Path(run or "") / "config.json").read_text())["config"]
+        own, seed = recorded_probe(config), config["seed"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # `from_pretrained` says what is wrong with it
+        own, seed = None, 0
+    own = own or FewShot()
+    fields: dict[str, Any] = {field.name: getattr(own, field.name) for field in dataclasses.fields(own)}
+    return Settings(**{**fields, "every": 1}), seed
+
+
+def _measured(command: Probe, source: Pretrained) -> dict[str, Any]:
+    train, test = open_data(source, command.data_dir)
+    settings = {name: value for name, value in dump(command.settings).items() if name not in ("type", "every")}
+    settings["weights"] = source.weights  # an export has one kind, whichever was asked for
+    print(f"{source.describe()}; probed with {', '.join(f'{name} {value}' for name, value in settings.items())}")
+    mesh, began = make_mesh(), time.perf_counter()
+    size = whole_batch(command.batch_size or source.data.eval_batch_size, mesh)
+    with Terminal(1, work="probing", unit="probe") as terminal:
+        context = EvalContext(
+            *(train, test, source.path, source.data.size, size, mesh),
+            tokenizer=source.tokenizer,
+            threads=source.data.workers,
+            say=terminal.say,
+            phase=terminal.phase,
+        )
+        terminal.phase("probing")
+        key = jax.random.fold_in(jax.random.key(command.seed), EVALUATION_KEY)
+        metrics = dict(command.settings.build(context)(source.model, key).scalars)
+    width = max(map(len, metrics)) + 2
+    print("\n".join(f"  {name:{width}}{value:.4f}" for name, value in metrics.items()))
+    data = {"name": train.spec.name, "train": source.data.train_split, "test": source.data.test_split}
+    data |= {"train_images": len(train), "test_images": len(test), "size": source.data.size}
+    return {
+        "benchmark": "probe",
+        "metrics": metrics,
+        "settings": settings,
+        "seed": command.seed,
+        "network": source.describe(),
+        "weights": source.digest,
+        "tokenizer": None if source.latents is None else source.latents.spec.digest,
+        "data": data | {"sha256": [source_hash(train), source_hash(test)]},
+        "precision": source.config.dtype,
+        "batch_size": size,
+        "versions": {name: importlib.metadata.version(name) for name in ("umd_eqx", "jax", "numpy")},
+        "seconds": time.perf_counter() - began,
+    }

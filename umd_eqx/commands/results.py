@@ -1,0 +1,50 @@
+"""What the benchmarks of `experiments/evaluate.py` have in common: the images, and where results go."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from umd_eqx.data.broken import CountBroken, SkipBroken
+from umd_eqx.errors import BadInput, disk_errors
+from umd_eqx.pretrained import Pretrained
+from umd_eqx.report import write_atomically
+
+
+def open_data(source: Pretrained, data_dir: str | None) -> tuple[SkipBroken, CountBroken]:
+    """The training and the test images of a network, in `data_dir` where it is given, else where they lay.
+
+    Raises `BadInput` naming `--data-dir` where they cannot be read, or have other channels than the network's.
+    """
+    try:
+        train, test = dataclasses.replace(source.data, dir=data_dir or source.data.dir).open()
+    except BadInput as error:
+        way_out = error.way_out.replace("--data.dir", "--data-dir")
+        raise BadInput("--data-dir", error.problem, way_out) from error
+    if train.spec.channels != source.spec.channels:
+        problem = f"{train.spec.name} has {train.spec.channels} channels, the network {source.spec.channels}"
+        raise BadInput("--data-dir", problem, "Give the data that it was trained on")
+    return train, test
+
+
+def tag(settled: Mapping[str, Any]) -> str:
+    """8 hexadecimal digits of all that a result depends on, so that no result takes the place of another."""
+    return hashlib.sha256(json.dumps(settled, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def keep(result: Mapping[str, Any], name: str, run: str | None, file: str | None) -> None:
+    """Writes a result to `file`, and as `eval/<name>.json` into the run directory, where `run` is one.
+
+    Raises `BadInput` where the disk is full.
+    """
+    text = (json.dumps([result], indent=2) + "\n").encode()
+    places = [] if file is None else [Path(file)]
+    if run is not None and (Path(run) / "config.json").exists():
+        places.append(Path(run) / "eval" / f"{name}.json")
+    for place in places:
+        with disk_errors(place.parent):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(place, text)
+        print(f"result: {place}")

@@ -1,0 +1,105 @@
+"""What a finished run is asked to measure that it has not measured yet: evaluators whose settings were changed."""
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from umd_eqx.dump import dump
+from umd_eqx.errors import BadInput
+from umd_eqx.eval import AbstractEvaluator
+from umd_eqx.report import Pictures, Wandb, insert_row, save_pictures
+
+NO_MEASUREMENT = ("every", "headline")
+"""Settings that say when something is measured, or which of its numbers is shown first, and change no number."""
+
+LONGEST_LABEL = 80
+"""Characters of an evaluation's name, and of what was changed of its settings."""
+
+
+def not_yet_measured(
+    run_dir: Path, evaluators: Mapping[str, AbstractEvaluator], rows: Iterable[Mapping[str, Any]], step: int
+) -> dict[str, AbstractEvaluator]:
+    """The evaluators that were changed since a run was trained, or are new, and have no numbers at `step` yet.
+
+    **Arguments:**
+
+    - `run_dir`: its `config.json` holds the evaluators that the run was trained with.
+    - `evaluators`: those that are asked for now, by name.
+    - `rows`: those of its `metrics.jsonl`.
+    - `step`: the step of its newest checkpoint.
+
+    **Returns:** by the name that its numbers get: its own where it is new, else `label` of what was changed.
+
+    **Raises:** `BadInput` where `config.json` cannot be read.
+    """
+    try:
+        trained_with = json.loads((run_dir / "config.json").read_text())["config"].get("eval") or {}
+        changes = {name: changed(trained_with[name], e) for name, e in evaluators.items() if name in trained_with}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        problem = f"{run_dir / 'config.json'} cannot be read"
+        raise BadInput("--run-dir", problem, "Choose another directory") from error
+    asked = {
+        label(name, changes.get(name, {})): evaluator
+        for name, evaluator in evaluators.items()
+        if changes.get(name) != {}  # what was not changed was measured while the run was trained
+    }
+    there = {name.split("/")[1] for row in rows if row["step"] == step for name in row if name.startswith("eval/")}
+    return {name: evaluator for name, evaluator in asked.items() if name not in there}
+
+
+def add_measurement(
+    run_dir: Path, step: int, row: Mapping[str, float], pictures: Pictures, wandb: Wandb | None
+) -> None:
+    """Writes what was measured of a finished run: a further row of its step, and pictures; `wandb` is closed.
+
+    Raises `BadInput` where `metrics.jsonl` cannot be read, `OSError` if the disk refuses.
+    """
+    insert_row(run_dir / "metrics.jsonl", step, row)
+    save_pictures(run_dir, step, pictures)
+    if wandb is not None:
+        wandb.log(step, row)
+        wandb.images(step, pictures)
+        wandb.finish()
+
+
+def changed(recorded: Any, asked: Any, prefix: str = "") -> dict[str, Any]:
+    """The settings of `asked` (a dataclass) that differ from a dump of the same, by dotted name.
+
+    A field that the dump does not have is compared with its default: the dump is then of an older version. Tuples are
+    compared as a whole. `NO_MEASUREMENT` is left out.
+    """
+    if not (dataclasses.is_dataclass(asked) and isinstance(recorded, Mapping)) or isinstance(asked, type):
+        return {} if dump(asked) == recorded else {prefix.removesuffix("."): dump(asked)}
+    if recorded.get("type") != type(asked).__name__:
+        return {f"{prefix}type": type(asked).__name__}
+    found = {}
+    for field in dataclasses.fields(asked):
+        if prefix or field.name not in NO_MEASUREMENT:
+            before = recorded[field.name] if field.name in recorded else dump(_default(field))
+            found |= changed(before, getattr(asked, field.name), f"{prefix}{field.name}.")
+    return found
+
+
+def label(name: str, changes: Mapping[str, Any]) -> str:
+    """The name of an evaluation with what was changed of its settings: `fewshot[knn=5,shots=10]`. It has no slash."""
+    if not changes:
+        return name
+    exact = ",".join(f"{key}={_word(value)}" for key, value in sorted(changes.items()))
+    plain = re.sub(r"[^A-Za-z0-9.,=+_-]+", "-", exact)
+    if plain != exact or len(plain) > LONGEST_LABEL:
+        plain = f"{plain[:LONGEST_LABEL]}-{hashlib.sha256(exact.encode()).hexdigest()[:8]}"
+    return f"{name}[{plain}]"
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return None if field.default is dataclasses.MISSING else field.default
+
+
+def _word(value: Any) -> str:
+    return "+".join(map(_word, value)) if isinstance(value, list) else str(value)
