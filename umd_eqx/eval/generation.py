@@ -92,8 +92,7 @@ class Generation(AbstractEvaluator):
         extractor = choose_extractor(
             self.extractor, self.inception_weights, context.train.spec, context.say, port=protocol.port
         )
-        sampler = self.sampler.build(latents=context.tokenizer is not None)
-        path = path_for(self.sampler, context.path)
+        path, sampler = self._way(context)
         real = functools.cache(lambda: reference(extractor, protocol, context))
 
         def evaluate(model: AbstractModel, key: PRNGKeyArray) -> Report:
@@ -127,7 +126,7 @@ class Generation(AbstractEvaluator):
         everywhere, shared = replicated(context.mesh), batch_sharding(context.mesh)
         scales = () if model.num_classes is None else self.cfg_scales
         guided = abstract(guide(model, next((s for s in scales if s != 1.0), 1.0)), everywhere)
-        way = (path_for(self.sampler, context.path), self.sampler.build())
+        way = self._way(context)
         key, film = abstract(jax.random.key(0)), jax.ShapeDtypeStruct((FILMS,), jnp.int32)
         index = jax.ShapeDtypeStruct((whole_batch(self.batch_size, context.mesh),), jnp.int32, sharding=shared)
         decoded_at_once = whole_batch(max(self.batch_size, context.batch_size), context.mesh)
@@ -143,6 +142,10 @@ class Generation(AbstractEvaluator):
                 (abstract(extractor, everywhere), jax.ShapeDtypeStruct(levels, jnp.uint8, sharding=shared)),
             ),
         }
+
+    def _way(self, context: EvalContext) -> tuple[AbstractPath, AbstractSampler]:
+        # Latents are not clipped, whatever the recipe was written for.
+        return path_for(self.sampler, context.path), self.sampler.build(latents=context.tokenizer is not None)
 
 
 def path_for(sampler: SamplerConfig, path: AbstractPath) -> AbstractPath:
