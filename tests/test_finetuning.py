@@ -170,6 +170,7 @@ def test_another_image_size_begins_with_resampled_positions(source):
     _, config = follow(FINETUNE, None, source, "ema")
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, size=56))
     theirs = from_pretrained(source)
-    shapes = jax.eval_shape(lambda: build(config, theirs.spec)._init(theirs.model)).model
+    built = build(config, theirs.spec)
+    shapes = jax.eval_shape(lambda: built._init(theirs.model)).model
     assert shapes.positions.shape == (64, 64)
     assert shapes.image_shape == (56, 56, 1)

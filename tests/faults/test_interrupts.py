@@ -71,7 +71,7 @@ def test_while_libraries_are_imported(tmp_path, program, held):
     ("program", "words", "compiled"),
     [
         ("train_classifier.py", ("--train-split", "train[:640]"), b"conversion jit(_update)"),
-        ("sample.py", ("--num", "4", "--batch-size", "4"), b"conversion jit(_batch)"),
+        ("sample.py", ("--num", "4", "--batch-size", "4"), b"conversion jit(sample_batch)"),
     ],
 )
 def test_while_xla_compiles(tmp_path, program, words, compiled):
