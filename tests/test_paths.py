@@ -67,6 +67,19 @@ def test_a_path_that_ends_in_noise_is_accepted(path):
         assert float(path.alpha(end) / path.sigma(end)) <= LARGEST_FINAL_SIGNAL
 
 
+@pytest.mark.parametrize("path", [*PATHS.values(), LinearTable(2), CosinePath(t_max=0.9)], ids=repr)
+def test_a_path_is_validated_also_while_something_is_traced(path):
+    def traced(x):
+        try:
+            path.validate()
+        except BadInput as error:
+            assert error.field in ("--path.steps", "--path.t-max")
+            assert path not in PATHS.values()
+        return x
+
+    jax.vmap(jax.jit(traced))(np.zeros(2, np.float32))
+
+
 def test_a_linear_table_of_any_length_is_the_published_path():
     # abar(t) of 100 steps is nearly that of 1000: the betas are scaled, and a path of few steps ends in noise.
     short, published = (np.sqrt(LinearTable(steps).alphas_cumprod()) for steps in (100, 1000))

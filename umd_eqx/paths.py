@@ -58,9 +58,9 @@ class AbstractPath(eqx.Module):
 
     @abc.abstractmethod
     def validate(self, field: str = "--path") -> None:
-        """Raises `BadInput` for hyper-parameters that cannot work; `field` is what their flags begin with.
+        """Raises `BadInput` for hyper-parameters that cannot work, such as those of a path that does not end in noise.
 
-        Among them are those by which the path does not end in noise (`LARGEST_FINAL_SIGNAL`).
+        `field` is what their flags begin with.
         """
 
     def interpolate(self, x0: Image, eps: Image, t: Time) -> Image:
@@ -131,7 +131,9 @@ class AbstractDiscretePath(AbstractPath):
         """Raises `BadInput` for a table without steps, and for one that does not end in noise."""
         if self.steps < 1:
             raise BadInput(f"{field}.steps", f"{self.steps} is too small", "Use 3 or more; the paper has 1000")
-        _require_noise(self, 1.0, f"{field}.steps", f"{self.steps} steps", "Use 3 or more; the paper has 1000")
+        abar = float(self.alphas_cumprod()[-1])
+        levels = math.sqrt(abar), math.sqrt(1.0 - abar)
+        _require_noise(*levels, f"{field}.steps", f"{self.steps} steps", "Use 3 or more; the paper has 1000")
 
     @abc.abstractmethod
     def alphas_cumprod(self) -> Float64[np.ndarray, "steps"]:
@@ -193,7 +195,11 @@ class AbstractSmoothPath(AbstractPath):
         if not 0 <= self.t_min < self.t_max <= 1:
             problem = f"{self.t_min} .. {self.t_max} is not an interval within [0, 1]"
             raise BadInput(f"{field}.t-min", problem, "Give 0 <= t_min < t_max <= 1")
-        _require_noise(self, self.t_max, f"{field}.t-max", f"t = {self.t_max:g}", "Use a time nearer to 1")
+        # Compiled ahead of time, so that these are numbers also where a program that builds a network is being traced.
+        levels = jax.jit(lambda t: (self.alpha(t), self.sigma(t)))
+        compiled = levels.lower(jax.ShapeDtypeStruct((), jnp.float32)).compile()
+        end = [float(level) for level in compiled(np.float32(self.t_max))]
+        _require_noise(*end, f"{field}.t-max", f"t = {self.t_max:g}", "Use a time nearer to 1")
 
     def log_snr(self, t: Time) -> Scalar:
         """log(alpha^2 / sigma^2). Infinite where sigma or alpha is 0."""
@@ -295,9 +301,8 @@ def smooth(path: AbstractDiscretePath) -> SmoothTable:
     return SmoothTable(table=path, t_min=1.0 / path.steps, t_max=1.0)
 
 
-def _require_noise(path: AbstractPath, t: float, flag: str, end: str, way_out: str) -> None:
-    """Raises `BadInput` naming `flag` where more than `LARGEST_FINAL_SIGNAL` of the image is left at `t`."""
-    alpha, sigma = float(path.alpha(jnp.asarray(t))), float(path.sigma(jnp.asarray(t)))
+def _require_noise(alpha: float, sigma: float, flag: str, end: str, way_out: str) -> None:
+    """Raises `BadInput` naming `flag` where alpha / sigma at the end of a path is above `LARGEST_FINAL_SIGNAL`."""
     if not alpha <= LARGEST_FINAL_SIGNAL * sigma:
         problem = f"the path does not end in noise: after {end} alpha is {alpha:.2g} and sigma {sigma:.2g}"
         raise BadInput(flag, problem, way_out)
