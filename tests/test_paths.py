@@ -67,14 +67,13 @@ def test_a_path_that_ends_in_noise_is_accepted(path):
         assert float(path.alpha(end) / path.sigma(end)) <= LARGEST_FINAL_SIGNAL
 
 
-@pytest.mark.parametrize("path", [*PATHS.values(), LinearTable(2), CosinePath(t_max=0.9)], ids=repr)
-def test_a_path_is_validated_also_while_something_is_traced(path):
+def test_a_path_is_validated_also_while_something_is_traced():
     def traced(x):
-        try:
+        for path in PATHS.values():
             path.validate()
-        except BadInput as error:
-            assert error.field in ("--path.steps", "--path.t-max")
-            assert path not in PATHS.values()
+        for path, field in ((LinearTable(2), "--path.steps"), (CosinePath(t_max=0.9), "--path.t-max")):
+            with pytest.raises(BadInput, match=field):
+                path.validate()
         return x
 
     jax.vmap(jax.jit(traced))(np.zeros(2, np.float32))
