@@ -198,8 +198,8 @@ class AbstractSmoothPath(AbstractPath):
         # Compiled ahead of time, so that these are numbers also where a program that builds a network is being traced.
         levels = jax.jit(lambda t: (self.alpha(t), self.sigma(t)))
         compiled = levels.lower(jax.ShapeDtypeStruct((), jnp.float32)).compile()
-        end = [float(level) for level in compiled(np.float32(self.t_max))]
-        _require_noise(*end, f"{field}.t-max", f"t = {self.t_max:g}", "Use a time nearer to 1")
+        alpha, sigma = (float(level) for level in compiled(np.float32(self.t_max)))
+        _require_noise(alpha, sigma, f"{field}.t-max", f"t = {self.t_max:g}", "Use a time nearer to 1")
 
     def log_snr(self, t: Time) -> Scalar:
         """log(alpha^2 / sigma^2). Infinite where sigma or alpha is 0."""

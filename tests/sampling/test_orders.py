@@ -4,9 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import scipy.special
 from oracle import GaussianOracle
-from sampling.known import Mixture, flow_map, run, single_pixel
+from sampling.known import Mixture, flow_map, normal_quantile, run, single_pixel
 
 from umd_eqx.paths import CosinePath, CosineTable, LinearTable, RectifiedFlow
 from umd_eqx.sampling import DDIM, Adaptive, DPMSolverPP, EDMGrid, Euler, Heun, LogSNRGrid, ReverseSDE, UniformGrid
@@ -28,7 +27,7 @@ FIXED = {
 }
 SLOW = pytest.mark.slow
 DEFAULT = {("euler", "cosine"), ("ddim", "cosine"), ("heun", "rectified flow"), ("dpmpp", "rectified flow")}
-QUANTILES = jnp.asarray(scipy.special.ndtri((np.arange(200) + 0.5) / 200), jnp.float32)
+QUANTILES = jnp.asarray(normal_quantile((np.arange(200) + 0.5) / 200), jnp.float32)
 
 
 def error(sampler, path, times) -> float:
