@@ -12,7 +12,7 @@ from jaxtyping import PyTree
 
 from umd_eqx.errors import BadInput
 
-UNDECAYED = frozenset({"bias", "class_tokens", "mask_token"})
+UNDECAYED = frozenset({"bias", "class_tokens", "registers", "mask_token"})
 """Parameters that the reference does not decay. Scales and positions are decayed."""
 
 

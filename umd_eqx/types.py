@@ -24,14 +24,6 @@ Latent = Float[Array, "lh lw lc"]
 Images = Float[Array, "b h w c"]
 Tokens = Float[Array, "n d"]
 Vector = Float[Array, "d"]
-Group = Float[Array, "_ _ _ _"]
-"""Tokens (rows, count, n, d) of images with `n` tokens each, `count` in each row of the batch.
-
-Images with other views are other groups of the same pass; row i of every group lies on the same device.
-"""
-Groups = tuple[Group, ...]
-Signal = Float[Array, "signal"]
-"""What a block is told of the condition: its length need not be the width of the block's tokens."""
 Scalar = Float[Array, ""]
 Time = Float[Array, ""]
 """Time of a path, in [0, 1]: 0 is clean, 1 is noise."""

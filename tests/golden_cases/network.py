@@ -17,6 +17,7 @@ from umd_eqx.masking import View, draw_order, hidden_patches, hidden_pixels, num
 from umd_eqx.models import AutoEncoder, Part, from_reference
 from umd_eqx.models.autoencoder import Head
 from umd_eqx.models.layers import sinusoid
+from umd_eqx.models.packed import Embedded, Packed, Segment
 
 _CASE = re.compile(r"(m\d+)_(\w+)")
 _MODIFIERS = frozenset({"uncond", "label", "null", "tnone", "train", "drop"})
@@ -56,7 +57,7 @@ def _predict(model: AutoEncoder, images: Any, t: Any, y: Any, order: Any, kept: 
             return both, model.represent(image, t, y).class_tokens, None
         views = jax.tree.map(lambda leaf: leaf[None, None], view)
         part = Part(image[None, None], t[None, None], y[None, None], views)
-        tokens = model.encode([part], model.conditions([part]))[0][0, 0]  # class tokens, then visible patches
+        tokens = model.encode([part], model.conditions([part])).tokens[0]  # class tokens, then visible patches
         k = model.class_tokens.shape[0]
         return both, jnp.mean(tokens[:k], axis=0), tokens[k:]
 
@@ -136,7 +137,11 @@ def _parts(model: AutoEncoder, images: Any, t: Any, y: Any) -> tuple:
     block, layer = jax.tree.map(lambda leaf: leaf[0], (model.encoder.blocks, conditioning.layers))
     tokens = jax.vmap(lambda image: model.embed(patchify(image, model.patch)))(images)  # count n d
     c = jax.vmap(model.condition)(t, y)  # count d
-    (out,) = conditioning.apply(block, layer, conditioning.prepare((c[None, :, None],)), (tokens[None],))
+    packed = Packed(
+        pack([tokens[None]]), jnp.zeros((1, tokens.shape[0] * tokens.shape[1], 2)), (Segment(*tokens.shape[:2]),)
+    )
+    done = conditioning.apply(block, layer, conditioning.prepare(Embedded(c[None])), packed)
+    (out,) = unpack(done.tokens, done.segments)
     return tokens, c, out[0]
 
 
@@ -182,7 +187,9 @@ def _patch_head(folder: Folder) -> Iterator[Comparison]:
 def _to_pixels(head: Head, tokens: Any, patch: int) -> Any:
     """Images, from grids of tokens (image, row, column, d)."""
     count, rows, columns, width = tokens.shape
-    (values,) = head((tokens.reshape(1, count, -1, width),), (jnp.zeros((1, count, 1, 1)),))
+    one_row = tokens.reshape(1, -1, width)
+    packed = Packed(one_row, jnp.zeros((*one_row.shape[:2], 2)), (Segment(count, one_row.shape[1] // count),))
+    values = head(packed, Embedded(jnp.zeros((1, count, 1)))).reshape(1, count, -1, head.kernel.shape[1])
     return jax.vmap(partial(unpatchify, patch=patch, height=rows * patch, width=columns * patch))(values[0])
 
 

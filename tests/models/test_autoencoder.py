@@ -11,6 +11,7 @@ from umd_eqx.masking import View
 from umd_eqx.models import AbstractModel, Part
 from umd_eqx.models.conditioning import AdaLNZero, SharedAdaLN
 from umd_eqx.models.guidance import ClassifierFree
+from umd_eqx.models.packed import Embedded, Packed, Segment
 from umd_eqx.types import NO_CLASS
 
 CONDITIONINGS = ("adaln", "shared-adaln", "token")
@@ -128,9 +129,10 @@ def test_time_and_label_reach_encoder_and_decoder(random_model, conditioning):
 
     @jax.jit
     def tokens(t, y):
-        c = (model.condition(t, y)[None, None, None],)
-        stacks = (model.encoder, jnp.ones((1, 1, 5, 192))), (model.decoder, jnp.ones((1, 1, 5, 64)))
-        return [stack((x.at[..., 1, 1].set(2.0),), c)[0] for stack, x in stacks]
+        c = Embedded(model.condition(t, y)[None, None])
+        stacks = (model.encoder, jnp.ones((1, 5, 192))), (model.decoder, jnp.ones((1, 5, 64)))
+        places, one = jnp.zeros((1, 5, 2)), (Segment(1, 5),)
+        return [stack(Packed(x.at[:, 1, 1].set(2.0), places, one), c).tokens for stack, x in stacks]
 
     at = [tokens(jnp.asarray(t), jnp.asarray(y)) for t, y in ((3.0, 1), (700.0, 1), (3.0, 2))]
     for other in at[1:]:
@@ -197,7 +199,7 @@ def test_the_representation_is_the_means_of_what_the_encoder_makes_of_the_whole_
     @jax.jit
     def both(x, t, y):
         part = Part(x[None, None], t[None, None], y[None, None], None)
-        return model.encode([part], model.conditions([part]))[0][0, 0], model.represent(x, t, y)
+        return model.encode([part], model.conditions([part])).tokens[0], model.represent(x, t, y)
 
     tokens, representation = both(IMAGES[0], TIMES[0], LABELS[0])
     assert tokens.shape == (4 + 16, 64)

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from umd_eqx.masking import View
-from umd_eqx.models.layers import rowwise
 
 RNG = np.random.default_rng(0)
 B = 3
@@ -107,19 +106,3 @@ def test_forward_and_reverse_derivatives_agree(model, inside_vmap):
 def test_scanning_and_recomputing_do_not_change_the_gradient(random_model, gradient, scan, remat):
     other = random_model(labels=True, scan=scan, remat=remat)
     assert_close(eqx.filter_jit(eqx.filter_grad(mean_loss))(other), gradient, rtol=2e-5)
-
-
-def test_a_layer_over_the_rows_of_all_groups_is_the_layer_on_each():
-    # Two rows of a batch: three images of 3 tokens in each, and one of 5.
-    groups = tuple(jnp.asarray(RNG.normal(size=shape), jnp.float32) for shape in ((2, 3, 3, 4), (2, 1, 5, 4)))
-    seen = []
-
-    def layer(rows):
-        seen.append(rows.shape)
-        return jnp.stack([rows.sum(-1), rows.max(-1)], axis=-1)
-
-    together = rowwise(layer, groups)
-    assert seen == [(28, 4)]  # once, for all
-    assert [group.shape for group in together] == [(2, 3, 3, 2), (2, 1, 5, 2)]
-    for group, result in zip(groups, together, strict=True):
-        np.testing.assert_allclose(result, layer(group), rtol=1e-6)

@@ -10,8 +10,10 @@ import pytest
 
 from umd_eqx.errors import BadInput
 from umd_eqx.models import ModelConfig
+from umd_eqx.models.blocks import Block, BlockConfig
 from umd_eqx.models.conditioning import AdaLNZero, SharedAdaLN
-from umd_eqx.models.layers import Block, LayerNorm, Linear, sinusoid
+from umd_eqx.models.layers import LayerNorm, Linear, sinusoid
+from umd_eqx.models.packed import Embedded, Packed, Segment
 from umd_eqx.models.stack import Stack
 from umd_eqx.models.variants import VARIANTS, num_parameters
 
@@ -96,12 +98,13 @@ def test_modulated_blocks_are_the_identity_at_the_start(conditioning):
     width, depth = 16, 2
     keys = jax.random.split(jax.random.key(0), 3)
     start = conditioning.init(24, width, depth, key=keys[0])
-    stack = Stack.init(width, depth, 2, start, scan=True, remat="none", key=keys[1])
-    x, c = jax.random.normal(keys[2], (1, 1, 5, width)), (jnp.ones((1, 1, 1, 24)),)
-    np.testing.assert_allclose(stack((x,), c)[0], stack.norm(x), atol=1e-6)
+    stack = Stack.init(width, depth, 2, start, BlockConfig(), scan=True, remat="none", key=keys[1])
+    x, c = jax.random.normal(keys[2], (1, 5, width)), Embedded(jnp.ones((1, 1, 24)))
+    packed = Packed(x, jnp.zeros((1, 5, 2)), (Segment(1, 5),))
+    np.testing.assert_allclose(stack(packed, c).tokens, stack.norm(x), atol=1e-6)
     # ... and no longer, once the modulation says something.
     moved = eqx.tree_at(lambda s: s.conditioning, stack, jax.tree.map(lambda leaf: leaf + 0.1, start))
-    assert float(jnp.max(jnp.abs(moved((x,), c)[0] - stack.norm(x)))) > 0.1
+    assert float(jnp.max(jnp.abs(moved(packed, c).tokens - stack.norm(x)))) > 0.1
 
 
 def test_a_layer_is_a_product_and_a_bias():
@@ -162,7 +165,8 @@ def test_class_tokens_that_cannot_be_are_refused(field, values):
 
 
 def test_blocks_of_a_stack_start_different():
-    stack = jax.jit(lambda key: eqx.filter_vmap(lambda k: Block.init(16, 2, key=k))(jax.random.split(key, 2)))
+    init = eqx.filter_vmap(lambda key: Block.init(16, 2, BlockConfig(), key=key))
+    stack = jax.jit(lambda key: init(jax.random.split(key, 2)))
     kernels = stack(jax.random.key(0)).attention.qkv.kernel
     assert not np.allclose(kernels[0], kernels[1])
     # Queries, keys and values are not copies of one another either.

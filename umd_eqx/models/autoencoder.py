@@ -16,20 +16,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from umd_eqx.masking import View, hide, patchify, restore, unpatchify
-from umd_eqx.models.layers import Linear, rowwise, sinusoid
+from umd_eqx.models.layers import Linear, sinusoid
+from umd_eqx.models.packed import Embedded, Packed, Segment, pack, unpack
 from umd_eqx.models.stack import Stack
-from umd_eqx.types import (
-    NO_CLASS,
-    Group,
-    Groups,
-    Image,
-    Label,
-    NetworkTime,
-    Prediction,
-    Representation,
-    Tokens,
-    Vector,
-)
+from umd_eqx.types import NO_CLASS, Image, Label, NetworkTime, Prediction, Representation, Tokens, Vector
 
 
 class Part(eqx.Module):
@@ -144,19 +134,17 @@ class Head(eqx.Module):
     kernel: Float[Array, "decoder_d values"]
     bias: Float[Array, "two_channels"]
 
-    def __call__(self, groups: Groups, c: Groups) -> Groups:
-        """The values of each patch, (rows, count, n, values) for each group."""
+    def __call__(self, packed: Packed, c: Embedded) -> Float[Array, "rows length values"]:
+        """The pixel values of each patch."""
+        x = packed.tokens
         if self.modulation is not None:
-            modulations = rowwise(self.modulation, tuple(jax.nn.silu(rows) for rows in c))
-            halves = [jnp.split(rows, 2, axis=-1) for rows in modulations]
-            pairs = zip(groups, halves, strict=True)
-            groups = tuple(x * (1.0 + scale) + shift for x, (shift, scale) in pairs)
-        return rowwise(self._pixels, groups)
-
-    def _pixels(self, rows: Float[Array, "rows decoder_d"]) -> Float[Array, "rows values"]:
+            shift, scale = jnp.split(self.modulation(jax.nn.silu(c.c)), 2, axis=-1)
+            x = x * (1.0 + Embedded(scale, c.per_token).per_token_of(packed.segments))
+            x = x + Embedded(shift, c.per_token).per_token_of(packed.segments)
+        rows = x.reshape(-1, x.shape[-1])
         # One bias per channel, for every pixel of a patch.
         pixels = (rows @ self.kernel.astype(rows.dtype)).reshape(len(rows), -1, self.bias.size)
-        return (pixels + self.bias.astype(rows.dtype)).reshape(len(rows), -1)
+        return (pixels + self.bias.astype(rows.dtype)).reshape(*x.shape[:2], -1)
 
 
 class AutoEncoder(AbstractModel):
@@ -169,6 +157,7 @@ class AutoEncoder(AbstractModel):
     embed: Linear
     positions: Float[Array, "n d"]
     class_tokens: Float[Array, "k d"]
+    registers: Float[Array, "registers d"] | None
     condition: Condition
     encoder: Stack
     bridge: Linear | None
@@ -198,50 +187,80 @@ class AutoEncoder(AbstractModel):
     def together(self, parts: Sequence[Part]) -> list[Prediction]:
         """All parts in one pass, which reads each weight once."""
         c = self.conditions(parts)
-        encoded = self.encode(parts, c)
-        tokens = tuple(self._decoder_tokens(x, part) for x, part in zip(encoded, parts, strict=True))
-        decoded = self.decoder(tokens, c)  # rows, count, 1 + n, decoder_d
-        patches = self.head(tuple(x[:, :, 1:] for x in decoded), c)
-        return [_every(self._prediction)(values) for values in patches]
+        decoded = self.decoder(self._decoder_input(self.encode(parts, c), parts), c)
+        without = tuple(Segment(segment.images, segment.tokens - 1) for segment in decoded.segments)
+        patches = pack([group[:, :, 1:] for group in unpack(decoded.tokens, decoded.segments)])
+        positions = pack([group[:, :, 1:] for group in unpack(decoded.positions, decoded.segments)])
+        values = self.head(Packed(patches, positions, without), c)
+        return [_every(self._prediction)(group) for group in unpack(values, without)]
 
     def represent(self, x: Image, t: NetworkTime, y: Label = NO_CLASS) -> Representation:
         """The mean of the class tokens (the reference's representation) and the mean of the patches."""
         part = _alone(x, t, y, None)
-        tokens = self.encode([part], self.conditions([part]))[0][0, 0]  # k + n, d
-        k = self.class_tokens.shape[0]
-        return Representation(_mean(tokens[:k]), _mean(tokens[k:]))
+        tokens = self.encode([part], self.conditions([part])).tokens[0]  # k + n, d
+        k, first = self.class_tokens.shape[0], self._first_patch
+        return Representation(_mean(tokens[:k]), _mean(tokens[first:]))
 
-    def conditions(self, parts: Sequence[Part]) -> Groups:
-        """c of each image, as one token (rows, count, 1, d)."""
-        return tuple(_every(self.condition)(part.t, part.y).astype(self.dtype)[:, :, None] for part in parts)
+    def conditions(self, parts: Sequence[Part]) -> Embedded:
+        """c of each image."""
+        c = [_every(self.condition)(part.t, part.y) for part in parts]
+        return Embedded(jnp.concatenate(c, axis=1).astype(self.dtype))
 
-    def encode(self, parts: Sequence[Part], c: Groups) -> Groups:
-        """Class tokens, then visible patches in the order of their view, after the encoder's last LayerNorm.
+    def encode(self, parts: Sequence[Part], c: Embedded) -> Packed:
+        """Class tokens, registers, then visible patches in the order of their view, after the last LayerNorm.
 
-        (rows, count, k + kept, d) for each part. Raises `ValueError` for images of another shape than the network's.
+        Raises `ValueError` for images of another shape than the network's.
         """
         for part in parts:  # another shape with as many patches would pass unseen
             if part.x.shape[2:] != self.image_shape:
                 raise ValueError(f"images of shape {part.x.shape[2:]} for a network of {self.image_shape}")
-        pixels = tuple(_every(partial(patchify, patch=self.patch))(part.x).astype(self.dtype) for part in parts)
-        groups = []
-        for embedded, part in zip(rowwise(self.embed, pixels), parts, strict=True):
-            tokens = embedded + self.positions.astype(self.dtype)  # rows, count, n, d
-            visible = tokens if part.views is None else _every(hide)(tokens, part.views)
-            class_tokens = jnp.broadcast_to(self.class_tokens, (*tokens.shape[:2], *self.class_tokens.shape))
-            groups.append(jnp.concatenate([class_tokens.astype(self.dtype), visible], axis=2))
-        return self.encoder(tuple(groups), c)
+        pixels = [_every(partial(patchify, patch=self.patch))(part.x).astype(self.dtype) for part in parts]
+        patches = tuple(Segment(*group.shape[1:3]) for group in pixels)
+        learned = self.class_tokens
+        if self.registers is not None:
+            learned = jnp.concatenate([learned, self.registers])
+        learned = learned.astype(self.dtype)
+        tokens, places = [], []
+        for embedded, part in zip(unpack(self.embed(pack(pixels)), patches), parts, strict=True):
+            visible = embedded + self.positions.astype(self.dtype)  # rows, count, n, d
+            where = jnp.broadcast_to(self._grid(), (*visible.shape[:3], 2))
+            if part.views is not None:
+                visible, where = (_every(hide)(x, part.views) for x in (visible, where))
+            first = jnp.broadcast_to(learned, (*visible.shape[:2], *learned.shape))
+            tokens.append(jnp.concatenate([first, visible], axis=2))
+            places.append(jnp.pad(where, ((0, 0), (0, 0), (len(learned), 0), (0, 0))))
+        segments = tuple(Segment(*group.shape[1:3]) for group in tokens)
+        return self.encoder(Packed(pack(tokens), pack(places), segments), c)
 
-    def _decoder_tokens(self, encoded: Group, part: Part) -> Group:
+    def _decoder_input(self, encoded: Packed, parts: Sequence[Part]) -> Packed:
         k = self.class_tokens.shape[0]
-        summary = _every(_mean)(encoded[:, :, :k])[:, :, None].astype(self.dtype)
-        tokens = jnp.concatenate([summary, encoded[:, :, k:]], axis=2)  # rows, count, 1 + kept, d
+        groups = []
+        for tokens in unpack(encoded.tokens, encoded.segments):
+            summary = _every(_mean)(tokens[:, :, :k])[:, :, None].astype(self.dtype)
+            groups.append(jnp.concatenate([summary, tokens[:, :, self._first_patch :]], axis=2))  # 1 + kept tokens
+        segments = tuple(Segment(*group.shape[1:3]) for group in groups)
+        packed = pack(groups)
         if self.bridge is not None:
-            (tokens,) = rowwise(self.bridge, (tokens,))
-        summary, patches = tokens[:, :, :1], tokens[:, :, 1:]
-        if part.views is not None:
-            patches = _every(lambda p, view: restore(p, self.mask_token, view))(patches, part.views)
-        return jnp.concatenate([summary, patches + self.decoder_positions.astype(self.dtype)], axis=2)
+            packed = self.bridge(packed)
+        groups = []
+        for tokens, part in zip(unpack(packed, segments), parts, strict=True):
+            patches = tokens[:, :, 1:]
+            if part.views is not None:
+                patches = _every(lambda p, view: restore(p, self.mask_token, view))(patches, part.views)
+            patches = patches + self.decoder_positions.astype(self.dtype)
+            groups.append(jnp.concatenate([tokens[:, :, :1], patches], axis=2))
+        places = [jnp.broadcast_to(jnp.pad(self._grid(), ((1, 0), (0, 0))), (*group.shape[:3], 2)) for group in groups]
+        segments = tuple(Segment(*group.shape[1:3]) for group in groups)
+        return Packed(pack(groups), pack(places), segments)
+
+    @property
+    def _first_patch(self) -> int:
+        return len(self.class_tokens) + (0 if self.registers is None else len(self.registers))
+
+    def _grid(self) -> Float[Array, "n 2"]:
+        rows, columns = self.image_shape[0] // self.patch, self.image_shape[1] // self.patch
+        grid = jnp.meshgrid(jnp.arange(1.0, rows + 1), jnp.arange(1.0, columns + 1), indexing="ij")
+        return jnp.stack(grid, axis=-1).reshape(-1, 2)
 
     def _prediction(self, patches: Float[Array, "n values"]) -> Prediction:
         height, width, channels = self.image_shape

@@ -1,33 +1,33 @@
 """How the condition c (time and label) reaches a transformer block: three ways, a module each."""
 
 import abc
-from collections.abc import Callable
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from umd_eqx.models.layers import Block, Linear, rowwise, xavier_uniform, zeros
-from umd_eqx.types import Group, Groups, Signal
+from umd_eqx.models.blocks import Block, Modulation
+from umd_eqx.models.layers import Linear, xavier_uniform, zeros
+from umd_eqx.models.packed import Embedded, Packed, Segments
+from umd_eqx.types import Vector
 
 
 class AbstractConditioning(eqx.Module):
     """What a stack of blocks does with c.
 
     `layers` holds what differs from block to block, with a leading axis of the depth (None if nothing does); the stack
-    scans over it. `prepare` runs once for the stack, `apply` once for each block. Conditions come as groups too, with
-    one token (rows, count, 1, condition) for each image.
+    scans over it. `prepare` runs once for the stack, `apply` once for each block.
     """
 
     layers: eqx.AbstractVar[PyTree]
 
     @abc.abstractmethod
-    def prepare(self, c: Groups) -> Groups:
+    def prepare(self, c: Embedded) -> Embedded:
         """What is made of c once, for all blocks."""
 
     @abc.abstractmethod
-    def apply(self, block: Block, layer: PyTree, signals: Groups, groups: Groups) -> Groups:
+    def apply(self, block: Block, layer: PyTree, prepared: Embedded, packed: Packed) -> Packed:
         """One block on all tokens, given its slice of `layers` and what was prepared."""
 
 
@@ -45,13 +45,13 @@ class AdaLNZero(AbstractConditioning):
         keys = jax.random.split(key, depth)
         return cls(eqx.filter_vmap(lambda k: Linear.init(condition, 6 * width, key=k, kernel_init=zeros))(keys))
 
-    def prepare(self, c: Groups) -> Groups:
+    def prepare(self, c: Embedded) -> Embedded:
         """SiLU(c)."""
-        return tuple(jax.nn.silu(rows) for rows in c)
+        return c.map(jax.nn.silu)
 
-    def apply(self, block: Block, layer: Linear, signals: Groups, groups: Groups) -> Groups:
+    def apply(self, block: Block, layer: Linear, prepared: Embedded, packed: Packed) -> Packed:
         """The block, modulated by its own linear layer."""
-        return _modulated(block, rowwise(layer, signals), groups)
+        return block(packed, _modulation(prepared.map(layer), packed.segments))
 
 
 class SharedAdaLN(AbstractConditioning):
@@ -66,13 +66,14 @@ class SharedAdaLN(AbstractConditioning):
         shared = Linear.init(condition, 6 * width, key=key, kernel_init=zeros)
         return cls(shared=shared, layers=jnp.zeros((depth, 6 * width), jnp.float32))
 
-    def prepare(self, c: Groups) -> Groups:
+    def prepare(self, c: Embedded) -> Embedded:
         """The shared layer of SiLU(c)."""
-        return rowwise(self.shared, tuple(jax.nn.silu(rows) for rows in c))
+        return c.map(jax.nn.silu).map(self.shared)
 
-    def apply(self, block: Block, layer: Signal, signals: Groups, groups: Groups) -> Groups:
-        """The block, modulated by the shared signal plus its own row of the table."""
-        return _modulated(block, tuple(rows + layer.astype(rows.dtype) for rows in signals), groups)
+    def apply(self, block: Block, layer: Vector, prepared: Embedded, packed: Packed) -> Packed:
+        """The block, modulated by the shared modulation plus its own row of the table."""
+        own = prepared.map(lambda rows: rows + layer.astype(rows.dtype))
+        return block(packed, _modulation(own, packed.segments))
 
 
 class Token(AbstractConditioning):
@@ -91,39 +92,21 @@ class Token(AbstractConditioning):
             return cls()
         return cls(project=Linear.init(condition, width, key=key, kernel_init=xavier_uniform))
 
-    def prepare(self, c: Groups) -> Groups:
-        """c at the width of the stack."""
-        return c if self.project is None else rowwise(self.project, c)
+    def prepare(self, c: Embedded) -> Embedded:
+        """c at the width of the stack. Raises `ValueError` for a condition of each token."""
+        if c.per_token:
+            raise ValueError("one token cannot tell the time of each patch: use AdaLN")
+        return c if self.project is None else c.map(self.project)
 
-    def apply(self, block: Block, layer: None, signals: Groups, groups: Groups) -> Groups:
-        """The plain pre-norm block on c and the tokens."""
-        groups = tuple(jnp.concatenate(pair, axis=2) for pair in zip(signals, groups, strict=True))  # 1 + n tokens
-        groups = _add(groups, block.attention(_each(block.norm1, groups)))
-        groups = _add(groups, rowwise(block.mlp, _each(block.norm2, groups)))
-        return tuple(group[:, :, 1:] for group in groups)
+    def apply(self, block: Block, layer: None, prepared: Embedded, packed: Packed) -> Packed:
+        """The plain pre-norm block, which attends to c as well.
 
-
-def _modulated(block: Block, modulations: Groups, groups: Groups) -> Groups:
-    # x + gate * f(LN(x) * (1 + scale) + shift), for attention and then for the MLP (Peebles and Xie 2022, DiT).
-    parts = [jnp.split(rows, 6, axis=-1) for rows in modulations]  # of each group: six times (rows, count, 1, d)
-    shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = zip(*parts, strict=True)
-    attended = block.attention(_shifted(_each(block.norm1, groups), scale_a, shift_a))
-    groups = _add(groups, _times(gate_a, attended))
-    mapped = rowwise(block.mlp, _shifted(_each(block.norm2, groups), scale_m, shift_m))
-    return _add(groups, _times(gate_m, mapped))
+        The reference inserts c into the sequence and drops it after the block: of all that a block makes of it, only
+        its key and its value reach another token.
+        """
+        return block(packed, prefix=prepared.c)
 
 
-def _each(layer: Callable[[Group], Group], groups: Groups) -> Groups:
-    return tuple(layer(group) for group in groups)
-
-
-def _add(groups: Groups, others: Groups) -> Groups:
-    return tuple(a + b for a, b in zip(groups, others, strict=True))
-
-
-def _times(gates: Groups, groups: Groups) -> Groups:
-    return tuple(a * b for a, b in zip(gates, groups, strict=True))
-
-
-def _shifted(groups: Groups, scales: Groups, shifts: Groups) -> Groups:
-    return tuple(x * (1.0 + scale) + shift for x, scale, shift in zip(groups, scales, shifts, strict=True))
+def _modulation(six: Embedded, segments: Segments) -> Modulation:
+    parts = jnp.split(six.c, 6, axis=-1)
+    return Modulation(*(Embedded(part, six.per_token).per_token_of(segments) for part in parts))

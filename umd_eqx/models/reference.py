@@ -9,9 +9,11 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from umd_eqx.errors import BadInput
+from umd_eqx.models.attention import Attention
 from umd_eqx.models.autoencoder import AutoEncoder, Condition, Head, Trunk
+from umd_eqx.models.blocks import Block
 from umd_eqx.models.conditioning import AdaLNZero, Token
-from umd_eqx.models.layers import Attention, Block, LayerNorm, Linear, Mlp
+from umd_eqx.models.layers import LayerNorm, Linear, Mlp
 from umd_eqx.models.stack import Remat, Stack
 
 Params = Mapping[str, np.ndarray]
@@ -53,6 +55,7 @@ def from_reference(
         embed=Linear(kernel.reshape(-1, width), tree.array("embedding/bias", width)),
         positions=positions,
         class_tokens=tree.array("cls", 1, None, width)[0],
+        registers=None,
         condition=_condition(tree, width, has_labels),
         encoder=_stack(tree, "Encoder", width, adaln=adaln, scan=scan, remat=remat),
         bridge=None,
@@ -146,7 +149,7 @@ def _blocks(tree: _Reader, stack: str, width: int) -> Block:
 
     @eqx.filter_vmap  # a block's fields are declared without the axis of the depth
     def block(norm1: Pair, qkv: Pair, out: Pair, norm2: Pair, up: Pair, down: Pair) -> Block:
-        attention = Attention(Linear(*qkv), Linear(*out), heads)
+        attention = Attention(Linear(*qkv), Linear(*out), None, None, heads, rotary=False)
         return Block(LayerNorm(*norm1), attention, LayerNorm(*norm2), Mlp(Linear(*up), Linear(*down)))
 
     return block(norms[0], qkv, out, norms[1], up, down)

@@ -4,11 +4,12 @@ from typing import Literal
 
 import equinox as eqx
 import jax
-from jaxtyping import PRNGKeyArray, PyTree
+from jaxtyping import Array, PRNGKeyArray, PyTree
 
+from umd_eqx.models.blocks import Block, BlockConfig
 from umd_eqx.models.conditioning import AbstractConditioning
-from umd_eqx.models.layers import Block, LayerNorm
-from umd_eqx.types import Groups
+from umd_eqx.models.layers import LayerNorm
+from umd_eqx.models.packed import Embedded, Packed
 
 Remat = Literal["none", "dots", "full"]
 """What the backward pass recomputes: nothing; all but products with a weight; everything (the published setting)."""
@@ -34,31 +35,33 @@ class Stack(eqx.Module):
         depth: int,
         heads: int,
         conditioning: AbstractConditioning,
+        block: BlockConfig,
         *,
         scan: bool,
         remat: Remat,
         key: PRNGKeyArray,
     ) -> "Stack":
         """Fresh blocks, with a conditioning made for as many."""
-        blocks = eqx.filter_vmap(lambda k: Block.init(width, heads, key=k))(jax.random.split(key, depth))
+        blocks = eqx.filter_vmap(lambda k: Block.init(width, heads, block, key=k))(jax.random.split(key, depth))
         return cls(blocks, conditioning, LayerNorm.init(width), scan, remat)
 
-    def __call__(self, groups: Groups, c: Groups) -> Groups:
-        """The tokens after all blocks and the last LayerNorm; `c` has one token for each image of each group."""
-        signals = self.conditioning.prepare(c)
+    def __call__(self, packed: Packed, c: Embedded) -> Packed:
+        """The tokens after all blocks and the last LayerNorm."""
+        prepared = self.conditioning.prepare(c)
         arrays, static = eqx.partition((self.blocks, self.conditioning.layers), eqx.is_array)
 
-        def step(groups: Groups, layer_arrays: PyTree) -> tuple[Groups, None]:
+        def step(tokens: Array, layer_arrays: PyTree) -> tuple[Array, None]:
             block, layer = eqx.combine(layer_arrays, static)
-            return self.conditioning.apply(block, layer, signals, groups), None
+            return self.conditioning.apply(block, layer, prepared, packed.with_tokens(tokens)).tokens, None
 
         step = _rematerialised(step, self.remat, scan=self.scan)
+        tokens = packed.tokens
         if self.scan:
-            groups, _ = jax.lax.scan(step, groups, arrays)
+            tokens, _ = jax.lax.scan(step, tokens, arrays)
         else:
             for layer_arrays in _unstacked(arrays, self.blocks.norm1.scale.shape[0]):
-                groups, _ = step(groups, layer_arrays)
-        return tuple(self.norm(group) for group in groups)
+                tokens, _ = step(tokens, layer_arrays)
+        return packed.with_tokens(self.norm(tokens))
 
 
 def _unstacked(arrays: PyTree, depth: int) -> list[PyTree]:

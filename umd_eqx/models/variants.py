@@ -9,10 +9,11 @@ from typing import Literal, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from umd_eqx.errors import BadInput
 from umd_eqx.models.autoencoder import AutoEncoder, Condition, Head
+from umd_eqx.models.blocks import BlockConfig
 from umd_eqx.models.conditioning import AbstractConditioning, AdaLNZero, SharedAdaLN, Token
 from umd_eqx.models.layers import Linear, xavier_uniform, zeros
 from umd_eqx.models.stack import Remat, Stack
@@ -85,6 +86,9 @@ class ModelConfig(AbstractModelConfig):
     """Their random start. At 0, as published, they stay identical to each other for ever."""
     position_std: float | None = None
     """Random start of the position embeddings. None: 1 / sqrt(patches), as published."""
+    registers: int = 0
+    """Learned tokens that the encoder carries beside them and that nothing reads (Darcet et al. 2023)."""
+    block: BlockConfig = dataclasses.field(default_factory=BlockConfig)
     labels: bool = False
     """Build a label table (class-conditional generation)."""
     scan: bool = True
@@ -132,6 +136,12 @@ class ModelConfig(AbstractModelConfig):
             )
         if self.class_tokens < 1:
             raise BadInput("--model.class-tokens", f"{self.class_tokens} is too few", "Use 1 or more (the paper has 4)")
+        if self.registers < 0:
+            raise BadInput("--model.registers", f"{self.registers} is negative", "Use 0 or more")
+        for stack in self.sizes()[:2]:
+            if self.block.rotary and stack.width // stack.heads % 4:
+                problem = f"heads of {stack.width // stack.heads} numbers cannot be rotated by rows and columns"
+                raise BadInput("--model.block.rotary", problem, "Choose a variant whose heads divide by 4")
         for name in ("class_token_std", "position_std"):
             value = getattr(self, name)
             if value is not None and value < 0:
@@ -154,6 +164,9 @@ class ModelConfig(AbstractModelConfig):
             embed=Linear.init(patch * patch * channels, encoder.width, key=keys[0]),
             positions=normal(keys[1], (num_patches, encoder.width)) * position_std,
             class_tokens=normal(keys[2], (self.class_tokens, encoder.width)) * self.class_token_std,
+            registers=normal(jax.random.fold_in(key, 12), (self.registers, encoder.width)) * 0.02
+            if self.registers
+            else None,
             condition=Condition.init(encoder.width, classes, key=keys[3]),
             encoder=self._stack(encoder, encoder.width, keys[4], keys[5]),
             bridge=None
@@ -170,6 +183,9 @@ class ModelConfig(AbstractModelConfig):
             dtype=self.dtype,
         )
 
+    def _registers(self, width: int, key: PRNGKeyArray) -> Float[Array, "registers d"] | None:
+        return jax.random.normal(key, (self.registers, width)) * 0.02 if self.registers else None
+
     def _conditioning(self, condition: int, size: Size, key: PRNGKeyArray) -> AbstractConditioning:
         match self.conditioning:
             case "adaln":
@@ -181,7 +197,7 @@ class ModelConfig(AbstractModelConfig):
 
     def _stack(self, size: Size, condition: int, key: PRNGKeyArray, conditioning_key: PRNGKeyArray) -> Stack:
         conditioning = self._conditioning(condition, size, conditioning_key)
-        return Stack.init(*size, conditioning, scan=self.scan, remat=self.remat, key=key)
+        return Stack.init(*size, conditioning, self.block, scan=self.scan, remat=self.remat, key=key)
 
     def _head(self, condition: int, width: int, patch: int, channels: int, key: PRNGKeyArray) -> Head:
         kernel_key, modulation_key = jax.random.split(key)
