@@ -25,7 +25,7 @@ import tyro
 
 from umd_eqx import presets
 from umd_eqx.config import Built, build
-from umd_eqx.flops import measured_peak_flops, step_flops
+from umd_eqx.flops import measured_peak_flops
 from umd_eqx.models import AutoEncoder, from_reference
 from umd_eqx.models.stack import Remat
 from umd_eqx.objectives import Draw
@@ -183,7 +183,7 @@ def measure(options: Options, system: System) -> dict[str, Any]:
         us.time_once()
         peaks.append(measured_peak_flops(seconds=0.5))
         them.time_once()
-    flops, peak = step_flops(model, built.parts.objective, options.batch), max(peaks)
+    flops, peak = built.step_flops(), max(peaks)
     row = {
         "system": system,
         "ms": us.ms,

@@ -129,7 +129,6 @@ def test_a_dry_run_says_what_a_run_would_take_and_leaves_nothing(said, tmp_path,
     lines = dict(line.split(maxsplit=1) for line in out.splitlines() if not line.startswith("FLOPs"))
     assert lines["data"] == "fashion_mnist, 60,000 to train on, 10 classes"
     assert lines["batch"] == "16 x 28 x 28 x 1"
-    assert lines["passes"] == "8 images, 10 of 16 patches visible; 8 images, 4 of 16 patches visible"
     steps, warmup = umd().optim.steps, umd().optim.warmup
     assert lines["steps"] == f"{steps:,} of a schedule of {steps:,}, of them {int(steps * warmup):,} warming up"
     assert lines["devices"].startswith("8 x cpu")

@@ -13,9 +13,8 @@ from umd_eqx.data.source import describe, open_source
 from umd_eqx.data.transforms import TrainTransform
 from umd_eqx.errors import BadInput
 from umd_eqx.eval import AbstractEvaluator
-from umd_eqx.flops import step_flops, tokenizer_step_flops
+from umd_eqx.flops import step_flops
 from umd_eqx.models import AutoEncoder
-from umd_eqx.models.tokenizer import AbstractTokenizer
 from umd_eqx.models.variants import AbstractModelConfig
 from umd_eqx.models.warm_start import warm_start
 from umd_eqx.objectives import AbstractObjective
@@ -245,12 +244,8 @@ class Built:
 
     def step_flops(self) -> int:
         """Model FLOPs of one step, `umd_eqx.flops`; the encoding of images on the way is not the network's."""
-        model = self.abstract_state().model
-        batch_size = self.config.data.batch_size
-        if isinstance(model, AbstractTokenizer):
-            return tokenizer_step_flops(model, self.config.image_shape(self.spec), batch_size)
-        assert isinstance(model, AutoEncoder)
-        return step_flops(model, self.config.objective, batch_size)
+        config, model = self.config, self.abstract_state().model
+        return step_flops(config.objective, model, config.path, config.image_shape(self.spec), config.data.batch_size)
 
     def abstract_state(self) -> TrainState:
         """The state's shapes, without computing it."""

@@ -7,7 +7,6 @@ import jax
 from umd_eqx.config import Built, Config, build
 from umd_eqx.errors import BadInput
 from umd_eqx.flops import peak_flops
-from umd_eqx.masking import num_kept
 from umd_eqx.memory import ENCODING, STEP, programs
 from umd_eqx.models.variants import num_parameters
 from umd_eqx.programs import Memory
@@ -40,19 +39,12 @@ def dry_run(config: Config, *, recipe: Config | None = None, limit_steps: int | 
     flops = built.step_flops()
     peak, source = peak_flops()
     seconds = flops / (peak * mesh.size * USUAL_MFU)
-    patches = config.model.num_patches(config.side)
-    passes = [
-        f"{count} images, {num_kept(patches, ratio)} of {patches} patches visible"
-        for count, ratio in config.objective.passes(batch_size)
-        if count
-    ]
     latents = ""
     if config.latent is not None:
         latents = f", latents of {config.tokenizer}: {config.data.size} px, {config.latent.factor} to one"
     lines = {
         "data": f"{spec.name}, {spec.num_train:,} to train on, {spec.num_classes} classes{note}",
         "batch": " x ".join(map(str, image)) + latents,
-        "passes": "; ".join(passes),
         "parameters": f"{num_parameters(model):,}",
         "steps": f"{steps:,} of a schedule of {built.total:,}, of them {built.warmup:,} warming up",
         "FLOPs a step": f"{flops / 1e9:,.1f} G",

@@ -1,20 +1,20 @@
-"""What a training step costs, by a formula, and what the machine could do."""
+"""What a training step costs, counted in the traced loss, and what the machine could do."""
 
+import math
 import time
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jax.extend.core import jaxprs_in_params
+from jaxtyping import Array, PRNGKeyArray, PyTree
 
-from umd_eqx.masking import num_kept
-from umd_eqx.models import AutoEncoder
-from umd_eqx.models.conditioning import AdaLNZero, SharedAdaLN, Token
-from umd_eqx.models.stack import Stack
 from umd_eqx.models.tokenizer import AbstractTokenizer
 from umd_eqx.objectives import AbstractObjective
-from umd_eqx.types import Image
+from umd_eqx.paths import AbstractPath
+from umd_eqx.types import Batch
 
 PEAKS = {
     "NVIDIA A100": 312e12,
@@ -29,71 +29,71 @@ PEAKS = {
 """Dense bfloat16 FLOP/s of one chip by the beginning of its name, from the vendors' data sheets."""
 
 
-def forward_flops(model: AutoEncoder, mask_ratio: float) -> int:
-    """Floating-point operations of the products in one forward pass of one image (a multiply and an add are two).
+def step_flops(
+    objective: AbstractObjective,
+    model: PyTree,
+    path: AbstractPath,
+    image_shape: tuple[int, int, int],
+    batch_size: int,
+) -> int:
+    """Model FLOPs of one training step: three times the products of the forward loss (two for its gradient).
 
-    Softmax, normalisation and the like are not counted, as is usual for a utilisation of the matrix units.
+    What is computed twice to save memory does not count: that is the usual meaning of "model" FLOPs. `model` may be
+    shapes alone, and may be whatever the objective trains.
     """
-    kept = num_kept(model.num_patches, mask_ratio)
-    condition = model.condition.time.down.kernel.shape[1]
-    width = model.decoder_positions.shape[1]
-    trunks = 2 if model.condition.label is not None else 1
-    flops = trunks * 2 * (2 * condition * 2 * condition)
-    flops += 2 * model.num_patches * model.embed.kernel.size
-    flops += _stack_flops(model.encoder, model.class_tokens.shape[0] + kept)
-    if model.bridge is not None:
-        flops += 2 * (1 + kept) * model.bridge.kernel.size
-    flops += _stack_flops(model.decoder, 1 + model.num_patches)
-    if model.head.modulation is not None:
-        flops += 2 * model.head.modulation.kernel.size
-    return flops + 2 * model.num_patches * width * model.head.kernel.shape[1]
+    shape = (batch_size, *image_shape)
+    images = jax.ShapeDtypeStruct(shape, jnp.float32)
 
+    def loss(model: PyTree, images: Array, key: PRNGKeyArray) -> Array:
+        batch = Batch(images, jnp.zeros(batch_size, jnp.int32), jnp.ones(batch_size, bool))
+        return objective.loss(model, path, batch, objective.draw(key, model, path, shape))[0]
 
-def _stack_flops(stack: Stack, tokens: int) -> int:
-    depth, width = stack.blocks.norm1.scale.shape
-    match stack.conditioning:
-        case AdaLNZero(layers=layers):
-            extra = 2 * layers.kernel.size  # its kernel has the depth already
-        case SharedAdaLN(shared=shared):
-            extra = 2 * shared.kernel.size
-        case Token(project=project):
-            extra = 0 if project is None else 2 * project.kernel.size
-            tokens += 1
-        case other:
-            raise NotImplementedError(f"say here how many FLOPs {type(other).__name__} takes")
-    return depth * (24 * tokens * width**2 + 4 * tokens**2 * width) + extra
-
-
-def step_flops(model: AutoEncoder, objective: AbstractObjective, batch_size: int) -> int:
-    """Model FLOPs of one training step: three forward passes' worth (one forward, two for the gradient).
-
-    What is computed twice to save memory does not count: that is the usual meaning of "model" FLOPs.
-    """
-    return 3 * sum(count * forward_flops(model, ratio) for count, ratio in objective.passes(batch_size))
+    return 3 * product_flops(loss, model, images, jax.random.key(0))
 
 
 def encode_flops(tokenizer: AbstractTokenizer, image_shape: tuple[int, int, int]) -> int:
-    """Floating-point operations of encoding one image, as XLA counts them; `tokenizer` may be shapes alone."""
-    return _counted(lambda tokenizer, image: tokenizer.encode_raw(image).mean, tokenizer, image_shape)
-
-
-def tokenizer_step_flops(tokenizer: AbstractTokenizer, image_shape: tuple[int, int, int], batch_size: int) -> int:
-    """Model FLOPs of one step of training a tokenizer: as `step_flops`, of both ways, as XLA counts them."""
-
-    def there_and_back(tokenizer: AbstractTokenizer, image: Image) -> Image:
-        return tokenizer.decode_raw(tokenizer.encode_raw(image).mode())
-
-    return 3 * batch_size * _counted(there_and_back, tokenizer, image_shape)
-
-
-def _counted(function: Callable[..., Array], tokenizer: AbstractTokenizer, image_shape: tuple[int, int, int]) -> int:
-    # Nothing in a tokenizer is scanned, so that XLA, which counts the body of a loop once, counts all of it.
-    arrays, static = eqx.partition(tokenizer, lambda leaf: hasattr(leaf, "dtype"))
-    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), arrays)
+    """Floating-point operations of the products of encoding one image; `tokenizer` may be shapes alone."""
     image = jax.ShapeDtypeStruct(image_shape, jnp.float32)
-    lowered = jax.jit(lambda arrays, image: function(eqx.combine(arrays, static), image)).lower(shapes, image)
-    costs = lowered.cost_analysis()
-    return int(costs["flops"]) if costs else 0
+    return product_flops(lambda tokenizer, image: tokenizer.encode_raw(image).mean, tokenizer, image)
+
+
+def product_flops(function: Callable[..., PyTree], *arguments: PyTree) -> int:
+    """Floating-point operations of the products and convolutions in a function (a multiply and an add are two).
+
+    They are counted in the traced function, a loop as often as it runs. Softmax, normalisation and the like are not
+    counted, as is usual for a utilisation of the matrix units. Arrays may be given by their shapes alone. Of the
+    branches of a `cond` the most expensive one counts; raises `ValueError` for products within a `while`, which does
+    not say how often it runs.
+    """
+    jaxpr, _, _ = eqx.filter_make_jaxpr(function)(*arguments)
+    return _products(jaxpr.jaxpr)
+
+
+def _products(jaxpr: Any) -> int:
+    total = 0
+    for equation in jaxpr.eqns:
+        inner = [_products(each) for each in jaxprs_in_params(equation.params)]
+        match equation.primitive.name:
+            case "dot_general":
+                contracted, _ = equation.params["dimension_numbers"][0]
+                lengths = [equation.invars[0].aval.shape[axis] for axis in contracted]
+                total += 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(lengths)
+            case "conv_general_dilated":
+                kernel = equation.invars[1].aval.shape
+                out_axis = equation.params["dimension_numbers"].rhs_spec[0]
+                total += 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) // kernel[out_axis]
+            case "scan":
+                total += equation.params["length"] * sum(inner)
+            case "cond":
+                total += max(inner)
+            case "while":
+                if sum(inner):
+                    raise ValueError("a while loop does not say how often its products are computed")
+            case "custom_jvp_call" | "custom_vjp_call":
+                total += inner[0]  # of the function itself, and not of its rule
+            case _:
+                total += sum(inner)
+    return total
 
 
 def peak_flops(*, seconds: float = 0.3) -> tuple[float, str]:

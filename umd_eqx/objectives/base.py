@@ -51,10 +51,6 @@ class AbstractObjective(eqx.Module):
         """
 
     @abc.abstractmethod
-    def passes(self, batch_size: int) -> list[tuple[int, float]]:
-        """(images, mask ratio) of each pass through the network that a batch takes: what its cost follows from."""
-
-    @abc.abstractmethod
     def validate(self, num_patches: int, batch_size: int) -> None:
         """Raises `BadInput` where a mask ratio or a share cannot work for so many patches and images."""
 

@@ -73,11 +73,6 @@ class Unified(AbstractObjective):
         """The length of one row of the split."""
         return batch_size // (math.gcd(batch_size, self.num_clean(batch_size)) or 1)
 
-    def passes(self, batch_size: int) -> list[tuple[int, float]]:
-        """One pass of each part."""
-        clean = self.num_clean(batch_size)
-        return self.denoising.passes(batch_size - clean) + self.reconstruction.passes(clean)
-
     def validate(self, num_patches: int, batch_size: int, field: str = "--objective") -> None:
         """Raises `BadInput` where a part cannot work or would have no image."""
         flag = f"{field}.no-noise-prob"

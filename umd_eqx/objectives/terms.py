@@ -104,10 +104,6 @@ class MaskedDenoising(AbstractObjective):
         """1: every image is treated alike."""
         return 1
 
-    def passes(self, batch_size: int) -> list[tuple[int, float]]:
-        """One pass of the whole batch."""
-        return [(batch_size, self.mask_ratio)]
-
     def validate(self, num_patches: int, batch_size: int, field: str = "--objective") -> None:
         """Raises `BadInput` where the mask ratio leaves nothing visible, or nothing for a term."""
         flag = f"{field}.mask-ratio"

@@ -72,10 +72,6 @@ class Tokenizing(AbstractObjective):
         """1: every image is treated alike."""
         return 1
 
-    def passes(self, batch_size: int) -> list[tuple[int, float]]:
-        """None: nothing is masked, and the cost is counted otherwise (`umd_eqx.flops.tokenizer_step_flops`)."""
-        return []
-
     def validate(self, num_patches: int, batch_size: int) -> None:
         """Raises `BadInput` for a weight that is none."""
         for name in ("kl_weight", "perceptual_weight"):
