@@ -37,8 +37,8 @@ class Attention(eqx.Module):
         qkv_key, out_key = jax.random.split(key)
         qkv = Linear.init(width, 3 * width, key=qkv_key, kernel_init=_three_xavier_uniform)
         out = Linear.init(width, width, key=out_key, kernel_init=xavier_uniform)
-        norms = [RMSNorm.init(width // heads) if qk_norm else None for _ in range(2)]
-        return cls(qkv, out, *norms, heads, rotary)
+        query_norm, key_norm = (RMSNorm.init(width // heads) if qk_norm else None for _ in range(2))
+        return cls(qkv, out, query_norm, key_norm, heads, rotary)
 
     def __call__(
         self, packed: Packed, prefix: Float[Array, "rows images d"] | None = None
