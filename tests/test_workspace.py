@@ -97,6 +97,16 @@ def test_a_claim_is_kept_and_told_apart_from_another_run(tmp_path):
     assert json.loads((tmp_path / "config.json").read_text()) == kept
 
 
+def test_a_field_that_a_run_was_begun_without_is_compared_with_its_default(tmp_path):
+    record(tmp_path, UMD, "umd", UMD)
+    content = json.loads((tmp_path / "config.json").read_text())
+    del content["config"]["model"]["registers"], content["config"]["model"]["block"]
+    save_json(tmp_path / "config.json", content)
+    assert not claim(tmp_path, UMD, "umd")
+    with pytest.raises(BadInput, match="registers"):
+        claim(tmp_path, replaced(UMD, model__registers=4), "umd")
+
+
 def test_another_preset_is_another_run(tmp_path):
     record(tmp_path, UMD, "umd", UMD)
     with pytest.raises(BadInput, match="was started with umd, and now it is dit") as error:

@@ -8,6 +8,7 @@ from umd_eqx.config import CheckpointConfig, Config, DataConfig, LogConfig, Star
 from umd_eqx.errors import BadInput
 from umd_eqx.eval import Denoising, FewShot, Generation, Reconstruction, TokenizerQuality
 from umd_eqx.models import ModelConfig
+from umd_eqx.models.blocks import BlockConfig
 from umd_eqx.models.tokenizer_configs import FSQTokenizer, KLTokenizer
 from umd_eqx.objectives import MaskedDenoising, Term, Tokenizing, Unified
 from umd_eqx.optim import EmaConfig, OptimConfig
@@ -19,6 +20,7 @@ TYPES: tuple[type, ...] = (
     *(
         Config,
         ModelConfig,
+        BlockConfig,
         DataConfig,
         DataSpec,
         LatentSpec,
@@ -84,6 +86,31 @@ def load(data: Any, types: Iterable[type] = ()) -> Any:
             raise BadInput("config.json", problem, "It was written by another version of this program") from error
 
     return build(data)
+
+
+def completed(data: Any) -> Any:
+    """A dump with the fields that its types did not have yet when it was written, at their defaults.
+
+    A reader's own types are left as they are.
+    """
+    if isinstance(data, list):
+        return [completed(item) for item in data]
+    if not isinstance(data, dict):
+        return data
+    known = {cls.__name__: cls for cls in TYPES if dataclasses.is_dataclass(cls)}
+    given = {name: completed(item) for name, item in data.items()}
+    if data.get("type") not in known:
+        return given
+    fields = dataclasses.fields(known[data["type"]])
+    missing = {field.name: dump(default_of(field)) for field in fields if field.name not in given}
+    return given | missing
+
+
+def default_of(field: dataclasses.Field[Any]) -> Any:
+    """The default of a field of a dataclass; None where there is none."""
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return None if field.default is dataclasses.MISSING else field.default
 
 
 def flatten(data: Any, prefix: str = "") -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from umd_eqx.dump import dump
+from umd_eqx.dump import default_of, dump
 from umd_eqx.errors import BadInput
 from umd_eqx.eval import AbstractEvaluator
 from umd_eqx.report import Pictures, Wandb, insert_row, save_pictures
@@ -79,7 +79,7 @@ def changed(recorded: Any, asked: Any, prefix: str = "") -> dict[str, Any]:
     found = {}
     for field in dataclasses.fields(asked):
         if prefix or field.name not in NO_MEASUREMENT:
-            before = recorded[field.name] if field.name in recorded else dump(_default(field))
+            before = recorded[field.name] if field.name in recorded else dump(default_of(field))
             found |= changed(before, getattr(asked, field.name), f"{prefix}{field.name}.")
     return found
 
@@ -93,12 +93,6 @@ def label(name: str, changes: Mapping[str, Any]) -> str:
     if plain != exact or len(plain) > LONGEST_LABEL:
         plain = f"{plain[:LONGEST_LABEL]}-{hashlib.sha256(exact.encode()).hexdigest()[:8]}"
     return f"{name}[{plain}]"
-
-
-def _default(field: dataclasses.Field[Any]) -> Any:
-    if field.default_factory is not dataclasses.MISSING:
-        return field.default_factory()
-    return None if field.default is dataclasses.MISSING else field.default
 
 
 def _word(value: Any) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 
 from umd_eqx.config import Config
-from umd_eqx.dump import differences, dump, flatten, only_the_run, run_identity
+from umd_eqx.dump import completed, differences, dump, flatten, only_the_run, run_identity
 from umd_eqx.errors import BadInput
 from umd_eqx.report import write_atomically
 from umd_eqx.types import same_tokenizer
@@ -83,7 +83,7 @@ def claim(run_dir: Path, config: Config, preset: str | None) -> bool:
         return True
     try:
         kept = json.loads(path.read_text())
-        old = only_the_run(flatten(kept["config"]))
+        old = only_the_run(flatten(completed(kept["config"])))
     except (ValueError, KeyError, TypeError) as error:
         raise BadInput("--run-dir", f"{path} cannot be read", "Choose another directory") from error
     changed = differences(old, run_identity(config))

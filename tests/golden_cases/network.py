@@ -137,12 +137,10 @@ def _parts(model: AutoEncoder, images: Any, t: Any, y: Any) -> tuple:
     block, layer = jax.tree.map(lambda leaf: leaf[0], (model.encoder.blocks, conditioning.layers))
     tokens = jax.vmap(lambda image: model.embed(patchify(image, model.patch)))(images)  # count n d
     c = jax.vmap(model.condition)(t, y)  # count d
-    packed = Packed(
-        pack([tokens[None]]), jnp.zeros((1, tokens.shape[0] * tokens.shape[1], 2)), (Segment(*tokens.shape[:2]),)
-    )
-    done = conditioning.apply(block, layer, conditioning.prepare(Embedded(c[None])), packed)
-    (out,) = unpack(done.tokens, done.segments)
-    return tokens, c, out[0]
+    one_row = tokens.reshape(1, -1, tokens.shape[-1])
+    packed = Packed(one_row, jnp.zeros((*one_row.shape[:2], 2)), (Segment(*tokens.shape[:2]),))
+    out = conditioning.apply(block, layer, conditioning.prepare(Embedded(c[None])), packed)
+    return tokens, c, out.tokens.reshape(tokens.shape)
 
 
 def _intermediates(folder: Folder, kind: str, recorded: Recorded) -> Iterator[Comparison]:

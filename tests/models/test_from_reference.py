@@ -9,6 +9,7 @@ from umd_eqx.errors import BadInput
 from umd_eqx.masking import patchify
 from umd_eqx.models import ModelConfig, from_reference
 from umd_eqx.models.autoencoder import AutoEncoder
+from umd_eqx.models.packed import Packed, Segment
 
 # Nothing here is as in the golden files: width, depths, heads, patch, channels, classes, number of class tokens.
 WIDTH, ENCODER, DECODER, HEADS, PATCH, CHANNELS, SIDE, CLASSES, TOKENS = 24, 3, 2, 3, 2, 1, 6, 7, 5
@@ -144,7 +145,8 @@ def test_attention_has_the_references_heads(params, model):
     weights = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     mixed = np.einsum("hnm,mhk->nhk", weights, v)
     expected = np.einsum("nhk,hkd->nd", mixed, params[f"{prefix}/out/kernel"]) + params[f"{prefix}/out/bias"]
-    np.testing.assert_allclose(block.attention((jnp.asarray(x)[None, None],))[0][0, 0], expected, atol=1e-4)
+    packed = Packed(jnp.asarray(x)[None], jnp.zeros((1, 4, 2)), (Segment(1, 4),))
+    np.testing.assert_allclose(block.attention(packed)[0], expected, atol=1e-4)
 
 
 MISSING = [

@@ -13,6 +13,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from umd_eqx.masking import View, hide, patchify, restore, unpatchify
@@ -259,8 +260,8 @@ class AutoEncoder(AbstractModel):
 
     def _grid(self) -> Float[Array, "n 2"]:
         rows, columns = self.image_shape[0] // self.patch, self.image_shape[1] // self.patch
-        grid = jnp.meshgrid(jnp.arange(1.0, rows + 1), jnp.arange(1.0, columns + 1), indexing="ij")
-        return jnp.stack(grid, axis=-1).reshape(-1, 2)
+        grid = np.stack(np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij"), axis=-1)
+        return jnp.asarray(1 + grid.reshape(-1, 2), jnp.float32)
 
     def _prediction(self, patches: Float[Array, "n values"]) -> Prediction:
         height, width, channels = self.image_shape
