@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from umd_eqx.models import ModelConfig
+from umd_eqx.models.blocks import BlockConfig
 from umd_eqx.models.classifier import FashionClassifier
 from umd_eqx.models.tokenizer_configs import FSQTokenizer, KLTokenizer
 from umd_eqx.objectives import Tokenizing, unified
@@ -22,10 +23,12 @@ from umd_eqx.types import Batch
 SIZE, KEY = 28, jax.random.key(0)
 VIT = ModelConfig(variant="mu/7", labels=True)
 # (network, objective, path): every conditioning of the ViT, and both tokenizers.
+OPTIONS = BlockConfig(rotary=True, qk_norm=True, mlp="swiglu")
 SYSTEMS = {
     "adaln": (VIT, unified(), CosineTable()),
     "shared-adaln": (ModelConfig(variant="mu/7", labels=True, conditioning="shared-adaln"), unified(), LinearTable()),
     "token": (ModelConfig(variant="mu/7", labels=True, conditioning="token"), unified(), RectifiedFlow()),
+    "options": (ModelConfig(variant="mu/7", registers=2, block=OPTIONS), unified(), CosineTable()),
     "kl": (KLTokenizer(), Tokenizing(), Clean()),
     "fsq": (FSQTokenizer(), Tokenizing(perceptual_weight=0.1), Clean()),
 }

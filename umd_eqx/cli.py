@@ -29,6 +29,7 @@ INTERRUPTED = "interrupted: the last checkpoint, if there is one, is as it was"
 
 SWITCHES = (
     *("--dry-run", "--print-config", "--log.wandb", "--data.flip", "--model.labels", "--model.scan"),
+    *("--model.block.rotary", "--model.block.qk-norm"),
     *("--ema.only-with-labels", "--eval.fewshot.raw-pixels", "--eval.generation.sampler.clip"),
 )
 """Flags that take no value, so that a word behind one is not theirs."""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from umd_eqx.models.attention import Attention
-from umd_eqx.models.packed import Embedded, Packed, Segment, pack, spread, unpack
+from umd_eqx.models.packed import Embedded, Packed, Segment, conditioned, pack, unpack
 
 RNG = np.random.default_rng(0)
 # Two rows of a batch: three images of 3 tokens in each, and one of 5.
@@ -21,13 +21,14 @@ def test_unpacking_is_the_inverse_of_packing():
         np.testing.assert_array_equal(group, back)
 
 
-def test_every_token_is_given_the_entry_of_its_image():
-    entries = jnp.asarray(RNG.normal(size=(2, 4, 6)), jnp.float32)
-    first, second = unpack(spread(entries, SEGMENTS), SEGMENTS)
-    np.testing.assert_array_equal(first, np.repeat(np.asarray(entries)[:, :3, None], 3, axis=2))
-    np.testing.assert_array_equal(second, np.repeat(np.asarray(entries)[:, 3:, None], 5, axis=2))
-    per_token = Embedded(spread(entries, SEGMENTS), per_token=True)
-    np.testing.assert_array_equal(per_token.per_token_of(SEGMENTS), per_token.c)
+def test_every_token_is_given_the_entry_of_its_image_or_its_own():
+    entries = jnp.asarray(RNG.normal(size=(2, 4, 8)), jnp.float32)
+    copies = np.concatenate([np.repeat(entries[:, :3], 3, axis=1), np.repeat(entries[:, 3:], 5, axis=1)], axis=1)
+    tokens = pack(GROUPS)
+    of_images = conditioned(jnp.multiply, SEGMENTS, [tokens], [Embedded(entries)])
+    of_tokens = conditioned(jnp.multiply, SEGMENTS, [tokens], [Embedded(jnp.asarray(copies), per_token=True)])
+    np.testing.assert_array_equal(of_images, np.asarray(tokens) * copies)
+    np.testing.assert_array_equal(of_tokens, of_images)
 
 
 @pytest.mark.parametrize("prefixed", [False, True])

@@ -44,17 +44,14 @@ class Attention(eqx.Module):
         self, packed: Packed, prefix: Float[Array, "rows images d"] | None = None
     ) -> Float[Array, "rows length d"]:
         """Every token attends to every token of its own image and, where there is one, to its image's `prefix`."""
-        query, key, value = self._heads(self.qkv(packed.tokens))
+        attended = packed if prefix is None else _prefixed(packed, prefix)
+        query, key, value = self._heads(self.qkv(attended.tokens))
         if self.rotary:
-            query, key = rotate(query, packed.positions), rotate(key, packed.positions)
-        groups = [unpack(x, packed.segments) for x in (query, key, value)]
+            query, key = rotate(query, attended.positions), rotate(key, attended.positions)
+        queries, keys, values = (unpack(x, attended.segments) for x in (query, key, value))
         if prefix is not None:
-            single = tuple(Segment(segment.images, 1) for segment in packed.segments)
-            _, *first = self._heads(self.qkv(prefix))  # without a position: rotating it would change nothing
-            for own, extra in zip(groups[1:], first, strict=True):
-                pairs = zip(unpack(extra, single), own, strict=True)
-                own[:] = [jnp.concatenate(pair, axis=2) for pair in pairs]
-        return self.out(pack([self._attend(*qkv) for qkv in zip(*groups, strict=True)]))
+            queries = [group[:, :, 1:] for group in queries]
+        return self.out(pack([self._attend(*qkv) for qkv in zip(queries, keys, values, strict=True)]))
 
     def _heads(self, qkv: Float[Array, "rows length three_d"]) -> tuple[Array, Array, Array]:
         # Each rows, length, heads, head_d.
@@ -72,6 +69,16 @@ class Attention(eqx.Module):
     ) -> Float[Array, "rows images n d"]:
         flat = (x.reshape(-1, *x.shape[2:]) for x in (query, key, value))
         return jax.nn.dot_product_attention(*flat).reshape(*query.shape[:3], -1)
+
+
+def _prefixed(packed: Packed, prefix: Float[Array, "rows images d"]) -> Packed:
+    # One more token in front of each image, without a place.
+    segments = tuple(Segment(segment.images, segment.tokens + 1) for segment in packed.segments)
+    first = unpack(prefix, tuple(Segment(segment.images, 1) for segment in packed.segments))
+    pairs = zip(first, unpack(packed.tokens, packed.segments), strict=True)
+    tokens = pack([jnp.concatenate(pair, axis=2) for pair in pairs])
+    places = [jnp.pad(x, ((0, 0), (0, 0), (1, 0), (0, 0))) for x in unpack(packed.positions, packed.segments)]
+    return Packed(tokens, pack(places), segments)
 
 
 def rotate(

@@ -17,8 +17,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from umd_eqx.masking import View, hide, patchify, restore, unpatchify
+from umd_eqx.models.blocks import shifted
 from umd_eqx.models.layers import Linear, sinusoid
-from umd_eqx.models.packed import Embedded, Packed, Segment, pack, unpack
+from umd_eqx.models.packed import Embedded, Packed, Segment, conditioned, pack, unpack
 from umd_eqx.models.stack import Stack
 from umd_eqx.types import NO_CLASS, Image, Label, NetworkTime, Prediction, Representation, Tokens, Vector
 
@@ -139,9 +140,8 @@ class Head(eqx.Module):
         """The pixel values of each patch."""
         x = packed.tokens
         if self.modulation is not None:
-            shift, scale = jnp.split(self.modulation(jax.nn.silu(c.c)), 2, axis=-1)
-            x = x * (1.0 + Embedded(scale, c.per_token).per_token_of(packed.segments))
-            x = x + Embedded(shift, c.per_token).per_token_of(packed.segments)
+            halves = jnp.split(self.modulation(jax.nn.silu(c.c)), 2, axis=-1)
+            x = conditioned(shifted, packed.segments, [x], [Embedded(half, c.per_token) for half in halves])
         rows = x.reshape(-1, x.shape[-1])
         # One bias per channel, for every pixel of a patch.
         pixels = (rows @ self.kernel.astype(rows.dtype)).reshape(len(rows), -1, self.bias.size)
@@ -239,20 +239,20 @@ class AutoEncoder(AbstractModel):
         for tokens in unpack(encoded.tokens, encoded.segments):
             summary = _every(_mean)(tokens[:, :, :k])[:, :, None].astype(self.dtype)
             groups.append(jnp.concatenate([summary, tokens[:, :, self._first_patch :]], axis=2))  # 1 + kept tokens
-        segments = tuple(Segment(*group.shape[1:3]) for group in groups)
-        packed = pack(groups)
         if self.bridge is not None:
-            packed = self.bridge(packed)
-        groups = []
-        for tokens, part in zip(unpack(packed, segments), parts, strict=True):
+            groups = unpack(self.bridge(pack(groups)), tuple(Segment(*group.shape[1:3]) for group in groups))
+        decoder_groups = []
+        for tokens, part in zip(groups, parts, strict=True):
             patches = tokens[:, :, 1:]
             if part.views is not None:
                 patches = _every(lambda p, view: restore(p, self.mask_token, view))(patches, part.views)
             patches = patches + self.decoder_positions.astype(self.dtype)
-            groups.append(jnp.concatenate([tokens[:, :, :1], patches], axis=2))
-        places = [jnp.broadcast_to(jnp.pad(self._grid(), ((1, 0), (0, 0))), (*group.shape[:3], 2)) for group in groups]
-        segments = tuple(Segment(*group.shape[1:3]) for group in groups)
-        return Packed(pack(groups), pack(places), segments)
+            decoder_groups.append(jnp.concatenate([tokens[:, :, :1], patches], axis=2))
+        places = [
+            jnp.broadcast_to(jnp.pad(self._grid(), ((1, 0), (0, 0))), (*group.shape[:3], 2)) for group in decoder_groups
+        ]
+        segments = tuple(Segment(*group.shape[1:3]) for group in decoder_groups)
+        return Packed(pack(decoder_groups), pack(places), segments)
 
     @property
     def _first_patch(self) -> int:

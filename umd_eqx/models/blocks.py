@@ -1,7 +1,7 @@
 """The transformer block, plain or modulated, and what it may do otherwise than the published one."""
 
 import dataclasses
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from umd_eqx.models.attention import Attention
 from umd_eqx.models.layers import LayerNorm, Mlp, SwiGLU
-from umd_eqx.models.packed import Packed
+from umd_eqx.models.packed import Embedded, Packed, conditioned
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,15 +24,15 @@ class BlockConfig:
     """The MLP: 4 times wider with GELU, as published, or SwiGLU with as many parameters."""
 
 
-class Modulation(eqx.Module):
-    """What a block is told by AdaLN: shift, scale and gate of attention and of the MLP, for each token."""
+class Modulation(NamedTuple):
+    """What a block is told by AdaLN: shift, scale and gate of attention and of the MLP, of each image or token."""
 
-    shift_attention: Float[Array, "rows length d"]
-    scale_attention: Float[Array, "rows length d"]
-    gate_attention: Float[Array, "rows length d"]
-    shift_mlp: Float[Array, "rows length d"]
-    scale_mlp: Float[Array, "rows length d"]
-    gate_mlp: Float[Array, "rows length d"]
+    shift_attention: Embedded
+    scale_attention: Embedded
+    gate_attention: Embedded
+    shift_mlp: Embedded
+    scale_mlp: Embedded
+    gate_mlp: Embedded
 
 
 class Block(eqx.Module):
@@ -55,12 +55,22 @@ class Block(eqx.Module):
         self, packed: Packed, modulation: Modulation | None = None, prefix: Float[Array, "rows images d"] | None = None
     ) -> Packed:
         """The tokens after attention and MLP; `prefix` is one more token of each image that is attended to."""
-        x, m = packed.tokens, modulation
+        x, m, segments = packed.tokens, modulation, packed.segments
         if m is None:
             prefix = None if prefix is None else self.norm1(prefix)
             x = x + self.attention(packed.with_tokens(self.norm1(x)), prefix)
             return packed.with_tokens(x + self.mlp(self.norm2(x)))
-        attended = self.norm1(x) * (1.0 + m.scale_attention) + m.shift_attention
-        x = x + m.gate_attention * self.attention(packed.with_tokens(attended), prefix)
-        mapped = self.norm2(x) * (1.0 + m.scale_mlp) + m.shift_mlp
-        return packed.with_tokens(x + m.gate_mlp * self.mlp(mapped))
+        attended = conditioned(shifted, segments, [self.norm1(x)], [m.shift_attention, m.scale_attention])
+        mixed = self.attention(packed.with_tokens(attended), prefix)
+        x = conditioned(_gated, segments, [x, mixed], [m.gate_attention])
+        mapped = self.mlp(conditioned(shifted, segments, [self.norm2(x)], [m.shift_mlp, m.scale_mlp]))
+        return packed.with_tokens(conditioned(_gated, segments, [x, mapped], [m.gate_mlp]))
+
+
+def shifted(x: Array, shift: Array, scale: Array) -> Array:
+    """x (1 + scale) + shift, of arrays that broadcast."""
+    return x * (1.0 + scale) + shift
+
+
+def _gated(x: Array, change: Array, gate: Array) -> Array:
+    return x + gate * change

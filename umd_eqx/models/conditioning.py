@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from umd_eqx.models.blocks import Block, Modulation
 from umd_eqx.models.layers import Linear, xavier_uniform, zeros
-from umd_eqx.models.packed import Embedded, Packed, Segments
+from umd_eqx.models.packed import Embedded, Packed
 from umd_eqx.types import Vector
 
 
@@ -51,7 +51,7 @@ class AdaLNZero(AbstractConditioning):
 
     def apply(self, block: Block, layer: Linear, prepared: Embedded, packed: Packed) -> Packed:
         """The block, modulated by its own linear layer."""
-        return block(packed, _modulation(prepared.map(layer), packed.segments))
+        return block(packed, _modulation(prepared.map(layer)))
 
 
 class SharedAdaLN(AbstractConditioning):
@@ -73,7 +73,7 @@ class SharedAdaLN(AbstractConditioning):
     def apply(self, block: Block, layer: Vector, prepared: Embedded, packed: Packed) -> Packed:
         """The block, modulated by the shared modulation plus its own row of the table."""
         own = prepared.map(lambda rows: rows + layer.astype(rows.dtype))
-        return block(packed, _modulation(own, packed.segments))
+        return block(packed, _modulation(own))
 
 
 class Token(AbstractConditioning):
@@ -107,6 +107,5 @@ class Token(AbstractConditioning):
         return block(packed, prefix=prepared.c)
 
 
-def _modulation(six: Embedded, segments: Segments) -> Modulation:
-    parts = jnp.split(six.c, 6, axis=-1)
-    return Modulation(*(Embedded(part, six.per_token).per_token_of(segments) for part in parts))
+def _modulation(six: Embedded) -> Modulation:
+    return Modulation(*(Embedded(part, six.per_token) for part in jnp.split(six.c, 6, axis=-1)))

@@ -4,6 +4,8 @@ Parameters are float32; a layer computes in the dtype of what it is given, so th
 tokens begin.
 """
 
+from collections.abc import Callable
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -41,9 +43,7 @@ class Linear(eqx.Module):
 
     def __call__(self, x: Float[Array, "*rows inputs"]) -> Float[Array, "*rows outputs"]:
         """Applies the layer to each row, in the dtype of `x`."""
-        # Flat, because XLA's CPU back end is slow at the gradient of a product that contracts over two axes.
-        rows = x.reshape(-1, x.shape[-1]) @ self.kernel.astype(x.dtype) + self.bias.astype(x.dtype)
-        return rows.reshape(*x.shape[:-1], rows.shape[-1])
+        return _on_rows(lambda rows: rows @ self.kernel.astype(x.dtype) + self.bias.astype(x.dtype), x)
 
 
 class LayerNorm(eqx.Module):
@@ -71,7 +71,7 @@ class RMSNorm(eqx.Module):
     @classmethod
     def init(cls, width: int) -> "RMSNorm":
         """Scale 1."""
-        return cls(jnp.ones(width))
+        return cls(jnp.ones(width, jnp.float32))
 
     def __call__(self, x: Float[Array, "*rows d"]) -> Float[Array, "*rows d"]:
         """Normalises each row."""
@@ -97,7 +97,7 @@ class Mlp(eqx.Module):
 
     def __call__(self, x: Float[Array, "*rows d"]) -> Float[Array, "*rows d"]:
         """Applies the two layers to each row."""
-        return self.down(jax.nn.gelu(self.up(x), approximate=True))
+        return _on_rows(lambda rows: self.down(jax.nn.gelu(self.up(rows), approximate=True)), x)
 
 
 class SwiGLU(eqx.Module):
@@ -121,8 +121,12 @@ class SwiGLU(eqx.Module):
 
     def __call__(self, x: Float[Array, "*rows d"]) -> Float[Array, "*rows d"]:
         """Applies the layers to each row."""
-        gate, value = jnp.split(self.up(x), 2, axis=-1)
-        return self.down(jax.nn.silu(gate) * value)
+
+        def rows(x: Float[Array, "rows d"]) -> Float[Array, "rows d"]:
+            gate, value = jnp.split(self.up(x), 2, axis=-1)
+            return self.down(jax.nn.silu(gate) * value)
+
+        return _on_rows(rows, x)
 
 
 def sinusoid(t: Float[Array, ""], width: int) -> Float[Array, "width"]:
@@ -134,3 +138,10 @@ def sinusoid(t: Float[Array, ""], width: int) -> Float[Array, "width"]:
     half = width // 2
     angles = t.astype(jnp.float32) * jnp.exp(-jnp.log(10000.0) / (half - 1) * jnp.arange(half, dtype=jnp.float32))
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)])
+
+
+def _on_rows(function: Callable[[Array], Array], x: Float[Array, "*rows d"]) -> Float[Array, "*rows outputs"]:
+    # On one flat matrix: XLA's CPU back end is slow at the gradient of a product that contracts over two axes, and what
+    # lies between two products takes more memory if it is not flat.
+    rows = function(x.reshape(-1, x.shape[-1]))
+    return rows.reshape(*x.shape[:-1], rows.shape[-1])

@@ -54,10 +54,6 @@ class Embedded(eqx.Module):
         """A function of each entry."""
         return Embedded(function(self.c), self.per_token)
 
-    def per_token_of(self, segments: Segments) -> Float[Array, "rows length d"]:
-        """The entry of each token, or that of its image; the compiler fuses the copies into their use."""
-        return self.c if self.per_token else spread(self.c, segments)
-
 
 def pack(groups: Sequence[Float[Array, "rows _ _ d"]]) -> Float[Array, "rows length d"]:
     """Images in groups (rows, images, tokens, d), each with its own number of tokens, as one sequence a row."""
@@ -73,8 +69,22 @@ def unpack(packed: Float[Array, "rows length *d"], segments: Segments) -> list[A
     return [part.reshape(part.shape[0], *segment, *part.shape[2:]) for part, segment in pairs]
 
 
-def spread(entries: Float[Array, "rows images d"], segments: Segments) -> Float[Array, "rows length d"]:
-    """The entry of each image, for each of its tokens."""
-    groups = unpack(entries, tuple(Segment(segment.images, 1) for segment in segments))
-    pairs = zip(groups, segments, strict=True)
-    return pack([jnp.broadcast_to(group, (*group.shape[:2], s.tokens, group.shape[3])) for group, s in pairs])
+def conditioned(
+    function: Callable[..., Array], segments: Segments, tokens: Sequence[Array], entries: Sequence[Embedded]
+) -> Float[Array, "rows length d"]:
+    """`function(*tokens, *entries)` of packed tokens and the entries of their images, or of their own.
+
+    An entry of an image is broadcast over its tokens inside of `function`: copied for each token, it would be an array
+    as large as the tokens.
+
+    **Arguments:**
+
+    - `function`: of arrays that broadcast, element by element.
+    - `tokens`: one or more arrays (rows, length, d) of these segments.
+    - `entries`: for each image of the segments or, all of them, for each token.
+    """
+    if all(entry.per_token for entry in entries):
+        return function(*tokens, *(entry.c for entry in entries))
+    single = tuple(Segment(segment.images, 1) for segment in segments)
+    columns = [*(unpack(x, segments) for x in tokens), *(unpack(entry.c, single) for entry in entries)]
+    return pack([function(*each) for each in zip(*columns, strict=True)])

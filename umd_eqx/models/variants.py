@@ -164,9 +164,7 @@ class ModelConfig(AbstractModelConfig):
             embed=Linear.init(patch * patch * channels, encoder.width, key=keys[0]),
             positions=normal(keys[1], (num_patches, encoder.width)) * position_std,
             class_tokens=normal(keys[2], (self.class_tokens, encoder.width)) * self.class_token_std,
-            registers=normal(jax.random.fold_in(key, 12), (self.registers, encoder.width)) * 0.02
-            if self.registers
-            else None,
+            registers=self._registers(encoder.width, jax.random.fold_in(key, 12)),
             condition=Condition.init(encoder.width, classes, key=keys[3]),
             encoder=self._stack(encoder, encoder.width, keys[4], keys[5]),
             bridge=None
@@ -184,7 +182,7 @@ class ModelConfig(AbstractModelConfig):
         )
 
     def _registers(self, width: int, key: PRNGKeyArray) -> Float[Array, "registers d"] | None:
-        return jax.random.normal(key, (self.registers, width)) * 0.02 if self.registers else None
+        return jax.random.normal(key, (self.registers, width), jnp.float32) * 0.02 if self.registers else None
 
     def _conditioning(self, condition: int, size: Size, key: PRNGKeyArray) -> AbstractConditioning:
         match self.conditioning:
