@@ -1,5 +1,6 @@
 """Ctrl-C wherever it finds a program of `experiments/`: one line, exit code 130, no traceback and no crash."""
 
+import functools
 import os
 import signal
 import subprocess
@@ -36,7 +37,10 @@ def started(program: str, *words: str, folder: Path, **variables: str) -> subpro
     path = os.pathsep.join([str(folder), str(EXPERIMENTS.parent)])
     environment |= {"JAX_PLATFORMS": "cpu", "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **variables}
     command = [sys.executable, str(EXPERIMENTS / program), *words]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=folder)
+    # A shell that starts the tests in the background makes them ignore Ctrl-C, which a program would inherit.
+    heeds = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, env=environment, cwd=folder, preexec_fn=heeds, **pipes)
 
 
 def read_until(process: subprocess.Popen[bytes], descriptor: int, mark: bytes) -> None:
