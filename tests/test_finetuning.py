@@ -153,6 +153,10 @@ def test_a_source_that_changed_is_refused(source, tmp_path, capsys):
             ("--from", "{source}", "--model.conditioning", "token"),
             "--model.conditioning is adaln there and token here",
         ),
+        (
+            ("--from", "{source}", "--model.block.rotary"),  # no array of another shape, and yet another network
+            "--model.block.rotary is False there and True here",
+        ),
         (("--from", "{source}", "--data.size", "27"), "--model.variant: a patch of 7 does not divide"),
     ],
 )

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 
 from umd_eqx.config import DataConfig
 from umd_eqx.models import ModelConfig
+from umd_eqx.models.blocks import BlockConfig
 from umd_eqx.models.stack import Remat
 from umd_eqx.models.variants import AbstractModelConfig
 from umd_eqx.paths import AbstractPath
@@ -49,7 +50,8 @@ def require_sane_network(parts: Mapping[str, Any], preset: Any, step: Any, kind:
         if not isinstance(parts[name], cls):
             raise TypeError(name)
     model, data, spec = parts["model"], parts["data"], parts["spec"]
-    counts = (data.size, data.eval_batch_size, model.class_tokens, spec.channels, spec.num_classes, step)
+    counts = (data.size, data.eval_batch_size, model.class_tokens, model.registers)
+    counts += (spec.channels, spec.num_classes, step)
     if any(type(count) is not int or not 0 <= count < 2**31 for count in counts):
         raise TypeError("a count")
     if data.size > LARGEST_SIDE or kind not in get_args(Weights):
@@ -58,8 +60,11 @@ def require_sane_network(parts: Mapping[str, Any], preset: Any, step: Any, kind:
         raise TypeError("preset or variant")
     if model.dtype not in ("float32", "bfloat16") or model.remat not in get_args(Remat):
         raise ValueError("dtype or remat")
-    if type(model.labels) is not bool or type(model.scan) is not bool:
-        raise TypeError("labels or scan")
+    if not isinstance(model.block, BlockConfig) or model.block.mlp not in ("gelu", "swiglu"):
+        raise ValueError("block")
+    switches = (model.labels, model.scan, model.block.rotary, model.block.qk_norm)
+    if any(type(switch) is not bool for switch in switches):
+        raise TypeError("a switch")
 
 
 def require_sane_latents(tokenizer: Any, latent: Any) -> None:

@@ -4,6 +4,7 @@ Labels in, fresh label table and label MLP, fresh optimiser, no mask on noised i
 """
 
 import dataclasses
+import operator
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,8 +37,11 @@ from umd_eqx.pretrained import Pretrained, Weights, from_pretrained
 from umd_eqx.tokenizers import resolve
 from umd_eqx.types import same_tokenizer
 
-SAME_NETWORK = ("variant", "conditioning", "class_tokens")
-"""What must be as in the source, for its weights to fit."""
+SAME_NETWORK = (
+    *("variant", "conditioning", "class_tokens", "registers"),
+    *("block.rotary", "block.qk_norm", "block.mlp"),
+)
+"""What must be as in the source: its weights would not fit, or mean something else."""
 
 
 def umd_ft() -> Config:
@@ -169,7 +173,7 @@ def require_fitting(config: Config, source: Pretrained) -> None:
 
     Also for another path than the source's, and for data with other channels.
     """
-    pairs = {name: (getattr(source.config, name), getattr(config.model, name)) for name in SAME_NETWORK}
+    pairs = {name: tuple(map(operator.attrgetter(name), (source.config, config.model))) for name in SAME_NETWORK}
     different = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
     if different and config.start is not None:
         said = "; ".join(
