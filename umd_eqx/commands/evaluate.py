@@ -61,12 +61,7 @@ def evaluate(words: list[str]) -> int:
     if flag_value(words, "--benchmark") == "probe":
         return measure_probe(words)
     command = tyro.cli(Evaluate, args=words, description="Measure the images that a trained network generates.")
-    flags = command.flags
-    protocol = PROTOCOLS[command.protocol]
-    if command.samples is not None:
-        if command.samples < 10:
-            raise BadInput("--samples", f"{command.samples} are too few to measure", "Use 10 or more")
-        protocol = scale(protocol, command.samples)
+    flags, protocol = command.flags, _protocol(command)
     if command.json is not None:
         require_writable("--json", command.json)
     config = flags.sampler_config()
@@ -117,6 +112,15 @@ def evaluate(words: list[str]) -> int:
     _print(protocol, found)
     _keep(command, protocol, source, result)
     return 0
+
+
+def _protocol(command: Evaluate) -> Protocol:
+    protocol = PROTOCOLS[command.protocol]
+    if command.samples is None:
+        return protocol
+    if command.samples < 10:
+        raise BadInput("--samples", f"{command.samples} are too few to measure", "Use 10 or more")
+    return scale(protocol, command.samples)
 
 
 def _floor(
