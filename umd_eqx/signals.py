@@ -23,9 +23,13 @@ def interruptible_imports() -> Iterator[None]:
     """A context for the imports of a program, in which Ctrl-C ends the process with one line and `EXIT_INTERRUPTED`.
 
     The process ends in the signal handler itself, because a `KeyboardInterrupt` in the middle of an import reaches the
-    caller as a traceback, or as an `ImportError` of the extension module that was being initialised. Outside the main
-    thread, where Python has no signals, the context does nothing.
+    caller as a traceback, or as an `ImportError` of the extension module that was being initialised. The context does
+    nothing outside the main thread, where Python has no signals, and where the signal is ignored, as in a shell's
+    background job.
     """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        yield
+        return
     try:
         old = signal.signal(signal.SIGINT, lambda *_: end_interrupted("interrupted: nothing was started"))
     except ValueError:

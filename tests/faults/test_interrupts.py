@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from umd_eqx.signals import interruptible_imports
+
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 PROGRAMS = sorted(path.name for path in EXPERIMENTS.glob("*.py"))
 
@@ -88,3 +90,12 @@ def test_while_xla_compiles(tmp_path, program, words, compiled):
     assert (code, said[-1]) == (130, "interrupted: the last checkpoint, if there is one, is as it was")
     assert "Traceback" not in "".join(said)
     assert [path.name for path in tmp_path.iterdir()] == []
+
+
+def test_an_ignored_signal_stays_ignored_while_libraries_are_imported():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with interruptible_imports():
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
