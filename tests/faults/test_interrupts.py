@@ -1,6 +1,5 @@
 """Ctrl-C wherever it finds a program of `experiments/`: one line, exit code 130, no traceback and no crash."""
 
-import functools
 import os
 import signal
 import subprocess
@@ -33,16 +32,23 @@ sys.meta_path.insert(0, Hold())
 """
 
 
+# A shell that starts the tests in the background makes them ignore Ctrl-C, which a program would inherit. (In a process
+# of its own, since a `preexec_fn` makes Python fork a process in which JAX may be running.)
+HEED = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+
+
 def started(program: str, *words: str, folder: Path, **variables: str) -> subprocess.Popen[bytes]:
     """A program of `experiments/` as a user starts it."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("XLA_", "JAX_", "UMD_"))}
     path = os.pathsep.join([str(folder), str(EXPERIMENTS.parent)])
     environment |= {"JAX_PLATFORMS": "cpu", "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **variables}
-    command = [sys.executable, str(EXPERIMENTS / program), *words]
-    # A shell that starts the tests in the background makes them ignore Ctrl-C, which a program would inherit.
-    heeds = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    command = [sys.executable, "-c", HEED, str(EXPERIMENTS / program), *words]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, env=environment, cwd=folder, preexec_fn=heeds, **pipes)
+    return subprocess.Popen(command, env=environment, cwd=folder, **pipes)
 
 
 def read_until(process: subprocess.Popen[bytes], descriptor: int, mark: bytes) -> None:
