@@ -32,6 +32,7 @@ FLOORS = {
     "config": 4,
     "presets": 4,
     "dump": 4,
+    "upgrade": 3,
     "dryrun": 4,
     "memory": 4,
     "workspace": 4,

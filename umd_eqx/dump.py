@@ -15,6 +15,7 @@ from umd_eqx.optim import EmaConfig, OptimConfig
 from umd_eqx.paths import Clean, CosinePath, CosineTable, LinearTable, RectifiedFlow, SmoothTable
 from umd_eqx.sampling import SamplerConfig
 from umd_eqx.types import DataSpec, LatentSpec
+from umd_eqx.upgrade import upgraded
 
 TYPES: tuple[type, ...] = (
     *(
@@ -63,7 +64,7 @@ def dump(value: Any) -> Any:
 
 
 def load(data: Any, types: Iterable[type] = ()) -> Any:
-    """The inverse of `dump`; lists become tuples. `types` are the reader's own, beside `TYPES`.
+    """The inverse of `dump`, also of older versions; lists become tuples. `types` are the reader's own, beside `TYPES`.
 
     Raises `BadInput` for a type that is in neither, or a field that its type does not have.
     """
@@ -85,25 +86,29 @@ def load(data: Any, types: Iterable[type] = ()) -> Any:
             problem = " ".join(str(error).split())[:200]  # on one line, where shapes and types are checked
             raise BadInput("config.json", problem, "It was written by another version of this program") from error
 
-    return build(data)
+    return build(upgraded(data))
 
 
 def completed(data: Any) -> Any:
-    """A dump with the fields that its types did not have yet when it was written, at their defaults.
+    """A dump of any version as one of today, with the fields that it lacks at their defaults.
 
     A reader's own types are left as they are.
     """
-    if isinstance(data, list):
-        return [completed(item) for item in data]
-    if not isinstance(data, dict):
-        return data
     known = {cls.__name__: cls for cls in TYPES if dataclasses.is_dataclass(cls)}
-    given = {name: completed(item) for name, item in data.items()}
-    if data.get("type") not in known:
-        return given
-    fields = dataclasses.fields(known[data["type"]])
-    missing = {field.name: dump(default_of(field)) for field in fields if field.name not in given}
-    return given | missing
+
+    def complete(data: Any) -> Any:
+        if isinstance(data, list):
+            return [complete(item) for item in data]
+        if not isinstance(data, dict):
+            return data
+        given = {name: complete(item) for name, item in data.items()}
+        if data.get("type") not in known:
+            return given
+        fields = dataclasses.fields(known[data["type"]])
+        missing = {field.name: dump(default_of(field)) for field in fields if field.name not in given}
+        return given | missing
+
+    return complete(upgraded(data))
 
 
 def default_of(field: dataclasses.Field[Any]) -> Any:
