@@ -141,7 +141,7 @@ def test_a_dry_run_says_what_a_run_would_take_and_leaves_nothing(said, tmp_path,
 
 def test_a_dry_run_of_data_that_are_asked_for_and_missing_is_refused(tmp_path):
     config = PRETRAIN["umd-b4-in64"]()
-    data = dataclasses.replace(config.data, dir=str(tmp_path / "missing"))
+    data = config.data.moved(str(tmp_path / "missing"))
     with pytest.raises(BadInput, match="there is no folder"):
         dry_run(dataclasses.replace(config, data=data))
 

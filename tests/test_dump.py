@@ -6,6 +6,7 @@ import json
 import pytest
 
 from umd_eqx.config import Start
+from umd_eqx.data.source_configs import TFDS
 from umd_eqx.dump import NOT_THE_RUN, differences, dump, flatten, load, only_the_run, run_identity
 from umd_eqx.errors import BadInput
 from umd_eqx.eval import Denoising
@@ -86,7 +87,7 @@ def changed(**fields):
         {"checkpoint__every": 7},
         {"checkpoint__keep": 7},
         {"max_skipped": 7},
-        {"data__dir": "/elsewhere"},
+        {"data__source": TFDS(dir="/elsewhere")},
         {"data__eval_batch_size": 8},
         {"data__expected": None},
         {"eval": {}},
@@ -119,10 +120,12 @@ def test_what_changes_the_weights_is_of_the_run(fields, name):
 
 
 def test_only_whole_names_are_left_out():
-    assert only_the_run({"login": 1, "log.every": 2, "evaluate": 3, "data.directory": 4, "data.dir": 5}) == {
+    assert only_the_run(
+        {"login": 1, "log.every": 2, "evaluate": 3, "data.source.directory": 4, "data.source.dir": 5}
+    ) == {
         "login": 1,
         "evaluate": 3,
-        "data.directory": 4,
+        "data.source.directory": 4,
     }
     for name in NOT_THE_RUN:  # a field that was given another name would be part of the run again
         started = changed(start=Start("runs/umd", "raw", "0"))

@@ -81,7 +81,7 @@ def test_the_recipe_follows_the_sources_system_network_and_data(source):
     there = tiny()
     assert name == "umd-ft"
     assert config.model == dataclasses.replace(there.model, labels=True)
-    assert (config.data.name, config.data.size) == (there.data.name, there.data.size)
+    assert (config.data.source, config.data.size) == (there.data.source, there.data.size)
     assert config.optim == FINETUNE["umd-ft"]().optim
     assert config.start.digest == from_pretrained(source, weights="raw").digest
 

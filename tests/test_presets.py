@@ -10,6 +10,7 @@ import pytest
 
 from umd_eqx import train
 from umd_eqx.config import build
+from umd_eqx.data.source_configs import TFDS
 from umd_eqx.finetuning import FINETUNE
 from umd_eqx.models.variants import num_parameters
 from umd_eqx.objectives import MaskedDenoising, Term, Unified
@@ -70,10 +71,10 @@ def test_every_recipe_measures_what_it_trains_and_nothing_else(name):
     assert set(config.eval) == expected
     # Which kind of features is the headline is settled before: the class tokens in the rows of the paper.
     headline = config.eval["fewshot"].headline
-    assert headline == (None if config.data.name == "imagenet2012" else "both")
+    assert headline == (None if config.data.source == TFDS("imagenet2012") else "both")
     assert config.eval["fewshot"].features[0] == "class_tokens"
     if "reconstruction" in expected:
-        published = config.data.name == "imagenet2012"
+        published = config.data.source == TFDS("imagenet2012")
         # The reference hides 0.75 whatever the training hides; ours for a laptop hides as much as is trained.
         hidden = 0.75 if published else parts[-1].mask_ratio
         assert config.eval["reconstruction"].mask_ratio == hidden
@@ -124,7 +125,7 @@ def test_a_row_of_the_paper_has_its_numbers(name, objective, batch_size, conditi
 def test_the_rows_of_the_paper_share_what_they_share(name):
     config = PRETRAIN[name]()
     data, optim, model = config.data, config.optim, config.model
-    assert (data.name, data.train_split, data.test_split) == ("imagenet2012", "train[:99%]", "validation")
+    assert (data.source, data.train_split, data.test_split) == (TFDS("imagenet2012"), "train[:99%]", "validation")
     assert (data.area_min, data.flip) == (80.0, True)
     assert (optim.lr, optim.lr_batch_size, optim.epochs, optim.steps) == (1.5e-4, 256, 800, None)
     assert (optim.beta1, optim.beta2, optim.weight_decay, optim.clip) == (0.9, 0.95, 0.05, 1.0)

@@ -7,6 +7,7 @@ import os
 
 import pytest
 
+from umd_eqx.data.source_configs import TFDS
 from umd_eqx.errors import BadInput
 from umd_eqx.presets import PRETRAIN
 from umd_eqx.workspace import LONGEST_NAME, claim, default_run_dir, environment, own, record, save_json
@@ -30,7 +31,7 @@ def test_the_directory_has_the_name_of_the_preset_and_of_what_was_changed():
 
 
 def test_what_makes_no_other_run_makes_no_other_directory():
-    changed = replaced(UMD, log__every=1, checkpoint__keep=9, data__dir="/data", data__eval_batch_size=8)
+    changed = replaced(UMD, log__every=1, checkpoint__keep=9, data__source=TFDS(dir="/data"), data__eval_batch_size=8)
     assert default_run_dir("umd", changed, UMD) == default_run_dir("umd", UMD, UMD)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 from umd_eqx.config import DataConfig
+from umd_eqx.data.source_configs import AbstractSource
 from umd_eqx.models import ModelConfig
 from umd_eqx.models.blocks import BlockConfig
 from umd_eqx.models.stack import Remat
@@ -50,6 +51,8 @@ def require_sane_network(parts: Mapping[str, Any], preset: Any, step: Any, kind:
         if not isinstance(parts[name], cls):
             raise TypeError(name)
     model, data, spec = parts["model"], parts["data"], parts["spec"]
+    if not isinstance(data.source, AbstractSource):
+        raise TypeError("source")
     counts = (data.size, data.eval_batch_size, model.class_tokens, model.registers)
     counts += (spec.channels, spec.num_classes, step)
     if any(type(count) is not int or not 0 <= count < 2**31 for count in counts):

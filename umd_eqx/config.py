@@ -9,7 +9,7 @@ import tyro
 from jax.sharding import Mesh
 
 from umd_eqx.data.broken import CountBroken, SkipBroken
-from umd_eqx.data.source import describe, open_source
+from umd_eqx.data.source_configs import TFDS, AbstractSource
 from umd_eqx.data.transforms import TrainTransform
 from umd_eqx.errors import BadInput
 from umd_eqx.eval import AbstractEvaluator
@@ -29,10 +29,8 @@ from umd_eqx.types import DataSpec, LatentSpec
 class DataConfig:
     """The images."""
 
-    name: str = "fashion_mnist"
-    """A TFDS data set in array_record format; fashion_mnist ships with the package."""
-    dir: str | None = None
-    """A TFDS root or one version's folder. None: $TFDS_DATA_DIR, else what ships with the package."""
+    source: Annotated[AbstractSource, tyro.conf.arg(name="")] = dataclasses.field(default_factory=TFDS)
+    """Where they come from; its fields are flags of their own, such as --data.dir."""
     train_split: str = "train"
     """Which part to train on, such as train[:99%]."""
     test_split: str = "test"
@@ -75,9 +73,9 @@ class DataConfig:
     def describe(self) -> DataSpec:
         """What the data are, without reading an image: images in each split, pixels, channels, classes.
 
-        Raises `BadInput` naming `--data.dir`, `--data.name`, `--data.train-split` or `--data.test-split`.
+        Raises `BadInput` naming a flag of the source (`--data.dir`), `--data.train-split` or `--data.test-split`.
         """
-        return describe(self.name, self.dir, self.train_split, self.test_split)
+        return self.source.describe(self.train_split, self.test_split)
 
     def open(self) -> tuple[SkipBroken, CountBroken]:
         """The images to train on, broken ones replaced, and those to evaluate on, broken ones counted.
@@ -85,12 +83,16 @@ class DataConfig:
         Raises `BadInput` as `describe` does, and for files that cannot be read. Reading an image raises `BadInput`
         naming `--data.max-broken` where too many of its split were broken.
         """
-        train = open_source(self.name, self.dir, self.train_split)
-        test = open_source(self.name, self.dir, self.test_split, field="--data.test-split")
+        train = self.source.open(self.train_split)
+        test = self.source.open(self.test_split, field="--data.test-split")
         return (
             SkipBroken(train, self.max_broken, split=self.train_split),
             CountBroken(test, self.max_broken, split=self.test_split),
         )
+
+    def moved(self, dir: str | None) -> "DataConfig":
+        """The same data where they lie in another folder; None: in the usual one, or in an unknown one."""
+        return dataclasses.replace(self, source=self.source.moved(dir))
 
     def transform(self) -> TrainTransform:
         """What happens to an image before training: from uint8 of any size to float32 (size, size, channels), -1 .. 1.

@@ -63,9 +63,9 @@ def _spec(config: Config, recipe: Config) -> tuple[DataSpec, str]:
     try:
         return config.data.describe(), ""
     except BadInput as error:
-        asked, known = ((data.name, data.dir, data.train_split, data.test_split) for data in (config.data, recipe.data))
+        asked, known = ((data.source, data.train_split, data.test_split) for data in (config.data, recipe.data))
         # Nothing was said of a folder, so what is wrong with it is that there is none.
-        missing = error.field == "--data.dir" and config.data.dir is None
+        missing = error.field == "--data.dir" and config.data == config.data.moved(None)
         if recipe.data.expected is None or asked != known or not missing:
             raise
         return recipe.data.expected, " (not on this machine: the recipe's own figures)"

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from umd_eqx.config import CheckpointConfig, Config, DataConfig, LogConfig, Start
+from umd_eqx.data.source_configs import TFDS, ImageFolder
 from umd_eqx.errors import BadInput
 from umd_eqx.eval import Denoising, FewShot, Generation, Reconstruction, TokenizerQuality
 from umd_eqx.models import ModelConfig
@@ -23,6 +24,8 @@ TYPES: tuple[type, ...] = (
         ModelConfig,
         BlockConfig,
         DataConfig,
+        TFDS,
+        ImageFolder,
         DataSpec,
         LatentSpec,
         OptimConfig,
@@ -41,7 +44,7 @@ TYPES: tuple[type, ...] = (
 NOT_THE_RUN = (
     *("log", "checkpoint", "eval", "max_skipped"),
     *("start.source", "tokenizer", "data.latents"),
-    *("data.dir", "data.eval_batch_size", "data.workers", "data.max_broken", "data.expected"),
+    *("data.source.dir", "data.eval_batch_size", "data.workers", "data.max_broken", "data.expected"),
 )
 """What does not change the weights that come out: it may differ when a run is resumed."""
 
@@ -137,6 +140,14 @@ def run_identity(config: Config) -> dict[str, Any]:
 def only_the_run(flat: Mapping[str, Any]) -> dict[str, Any]:
     """Of a flat dump, what makes the run."""
     return {name: v for name, v in flat.items() if not any(f"{name}.".startswith(f"{skip}.") for skip in NOT_THE_RUN)}
+
+
+def as_flag(name: str) -> str:
+    """The flag, without its dashes, that sets a leaf of a configuration: `data.name` sets `data.source.name`.
+
+    `data.source` chooses `data.source.type`.
+    """
+    return "data.source" if name == "data.source.type" else name.replace("data.source.", "data.", 1)
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

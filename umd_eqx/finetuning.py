@@ -14,6 +14,7 @@ import jax
 from jaxtyping import PRNGKeyArray
 
 from umd_eqx.config import CheckpointConfig, Config, DataConfig, LogConfig, Start
+from umd_eqx.data.source_configs import TFDS
 from umd_eqx.derived import derived_recipe
 from umd_eqx.errors import BadInput
 from umd_eqx.eval import Denoising, FewShot, Generation, Reconstruction
@@ -159,7 +160,7 @@ def follow(
         way_out = f"Give the run that it was exported from, or put one of these first: {', '.join(presets)}"
         raise BadInput("preset", problem, way_out)
     recipe = presets[name]()
-    kept = ("name", "dir", "train_split", "test_split", "size", "expected")
+    kept = ("source", "train_split", "test_split", "size", "expected")
     data = dataclasses.replace(recipe.data, **{field: getattr(source.data, field) for field in kept})
     model = dataclasses.replace(source.config, labels=True)
     recipe = dataclasses.replace(recipe, model=model, path=source.path, data=data, start=start)
@@ -191,7 +192,7 @@ def require_fitting(config: Config, source: Pretrained) -> None:
         kind = "pixels" if source.latents is None else f"the latents of {source.latents.source}"
         problem = f"it was trained on {kind}, the recipe has {config.tokenizer or 'pixels'}"
         raise BadInput("--from", problem, "Name no preset: the recipe then follows the source")
-    spec = source.spec if config.data.name == source.data.name else config.data.describe()
+    spec = source.spec if config.data.source.moved(None) == source.data.source.moved(None) else config.data.describe()
     size, _, channels = config.image_shape(spec)
     config.model.validate(size)
 
@@ -255,7 +256,7 @@ def _imagenet64(objective: AbstractObjective, *, epochs: float = 50.0, time: flo
         objective=objective,
         path=CosineTable(),
         data=DataConfig(
-            name="imagenet2012",
+            source=TFDS("imagenet2012"),
             train_split="train[:99%]",
             test_split="validation",
             size=64,

@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Callable
 
 from umd_eqx.config import CheckpointConfig, Config, DataConfig, LogConfig
+from umd_eqx.data.source_configs import TFDS
 from umd_eqx.eval import AbstractEvaluator, Denoising, FewShot, Generation, Reconstruction
 from umd_eqx.models import ModelConfig
 from umd_eqx.objectives import AbstractObjective, denoising, masked_denoising, masked_reconstruction, unified
@@ -204,7 +205,7 @@ def _imagenet64(objective: AbstractObjective, *, batch_size: int, time: float = 
         objective=objective,
         path=CosineTable(),
         data=DataConfig(
-            name="imagenet2012",
+            source=TFDS("imagenet2012"),
             train_split="train[:99%]",
             test_split="validation",
             size=64,

@@ -160,7 +160,7 @@ def export(source: Pretrained, path: str | os.PathLike[str], *, half: bool = Fal
         "model": dump(source.config),
         "path": dump(source.path),
         # Where the data lay is of no use to anybody else.
-        "data": dump(dataclasses.replace(source.data, dir=None)),
+        "data": dump(source.data.moved(None)),
         "spec": dump(source.spec),
         "denoises": source.denoises,
     }

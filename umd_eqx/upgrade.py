@@ -9,7 +9,16 @@ Rule = Callable[[dict[str, Any]], dict[str, Any]]
 It must leave a value of today as it is.
 """
 
-RULES: dict[str, Rule] = {}
+
+def _data_config(members: dict[str, Any]) -> dict[str, Any]:
+    """TFDS was the only source, and its fields were those of `DataConfig` itself."""
+    if "source" in members:
+        return members
+    moved = {name: members[name] for name in ("name", "dir") if name in members}
+    return {name: value for name, value in members.items() if name not in moved} | {"source": {"type": "TFDS"} | moved}
+
+
+RULES: dict[str, Rule] = {"DataConfig": _data_config}
 """By the name that an older version wrote under "type"."""
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 
 from umd_eqx.config import Config
-from umd_eqx.dump import completed, differences, dump, flatten, only_the_run, run_identity
+from umd_eqx.dump import as_flag, completed, differences, dump, flatten, only_the_run, run_identity
 from umd_eqx.errors import BadInput
 from umd_eqx.report import write_atomically
 from umd_eqx.types import same_tokenizer
@@ -38,8 +38,8 @@ def default_run_dir(preset: str, config: Config, recipe: Config, *, parent: Path
 
     A name that grew too long ends in a hash instead. `parent` is another folder in the place of `runs`.
     """
-    changed = differences(run_identity(recipe), run_identity(config))
-    words = [f"{name}={_plain(new)}" for name, (_, new) in sorted(changed.items())]
+    changed = _new_by_flag(run_identity(recipe), run_identity(config))
+    words = [f"{flag}={_plain(new)}" for flag, new in sorted(changed.items())]
     name = ",".join([preset, *words])
     if len(name) > LONGEST_NAME:
         name = f"{name[:LONGEST_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
@@ -91,7 +91,7 @@ def claim(run_dir: Path, config: Config, preset: str | None) -> bool:
         del changed["latent.digest"]
     if changed:
         name, (was, now) = next(iter(changed.items()))
-        field = f"--{name.replace('_', '-')}"
+        field = f"--{as_flag(name).replace('_', '-')}"
         if name.startswith("start."):
             problem = f"the run in {run_dir} began with other weights, or those there have changed since"
             raise BadInput("--from", problem, "Give the same weights, or another --run-dir to start a new run")
@@ -126,8 +126,7 @@ def require_same_format(run_dir: Path) -> None:
 
 def record(run_dir: Path, config: Config, preset: str, recipe: Config) -> None:
     """Writes `config.json`: `RUN_FORMAT`, the preset, what was changed of its recipe, and the whole configuration."""
-    changed = differences(flatten(dump(recipe)), flatten(dump(config)))
-    overrides = {name: new for name, (_, new) in changed.items()}
+    overrides = _new_by_flag(flatten(dump(recipe)), flatten(dump(config)))
     content = {"format": RUN_FORMAT, "preset": preset, "overrides": overrides, "config": dump(config)}
     save_json(run_dir / "config.json", content)
 
@@ -150,6 +149,15 @@ def environment(preset: str, facts: Mapping[str, Any]) -> dict[str, Any]:
 def save_json(path: Path, value: Any) -> None:
     """Writes a JSON file in one piece."""
     write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def _new_by_flag(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """The leaves that differ between two flat dumps, by their flags and as they are in the second one.
+
+    Fields that a source of another type does not have are left out.
+    """
+    changed = differences(old, new)
+    return {as_flag(name): new.get(name) for name in changed if name in new or not name.startswith("data.source.")}
 
 
 def _plain(value: Any) -> str:

@@ -11,7 +11,7 @@ import tyro
 from umd_eqx.config import DataConfig
 from umd_eqx.data.broken import SkipBroken
 from umd_eqx.data.latents import MANIFEST, Manifest, Settings, source_hash
-from umd_eqx.data.source import open_source
+from umd_eqx.data.source_configs import TFDS, AbstractSource
 from umd_eqx.encoding import Progress, begin, encode
 from umd_eqx.errors import BadInput, disk_errors, require_writable
 from umd_eqx.report import Terminal
@@ -25,10 +25,8 @@ from umd_eqx.workspace import own, save_json
 class EncodedData:
     """The images."""
 
-    name: str = "fashion_mnist"
-    """A TFDS data set in array_record format; fashion_mnist ships with the package."""
-    dir: str | None = None
-    """A TFDS root or one version's folder. None: $TFDS_DATA_DIR, else what ships with the package."""
+    source: Annotated[AbstractSource, tyro.conf.arg(name="")] = dataclasses.field(default_factory=TFDS)
+    """Where they come from; its fields are flags of their own, such as --data.dir."""
     split: str = "train"
     """Which part, such as train[:99%]."""
     size: int = 28
@@ -68,20 +66,23 @@ class EncodeLatents:
     """A file for the figures: images, views, bytes, mean and standard deviation, seconds, views a second."""
 
 
-def encode_latents(words: list[str]) -> int:
+def encode_latents(words: list[str], data: EncodedData | None = None) -> int:
     """Runs the command; gives its exit code: 75 where a signal stopped it, and the same command goes on.
+
+    `data` are the images, of which flags change the fields; None: those that come with the package.
 
     **Raises:** `BadInput` naming the flag at fault.
     """
-    command = tyro.cli(EncodeLatents, args=words, description="Encode a data set once, for networks of latents.")
+    default = EncodeLatents(tokenizer=tyro.MISSING, out=tyro.MISSING, data=data or EncodedData())
+    description = "Encode a data set once, for networks of latents."
+    command = tyro.cli(EncodeLatents, default=default, args=words, description=description)
     _validate(command)
     folder, data = Path(command.out), command.data
     loaded = load_tokenizer(command.tokenizer)
-    source = SkipBroken(
-        open_source(data.name, data.dir, data.split, field="--data.split"), data.max_broken, split=data.split
-    )
+    source = SkipBroken(data.source.open(data.split, field="--data.split"), data.max_broken, split=data.split)
     if source.spec.channels != loaded.tokenizer.channels:
-        problem = f"it is for images of {loaded.tokenizer.channels} channels, {data.name} has {source.spec.channels}"
+        name, channels = source.spec.name, source.spec.channels
+        problem = f"it is for images of {loaded.tokenizer.channels} channels, {name} has {channels}"
         raise BadInput("--tokenizer", problem, "Take another")
     if data.size % loaded.tokenizer.factor:
         factor = loaded.tokenizer.factor
@@ -90,7 +91,7 @@ def encode_latents(words: list[str]) -> int:
     settings = _settings(command, loaded, source)
     if command.views > 1 and data.area_min == 100 and not data.flip:
         print("note: nothing is augmented, so that all views of an image are alike: see --data.area-min, --data.flip")
-    print(f"{loaded.title}; {settings.images:,} images of {data.name}, {settings.views} views each: {folder}")
+    print(f"{loaded.title}; {settings.images:,} images of {settings.name}, {settings.views} views each: {folder}")
     with disk_errors(folder, "--out", "it goes on with the first shard that is missing"), own(folder, "--out"):
         left = sum(len(settings.shards[shard]) for shard in begin(folder, settings))
         if left == 0 and (folder / MANIFEST).exists():
@@ -156,7 +157,7 @@ def _settings(command: EncodeLatents, loaded: LoadedTokenizer, source: SkipBroke
     point = tokenizer.encode_raw(jnp.zeros((tokenizer.factor, tokenizer.factor, tokenizer.channels))).logvar is None
     dtype: Literal["float32", "float16"] = "float16" if command.half else "float32"
     return Settings(
-        name=data.name,
+        name=source.spec.name,
         split=data.split,
         source=source_hash(source),
         tokenizer=loaded.digest,

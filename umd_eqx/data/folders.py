@@ -102,5 +102,6 @@ def _find_in(root: epath.Path, name: str, embedded: str) -> epath.Path:
         way_out = f"Name one of its folders, as in {name}/CONFIG ({configs}), or prepare it anew."
         raise BadInput("--data.name", f"{root / name} holds no prepared version", way_out)
     holds = f"it holds {children}" if (children := _children(root)) else "it is empty"
-    way_out = f"Name a data set that is there by --data.name, give another TFDS folder, {without}"
+    folder_of_images = "read a folder of image files by --data.source folder"
+    way_out = f"Name a data set that is there by --data.name, give another TFDS folder, {folder_of_images}, {without}"
     raise BadInput("--data.dir", f"{root} holds no data set '{name}' ({holds})", way_out)

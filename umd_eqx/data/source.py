@@ -117,6 +117,11 @@ def _spec(builder: Any, name: str, num_train: int, num_test: int) -> DataSpec:
     return DataSpec(name, num_train, num_test, height, width, 1 if channels == 1 else 3, label.num_classes)
 
 
+def split_names(folder: epath.PathLike) -> tuple[str, ...]:
+    """The splits of a prepared data set, given one version's folder. Raises `BadInput` naming `--data.dir`."""
+    return tuple(_open_builder(epath.Path(folder)).info.splits)
+
+
 def describe(name: str, data_dir: str | None, train_split: str, test_split: str) -> DataSpec:
     """Say what is in a data set, without opening its images.
 
@@ -152,7 +157,10 @@ def decode_image(encoded: bytes, channels: int) -> UInt8[np.ndarray, "h w c"]:
     """
     with Image.open(io.BytesIO(encoded)) as image:
         mode = "L" if channels == 1 else "RGB"
-        pixels = np.asarray(image if image.mode == mode else image.convert(mode))
+        # Pillow warns where the transparency of single colours of a palette is dropped in one step.
+        transparent = image.mode == "P" and isinstance(image.info.get("transparency"), bytes)
+        whole = image.convert("RGBA") if transparent else image
+        pixels = np.asarray(whole if whole.mode == mode else whole.convert(mode))
     return pixels[..., None] if channels == 1 else pixels
 
 

@@ -1,0 +1,195 @@
+"""Folders of image files in class folders, listed once and read by index."""
+
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import tensorflow_datasets as tfds
+from jaxtyping import Int
+
+from umd_eqx.data.folders import one_line
+from umd_eqx.data.shuffle import epoch_order
+from umd_eqx.data.source import BrokenImage, Example, decode_image, require_class
+from umd_eqx.errors import BadInput
+from umd_eqx.types import DataSpec
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+"""Endings of the files that are read, in lower or upper case: those of torchvision's `ImageFolder`."""
+
+LAYOUTS = "Use DIR/SPLIT/CLASS/IMAGE, or DIR/CLASS/IMAGE for a single split that is named train."
+
+
+class ImageFiles(NamedTuple):
+    """Image files: file `names[i]` in the class folder `folders[i]`, an index into `Listing.folders`."""
+
+    names: np.ndarray
+    folders: Int[np.ndarray, "n"]
+
+
+class _Content(NamedTuple):
+    folders: list[str]
+    images: list[str]
+
+
+class Listing:
+    """The image files of a folder, by split and class.
+
+    The layout is `root/<split>/<class>/<image>` where a folder in `root` holds folders, and `root/<class>/<image>`
+    otherwise; the latter has a single split, `train`. Names that begin with a dot and files that do not end in
+    `IMAGE_SUFFIXES` are ignored; links are followed.
+
+    The class folders are listed at first use, and each one once. Within a split the files are in a random order that
+    depends on their number alone, so that each part of a split holds images of all classes, as it does in TFDS data
+    sets, which are shuffled when they are prepared.
+
+    - `classes`: the names of the class folders of all splits, sorted. The place of a name is the label.
+    - `splits`: names of the splits, sorted.
+    - `folders`: each class folder's path and label.
+
+    **Arguments:** a folder of this machine. **Raises:** `BadInput` naming `--data.dir` if it is not such a folder.
+    """
+
+    def __init__(self, root: str):
+        self.name = root
+        self._listed: dict[int, _Content] = {}
+        self._read: dict[str, ImageFiles] = {}
+        if not os.path.isdir(root):
+            problem = f"{root} is not a folder" if os.path.exists(root) else f"there is no folder {root}"
+            raise BadInput("--data.dir", problem, f"Give a folder of images. {LAYOUTS}")
+        top = _scan(root)
+        if top.images:
+            raise BadInput("--data.dir", f"{root} has images outside class folders ({top.images[0]})", LAYOUTS)
+        if not top.folders:
+            raise BadInput("--data.dir", f"{root} holds no class folders", LAYOUTS)
+        below = {name: _scan(os.path.join(root, name)) for name in top.folders}
+        if any(content.folders for content in below.values()):
+            by_split = {name: content.folders for name, content in below.items() if content.folders}
+            for name in by_split:
+                if below[name].images:
+                    path = os.path.join(root, name)
+                    problem = f"{path} has images outside class folders ({below[name].images[0]})"
+                    raise BadInput("--data.dir", problem, LAYOUTS)
+            paths = [os.path.join(root, split, name) for split, names in by_split.items() for name in names]
+        else:
+            by_split = {"train": top.folders}
+            paths = [os.path.join(root, name) for name in top.folders]
+            self._listed = dict(enumerate(below.values()))
+        names = [name for folders in by_split.values() for name in folders]
+        self.classes = tuple(sorted(set(names)))
+        self.splits = tuple(by_split)
+        labels = {name: label for label, name in enumerate(self.classes)}
+        self.folders = tuple((path, labels[name]) for path, name in zip(paths, names, strict=True))
+        ends = np.cumsum([len(folders) for folders in by_split.values()]).tolist()
+        self._ranges = {s: range(e - len(by_split[s]), e) for s, e in zip(by_split, ends, strict=True)}
+
+    def whole(self, split: str) -> ImageFiles:
+        """All files of a split. Raises `KeyError` for an unknown one, and `BadInput` for a class without images."""
+        if split not in self._read:
+            lists = [self._images(folder) for folder in self._ranges[split]]
+            folders = np.repeat(np.asarray(self._ranges[split], np.int32), [len(images) for images in lists])
+            order = epoch_order(len(folders), 0, 0)
+            names = np.array([name for images in lists for name in images], object)
+            self._read[split] = ImageFiles(names[order], folders[order])
+        return self._read[split]
+
+    def part(self, split: str, field: str) -> ImageFiles:
+        """The files of a split or of a part of one, such as `train[:99%]`, as TFDS counts them.
+
+        Raises `BadInput` naming `field` if it is unknown or empty.
+        """
+        known = f"Splits of {self.name}: {', '.join(self.splits)}"
+        try:
+            instructions = tfds.core.ReadInstruction.from_spec(split).to_absolute(cast(Any, _Splits(self)))
+        except (ValueError, KeyError, NotImplementedError) as error:
+            if isinstance(error, BadInput):
+                raise
+            way_out = f"{known}; parts of them are written train[:99%] or train[1000:]."
+            raise BadInput(field, f"'{split}' is not a split or a part of one", way_out) from error
+        some = [(self.whole(each.splitname), slice(each.from_, each.to)) for each in instructions]
+        names = np.concatenate([files.names[rows] for files, rows in some])
+        if not len(names):
+            raise BadInput(field, f"'{split}' has no images", f"Take a larger part. {known}.")
+        return ImageFiles(names, np.concatenate([files.folders[rows] for files, rows in some]))
+
+    def _images(self, folder: int) -> list[str]:
+        path, _ = self.folders[folder]
+        content = self._listed.pop(folder, None) or _scan(path)
+        if content.folders:
+            problem = f"the class folder {path} holds a folder ({content.folders[0]})"
+            raise BadInput("--data.dir", problem, LAYOUTS)
+        if not content.images:
+            problem = f"the class folder {path} has no images ({', '.join(IMAGE_SUFFIXES)})"
+            raise BadInput("--data.dir", problem, "Remove it, or put images into it.")
+        return content.images
+
+
+class _Splits(Mapping[str, tfds.core.SplitInfo]):
+    """What TFDS must know of splits to count out their parts; a split is listed when it is asked for."""
+
+    def __init__(self, listing: Listing):
+        self._listing = listing
+
+    def __getitem__(self, split: str) -> tfds.core.SplitInfo:
+        return tfds.core.SplitInfo(name=split, shard_lengths=[len(self._listing.whole(split).names)], num_bytes=0)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._listing.splits)
+
+    def __len__(self) -> int:
+        return len(self._listing.splits)
+
+
+def _scan(path: str) -> _Content:
+    """The folders and the image files in a folder, each sorted. An image is known by its name, without a look at it."""
+    folders, images = [], []
+    try:
+        with os.scandir(path) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.name.lower().endswith(IMAGE_SUFFIXES):
+                    images.append(entry.name)
+                elif entry.is_dir():
+                    folders.append(entry.name)
+    except OSError as error:
+        raise BadInput("--data.dir", f"{path} cannot be read ({error.strerror})", "Give a folder of images.") from error
+    return _Content(sorted(folders), sorted(images))
+
+
+class FolderSource:
+    """Image files by index, decoded by Pillow when they are asked for. It can be read from many threads, and pickled.
+
+    **Arguments:**
+
+    - `listing`: where the files are.
+    - `files`: which of them.
+    - `spec`: facts of the data set; images are converted to its `channels`.
+    """
+
+    def __init__(self, listing: Listing, files: ImageFiles, spec: DataSpec):
+        self._paths = [path for path, _ in listing.folders]
+        self._files, self.spec = files, spec
+        self._labels = np.array([label for _, label in listing.folders], np.int64)[files.folders]
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def labels(self, indices: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
+        """The classes of some images, by the folders that they are in. Nothing is opened."""
+        return self._labels[indices]
+
+    def __getitem__(self, index: int) -> Example:
+        """Image `index`. Raises `BrokenImage` if its file cannot be read or decoded."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"{index} is not in 0 .. {len(self) - 1}")
+        label = require_class(index, int(self._labels[index]), self.spec.num_classes)
+        path = os.path.join(self._paths[self._files.folders[index]], self._files.names[index])
+        try:
+            with open(path, "rb") as file:
+                image = decode_image(file.read(), self.spec.channels)
+        except MemoryError:
+            raise
+        except Exception as error:  # each of Pillow's decoders raises kinds of its own
+            raise BrokenImage(index, f"{path}: {one_line(error)}") from error
+        return {"image": image, "label": label}
