@@ -1,6 +1,7 @@
 """`experiments/encode_latents.py`: a data set's latents, computed once for all runs."""
 
 import dataclasses
+import functools
 import time
 from pathlib import Path
 from typing import Annotated, Literal
@@ -73,9 +74,8 @@ def encode_latents(words: list[str], data: EncodedData | None = None) -> int:
 
     **Raises:** `BadInput` naming the flag at fault.
     """
-    default = EncodeLatents(tokenizer=tyro.MISSING, out=tyro.MISSING, data=data or EncodedData())
-    description = "Encode a data set once, for networks of latents."
-    command = tyro.cli(EncodeLatents, default=default, args=words, description=description)
+    make = functools.partial(EncodeLatents, data=data or EncodedData())
+    command = tyro.cli(make, args=words, description="Encode a data set once, for networks of latents.")
     _validate(command)
     folder, data = Path(command.out), command.data
     loaded = load_tokenizer(command.tokenizer)
