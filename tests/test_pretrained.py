@@ -155,6 +155,26 @@ def test_a_file_that_its_card_does_not_describe_is_refused(exported, tmp_path):
         from_pretrained(path)
 
 
+@pytest.mark.parametrize("source", [3, None, [], {"type": "DataSpec"}, {"type": "ImageFolder", "dir": 3}])
+def test_a_card_whose_data_have_no_source_is_refused(exported, tmp_path, source):
+    path = copy(exported, tmp_path)
+    card = json.loads(path.with_suffix(".json").read_text())
+    card["data"]["source"] = source
+    path.with_suffix(".json").write_text(json.dumps(card))
+    with pytest.raises(BadInput) as error:
+        from_pretrained(path)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_card_from_before_there_were_sources_is_read(exported, tmp_path):
+    path = copy(exported, tmp_path)
+    card = json.loads(path.with_suffix(".json").read_text())
+    card["data"] |= {name: value for name, value in card["data"].pop("source").items() if name != "type"}
+    assert {"name", "dir"} <= card["data"].keys()
+    path.with_suffix(".json").write_text(json.dumps(card))
+    assert from_pretrained(path).data == from_pretrained(exported).data
+
+
 @pytest.mark.parametrize("what", ["lacks", "no place", "of shape", "not finite"])
 def test_tensors_that_do_not_fit_the_network_are_named(exported, tmp_path, what, monkeypatch):
     path = copy(exported, tmp_path)

@@ -43,6 +43,10 @@ def test_every_type_of_source_can_be_dumped():
         assert load(json.loads(json.dumps(dump(source)))) == source
 
 
+def test_the_splits_of_tfds_are_told():
+    assert set(TFDS().splits()) == {"train", "test"}
+
+
 def test_where_data_lie_is_not_of_the_run_and_everything_else_is():
     for source in (TFDS("mnist"), ImageFolder("pets")):
         assert run_identity(with_source(source.moved("/elsewhere"))) == run_identity(with_source(source))
