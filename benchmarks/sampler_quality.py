@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 from jaxtyping import Array, Int
+from umd_eqx.models.guidance import guide
 
 from umd_eqx.cli import exit_with
 from umd_eqx.errors import BadInput, require_writable
@@ -27,7 +28,6 @@ from umd_eqx.eval.extractors import choose_extractor
 from umd_eqx.eval.generation import path_for, real_images, reference, score
 from umd_eqx.eval.protocol import UMD10K, labels_for, scale
 from umd_eqx.models import AbstractModel
-from umd_eqx.models.guidance import guide
 from umd_eqx.paths import AbstractPath
 from umd_eqx.pretrained import from_pretrained
 from umd_eqx.sampling import Adaptive, SamplerConfig, sample

@@ -8,12 +8,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from umd_eqx.models.guidance import ClassifierFree
 
 from golden_cases.base import Comparison, Folder, close
 from golden_cases.network import kinds, mask_ratio, model_of
 from umd_eqx.masking import View
 from umd_eqx.models import AbstractModel
-from umd_eqx.models.guidance import ClassifierFree
 
 _CASE = re.compile(r"(m\d+)_((?:tnone_)?cfg\w*)/pred")
 

@@ -6,11 +6,11 @@ import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
+from umd_eqx.models.guidance import ClassifierFree
 
 from umd_eqx.masking import View
 from umd_eqx.models import AbstractModel, Part
 from umd_eqx.models.conditioning import AdaLNZero, SharedAdaLN
-from umd_eqx.models.guidance import ClassifierFree
 from umd_eqx.models.packed import Embedded, Packed, Segment
 from umd_eqx.types import NO_CLASS
 

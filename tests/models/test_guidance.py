@@ -5,11 +5,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from umd_eqx.models.guidance import Autoguidance, ClassifierFree, Interval, guide
 
 from umd_eqx.errors import BadInput
 from umd_eqx.masking import View
 from umd_eqx.models import AbstractModel, Part
-from umd_eqx.models.guidance import Autoguidance, ClassifierFree, Interval, guide
 from umd_eqx.types import NO_CLASS, Prediction, Representation
 
 RNG = np.random.default_rng(0)

@@ -66,7 +66,7 @@ def evaluate(words: list[str]) -> int:
         require_writable("--json", command.json)
     config = flags.sampler_config()
     source = flags.source()
-    model, (sampler, path) = flags.guided(source), flags.way(source)
+    denoiser, sampler = flags.guided(source)
     train, test = open_data(source, command.data_dir)
     extractor = choose_extractor(command.extractor, command.inception_weights, train.spec, port=protocol.port)
     print(flags.describe(source))
@@ -86,7 +86,7 @@ def evaluate(words: list[str]) -> int:
         found = _floor(command, protocol, context, extractor, real)
         terminal.phase("sampling")
         images = sample_images(
-            *(model, path, sampler, labels, jax.random.key(flags.seed)),
+            *(denoiser, sampler, labels, jax.random.key(flags.seed)),
             batch_size=min(flags.batch_size, protocol.samples),
             mesh=context.mesh,
             progress=lambda done, _: terminal.update(done, {}),

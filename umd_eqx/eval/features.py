@@ -10,11 +10,11 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
 from umd_eqx.eval.base import EvalContext, batch_rows, image_keys, likeliest
-from umd_eqx.models import AbstractModel
+from umd_eqx.models import AbstractPatchModel
 from umd_eqx.paths import AbstractPath
 from umd_eqx.programs import Program
 from umd_eqx.sharding import batch_sharding, in_pieces
-from umd_eqx.types import NO_CLASS, Image, Representation
+from umd_eqx.types import Image, Representation
 
 Features = Literal["class_tokens", "patches", "both"]
 
@@ -38,7 +38,7 @@ class FeatureSet(NamedTuple):
 
 
 def extract(
-    model: AbstractModel,
+    model: AbstractPatchModel,
     context: EvalContext,
     split: Literal["train", "test"],
     indices: Int[np.ndarray, "n"],
@@ -112,7 +112,7 @@ def box_average(images: Float[Array, "b h w c"], side: int) -> Float[Array, "b s
     return jnp.einsum("ih,bhwc,jw->bijc", rows, images, columns, precision=highest)
 
 
-def extraction_programs(model: AbstractModel, context: EvalContext) -> dict[str, Program]:
+def extraction_programs(model: AbstractPatchModel, context: EvalContext) -> dict[str, Program]:
     """What `extract` compiles for a batch, by shapes alone: see `AbstractEvaluator.programs`."""
     inputs = (context.batch_size, *model.image_shape)
     images = jax.ShapeDtypeStruct(inputs, jnp.float32, sharding=batch_sharding(context.mesh))
@@ -125,7 +125,7 @@ def extraction_programs(model: AbstractModel, context: EvalContext) -> dict[str,
 
 @eqx.filter_jit
 def represent_batch(
-    model: AbstractModel,
+    model: AbstractPatchModel,
     path: AbstractPath,
     images: Float[Array, "b h w c"],
     t: Float[Array, ""],
@@ -137,6 +137,6 @@ def represent_batch(
 
     def one(x0: Image, key: Key[Array, ""]) -> Representation:
         x_t = path.interpolate(x0, jax.random.normal(key, x0.shape), t)
-        return model.represent(x_t, path.network_time(t), jnp.asarray(NO_CLASS))
+        return model.represent(x_t, model.cond().at(path.network_time(t)))
 
     return in_pieces(lambda given: one(*given), (images, keys), mesh, factor=factor)

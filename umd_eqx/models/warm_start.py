@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 from umd_eqx.errors import BadInput
 from umd_eqx.models.autoencoder import AutoEncoder
 
-FRESH = (".condition.label_table", ".condition.label.")
+FRESH = tuple(f".condition.{part}{name}" for part in ("", "end.") for name in ("label_table", "label."))
 """What fine-tuning begins anew: the label table and its MLP. The trunk of the time is kept."""
 
 POSITIONS = (".positions", ".decoder_positions")

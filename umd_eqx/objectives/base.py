@@ -97,6 +97,17 @@ def draw(
     )
 
 
+def classes_of(label: Int[Array, "*batch"], num_classes: int | None) -> Int[Array, "*batch"]:
+    """Labels of data, those that are not a class replaced by a number for which a network's predictions are NaN.
+
+    So a step with such a label is skipped and counted. It must not pass for `NO_CLASS`, neither by its name nor by its
+    row of a table.
+    """
+    if num_classes is None:
+        return label
+    return jnp.where((label >= 0) & (label < num_classes), label, num_classes + 1)
+
+
 def in_rows(tree: PyTree, rows: int) -> PyTree:
     """Each array (b, ...) as (rows, b / rows, ...)."""
     return jax.tree.map(lambda leaf: jnp.reshape(leaf, (rows, -1, *leaf.shape[1:])), tree)
