@@ -13,7 +13,7 @@ Shapes are per example; a function written for one image is given a batch by `ja
 import abc
 import dataclasses
 from collections.abc import Mapping
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -62,10 +62,10 @@ class AbstractCond(eqx.Module):
     y: eqx.AbstractVar[Int[Array, "..."]]
 
     @abc.abstractmethod
-    def at(self, t: Float[Array, "..."]) -> Self:
+    def at(self, t: Float[Array, "..."]) -> "AbstractCond":
         """The same at another network time."""
 
-    def unlabelled(self) -> Self:
+    def unlabelled(self) -> "AbstractCond":
         """The same without the label: `y` is `NO_CLASS`."""
         return dataclasses.replace(self, y=jnp.full_like(self.y, NO_CLASS))
 

@@ -131,8 +131,10 @@ class AutoEncoder(AbstractPatchModel):
         """c of each token of the encoder, of the decoder and of the head, (rows, count, tokens, d)."""
 
         def of_image(cond: AbstractCond, view: View | None) -> tuple[Array, Array, Array]:
-            patches = jax.vmap(lambda t: self.condition(cond.at(t)))(cond.t).astype(self.dtype)
-            whole = self.condition(cond.at(jnp.mean(cond.t)))[None].astype(self.dtype)
+            of_patches = jax.tree.map(lambda leaf: 0 if leaf.ndim else None, cond)  # the label is the image's
+            patches = jax.vmap(self.condition, in_axes=(of_patches,))(cond).astype(self.dtype)
+            mean = jax.tree.map(lambda leaf: jnp.mean(leaf) if leaf.ndim else leaf, cond)
+            whole = self.condition(mean)[None].astype(self.dtype)
             visible = patches if view is None else hide(patches, view)
             first = jnp.broadcast_to(whole, (self._first_patch, whole.shape[1]))
             return jnp.concatenate([first, visible]), jnp.concatenate([whole, patches]), patches

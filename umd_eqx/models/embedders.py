@@ -83,8 +83,19 @@ class Condition(AbstractCondition):
         return c + self.label(embedding)
 
 
+SLOWER = 0.01
+"""By what `IntervalCondition` multiplies network times: at 1000 the fastest sinusoid of an embedding has turned 10 rad.
+
+The loss of MeanFlow has the derivative of the network in time. Published embeddings turn 1000 rad, whose derivative
+would drown it (Lu and Song 2024, arXiv 2410.11081, section 4.1).
+"""
+
+
 class IntervalCondition(AbstractCondition):
-    """`Condition` of t and the label, plus trunk(sinusoid(t - r)) (MeanFlow, table 1c: the best of its embeddings)."""
+    """c = trunk(sinusoid(t)) + trunk(sinusoid(t - r)) + trunk(label table[y]), at slow frequencies (`SLOWER`).
+
+    Of t and t - r, because that is the best of the pairs that MeanFlow tried (Geng et al. 2025, table 1c).
+    """
 
     end: Condition
     length: Trunk
@@ -104,4 +115,5 @@ class IntervalCondition(AbstractCondition):
         """The sum of all embeddings. Raises `TypeError` for anything but an `IntervalCond`."""
         if not isinstance(cond, IntervalCond):
             raise TypeError(f"a network of average velocities is told an IntervalCond and not a {type(cond).__name__}")
-        return self.end(cond) + self.length(sinusoid(cond.t - cond.r, self.length.width))
+        length = self.length(sinusoid(SLOWER * (cond.t - cond.r), self.length.width))
+        return self.end(cond.at(SLOWER * cond.t)) + length

@@ -18,6 +18,7 @@ from umd_eqx.sampling.guidance import Autoguidance as Autoguidance
 from umd_eqx.sampling.guidance import ClassifierFree as ClassifierFree
 from umd_eqx.sampling.guidance import Interval as Interval
 from umd_eqx.sampling.guidance import guide as guide
+from umd_eqx.sampling.mean_flow import MeanFlowSampler as MeanFlowSampler
 from umd_eqx.sampling.ode import Adaptive as Adaptive
 from umd_eqx.sampling.ode import Euler as Euler
 from umd_eqx.sampling.ode import Heun as Heun

@@ -1,7 +1,6 @@
 """What a sampler asks: the clean image and the noise in x_t, by a network along a path."""
 
 import abc
-from typing import Self
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -49,7 +48,7 @@ class AbstractDenoiser(eqx.Module):
         """The times between which a sampler may ask."""
 
     @abc.abstractmethod
-    def given(self, cond: AbstractCond) -> Self:
+    def given(self, cond: AbstractCond) -> "AbstractDenoiser":
         """The same, told something else."""
 
     @abc.abstractmethod
