@@ -103,7 +103,7 @@ def evaluate(words: list[str]) -> int:
         {name: value for name, value in found.items() if name in metric_names(extractor.name)},
         sampler=dataclasses.asdict(config.in_force(latents=source.tokenizer is not None)) | {"seed": flags.seed},
         guidance=flags.guidance(source),
-        precision=source.config.dtype,
+        precision=source.config.precision,
     ).to_json()
     extra = {name: value for name, value in found.items() if name not in metric_names(extractor.name)}
     result |= {"extra": extra, "network": source.describe(), "weights": source.digest, "data": train.spec.name}

@@ -9,8 +9,9 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
+from umd_eqx.errors import BadInput
 from umd_eqx.eval.base import EvalContext, batch_rows, image_keys, likeliest
-from umd_eqx.models import AbstractPatchModel
+from umd_eqx.models import AbstractModel, AbstractPatchModel
 from umd_eqx.paths import AbstractPath
 from umd_eqx.programs import Program
 from umd_eqx.sharding import batch_sharding, in_pieces
@@ -38,7 +39,7 @@ class FeatureSet(NamedTuple):
 
 
 def extract(
-    model: AbstractPatchModel,
+    model: AbstractModel,
     context: EvalContext,
     split: Literal["train", "test"],
     indices: Int[np.ndarray, "n"],
@@ -57,9 +58,12 @@ def extract(
 
     **Returns:** a row for each image that can be read, in the order of `indices`.
 
-    **Raises:** whatever the source raises but `BrokenImage`, such as `BadInput` for too many of these; `ValueError`
-    where `indices` is empty.
+    **Raises:** whatever the source raises but `BrokenImage`, such as `BadInput` for too many of these; `BadInput` for a
+    network that is not an `AbstractPatchModel`; `ValueError` where `indices` is empty.
     """
+    if not isinstance(model, AbstractPatchModel):
+        problem = f"{type(model).__name__} does not represent images"
+        raise BadInput("--eval.fewshot", problem, "Leave the probe out, or give the network a `represent`")
     parts = []
     for batch, rows in zip(
         context.batches(split, indices, crop="fewshot"), batch_rows(indices, context.batch_size), strict=True

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int, PRNGKeyArray
 
 from umd_eqx.eval.base import AbstractEvaluator, EvalContext, Evaluate, require, spread
 from umd_eqx.eval.features import Features, extract, extraction_programs, flat_pixels, raw_pixels_name
-from umd_eqx.models import AbstractPatchModel
+from umd_eqx.models import AbstractModel, AbstractPatchModel
 from umd_eqx.programs import Program
 from umd_eqx.types import Report
 
@@ -178,7 +178,7 @@ class FewShot(AbstractEvaluator):
             _, train_indices = drawn()
             return flat_pixels(context, "train", train_indices), flat_pixels(context, "test", test_indices)
 
-        def evaluate(model: AbstractPatchModel, key: PRNGKeyArray) -> Report:
+        def evaluate(model: AbstractModel, key: PRNGKeyArray) -> Report:
             draws, train_indices = drawn()
             train = extract(model, context, "train", train_indices, self.time, key)
             test = extract(model, context, "test", test_indices, self.time, key)

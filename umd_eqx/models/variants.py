@@ -61,6 +61,11 @@ class AbstractModelConfig(abc.ABC):
     def knows_labels(self) -> bool:
         """Whether it is conditioned on labels."""
 
+    @property
+    def precision(self) -> str:
+        """What it computes in, as result files tell it. float32 unless it says otherwise."""
+        return "float32"
+
     @abc.abstractmethod
     def num_patches(self, size: int) -> int:
         """The patches of an image of `size` x `size` that a mask is drawn over; 1 where there are no masks."""
@@ -111,6 +116,11 @@ class ModelConfig(AbstractModelConfig):
     def knows_labels(self) -> bool:
         """As configured."""
         return self.labels
+
+    @property
+    def precision(self) -> str:
+        """`dtype`."""
+        return self.dtype
 
     def num_patches(self, size: int) -> int:
         """The patches of an image of `size` x `size` pixels."""
