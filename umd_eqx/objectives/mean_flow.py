@@ -93,8 +93,8 @@ class MeanFlow(AbstractObjective):
         errors = jnp.mean(jnp.square(found - target), axis=(1, 2, 3))
         # The sum over pixels, as in the paper; its constant keeps the weight finite.
         weights = (errors * found[0].size + 1e-3) ** -self.adaptive_power
-        instant = draw.t == draw.r
-        metrics = {"u": jnp.mean(errors), "v": jnp.sum(errors * instant) / jnp.maximum(jnp.sum(instant), 1)}
+        instant = (draw.t == draw.r).astype(errors.dtype)
+        metrics = {"u": jnp.mean(errors), "v": jnp.sum(errors * instant) / jnp.maximum(jnp.sum(instant), 1.0)}
         return jnp.mean(jax.lax.stop_gradient(weights) * errors * found[0].size), metrics
 
     def period(self, batch_size: int) -> int:

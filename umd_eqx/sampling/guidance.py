@@ -69,8 +69,8 @@ class Autoguidance(AbstractGuidance):
     """weak + scale (denoiser - weak): away from a weaker version of the network (Karras et al. 2024, "Guiding a
     diffusion model with a bad version of itself").
 
-    `weak` was trained less, or is smaller, or knows no labels. Raises `BadInput` naming `--weak` where its images have
-    another shape, its labels another meaning, or where it is told otherwise.
+    `weak` was trained less, or is smaller, or knows no labels; its path is that of `denoiser`. Raises `BadInput` naming
+    `--weak` where its images have another shape, or its labels another meaning.
     """
 
     denoiser: AbstractDenoiser
