@@ -11,7 +11,8 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from umd_eqx.errors import BadInput
 from umd_eqx.masking import View, draw_order, hidden_patches, num_kept, patchify, unpatchify
 from umd_eqx.models import AbstractPatchModel, Group
-from umd_eqx.objectives.base import AbstractObjective, classes_of, every, in_rows
+from umd_eqx.models.base import over_rows
+from umd_eqx.objectives.base import AbstractObjective, classes_of, in_rows
 from umd_eqx.objectives.named import denoising
 from umd_eqx.objectives.terms import MaskedDenoising, Term
 from umd_eqx.paths import AbstractPath
@@ -79,7 +80,7 @@ class PatchNoise(AbstractObjective):
         """The weighted sum of the terms, each the mean over the batch; the terms by name, unweighted."""
         kept = num_kept(model.num_patches, self.mask_ratio)
         batch, draw = in_rows((batch, draw), batch.image.shape[0])
-        views = every(lambda order: View(order, kept))(draw.order)
+        views = over_rows(lambda order: View(order, kept))(draw.order)
 
         def cond(t: Float[Array, "n"], label: Array, dropped: Array) -> AbstractCond:
             y = jnp.where(dropped, NO_CLASS, classes_of(label, model.num_classes))
@@ -89,8 +90,8 @@ class PatchNoise(AbstractObjective):
             patches = jax.vmap(path.interpolate)(_patches(x0, model.patch), _patches(eps, model.patch), t)
             return unpatchify(patches.reshape(len(t), -1), model.patch, *x0.shape[:2])
 
-        conds = every(cond)(draw.t, jnp.asarray(batch.label), draw.drop_label)
-        x_t = every(noised)(jnp.asarray(batch.image), draw.eps, draw.t)
+        conds = over_rows(cond)(draw.t, jnp.asarray(batch.label), draw.drop_label)
+        x_t = over_rows(noised)(jnp.asarray(batch.image), draw.eps, draw.t)
         (prediction,) = model.forward_groups([Group(x_t, conds, views if kept < model.num_patches else None)])
 
         def errors(
@@ -107,7 +108,7 @@ class PatchNoise(AbstractObjective):
 
             return jnp.stack([term_error(term) for term in self.terms])
 
-        found = every(errors)(prediction, jnp.asarray(batch.image), draw.eps, draw.t, views)
+        found = over_rows(errors)(prediction, jnp.asarray(batch.image), draw.eps, draw.t, views)
         return self._plain.total(found)
 
     def period(self, batch_size: int) -> int:

@@ -10,7 +10,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from umd_eqx.errors import BadInput
 from umd_eqx.masking import View, hidden_pixels, num_kept, ratios
 from umd_eqx.models import AbstractModel, AbstractPatchModel, Group, num_patches_of
-from umd_eqx.objectives.base import AbstractObjective, Draw, classes_of, draw, every, in_rows
+from umd_eqx.models.base import over_rows
+from umd_eqx.objectives.base import AbstractObjective, Draw, classes_of, draw_noised, in_rows
 from umd_eqx.paths import AbstractPath
 from umd_eqx.predictions import AbstractPrediction, Head
 from umd_eqx.types import NO_CLASS, Batch, Image, Metrics, Scalar, Time
@@ -60,7 +61,7 @@ class MaskedDenoising(AbstractObjective):
 
     def draw(self, key: PRNGKeyArray, model: AbstractModel, path: AbstractPath, shape: tuple[int, ...]) -> Draw:
         """Times, noise, orders of the patches, and which labels are dropped."""
-        return draw(key, path, shape, num_patches_of(model), self.label_dropout)
+        return draw_noised(key, path, shape, num_patches_of(model), self.label_dropout)
 
     def loss(self, model: AbstractModel, path: AbstractPath, batch: Batch, draw: Draw) -> tuple[Scalar, Metrics]:
         """The weighted sum of the terms, each the mean over the batch; the terms by name, unweighted."""
@@ -78,16 +79,16 @@ class MaskedDenoising(AbstractObjective):
         """
         n = num_patches_of(model)
         kept = num_kept(n, self.mask_ratio)
-        views = every(lambda order: View(order, kept))(draw.order) if kept < n else None
+        views = over_rows(lambda order: View(order, kept))(draw.order) if kept < n else None
         no_class = jnp.full_like(batch.label, NO_CLASS)
         if not self.noised:
             if model.prediction not in ("x0_eps", "x0"):
                 problem = f"{model.prediction} cannot be learned on images without noise"
                 raise BadInput("--model.prediction", problem, "Use x0 or x0_eps, or an objective that noises images")
-            return Group(jnp.asarray(batch.image), every(model.cond)(no_class), views)
-        x_t = every(path.interpolate)(batch.image, draw.eps, draw.t)
+            return Group(jnp.asarray(batch.image), over_rows(model.cond)(no_class), views)
+        x_t = over_rows(path.interpolate)(batch.image, draw.eps, draw.t)
         y = jnp.where(draw.drop_label, no_class, classes_of(jnp.asarray(batch.label), model.num_classes))
-        conds = every(lambda y, t: model.cond(y).at(path.network_time(t)))(y, draw.t)
+        conds = over_rows(lambda y, t: model.cond(y).at(path.network_time(t)))(y, draw.t)
         return Group(x_t, conds, views)
 
     def errors(
@@ -105,7 +106,7 @@ class MaskedDenoising(AbstractObjective):
             errors = (prediction.error(term.head, path, x0, eps, t) for term in self.terms)
             return jnp.stack([_mean_square(d, term, hidden) for d, term in zip(errors, self.terms, strict=True)])
 
-        return every(of_image)(prediction, batch.image, draw.t, draw.eps, draw.order)
+        return over_rows(of_image)(prediction, batch.image, draw.t, draw.eps, draw.order)
 
     def total(self, errors: Float[Array, "rows count terms"]) -> tuple[Scalar, Metrics]:
         """The weighted sum of the terms' means over all images, and these means by name."""

@@ -49,7 +49,7 @@ class DDIM(AbstractSampler):
         step_noise: Float[Array, "steps h w c"] | None = None,
     ) -> Image:
         """An image from noise. `step_noise` stands in for what `key` would draw, an array a call of the network."""
-        return self._solve(denoiser, noise, key, step_noise, every=False)[0]
+        return self._solve(denoiser, noise, key, step_noise, all_states=False)[0]
 
     def states(
         self,
@@ -61,7 +61,7 @@ class DDIM(AbstractSampler):
     ) -> tuple[Float[Array, "k"], States]:
         """The noised image at each time of the grid."""
         times = self.grid.times(denoiser.path, self.steps, noise.shape[0], denoiser.ends)
-        return jnp.asarray(times, noise.dtype), self._solve(denoiser, noise, key, step_noise, every=True)
+        return jnp.asarray(times, noise.dtype), self._solve(denoiser, noise, key, step_noise, all_states=True)
 
     def evaluations(self, path: AbstractPath) -> int:
         """One at each time of the grid (for grids that ask for the side of the image, of 64 pixels)."""
@@ -83,7 +83,7 @@ class DDIM(AbstractSampler):
         key: PRNGKeyArray,
         step_noise: Float[Array, "steps h w c"] | None,
         *,
-        every: bool,
+        all_states: bool,
     ) -> States:
         of_image, of_x0, of_noise = self.weights(denoiser.path, noise.shape[0], denoiser.ends)
         steps = len(of_image)
@@ -92,7 +92,7 @@ class DDIM(AbstractSampler):
         control = _StepNoise(0, steps, key if self.eta else None, step_noise, noise.shape, noise.dtype)
         terms = diffrax.MultiTerm(drift, diffrax.ControlTerm(lambda k, x, args: 1.0, control))
         solver = _DDIMStep(*(jnp.asarray(w, noise.dtype) for w in (of_image, of_x0, of_noise)))
-        return _run(solver, terms, begin(denoiser.path, times, noise), steps, every=every)
+        return _run(solver, terms, begin(denoiser.path, times, noise), steps, all_states=all_states)
 
 
 class DPMSolverPP(AbstractSampler):
@@ -115,12 +115,12 @@ class DPMSolverPP(AbstractSampler):
 
     def __call__(self, denoiser: AbstractDenoiser, noise: Image, key: PRNGKeyArray) -> Image:
         """An image from noise; `key` is not used."""
-        return self._solve(denoiser, noise, every=False)[0]
+        return self._solve(denoiser, noise, all_states=False)[0]
 
     def states(self, denoiser: AbstractDenoiser, noise: Image, key: PRNGKeyArray) -> tuple[Float[Array, "k"], States]:
         """The noised image at each time of the grid; `key` is not used."""
         times = self.grid.times(denoiser.path, self.steps, noise.shape[0], denoiser.ends)
-        return jnp.asarray(times, noise.dtype), self._solve(denoiser, noise, every=True)
+        return jnp.asarray(times, noise.dtype), self._solve(denoiser, noise, all_states=True)
 
     def evaluations(self, path: AbstractPath) -> int:
         """One at each time of the grid (for grids that ask for the side of the image, of 64 pixels)."""
@@ -138,12 +138,12 @@ class DPMSolverPP(AbstractSampler):
         extrapolated[1:][middle] = np.minimum(h[1:][middle] / h[:-1][middle], self.max_ratio) / 2
         return sigma[1:] / sigma[:-1], clean * (1 + extrapolated), -clean * extrapolated
 
-    def _solve(self, denoiser: AbstractDenoiser, noise: Image, *, every: bool) -> States:
+    def _solve(self, denoiser: AbstractDenoiser, noise: Image, *, all_states: bool) -> States:
         weights = self.weights(denoiser.path, noise.shape[0], denoiser.ends)
         times = self.grid.times(denoiser.path, self.steps, noise.shape[0], denoiser.ends)
         term = diffrax.ODETerm(_clean_image(self.clipped(denoiser), times))
         solver = _MultistepStep(*(jnp.asarray(w, noise.dtype) for w in weights))
-        return _run(solver, term, begin(denoiser.path, times, noise), len(times), every=every)
+        return _run(solver, term, begin(denoiser.path, times, noise), len(times), all_states=all_states)
 
 
 def _down_to_clean(path: AbstractPath, times: Weights) -> tuple[Float64[np.ndarray, "n"], Float64[np.ndarray, "n"]]:
@@ -163,10 +163,10 @@ def _clean_image(denoiser: AbstractDenoiser, times: Weights) -> Callable[[Any, I
 
 
 def _run(
-    solver: diffrax.AbstractSolver, terms: diffrax.AbstractTerm, x: Image, steps: int, *, every: bool
+    solver: diffrax.AbstractSolver, terms: diffrax.AbstractTerm, x: Image, steps: int, *, all_states: bool
 ) -> Float[Array, "k h w c"]:
     """The states before each step, or the last one alone."""
-    saved = diffrax.SaveAt(ts=jnp.arange(steps, dtype=x.dtype)) if every else diffrax.SaveAt(t1=True)
+    saved = diffrax.SaveAt(ts=jnp.arange(steps, dtype=x.dtype)) if all_states else diffrax.SaveAt(t1=True)
     solution = diffrax.diffeqsolve(
         terms,
         solver,

@@ -35,13 +35,13 @@ class Euler(AbstractSampler):
     def __call__(self, denoiser: AbstractDenoiser, noise: Image, key: PRNGKeyArray) -> Image:
         """An image from noise; `key` is not used. Raises `BadInput` naming `--sampler` for a table."""
         times = self.grid.times(denoiser.path, self.steps, noise.shape[0], denoiser.ends)
-        states = _integrate(self, diffrax.Euler(), denoiser, times, noise, every=False)
+        states = _integrate(self, diffrax.Euler(), denoiser, times, noise, all_states=False)
         return _last(self.clipped(denoiser), times, states)
 
     def states(self, denoiser: AbstractDenoiser, noise: Image, key: PRNGKeyArray) -> tuple[Float[Array, "k"], States]:
         """The noised image at each time of the grid; `key` is not used."""
         times = self.grid.times(denoiser.path, self.steps, noise.shape[0], denoiser.ends)
-        states = _integrate(self, diffrax.Euler(), denoiser, times, noise, every=True)
+        states = _integrate(self, diffrax.Euler(), denoiser, times, noise, all_states=True)
         return jnp.asarray(times, noise.dtype), states
 
     def evaluations(self, path: AbstractPath) -> int:
@@ -63,13 +63,13 @@ class Heun(AbstractSampler):
     def __call__(self, denoiser: AbstractDenoiser, noise: Image, key: PRNGKeyArray) -> Image:
         """An image from noise; `key` is not used. Raises `BadInput` naming `--sampler` for a table."""
         times = self.grid.times(denoiser.path, self.steps, noise.shape[0], denoiser.ends)
-        states = _integrate(self, diffrax.Heun(), denoiser, times, noise, every=False)
+        states = _integrate(self, diffrax.Heun(), denoiser, times, noise, all_states=False)
         return _last(self.clipped(denoiser), times, states)
 
     def states(self, denoiser: AbstractDenoiser, noise: Image, key: PRNGKeyArray) -> tuple[Float[Array, "k"], States]:
         """The noised image at each time of the grid; `key` is not used."""
         times = self.grid.times(denoiser.path, self.steps, noise.shape[0], denoiser.ends)
-        states = _integrate(self, diffrax.Heun(), denoiser, times, noise, every=True)
+        states = _integrate(self, diffrax.Heun(), denoiser, times, noise, all_states=True)
         return jnp.asarray(times, noise.dtype), states
 
     def evaluations(self, path: AbstractPath) -> int:
@@ -157,7 +157,7 @@ def _integrate(
     times: Float64[np.ndarray, "n"],
     noise: Image,
     *,
-    every: bool,
+    all_states: bool,
 ) -> States:
     """The states at the times, or the last alone."""
     require_smooth(denoiser.path, type(sampler).__name__.lower())
@@ -171,7 +171,7 @@ def _integrate(
         t1=ts[-1],
         dt0=None,
         y0=x,
-        saveat=diffrax.SaveAt(ts=ts) if every else diffrax.SaveAt(t1=True),
+        saveat=diffrax.SaveAt(ts=ts) if all_states else diffrax.SaveAt(t1=True),
         stepsize_controller=diffrax.StepTo(ts=ts),
         adjoint=diffrax.ForwardMode(),
         max_steps=len(times) - 1,

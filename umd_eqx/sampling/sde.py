@@ -33,13 +33,13 @@ class ReverseSDE(AbstractSampler):
     def __call__(self, denoiser: AbstractDenoiser, noise: Image, key: PRNGKeyArray) -> Image:
         """An image from noise; `key` gives the noise on the way. Raises `BadInput` naming `--sampler` for a table."""
         times = self.times(denoiser.path, noise.shape[0], denoiser.ends)
-        states = self._integrate(denoiser, times, noise, key, every=False)
+        states = self._integrate(denoiser, times, noise, key, all_states=False)
         return self.clipped(denoiser)(states[-1], jnp.asarray(times[-1], noise.dtype)).x0
 
     def states(self, denoiser: AbstractDenoiser, noise: Image, key: PRNGKeyArray) -> tuple[Float[Array, "k"], States]:
         """The noised image at each time of the grid."""
         times = self.times(denoiser.path, noise.shape[0], denoiser.ends)
-        return jnp.asarray(times, noise.dtype), self._integrate(denoiser, times, noise, key, every=True)
+        return jnp.asarray(times, noise.dtype), self._integrate(denoiser, times, noise, key, all_states=True)
 
     def evaluations(self, path: AbstractPath) -> int:
         """`steps`, the last call included."""
@@ -59,7 +59,7 @@ class ReverseSDE(AbstractSampler):
         noise: Image,
         key: PRNGKeyArray,
         *,
-        every: bool,
+        all_states: bool,
     ) -> States:
         smooth = require_smooth(denoiser.path, "sde")
         asked, x = self.clipped(denoiser), begin(denoiser.path, times, noise)
@@ -87,7 +87,7 @@ class ReverseSDE(AbstractSampler):
             t1=us[-1],
             dt0=None,
             y0=x,
-            saveat=diffrax.SaveAt(ts=us) if every else diffrax.SaveAt(t1=True),
+            saveat=diffrax.SaveAt(ts=us) if all_states else diffrax.SaveAt(t1=True),
             stepsize_controller=diffrax.StepTo(ts=us),
             adjoint=diffrax.ForwardMode(),
             max_steps=len(times) - 1,
