@@ -100,7 +100,7 @@ class MaskedDenoising(AbstractObjective):
         def of_image(
             prediction: AbstractPrediction, x0: Image, t: Time, eps: Image, order: Array
         ) -> Float[Array, "terms"]:
-            hidden = jnp.zeros((*x0.shape[:2], 1))
+            hidden = jnp.zeros((*x0.shape[:2], 1), x0.dtype)
             if isinstance(model, AbstractPatchModel):
                 hidden = hidden_pixels(View(order, kept), x0, model.patch)
             errors = (prediction.error(term.head, path, x0, eps, t) for term in self.terms)

@@ -32,11 +32,6 @@ class AbstractGuidance(AbstractDenoiser):
         """The denoiser's."""
         return self.denoiser.cond
 
-    @property
-    def ends(self) -> Ends:
-        """The denoiser's."""
-        return self.denoiser.ends
-
 
 class ClassifierFree(AbstractGuidance):
     """uncond + cfg_scale (cond - uncond), of the clean image and of the noise (Ho and Salimans 2022, eq. 6, in the
@@ -52,6 +47,11 @@ class ClassifierFree(AbstractGuidance):
         self.denoiser, self.cfg_scale = denoiser, _scale(cfg_scale)
         if denoiser.model.num_classes is None:
             raise BadInput("--cfg-scale", "the network knows no labels to be guided by", "Fine-tune it, or use 1")
+
+    @property
+    def ends(self) -> Ends:
+        """The denoiser's."""
+        return self.denoiser.ends
 
     def given(self, cond: AbstractCond) -> "ClassifierFree":
         """The same, told something else."""
@@ -86,6 +86,11 @@ class Autoguidance(AbstractGuidance):
         if theirs.num_classes not in (None, ours.num_classes):
             raise BadInput("--weak", f"it knows {theirs.num_classes} classes and not {ours.num_classes}", way_out)
 
+    @property
+    def ends(self) -> Ends:
+        """The times at which both may be asked."""
+        return _common(self.denoiser.ends, self.weak.ends)
+
     def given(self, cond: AbstractCond) -> "Autoguidance":
         """Both told something else. Where they are told different things, the weak one is told the label alone."""
         same = type(cond) is type(self.weak.cond)
@@ -116,6 +121,11 @@ class Interval(AbstractGuidance):
             problem = f"{low:g} .. {high:g} is not an interval within [0, 1]"
             raise BadInput("--cfg-interval", problem, "Give two times of the path, 0 <= low < high <= 1")
 
+    @property
+    def ends(self) -> Ends:
+        """The times at which both may be asked."""
+        return _common(self.guided.ends, self.denoiser.ends)
+
     def given(self, cond: AbstractCond) -> "Interval":
         """Both told something else."""
         return Interval(self.guided.given(cond), self.denoiser.given(cond), self.low, self.high)
@@ -133,6 +143,10 @@ def guide(denoiser: AbstractDenoiser, cfg_scale: float) -> AbstractDenoiser:
     Raises `BadInput` naming `--cfg-scale` for a network without labels at any other scale.
     """
     return denoiser if cfg_scale == 1.0 else ClassifierFree(denoiser, cfg_scale)
+
+
+def _common(one: Ends, other: Ends) -> Ends:
+    return max(one[0], other[0]), min(one[1], other[1])
 
 
 def _scale(value: float | Scalar) -> Scalar:
