@@ -26,11 +26,9 @@ from umd_eqx.eval.distances import frechet_distance
 from umd_eqx.eval.extractors import choose_extractor
 from umd_eqx.eval.generation import path_for, real_images, reference, score
 from umd_eqx.eval.protocol import UMD10K, labels_for, scale
-from umd_eqx.models import AbstractModel
-from umd_eqx.models.guidance import guide
 from umd_eqx.paths import AbstractPath
 from umd_eqx.pretrained import from_pretrained
-from umd_eqx.sampling import Adaptive, SamplerConfig, sample
+from umd_eqx.sampling import AbstractDenoiser, Adaptive, SamplerConfig, guide, sample
 from umd_eqx.sampling.batch import image_noise
 from umd_eqx.sharding import make_mesh, whole_batch
 
@@ -95,16 +93,16 @@ def main(words: list[str]) -> int:
     print(f"{source.describe()}; guidance {arguments.cfg_scale:g}; {arguments.samples} samples a point")
     print(f"as many real training images: fd_fashion {floor:.2f}\n")
     print(f"{'sampler':<18} {'calls':>5} {'fd_fashion':>10} {'recognised':>10}")
-    model = guide(source.model, arguments.cfg_scale)
     labels = labels_for(protocol, source.model.num_classes)
     options: dict[str, Any] = {"batch_size": arguments.batch_size, "mesh": mesh}
     rows = []
     for name, config in points(source.path, arguments.calls):
         path, sampler = path_for(config, source.path), config.build(latents=source.tokenizer is not None)
-        images = sample(model, path, sampler, labels, jax.random.key(0), **options)
+        denoiser = guide(sampler.denoiser(source.model, path), arguments.cfg_scale)
+        images = sample(denoiser, sampler, labels, jax.random.key(0), **options)
         found = score(images, labels, real, extractor, protocol, context, classes=source.model.num_classes)
         calls = (
-            mean_calls(sampler, model, path, labels[: arguments.batch_size])
+            mean_calls(sampler, denoiser, labels[: arguments.batch_size])
             if isinstance(sampler, Adaptive)
             else sampler.evaluations(path)
         )
@@ -139,16 +137,16 @@ def steps_for(config: SamplerConfig, path: AbstractPath, calls: int) -> int:
     return max((steps for steps, count in counts.items() if (count or 0) <= calls), default=1)
 
 
-def mean_calls(sampler: Adaptive, model: AbstractModel, path: AbstractPath, labels: Int[np.ndarray, "b"]) -> float:
+def mean_calls(sampler: Adaptive, denoiser: AbstractDenoiser, labels: Int[np.ndarray, "b"]) -> float:
     """How often the network is asked for an image, over some images."""
 
     @eqx.filter_jit
-    def count(model: AbstractModel, labels: Int[Array, "b"]) -> Int[Array, "b"]:
-        indices = jnp.arange(len(labels))
+    def count(denoiser: AbstractDenoiser, labels: Int[Array, "b"]) -> Int[Array, "b"]:
+        model, indices = denoiser.model, jnp.arange(len(labels))
         noise = jax.vmap(lambda i: image_noise(jax.random.key(0), i, model.image_shape)[0])(indices)
-        return jax.vmap(lambda x, y: sampler.count(model, path, x, y))(noise, labels)
+        return jax.vmap(lambda x, y: sampler.count(denoiser.given(model.cond(y)), x))(noise, labels)
 
-    return float(np.mean(count(model, jnp.asarray(labels))))
+    return float(np.mean(count(denoiser, jnp.asarray(labels))))
 
 
 def plot(rows: list[dict], arguments: Arguments, name: str) -> None:

@@ -25,10 +25,11 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from umd_eqx.cli import exit_with
 from umd_eqx.errors import BadInput
 from umd_eqx.models import AbstractModel, ModelConfig
-from umd_eqx.paths import NETWORK_STEPS, CosinePath
-from umd_eqx.sampling import DDIM, AbstractSampler, DPMSolverPP, Euler, Heun, ReverseSDE
-from umd_eqx.sampling.base import levels
-from umd_eqx.types import Image, Label
+from umd_eqx.paths import NETWORK_STEPS, AbstractSmoothPath, CosinePath
+from umd_eqx.predictions import X0EpsPrediction
+from umd_eqx.sampling import DDIM, AbstractSampler, DPMSolverPP, Euler, Heun, ModelDenoiser, ReverseSDE
+from umd_eqx.sampling.levels import levels
+from umd_eqx.types import Image
 
 Name = Literal["ddim", "ancestral", "euler", "heun", "dpmpp", "sde"]
 SAME_IMAGES = 1e-3
@@ -87,20 +88,21 @@ class Coefficients(eqx.Module):
     sigma_rate: Float[Array, "*k"]
 
     @classmethod
-    def at(cls, path: CosinePath, times: np.ndarray) -> "Coefficients":
+    def at(cls, path: AbstractSmoothPath, times: np.ndarray) -> "Coefficients":
         """Of all times, as arrays."""
         rates = jax.vmap(path.rates)(jnp.asarray(times, jnp.float32))
         return cls(*(jnp.asarray(column, jnp.float32) for column in (times, *levels(path, times), *rates)))
 
-    def ends(self, model: AbstractModel, x: Image, y: Label) -> tuple[Image, Image]:
+    def ends(self, denoiser: ModelDenoiser, x: Image) -> tuple[Image, Image]:
         """The clean image, clipped, and the noise that goes with it, by the network's noise."""
-        eps = model(x, NETWORK_STEPS * self.t, y).eps
-        x0 = jnp.clip((x - self.sigma * eps) / self.alpha, -1.0, 1.0)
+        prediction = denoiser.model(x, denoiser.cond.at(NETWORK_STEPS * self.t))
+        assert isinstance(prediction, X0EpsPrediction)
+        x0 = jnp.clip((x - self.sigma * prediction.eps) / self.alpha, -1.0, 1.0)
         return x0, (x - self.alpha * x0) / self.sigma
 
-    def velocity(self, model: AbstractModel, x: Image, y: Label, *, reverse_sde: bool = False) -> Image:
+    def velocity(self, denoiser: ModelDenoiser, x: Image, *, reverse_sde: bool = False) -> Image:
         """dx/dt of the probability-flow ODE, or the drift of the reverse SDE."""
-        x0, eps = self.ends(model, x, y)
+        x0, eps = self.ends(denoiser, x)
         drift = self.alpha_rate * x0 + self.sigma_rate * eps
         return drift + self.squared_diffusion / (2.0 * self.sigma) * eps if reverse_sde else drift
 
@@ -110,20 +112,20 @@ class Coefficients(eqx.Module):
         return 2.0 * (self.sigma * self.sigma_rate - self.sigma**2 * self.alpha_rate / self.alpha)
 
 
-def by_hand(
-    sampler: AbstractSampler, model: AbstractModel, path: CosinePath, x: Image, y: Label, key: PRNGKeyArray
-) -> Image:
+def by_hand(sampler: AbstractSampler, denoiser: ModelDenoiser, x: Image, key: PRNGKeyArray) -> Image:
     """One image by a plain `lax.scan`."""
+    path, ends = denoiser.path, denoiser.ends
+    assert isinstance(path, AbstractSmoothPath)
     assert isinstance(sampler, DDIM | Euler | Heun | DPMSolverPP | ReverseSDE)
-    times = sampler.grid.times(path, sampler.steps, x.shape[0], sampler.head)
+    times = sampler.grid.times(path, sampler.steps, x.shape[0], ends)
     table, numbers = Coefficients.at(path, times), jnp.arange(len(times))
     x = table.sigma[0] * x
     if isinstance(sampler, DDIM | DPMSolverPP):
-        weights = tuple(jnp.asarray(w, x.dtype) for w in sampler.weights(path, x.shape[0]))
+        weights = tuple(jnp.asarray(w, x.dtype) for w in sampler.weights(path, x.shape[0], ends))
 
         def weighted(carry: tuple[Image, Image], row: Any) -> tuple[tuple[Image, Image], None]:
             (x, before), (number, here, (of_image, of_x0, of_other)) = carry, row
-            x0, _ = here.ends(model, x, y)
+            x0, _ = here.ends(denoiser, x)
             other = before
             if isinstance(sampler, DDIM) and sampler.eta:
                 other = jax.random.normal(jax.random.fold_in(key, number), x.shape)
@@ -136,18 +138,18 @@ def by_hand(
         dt = there.t - here.t
         if isinstance(sampler, ReverseSDE):
             noise = jax.random.normal(jax.random.fold_in(key, number), x.shape)
-            drift = here.velocity(model, x, y, reverse_sde=True)
+            drift = here.velocity(denoiser, x, reverse_sde=True)
             return x + dt * drift + jnp.sqrt(-dt * here.squared_diffusion) * noise, None
-        first = here.velocity(model, x, y)
+        first = here.velocity(denoiser, x)
         if isinstance(sampler, Euler):
             return x + dt * first, None
-        return x + 0.5 * dt * (first + there.velocity(model, x + dt * first, y)), None
+        return x + 0.5 * dt * (first + there.velocity(denoiser, x + dt * first)), None
 
     here, there, last = (
         jax.tree.map(lambda leaf, piece=piece: leaf[piece], table) for piece in (slice(-1), slice(1, None), -1)
     )
     x, _ = jax.lax.scan(step, x, (numbers[:-1], here, there))
-    return last.ends(model, x, y)[0]
+    return last.ends(denoiser, x)[0]
 
 
 def least_ms(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
@@ -170,17 +172,20 @@ def measure(options: Options, name: Name) -> dict[str, Any]:
     noise = jax.random.normal(jax.random.key(1), (options.batch, *shape))
     labels, keys = jnp.arange(options.batch) % CLASSES, jax.random.split(jax.random.key(2), options.batch)
 
+    def told(model: AbstractModel, y: Array) -> ModelDenoiser:
+        return sampler.denoiser(model, path, model.cond(y))
+
     @eqx.filter_jit
     def ours(model: AbstractModel, noise: Array, labels: Array, keys: Array) -> Array:
-        return jax.vmap(lambda x, y, key: sampler(model, path, x, y, key))(noise, labels, keys)
+        return jax.vmap(lambda x, y, key: sampler(told(model, y), x, key))(noise, labels, keys)
 
     @eqx.filter_jit
     def hand(model: AbstractModel, noise: Array, labels: Array, keys: Array) -> Array:
-        return jax.vmap(lambda x, y, key: by_hand(sampler, model, path, x, y, key))(noise, labels, keys)
+        return jax.vmap(lambda x, y, key: by_hand(sampler, told(model, y), x, key))(noise, labels, keys)
 
     @eqx.filter_jit
     def forward(model: AbstractModel, x: Array, t: Array, y: Array) -> Any:
-        return jax.vmap(lambda x, y: model(x, t, y))(x, y)
+        return jax.vmap(lambda x, y: model(x, model.cond(y).at(t)))(x, y)
 
     def passes() -> Any:
         return [jax.block_until_ready(forward(model, noise, jnp.asarray(500.0), labels)) for _ in range(FORWARD_PASSES)]

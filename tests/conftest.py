@@ -33,7 +33,7 @@ hypothesis.settings.load_profile("fast")
 
 # Where no type is promoted by chance: everything that does not call optax, which is not clean itself
 # (`beta ** count` of a float and an int32).
-STRICT_DTYPES = ("test_masking", "test_paths", "test_tables", "models", "objectives")
+STRICT_DTYPES = ("test_masking", "test_paths", "test_tables", "test_guidance", "models", "objectives")
 # Where no array is broadcast over an axis that it does not have. The network adds biases (d) to tokens (n, d).
 STRICT_RANKS = ("test_masking", "test_paths", "test_tables", "objectives")
 

@@ -6,7 +6,7 @@ For x0 ~ N(mu, C) and x_t = alpha x0 + sigma eps, of which the entries V are see
     E[eps | x_V] =      sigma I_{:V} S_VV^-1 (x_V - alpha mu_V),   Cov = I - sigma^2 I_{:V} S_VV^-1 I_{V:}
 """
 
-from typing import Self
+from typing import NamedTuple, Self
 
 import equinox as eqx
 import jax
@@ -15,15 +15,24 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from umd_eqx.masking import View, hidden_pixels
-from umd_eqx.models import AbstractModel
+from umd_eqx.models import AbstractPatchModel
 from umd_eqx.paths import NETWORK_STEPS, AbstractPath
-from umd_eqx.types import Image, Label, NetworkTime, Prediction, Representation, Time
+from umd_eqx.predictions import AbstractPrediction, PredictionType, VPrediction, X0EpsPrediction, X0Prediction
+from umd_eqx.types import NO_CLASS, AbstractCond, Cond, Image, Label, Representation, Time
 
 
-class GaussianOracle(AbstractModel):
+class Errors(NamedTuple):
+    """The expected squared error of each pixel, of the clean image and of the noise."""
+
+    x0: Image
+    eps: Image
+
+
+class GaussianOracle(AbstractPatchModel):
     """Predicts what is expected of the clean image and of the noise, given what it sees: no network has less error.
 
-    `num_classes` may be given to pass for a network with labels; they change nothing.
+    `num_classes` may be given to pass for a network with labels; they change nothing. `prediction` "x0" or "v" makes it
+    predict the clean image alone, or v, instead of both.
     """
 
     path: AbstractPath
@@ -31,6 +40,7 @@ class GaussianOracle(AbstractModel):
     covariance: Float[Array, "values values"]
     patch: int = eqx.field(static=True, default=1)
     num_classes: int | None = eqx.field(static=True, default=None)
+    prediction: PredictionType = eqx.field(static=True, default="x0_eps")
 
     @classmethod
     def random(cls, path: AbstractPath, shape: tuple[int, int, int], *, seed: int = 0, patch: int = 1) -> Self:
@@ -56,26 +66,38 @@ class GaussianOracle(AbstractModel):
         noise = jax.random.normal(key, (num, root.shape[0]), self.mean.dtype)
         return (noise @ root.T).reshape(num, *self.mean.shape) + self.mean[None]
 
+    def cond(self, y: Label = NO_CLASS) -> Cond:
+        """Time 0 and the label."""
+        return Cond(jnp.zeros(()), jnp.asarray(y))
+
     def __call__(
-        self, x: Image, t: NetworkTime, y: Label, view: View | None = None, *, key: PRNGKeyArray | None = None
-    ) -> Prediction:
-        """The two conditional means."""
-        alpha, sigma, seen = self._levels(t / NETWORK_STEPS, view)
+        self, x: Image, cond: AbstractCond, view: View | None = None, *, key: PRNGKeyArray | None = None
+    ) -> AbstractPrediction:
+        """The two conditional means, the clean image's alone, or that of v."""
+        t = cond.t / NETWORK_STEPS
+        alpha, sigma, seen = self._levels(t, view)
         surprise = seen * (x - alpha * self.mean).reshape(-1)
         explained = seen * jnp.linalg.solve(self._seen_covariance(alpha, sigma, seen), surprise)
-        x0 = self.mean.reshape(-1) + alpha * self.covariance @ explained
-        return Prediction(x0.reshape(x.shape), (sigma * explained).reshape(x.shape))
+        x0 = (self.mean.reshape(-1) + alpha * self.covariance @ explained).reshape(x.shape)
+        eps = (sigma * explained).reshape(x.shape)
+        match self.prediction:
+            case "x0_eps":
+                return X0EpsPrediction(x0, eps)
+            case "x0":
+                return X0Prediction(x0)
+            case _:
+                return VPrediction(self.path.v_from_x0_eps(x0, eps, t))
 
-    def represent(self, x: Image, t: NetworkTime, y: Label) -> Representation:
+    def represent(self, x: Image, cond: AbstractCond) -> Representation:
         """The pixels themselves."""
         return Representation(x.reshape(-1), x.reshape(-1))
 
-    def errors(self, t: Time, view: View | None = None) -> Prediction:
+    def errors(self, t: Time, view: View | None = None) -> Errors:
         """The expected squared error of each pixel, of x0 and of eps: what the loss must come to."""
         alpha, sigma, seen = self._levels(t, view)
         inverse = jnp.linalg.inv(self._seen_covariance(alpha, sigma, seen)) * seen[None] * seen[:, None]
         x0 = jnp.diag(self.covariance - alpha**2 * self.covariance @ inverse @ self.covariance)
-        return Prediction(x0.reshape(self.mean.shape), (1.0 - sigma**2 * jnp.diag(inverse)).reshape(self.mean.shape))
+        return Errors(x0.reshape(self.mean.shape), (1.0 - sigma**2 * jnp.diag(inverse)).reshape(self.mean.shape))
 
     def _levels(self, t: Time, view: View | None) -> tuple[Array, Array, Float[Array, "values"]]:
         seen = jnp.ones_like(self.mean)

@@ -15,6 +15,7 @@ FLOORS = {
     "tables": 0,
     "masking": 0,
     "paths": 0,
+    "predictions": 0,
     "tensors": 0,
     "models": 1,
     "objectives": 2,
@@ -58,6 +59,8 @@ NEIGHBOURS = {
     ("paths", "types"),
     ("paths", "tables"),
     ("paths", "errors"),
+    ("predictions", "types"),
+    ("predictions", "paths"),  # its conversions
     ("tensors", "errors"),
     ("sampling", "sharding"),  # batches of samples over the devices
     ("flops", "objectives"),  # the passes that a batch takes

@@ -116,5 +116,9 @@ def test_the_classifier_and_its_optimiser_are_float32():
 def test_samples_are_float32(name):
     model = eqx.filter_eval_shape(lambda: VIT.build(SIZE, 1, 10, key=KEY))
     sampler, noise = SamplerConfig(name=name, steps=3).build(latents=False), jnp.zeros((SIZE, SIZE, 1), jnp.float32)
-    image = eqx.filter_eval_shape(lambda model: sampler(model, CosineTable(), noise, jnp.asarray(0), KEY), model)
+
+    def sampled(model):
+        return sampler(sampler.denoiser(model, CosineTable(), model.cond(0)), noise, KEY)
+
+    image = eqx.filter_eval_shape(sampled, model)
     assert image.dtype == jnp.float32

@@ -14,6 +14,7 @@ from umd_eqx.models.blocks import BlockConfig
 from umd_eqx.models.stack import Remat
 from umd_eqx.models.variants import AbstractModelConfig
 from umd_eqx.paths import AbstractPath
+from umd_eqx.predictions import PredictionType
 from umd_eqx.types import DataSpec, LatentSpec
 
 Weights = Literal["raw", "ema"]
@@ -61,6 +62,8 @@ def require_sane_network(parts: Mapping[str, Any], preset: Any, step: Any, kind:
         raise ValueError("size or weights")
     if not (isinstance(preset, str) and preset.isprintable() and isinstance(model.variant, str)):
         raise TypeError("preset or variant")
+    if model.prediction not in get_args(PredictionType):
+        raise ValueError("prediction")
     if model.dtype not in ("float32", "bfloat16") or model.remat not in get_args(Remat):
         raise ValueError("dtype or remat")
     if not isinstance(model.block, BlockConfig) or model.block.mlp not in ("gelu", "swiglu"):

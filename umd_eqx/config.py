@@ -14,7 +14,7 @@ from umd_eqx.data.transforms import TrainTransform
 from umd_eqx.errors import BadInput
 from umd_eqx.eval import AbstractEvaluator
 from umd_eqx.flops import step_flops
-from umd_eqx.models import AutoEncoder
+from umd_eqx.models import AbstractModel
 from umd_eqx.models.variants import AbstractModelConfig
 from umd_eqx.models.warm_start import warm_start
 from umd_eqx.objectives import AbstractObjective
@@ -227,7 +227,7 @@ class Built:
             raise BadInput("--limit-steps", f"{limit} is too small", "Use 1 or more, or leave it out")
         return self.total if limit is None else min(self.total, limit)
 
-    def init(self, source: AutoEncoder | None = None) -> TrainState:
+    def init(self, source: AbstractModel | None = None) -> TrainState:
         """The state before the first step, a function of the seed and of the weights to begin with, on every device.
 
         Raises `BadInput` naming `--from` where `source` is another network.
@@ -235,12 +235,14 @@ class Built:
         # Compiled: one program starts sooner than the hundreds of small ones that it is made of.
         return eqx.filter_jit(self._init)(source)
 
-    def _init(self, source: AutoEncoder | None = None) -> TrainState:
+    def _init(self, source: AbstractModel | None = None) -> TrainState:
         key = jax.random.key(self.config.seed)
         size, _, channels = self.config.image_shape(self.spec)
         model = self.config.model.build(size, channels, self.spec.num_classes, key=key)
         if source is not None:
-            assert isinstance(model, AutoEncoder)
+            if not isinstance(model, AbstractModel):
+                problem = f"{self.config.model.title} is not a network that weights of another one fit"
+                raise BadInput("--from", problem, "Leave it out")
             model = warm_start(model, source)
         return TrainState.init(model, self.parts.optimiser, ema=self.parts.ema_rate is not None)
 

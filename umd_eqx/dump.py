@@ -11,7 +11,7 @@ from umd_eqx.eval import Denoising, FewShot, Generation, Reconstruction, Tokeniz
 from umd_eqx.models import ModelConfig
 from umd_eqx.models.blocks import BlockConfig
 from umd_eqx.models.tokenizer_configs import FSQTokenizer, KLTokenizer
-from umd_eqx.objectives import MaskedDenoising, Term, Tokenizing, Unified
+from umd_eqx.objectives import MaskedDenoising, MeanFlow, PatchNoise, Term, Tokenizing, Unified
 from umd_eqx.optim import EmaConfig, OptimConfig
 from umd_eqx.paths import Clean, CosinePath, CosineTable, LinearTable, RectifiedFlow, SmoothTable
 from umd_eqx.sampling import SamplerConfig
@@ -35,7 +35,7 @@ TYPES: tuple[type, ...] = (
         Start,
     ),
     *(KLTokenizer, FSQTokenizer),
-    *(Term, MaskedDenoising, Unified, Tokenizing),
+    *(Term, MaskedDenoising, Unified, PatchNoise, MeanFlow, Tokenizing),
     *(Clean, CosineTable, LinearTable, CosinePath, RectifiedFlow, SmoothTable),
     *(FewShot, Reconstruction, Denoising, Generation, SamplerConfig, TokenizerQuality),
 )

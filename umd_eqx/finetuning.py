@@ -18,7 +18,7 @@ from umd_eqx.data.source_configs import TFDS
 from umd_eqx.derived import derived_recipe
 from umd_eqx.errors import BadInput
 from umd_eqx.eval import Denoising, FewShot, Generation, Reconstruction
-from umd_eqx.models import AutoEncoder, ModelConfig
+from umd_eqx.models import AbstractModel, ModelConfig
 from umd_eqx.models.warm_start import warm_start
 from umd_eqx.objectives import AbstractObjective, Unified, denoising, masked_reconstruction
 from umd_eqx.optim import EmaConfig, OptimConfig
@@ -39,7 +39,7 @@ from umd_eqx.tokenizers import resolve
 from umd_eqx.types import same_tokenizer
 
 SAME_NETWORK = (
-    *("variant", "conditioning", "class_tokens", "registers"),
+    *("variant", "conditioning", "class_tokens", "registers", "prediction"),
     *("block.rotary", "block.qk_norm", "block.mlp"),
 )
 """What must be as in the source: its weights would not fit, or mean something else."""
@@ -149,6 +149,9 @@ def follow(
     **Raises:** `BadInput` where there is no recipe for the system of an export, and as `from_pretrained` does.
     """
     source = from_pretrained(path, weights=weights, field="--from")
+    if not isinstance(source.config, ModelConfig):
+        problem = f"there is no fine-tuning recipe for {source.config.title}"
+        raise BadInput("--from", problem, "Write one: a Config with `start` (umd_eqx.config.Start)")
     start = Start(os.fspath(path), weights, source.digest)
     if name is not None:
         return name, dataclasses.replace(presets[name](), start=start)
@@ -174,6 +177,7 @@ def require_fitting(config: Config, source: Pretrained) -> None:
 
     Also for another path than the source's, and for data with other channels.
     """
+    assert isinstance(source.config, ModelConfig)
     pairs = {name: tuple(map(operator.attrgetter(name), (source.config, config.model))) for name in SAME_NETWORK}
     different = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
     if different and config.start is not None:
@@ -196,9 +200,9 @@ def require_fitting(config: Config, source: Pretrained) -> None:
     size, _, channels = config.image_shape(spec)
     config.model.validate(size)
 
-    def started(key: PRNGKeyArray) -> AutoEncoder:
+    def started(key: PRNGKeyArray) -> AbstractModel:
         fresh = config.model.build(size, channels, spec.num_classes, key=key)
-        assert isinstance(fresh, AutoEncoder)
+        assert isinstance(fresh, AbstractModel)
         return warm_start(fresh, source.model)
 
     eqx.filter_eval_shape(started, jax.random.key(0))

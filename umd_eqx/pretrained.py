@@ -18,8 +18,9 @@ from umd_eqx.checkpoint import FOLDER, Checkpoints
 from umd_eqx.config import Built, Config, DataConfig, Start, build
 from umd_eqx.dump import dump, load
 from umd_eqx.errors import BadInput
-from umd_eqx.models import AutoEncoder, ModelConfig
+from umd_eqx.models import AbstractModel
 from umd_eqx.models.tokenizer import AbstractTokenizer
+from umd_eqx.models.variants import AbstractModelConfig
 from umd_eqx.objectives import AbstractObjective, denoising
 from umd_eqx.paths import AbstractPath
 from umd_eqx.sharding import make_mesh, replicated
@@ -58,8 +59,8 @@ class Pretrained:
     - `trained`: the configuration of its run as plain data (`umd_eqx.dump.dump`); None for an export.
     """
 
-    model: AutoEncoder
-    config: ModelConfig
+    model: AbstractModel
+    config: AbstractModelConfig
     path: AbstractPath
     data: DataConfig
     spec: DataSpec
@@ -126,7 +127,7 @@ def from_pretrained(
     return _from_export(place, tokenizer, field)
 
 
-def first_weights(start: Start, say: Callable[[str], None] = print) -> AutoEncoder:
+def first_weights(start: Start, say: Callable[[str], None] = print) -> AbstractModel:
     """The weights that a run begins with.
 
     **Raises:** `BadInput` as `from_pretrained` does, and where the weights are not those that the run was made for.
@@ -198,17 +199,17 @@ def _from_run(
         if isinstance(error, BadInput):
             raise
         raise BadInput(field, f"the configuration in {place} cannot be read", "Choose another run") from error
-    if not isinstance(parts["model"], ModelConfig):
-        raise BadInput(field, f"{place} holds a tokenizer and no network", "Give it to --tokenizer, and a run here")
     latents = _latents(tokenizer or parts["tokenizer"], parts["latent"])
     # Which objective and evaluators the run had does not matter here, and they may be a reader's own classes.
     parts["optim"] = dataclasses.replace(parts["optim"], accumulate=1)
     config = Config(objective=denoising(), **parts)
     built = build(dataclasses.replace(config, data=_on_any_machine(config.data)), spec)
+    if not isinstance(built.abstract_state().model, AbstractModel):
+        raise BadInput(field, f"{place} holds a tokenizer and no network", "Give it to --tokenizer, and a run here")
     step, state = restored(built, place, field, say)
     average = state.ema if weights == "ema" else None
     model = state.model if average is None else average
-    assert isinstance(model, AutoEncoder)
+    assert isinstance(model, AbstractModel)
     kind = "raw" if average is None else "ema"
     denoises = _denoises(kept["config"].get("objective"))
     rest = (config.data, spec, kept["preset"], step, kind, latents, denoises, kept["config"])

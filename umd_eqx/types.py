@@ -10,10 +10,13 @@ Shapes are per example; a function written for one image is given a batch by `ja
 | `b` | images in a batch |
 """
 
+import abc
+import dataclasses
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import equinox as eqx
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Num, UInt8
 
@@ -47,11 +50,50 @@ class Batch(eqx.Module):
     valid: Bool[Array | np.ndarray, "b"]
 
 
-class Prediction(eqx.Module):
-    """What a network says of one noised or masked image: the clean image and the noise in it."""
+class AbstractCond(eqx.Module):
+    """All that a network is told beside the image: one PyTree, which objectives, samplers and guidance pass through.
 
-    x0: Image
-    eps: Image
+    `t` is network time (`AbstractPath.network_time`), one for the image or, with a trailing axis, one for each patch.
+    `y` is the label. The network owns the embedders of these fields and makes the first value of the type that it
+    understands (`AbstractModel.cond`). The fields of a batch have the axes of the batch in front.
+    """
+
+    t: eqx.AbstractVar[Float[Array, "..."]]
+    y: eqx.AbstractVar[Int[Array, "..."]]
+
+    @abc.abstractmethod
+    def at(self, t: Float[Array, "..."]) -> "AbstractCond":
+        """The same at another network time."""
+
+    def unlabelled(self) -> "AbstractCond":
+        """The same without the label: `y` is `NO_CLASS`."""
+        return dataclasses.replace(self, y=jnp.full_like(self.y, NO_CLASS))
+
+
+class Cond(AbstractCond):
+    """Network time and label."""
+
+    t: Float[Array, "..."]
+    y: Int[Array, "..."]
+
+    def at(self, t: Float[Array, "..."]) -> "Cond":
+        """The same at another network time."""
+        return Cond(t, self.y)
+
+
+class IntervalCond(AbstractCond):
+    """Two network times r <= t and a label: what a network of average velocities is told (MeanFlow).
+
+    Where r is t, its prediction is the velocity at t.
+    """
+
+    t: Float[Array, "..."]
+    y: Int[Array, "..."]
+    r: Float[Array, "..."]
+
+    def at(self, t: Float[Array, "..."], r: Float[Array, "..."] | None = None) -> "IntervalCond":
+        """The same for the interval from `r` to `t`; without `r`, at the one time `t`."""
+        return IntervalCond(t, self.y, t if r is None else r)
 
 
 class Representation(eqx.Module):

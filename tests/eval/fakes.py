@@ -10,10 +10,11 @@ import numpy as np
 
 from umd_eqx.data.source import BrokenImage, Example
 from umd_eqx.eval import EvalContext
-from umd_eqx.models import AbstractModel
+from umd_eqx.models import AbstractPatchModel
 from umd_eqx.paths import AbstractPath, CosineTable
+from umd_eqx.predictions import PredictionType, X0EpsPrediction
 from umd_eqx.sharding import make_mesh
-from umd_eqx.types import DataSpec, Prediction, Representation
+from umd_eqx.types import NO_CLASS, Cond, DataSpec, Representation
 
 
 class Source:
@@ -66,7 +67,7 @@ def context(
     return EvalContext(train, test, CosineTable() if path is None else path, test.spec.width, batch_size, mesh)
 
 
-class Fake(AbstractModel):
+class Fake(AbstractPatchModel):
     """Predicts `copied` times what it sees (hidden or not) as the clean image, and no noise.
 
     Represents an image by its pixels, and in the place of patches by their mean.
@@ -77,9 +78,13 @@ class Fake(AbstractModel):
     num_patches: int = eqx.field(static=True, default=16)
     num_classes: int | None = eqx.field(static=True, default=None)
     patch: int = eqx.field(static=True, default=2)
+    prediction: PredictionType = eqx.field(static=True, default="x0_eps")
 
-    def __call__(self, x, t, y, view=None, *, key=None) -> Prediction:
-        return Prediction(self.copied * x, jnp.zeros_like(x))
+    def cond(self, y=NO_CLASS) -> Cond:
+        return Cond(jnp.zeros(()), jnp.asarray(y))
 
-    def represent(self, x, t, y) -> Representation:
+    def __call__(self, x, cond, view=None, *, key=None) -> X0EpsPrediction:
+        return X0EpsPrediction(self.copied * x, jnp.zeros_like(x))
+
+    def represent(self, x, cond) -> Representation:
         return Representation(x.reshape(-1), jnp.full(x.size, x.mean()))

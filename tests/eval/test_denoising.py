@@ -15,7 +15,7 @@ from umd_eqx.eval.denoising import level_name
 from umd_eqx.eval.pictures import GAP
 from umd_eqx.objectives import Unified, denoising, masked_denoising, masked_reconstruction, unified
 from umd_eqx.paths import CosinePath
-from umd_eqx.types import NO_CLASS, Prediction
+from umd_eqx.predictions import X0EpsPrediction
 
 KEY = jax.random.key(5)
 MAE = masked_reconstruction()
@@ -89,8 +89,8 @@ def test_a_network_that_knows_labels_is_given_those_of_the_images():
     class Told(Fake):
         """Predicts the label that it is told, as the noise."""
 
-        def __call__(self, x, t, y=NO_CLASS, view=None, *, key=None) -> Prediction:
-            return Prediction(jnp.zeros_like(x), jnp.full_like(x, y))
+        def __call__(self, x, cond, view=None, *, key=None) -> X0EpsPrediction:
+            return X0EpsPrediction(jnp.zeros_like(x), jnp.full_like(x, cond.y))
 
     # E (label - eps)^2 over standard normal noise, in batches whose last is filled up. NO_CLASS = -1 would make it 2.
     labels = np.arange(10) % 4

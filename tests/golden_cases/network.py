@@ -14,10 +14,11 @@ import numpy as np
 from golden_cases.base import Comparison, Folder, GoldenError, Group, Recorded, close, exact
 from golden_cases.layout import head_kernel, to_reference
 from umd_eqx.masking import View, draw_order, hidden_patches, hidden_pixels, num_kept, patchify, unpatchify
-from umd_eqx.models import AutoEncoder, Part, from_reference
+from umd_eqx.models import AutoEncoder, from_reference
 from umd_eqx.models.autoencoder import Head
 from umd_eqx.models.layers import sinusoid
 from umd_eqx.models.packed import Embedded, Packed, Segment
+from umd_eqx.types import AbstractCond
 
 _CASE = re.compile(r"(m\d+)_(\w+)")
 _MODIFIERS = frozenset({"uncond", "label", "null", "tnone", "train", "drop"})
@@ -45,19 +46,29 @@ def mask_ratio(mask: str) -> float:
     return int(mask[1:]) / 10 ** len(mask[1:])
 
 
+def with_tokens(model: AutoEncoder, x: Any, cond: AbstractCond, view: View | None = None) -> tuple[Any, Any]:
+    """(prediction, what comes out of the encoder: class tokens, registers, visible patches) of one image."""
+    encoded = []
+
+    def encoder(packed: Packed, c: Embedded) -> Packed:
+        encoded.append(model.encoder(packed, c))
+        return encoded[-1]
+
+    prediction = eqx.tree_at(lambda m: m.encoder, model, encoder)(x, cond, view)
+    return prediction, encoded[0].tokens[0]
+
+
 @eqx.filter_jit
 def _predict(model: AutoEncoder, images: Any, t: Any, y: Any, order: Any, kept: int | None) -> tuple:
     """(prediction, class tokens' mean, visible patches) of each image; without `kept` all are visible, and left out."""
 
     def of_image(image, t, y, order):
         view = None if kept is None else View(order, kept)
-        prediction = model(image, t, y, view)
+        cond = model.cond(y).at(t)
+        prediction, tokens = with_tokens(model, image, cond, view)
         both = jnp.concatenate([prediction.x0, prediction.eps], axis=-1)
         if view is None:
-            return both, model.represent(image, t, y).class_tokens, None
-        views = jax.tree.map(lambda leaf: leaf[None, None], view)
-        part = Part(image[None, None], t[None, None], y[None, None], views)
-        tokens = model.encode([part], model.conditions([part])).tokens[0]  # class tokens, then visible patches
+            return both, model.represent(image, cond).class_tokens, None
         k = model.class_tokens.shape[0]
         return both, jnp.mean(tokens[:k], axis=0), tokens[k:]
 
@@ -122,7 +133,7 @@ def _case(
     predict = _predictor(folder, kind, mask)
     prediction, tokens, _ = predict(labels, t, y)
     if guided:
-        # The guided prediction waits for guidance; the representations are of both halves, conditional first.
+        # The guided predictions are compared elsewhere; the representations are of both halves, conditional first.
         tokens = np.concatenate([tokens, predict(labels, t, null)[1]])
     elif f"{case}/pred" in recorded:
         yield close(f"{kind} {case}/pred", prediction, recorded[f"{case}/pred"])
@@ -136,7 +147,7 @@ def _parts(model: AutoEncoder, images: Any, t: Any, y: Any) -> tuple:
     conditioning = model.encoder.conditioning
     block, layer = jax.tree.map(lambda leaf: leaf[0], (model.encoder.blocks, conditioning.layers))
     tokens = jax.vmap(lambda image: model.embed(patchify(image, model.patch)))(images)  # count n d
-    c = jax.vmap(model.condition)(t, y)  # count d
+    c = jax.vmap(lambda t, y: model.condition(model.cond(y).at(t)))(t, y)  # count d
     one_row = tokens.reshape(1, -1, tokens.shape[-1])
     packed = Packed(one_row, jnp.zeros((*one_row.shape[:2], 2)), (Segment(*tokens.shape[:2]),))
     out = conditioning.apply(block, layer, conditioning.prepare(Embedded(c[None])), packed)

@@ -12,8 +12,10 @@ import numpy as np
 from golden_cases.base import Comparison, Folder, Group, close, exact
 from umd_eqx.models import AbstractModel
 from umd_eqx.paths import NETWORK_STEPS, AbstractDiscretePath, CosineTable, LinearTable
+from umd_eqx.predictions import PredictionType, X0EpsPrediction
 from umd_eqx.sampling import DDIM, ReferenceGrid
-from umd_eqx.types import Prediction
+from umd_eqx.sampling.denoisers import end_times
+from umd_eqx.types import NO_CLASS, Cond
 
 _CASE = re.compile(r"((cosine|linear)_s(\d+)_clip([01])_eta([\d.]+)_([AB]))/(sample|x_before_each_eval)")
 _PATHS: dict[str, AbstractDiscretePath] = {"cosine": CosineTable(), "linear": LinearTable()}
@@ -26,24 +28,24 @@ class Formula(AbstractModel):
     path: AbstractDiscretePath
     image_shape: tuple[int, int, int] = eqx.field(static=True)
     num_classes: int | None = eqx.field(static=True, default=None)
-    patch: int = eqx.field(static=True, default=1)
-    num_patches: int = eqx.field(static=True, default=1)
+    prediction: PredictionType = eqx.field(static=True, default="x0_eps")
 
-    def __call__(self, x: Any, t: Any, y: Any, view: Any = None, *, key: Any = None) -> Prediction:
-        index = t - 1.0  # what the network is fed is one more
+    def cond(self, y: Any = NO_CLASS) -> Cond:
+        return Cond(jnp.zeros(()), jnp.asarray(y))
+
+    def __call__(self, x: Any, cond: Any, view: Any = None, *, key: Any = None) -> X0EpsPrediction:
+        index = cond.t - 1.0  # what the network is fed is one more
         wave = jnp.sin(index / 100.0)
         if self.kind == "A":
-            return Prediction(x, 0.3 * x + 0.1 * wave)
-        a = self.path.alpha(t / NETWORK_STEPS) ** 2
-        return Prediction(x, jnp.sqrt(1.0 - a) * x / (0.25 * a + 1.0 - a) + 0.02 * wave)
-
-    def represent(self, x: Any, t: Any, y: Any) -> Any:
-        raise NotImplementedError
+            return X0EpsPrediction(x, 0.3 * x + 0.1 * wave)
+        a = self.path.alpha(cond.t / NETWORK_STEPS) ** 2
+        return X0EpsPrediction(x, jnp.sqrt(1.0 - a) * x / (0.25 * a + 1.0 - a) + 0.02 * wave)
 
 
 def _asked(steps: int, path: AbstractDiscretePath) -> np.ndarray:
     """The diffusion indices at which the network is asked."""
-    return np.rint(ReferenceGrid().times(path, steps, 64, "eps") * path.steps).astype(int) - 1
+    times = ReferenceGrid().times(path, steps, 64, end_times(path, "eps"))
+    return np.rint(times * path.steps).astype(int) - 1
 
 
 def _without_repeats(indices: np.ndarray) -> np.ndarray:
@@ -70,7 +72,7 @@ def _cases(folder: Folder) -> Iterator[Comparison]:
 
             def sample(x: Any, step_noise: Any, every: bool, sampler=sampler, formula=formula, path=path) -> Any:
                 run = sampler.states if every else sampler
-                return run(formula, path, x, jnp.asarray(0), jax.random.key(0), step_noise=step_noise)
+                return run(sampler.denoiser(formula, path), x, jax.random.key(0), step_noise=step_noise)
 
             every = what == "x_before_each_eval"
             ours = jax.vmap(lambda x, z, run=sample, every=every: run(x, z, every), in_axes=(0, 1))(

@@ -13,13 +13,14 @@ import optax
 from golden_cases.base import Comparison, Folder, GoldenError, Group, Recorded, close
 from golden_cases.layout import to_reference
 from golden_cases.network import model_of
-from umd_eqx.models import AbstractModel
+from umd_eqx.models import AbstractModel, AbstractPatchModel
 from umd_eqx.objectives import AbstractObjective, Draw, Unified, denoising, masked_denoising, masked_reconstruction
 from umd_eqx.objectives.base import split_by_period
 from umd_eqx.paths import CosineTable
+from umd_eqx.predictions import PredictionType, X0EpsPrediction
 from umd_eqx.sharding import make_mesh
 from umd_eqx.train import Parts, loss_and_grads
-from umd_eqx.types import Batch, Prediction, Representation
+from umd_eqx.types import NO_CLASS, Batch, Cond, Representation
 
 PATH = CosineTable()  # of the recorded x_t
 PUBLISHED = (0.5, 0.375, 0.75)  # UMD, what the end-to-end case is of
@@ -89,7 +90,7 @@ def _loss(objective: AbstractObjective, model: AbstractModel, batch: Batch, draw
     return objective.loss(model, PATH, batch, draw)
 
 
-class Playback(AbstractModel):
+class Playback(AbstractPatchModel):
     """Answers with recorded predictions: those of the recorded input that is nearest to the one it is given."""
 
     inputs: jax.Array
@@ -99,21 +100,25 @@ class Playback(AbstractModel):
     num_classes: int | None = eqx.field(static=True)
     patch: int = eqx.field(static=True)
     num_patches: int = eqx.field(static=True)
+    prediction: PredictionType = eqx.field(static=True, default="x0_eps")
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         return self.inputs.shape[1:]
 
-    def __call__(self, x: Any, t: Any, y: Any, view: Any = None, *, key: Any = None) -> Prediction:
+    def cond(self, y: Any = NO_CLASS) -> Cond:
+        return Cond(jnp.zeros(()), jnp.asarray(y))
+
+    def __call__(self, x: Any, cond: Any, view: Any = None, *, key: Any = None) -> X0EpsPrediction:
         def recall(inputs: jax.Array, predictions: jax.Array) -> jax.Array:
             return predictions[jnp.argmin(jnp.sum((inputs - x) ** 2, axis=(1, 2, 3)))]
 
         noised = recall(self.inputs, self.predictions)
-        values = jnp.where(t == 0, recall(self.clean_inputs, self.clean_predictions), noised)
+        values = jnp.where(cond.t == 0, recall(self.clean_inputs, self.clean_predictions), noised)
         x0, eps = jnp.split(values, 2, axis=-1)
-        return Prediction(x0=x0, eps=eps)
+        return X0EpsPrediction(x0=x0, eps=eps)
 
-    def represent(self, x: Any, t: Any, y: Any) -> Representation:
+    def represent(self, x: Any, cond: Any) -> Representation:
         raise NotImplementedError
 
 

@@ -6,13 +6,14 @@ import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
+from golden_cases.network import with_tokens
 
 from umd_eqx.masking import View
-from umd_eqx.models import AbstractModel, Part
+from umd_eqx.models import AbstractModel, Group
 from umd_eqx.models.conditioning import AdaLNZero, SharedAdaLN
-from umd_eqx.models.guidance import ClassifierFree
 from umd_eqx.models.packed import Embedded, Packed, Segment
-from umd_eqx.types import NO_CLASS
+from umd_eqx.predictions import VPrediction, X0EpsPrediction, X0Prediction
+from umd_eqx.types import NO_CLASS, Cond, IntervalCond
 
 CONDITIONINGS = ("adaln", "shared-adaln", "token")
 RNG = np.random.default_rng(0)
@@ -22,7 +23,7 @@ LABELS = jnp.asarray([0, 3, 5])
 ORDER = jnp.asarray(RNG.permutation(16))
 HIDDEN = View(ORDER, kept=6)
 
-predict = eqx.filter_jit(lambda model, x, t, y, view=None: model(x, t, y, view))
+predict = eqx.filter_jit(lambda model, x, t, y, view=None: model(x, model.cond(y).at(t), view))
 
 
 @pytest.fixture(scope="module")
@@ -78,22 +79,23 @@ def test_no_class_is_the_last_row_of_the_label_table(model):
 
 def test_without_a_label_there_is_no_class(model):
     # Class 0 is another thing: it moves what a network that knows labels makes of an image.
-    represent = eqx.filter_jit(lambda m, *told: m.represent(IMAGES[0], TIMES[0], *told))
+    represent = eqx.filter_jit(lambda m, *told: m.represent(IMAGES[0], m.cond(*told)))
     ours, named, recorded, first = (represent(model, *told) for told in ((), (NO_CLASS,), (5,), (0,)))
     assert difference(ours, named) == difference(ours, recorded) == 0
     assert difference(ours, first) > 1e-2
-    said = eqx.filter_jit(lambda m: m(IMAGES[0], TIMES[1]))(model)
+    unlabelled = eqx.filter_jit(lambda m: m.represent(IMAGES[0], m.cond(3).unlabelled()))
+    assert difference(unlabelled(model), ours) == 0
+    said = eqx.filter_jit(lambda m: m(IMAGES[0], m.cond().at(TIMES[1])))(model)
     assert difference(said, predict(model, IMAGES[0], TIMES[1], jnp.asarray(NO_CLASS))) == 0
-    plain = ClassifierFree(model, 2.0)
-    assert difference(eqx.filter_jit(lambda m: m.represent(IMAGES[0], TIMES[0]))(plain), ours) == 0
 
 
 @pytest.mark.parametrize("label", [6, 1000, -2, -6])
 def test_a_label_of_no_row_gives_no_number_at_all(model, label):
     # Wrapped or clipped to the table, as an index is by default, it would pass for "no class" or for another class.
-    said = [predict(model, IMAGES[0], TIMES[1], jnp.asarray(label)), model.represent(IMAGES[0], TIMES[0], label)]
+    said = [predict(model, IMAGES[0], TIMES[1], jnp.asarray(label)), model.represent(IMAGES[0], model.cond(label))]
     assert all(np.isnan(leaf).all() for leaf in jax.tree.leaves(said))
-    together = jax.jit(jax.vmap(lambda y: model(IMAGES[0], TIMES[1], y).eps))(jnp.asarray([0, label]))
+    of_label = lambda y: model(IMAGES[0], model.cond(y).at(TIMES[1])).eps  # noqa: E731
+    together = jax.jit(jax.vmap(of_label))(jnp.asarray([0, label]))
     assert np.isfinite(together[0]).all()  # the other images of a batch are not touched
     assert np.isnan(together[1]).all()
 
@@ -115,7 +117,7 @@ def test_every_parameter_matters_whatever_the_conditioning(random_model, conditi
     @eqx.filter_jit
     @eqx.filter_grad
     def gradient(model):
-        predictions = jax.vmap(lambda x, t, y: model(x, t, y, HIDDEN))(IMAGES, TIMES, LABELS)
+        predictions = jax.vmap(lambda x, t, y: model(x, model.cond(y).at(t), HIDDEN))(IMAGES, TIMES, LABELS)
         return jnp.mean(predictions.x0**2) + jnp.mean(predictions.eps**3)
 
     for path, leaf in jax.tree_util.tree_leaves_with_path(gradient(model)):
@@ -129,7 +131,7 @@ def test_time_and_label_reach_encoder_and_decoder(random_model, conditioning):
 
     @jax.jit
     def tokens(t, y):
-        c = Embedded(model.condition(t, y)[None, None])
+        c = Embedded(model.condition(model.cond(y).at(t))[None, None])
         stacks = (model.encoder, jnp.ones((1, 5, 192))), (model.decoder, jnp.ones((1, 5, 64)))
         places, one = jnp.zeros((1, 5, 2)), (Segment(1, 5),)
         return [stack(Packed(x.at[:, 1, 1].set(2.0), places, one), c).tokens for stack, x in stacks]
@@ -140,20 +142,23 @@ def test_time_and_label_reach_encoder_and_decoder(random_model, conditioning):
             assert difference(before, after) > 1e-3
 
 
-def test_images_with_different_views_go_together_as_they_would_alone(model):
+def group(model, rng: np.random.Generator, count: int, kept: int | None, times: tuple[int, ...] = ()) -> Group:
+    """Two rows of `count` images, of which `kept` patches are seen."""
+    x = jnp.asarray(rng.normal(size=(2, count, 16, 16, 3)), jnp.float32)
+    t = jnp.asarray(rng.integers(0, 1001, (2, count, *times)), jnp.float32)
+    y = jnp.asarray(rng.integers(0, 6, (2, count)))
+    order = jnp.asarray(rng.permuted(np.broadcast_to(np.arange(16), (2, count, 16)), axis=-1))
+    conds = jax.vmap(jax.vmap(lambda t, y: model.cond(y).at(t)))(t, y)
+    return Group(x, conds, None if kept is None else jax.vmap(jax.vmap(lambda order: View(order, kept)))(order))
+
+
+@pytest.mark.parametrize("times", [(), (16,)], ids=["of an image", "of each patch"])
+def test_images_with_different_views_go_together_as_they_would_alone(model, times):
     # Two rows of a batch: in each two images of which 10 patches are seen, one of which 4 are, and one seen whole.
     rng = np.random.default_rng(1)
-
-    def part(count: int, kept: int | None) -> Part:
-        x = jnp.asarray(rng.normal(size=(2, count, 16, 16, 3)), jnp.float32)
-        t = jnp.asarray(rng.integers(0, 1001, (2, count)), jnp.float32)
-        y = jnp.asarray(rng.integers(0, 6, (2, count)))
-        order = jnp.asarray(rng.permuted(np.broadcast_to(np.arange(16), (2, count, 16)), axis=-1))
-        return Part(x, t, y, None if kept is None else jax.vmap(jax.vmap(lambda order: View(order, kept)))(order))
-
-    parts = [part(2, 10), part(1, 4), part(1, None)]
-    together = eqx.filter_jit(lambda model, parts: model.together(parts))(model, parts)
-    alone = eqx.filter_jit(lambda model, parts: AbstractModel.together(model, parts))(model, parts)
+    groups = [group(model, rng, count, kept, times) for count, kept in ((2, 10), (1, 4), (1, None))]
+    together = eqx.filter_jit(lambda model, groups: model.forward_groups(groups))(model, groups)
+    alone = eqx.filter_jit(lambda model, groups: AbstractModel.forward_groups(model, groups))(model, groups)
     assert [prediction.x0.shape[:2] for prediction in together] == [(2, 2), (2, 1), (2, 1)]
     assert difference(together, alone) < 2e-5
 
@@ -191,17 +196,17 @@ def test_bfloat16_changes_the_precision_and_not_the_prediction(random_model, mod
 
 @pytest.mark.usefixtures("promotion")
 def test_bfloat16_represents_in_float32(random_model):
-    represent = eqx.filter_eval_shape(random_model(16, dtype="bfloat16").represent, IMAGES[0], TIMES[0], LABELS[0])
+    model = random_model(16, dtype="bfloat16")
+    represent = eqx.filter_eval_shape(model.represent, IMAGES[0], model.cond(LABELS[0]))
     assert {leaf.dtype for leaf in jax.tree.leaves(represent)} == {jnp.dtype("float32")}
 
 
 def test_the_representation_is_the_means_of_what_the_encoder_makes_of_the_whole_image(model):
     @jax.jit
-    def both(x, t, y):
-        part = Part(x[None, None], t[None, None], y[None, None], None)
-        return model.encode([part], model.conditions([part])).tokens[0], model.represent(x, t, y)
+    def both(x, cond):
+        return with_tokens(model, x, cond)[1], model.represent(x, cond)
 
-    tokens, representation = both(IMAGES[0], TIMES[0], LABELS[0])
+    tokens, representation = both(IMAGES[0], model.cond(LABELS[0]))
     assert tokens.shape == (4 + 16, 64)
     np.testing.assert_allclose(representation.class_tokens, np.mean(tokens[:4], axis=0), atol=1e-6)
     np.testing.assert_allclose(representation.patches, np.mean(tokens[4:], axis=0), atol=1e-6)
@@ -212,7 +217,7 @@ def test_class_tokens_stay_identical_only_if_they_start_so(model):
     @jax.grad
     def gradient(class_tokens):
         one = eqx.tree_at(lambda m: m.class_tokens, model, class_tokens)
-        predictions = jax.vmap(lambda x, t, y: one(x, t, y, HIDDEN))(IMAGES, TIMES, LABELS)
+        predictions = jax.vmap(lambda x, t, y: one(x, one.cond(y).at(t), HIDDEN))(IMAGES, TIMES, LABELS)
         return jnp.mean((predictions.x0 - IMAGES) ** 2)
 
     for start in (np.zeros((4, 64), np.float32), np.asarray(model.class_tokens)):
@@ -228,4 +233,34 @@ def test_a_wrong_shape_or_type_is_caught_where_it_enters(model, wrong):
     x = {"batch": IMAGES, "grey": IMAGES[0, ..., 0], "integers": IMAGES[0].astype(jnp.int32)}.get(wrong, x)
     y = LABELS if wrong == "label" else y
     with pytest.raises(jaxtyping.TypeCheckError):
-        model(x, TIMES[0], y)
+        model(x, Cond(TIMES[0], y))
+
+
+def test_a_time_for_each_patch_and_one_for_the_image_do_not_go_together(model):
+    rng = np.random.default_rng(1)
+    groups = [group(model, rng, 1, None, times) for times in ((), (16,))]
+    with pytest.raises(ValueError, match="a time for each patch and groups with one for an image"):
+        model.forward_groups(groups)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "of_type", "names"),
+    [
+        ("x0_eps", X0EpsPrediction, ["x0", "eps"]),
+        ("x0", X0Prediction, ["x0"]),
+        ("v", VPrediction, ["v"]),
+        ("u", VPrediction, ["v"]),
+    ],
+)
+def test_a_network_says_what_it_predicts(random_model, prediction, of_type, names):
+    model = random_model(16, labels=True, prediction=prediction)
+    assert model.prediction == prediction
+    assert type(model.cond(3)) is (IntervalCond if prediction == "u" else Cond)
+    said = predict(model, IMAGES[0], TIMES[1], LABELS[1], HIDDEN)
+    assert type(said) is of_type
+    assert list(vars(said)) == names
+    for leaf in jax.tree.leaves(said):
+        assert (leaf.shape, leaf.dtype) == ((16, 16, 3), jnp.float32)
+        assert np.std(leaf) > 0.1
+    groups = model.forward_groups([group(model, np.random.default_rng(1), 2, 6)])
+    assert [leaf.shape for leaf in jax.tree.leaves(groups)] == [(2, 2, 16, 16, 3)] * len(names)

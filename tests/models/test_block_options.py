@@ -5,10 +5,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from golden_cases.network import with_tokens
 
 from umd_eqx.errors import BadInput
 from umd_eqx.masking import View
-from umd_eqx.models import ModelConfig, Part
+from umd_eqx.models import ModelConfig
 from umd_eqx.models.attention import rotate
 from umd_eqx.models.blocks import BlockConfig
 from umd_eqx.models.layers import Mlp, RMSNorm, SwiGLU
@@ -24,7 +25,7 @@ OPTIONS = {
     "swiglu": BlockConfig(mlp="swiglu"),
 }
 
-predict = eqx.filter_jit(lambda model, x, view=None: model(x, TIME, LABEL, view))
+predict = eqx.filter_jit(lambda model, x, view=None: model(x, model.cond(LABEL).at(TIME), view))
 
 
 def difference(a, b) -> float:
@@ -88,9 +89,9 @@ def test_positions_go_with_their_patches(random_model, conditioning):
 
 def test_registers_change_the_representation_and_are_not_in_it(random_model):
     model = random_model(16, labels=True, registers=3)
-    represent = eqx.filter_jit(lambda model: model.represent(IMAGES[0], TIME, LABEL))
-    part = Part(IMAGES[:1, None], TIME[None, None], LABEL[None, None], None)
-    (tokens,) = eqx.filter_jit(lambda model: model.encode([part], model.conditions([part])).tokens)(model)
+    cond = model.cond(LABEL).at(TIME)
+    represent = eqx.filter_jit(lambda model: model.represent(IMAGES[0], cond))
+    _, tokens = eqx.filter_jit(lambda model: with_tokens(model, IMAGES[0], cond))(model)
     assert tokens.shape == (4 + 3 + 16, 64)
     found = represent(model)
     np.testing.assert_allclose(found.class_tokens, np.mean(tokens[:4], axis=0), atol=1e-6)
@@ -105,7 +106,7 @@ def test_every_parameter_of_the_options_matters(random_model):
     @eqx.filter_jit
     @eqx.filter_grad
     def gradient(model):
-        predictions = jax.vmap(lambda x: model(x, TIME, LABEL, View(ORDER, kept=6)))(IMAGES)
+        predictions = jax.vmap(lambda x: predict(model, x, View(ORDER, kept=6)))(IMAGES)
         return jnp.mean(predictions.x0**2) + jnp.mean(predictions.eps**3)
 
     for path, leaf in jax.tree_util.tree_leaves_with_path(gradient(model)):
@@ -120,7 +121,7 @@ def test_a_tangent_goes_through_the_network_inside_a_gradient(random_model, bloc
     images, tangents = IMAGES[:, :8, :8], IMAGES[:, 8:, 8:]
 
     def slope(model, x, dx):
-        return jax.jvp(lambda x, t: model(x, t, LABEL).eps, (x, TIME), (dx, jnp.asarray(0.5)))[1]
+        return jax.jvp(lambda x, t: model(x, model.cond(LABEL).at(t)).eps, (x, TIME), (dx, jnp.asarray(0.5)))[1]
 
     @eqx.filter_jit
     def value_and_direction(model, step):

@@ -18,7 +18,7 @@ ORDERS = jnp.asarray(np.stack([RNG.permutation(4) for _ in range(B)]))
 
 def loss(model, x, t, y, order):
     """Of one image."""
-    prediction = model(x, t, y, View(order, kept=2))
+    prediction = model(x, model.cond(y).at(t), View(order, kept=2))
     return jnp.mean((prediction.x0 - x) ** 2) + jnp.mean(prediction.eps**2)
 
 
@@ -50,7 +50,7 @@ def gradient(model):
 
 
 def test_vmap_is_a_loop(model):
-    one = eqx.filter_jit(lambda model, x, t, y, order: model(x, t, y, View(order, kept=2)))
+    one = eqx.filter_jit(lambda model, x, t, y, order: model(x, model.cond(y).at(t), View(order, kept=2)))
     together = eqx.filter_jit(eqx.filter_vmap(one, in_axes=(None, 0, 0, 0, 0)))(model, IMAGES, TIMES, LABELS, ORDERS)
     for i in range(B):
         assert_close(jax.tree.map(lambda leaf, i=i: np.asarray(leaf)[i], together), one(model, *image(i)), rtol=1e-5)
@@ -87,7 +87,7 @@ def test_forward_and_reverse_derivatives_agree(model, inside_vmap):
     # What a sampler's drift and a likelihood's divergence take: <w, J v> both ways, by image and time.
     def both(x, t, y, dx, w):
         def of(x, t):
-            return model(x, t, y).eps
+            return model(x, model.cond(y).at(t)).eps
 
         forward = jax.jvp(of, (x, t), (dx, jnp.ones_like(t)))[1]
         by_x, by_t = jax.vjp(of, x, t)[1](w)

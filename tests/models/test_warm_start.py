@@ -13,14 +13,18 @@ def named(model) -> dict[str, np.ndarray]:
     return {jax.tree_util.keystr(p): np.asarray(leaf) for p, leaf in jax.tree_util.tree_leaves_with_path(model)}
 
 
-@pytest.mark.parametrize("conditioning", ["adaln", "shared-adaln", "token"])
-def test_all_but_the_labels_is_the_sources(random_model, conditioning):
-    source = random_model(conditioning=conditioning, seed=1)
-    fresh = random_model(conditioning=conditioning, labels=True, seed=2)
+@pytest.mark.parametrize(
+    "config",
+    [{"conditioning": "adaln"}, {"conditioning": "shared-adaln"}, {"conditioning": "token"}, {"prediction": "u"}],
+)
+def test_all_but_the_labels_is_the_sources(random_model, config):
+    source = random_model(seed=1, **config)
+    fresh = random_model(labels=True, seed=2, **config)
     started = warm_start(fresh, source)
     theirs, new, mine = named(source), named(fresh), named(started)
     assert mine.keys() == new.keys()
-    labels = {name for name in mine if ".condition.label" in name}
+    condition = ".condition.end" if "prediction" in config else ".condition"
+    labels = {name for name in mine if name.startswith(f"{condition}.label")}
     assert len(labels) == 5  # the table, and two layers of kernel and bias
     for name, value in mine.items():
         np.testing.assert_array_equal(value, new[name] if name in labels else theirs[name], err_msg=name)
@@ -63,6 +67,8 @@ def test_a_table_of_positions_of_a_plane_stays_a_plane():
         ({"variant": "mu/4", "channels": 1}, {"variant": "mu/4"}, "embed.kernel"),
         ({"conditioning": "token"}, {"conditioning": "adaln"}, "encoder.conditioning.layers"),
         ({"class_tokens": 1}, {"class_tokens": 4}, "class_tokens (1, 64) for (4, 64)"),
+        ({"prediction": "v"}, {"prediction": "x0_eps"}, "head.kernel"),
+        ({"prediction": "v"}, {"prediction": "u"}, "condition.end.time"),
     ],
 )
 def test_another_network_is_refused_by_the_names_of_its_parameters(random_model, source, fresh, named):

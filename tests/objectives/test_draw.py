@@ -2,7 +2,7 @@ import jax
 import numpy as np
 import pytest
 
-from umd_eqx.objectives import draw
+from umd_eqx.objectives import draw_noised
 from umd_eqx.paths import CosineTable, RectifiedFlow
 
 B, SHAPE, N, TABLE = 64, (4, 4, 2), 9, CosineTable()
@@ -11,7 +11,7 @@ B, SHAPE, N, TABLE = 64, (4, 4, 2), 9, CosineTable()
 @pytest.fixture(scope="module")
 def fresh():
     """`fresh(seed, path, label_dropout)`."""
-    return lambda seed=0, path=TABLE, rate=0.1: draw(jax.random.key(seed), path, (B, *SHAPE), N, rate)
+    return lambda seed=0, path=TABLE, rate=0.1: draw_noised(jax.random.key(seed), path, (B, *SHAPE), N, rate)
 
 
 def test_a_draw_has_an_entry_for_each_image(fresh):
@@ -48,5 +48,5 @@ def test_noise_is_standard_normal_and_times_are_the_paths(fresh):
 @pytest.mark.parametrize("rate", [0.0, 0.1, 1.0])
 def test_labels_are_dropped_at_their_rate(rate):
     # One pixel, so that there can be many images.
-    dropped = np.asarray(draw(jax.random.key(0), TABLE, (4000, 1, 1, 1), 1, rate).drop_label)
+    dropped = np.asarray(draw_noised(jax.random.key(0), TABLE, (4000, 1, 1, 1), 1, rate).drop_label)
     assert dropped.mean() == pytest.approx(rate, abs=4 * (rate * (1 - rate) / 4000) ** 0.5)

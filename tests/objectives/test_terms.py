@@ -10,7 +10,7 @@ import pytest
 
 from umd_eqx.errors import BadInput
 from umd_eqx.masking import View
-from umd_eqx.models import AbstractModel
+from umd_eqx.models import AbstractPatchModel
 from umd_eqx.objectives import (
     Draw,
     MaskedDenoising,
@@ -21,7 +21,8 @@ from umd_eqx.objectives import (
     unified,
 )
 from umd_eqx.paths import CosineTable, RectifiedFlow
-from umd_eqx.types import NO_CLASS, Batch, Image, Label, NetworkTime, Prediction, Representation
+from umd_eqx.predictions import PredictionType, X0EpsPrediction
+from umd_eqx.types import NO_CLASS, AbstractCond, Batch, Cond, Image, Label, Representation
 
 B, SHAPE, N = 8, (2, 4, 1), 8  # patches of one pixel
 RNG = np.random.default_rng(0)
@@ -34,7 +35,7 @@ BATCH = Batch(jnp.asarray(IMAGES), jnp.arange(B), jnp.ones(B, bool))
 DRAW = Draw(jnp.asarray(TIMES), jnp.asarray(EPS), jnp.asarray(ORDERS), jnp.asarray([0, 1] * 4, bool))
 
 
-class Fixed(AbstractModel):
+class Fixed(AbstractPatchModel):
     """Always predicts the same."""
 
     x0: Image
@@ -43,15 +44,19 @@ class Fixed(AbstractModel):
     image_shape: tuple[int, int, int] = eqx.field(static=True, default=SHAPE)
     patch: int = eqx.field(static=True, default=1)
     num_patches: int = eqx.field(static=True, default=N)
+    prediction: PredictionType = eqx.field(static=True, default="x0_eps")
 
-    def __call__(self, x: Image, t: NetworkTime, y: Label, view: View | None = None, *, key=None) -> Prediction:
-        return Prediction(self.x0, self.eps)
+    def cond(self, y: Label = NO_CLASS) -> Cond:
+        return Cond(jnp.zeros(()), jnp.asarray(y))
 
-    def represent(self, x: Image, t: NetworkTime, y: Label) -> Representation:
+    def __call__(self, x: Image, cond: AbstractCond, view: View | None = None, *, key=None) -> X0EpsPrediction:
+        return X0EpsPrediction(self.x0, self.eps)
+
+    def represent(self, x: Image, cond: AbstractCond) -> Representation:
         raise NotImplementedError
 
 
-class Echo(AbstractModel):
+class Echo(AbstractPatchModel):
     """Predicts one number everywhere, of what it is told. On blank images without noise its loss is the square."""
 
     tells: str = eqx.field(static=True)
@@ -59,13 +64,17 @@ class Echo(AbstractModel):
     image_shape: tuple[int, int, int] = eqx.field(static=True, default=SHAPE)
     patch: int = eqx.field(static=True, default=1)
     num_patches: int = eqx.field(static=True, default=N)
+    prediction: PredictionType = eqx.field(static=True, default="x0_eps")
 
-    def __call__(self, x: Image, t: NetworkTime, y: Label, view: View | None = None, *, key=None) -> Prediction:
+    def cond(self, y: Label = NO_CLASS) -> Cond:
+        return Cond(jnp.zeros(()), jnp.asarray(y))
+
+    def __call__(self, x: Image, cond: AbstractCond, view: View | None = None, *, key=None) -> X0EpsPrediction:
         kept = jnp.asarray(self.num_patches if view is None else view.kept)
-        told = {"time": t, "label": jnp.asarray(y), "kept": kept}[self.tells].astype(jnp.float32)
-        return Prediction(jnp.full(x.shape, told), jnp.full(x.shape, told))
+        told = {"time": cond.t, "label": cond.y, "kept": kept}[self.tells].astype(jnp.float32)
+        return X0EpsPrediction(jnp.full(x.shape, told), jnp.full(x.shape, told))
 
-    def represent(self, x: Image, t: NetworkTime, y: Label) -> Representation:
+    def represent(self, x: Image, cond: AbstractCond) -> Representation:
         raise NotImplementedError
 
 
@@ -159,8 +168,8 @@ def test_a_noised_image_is_told_with_its_time_and_a_clean_one_as_clean():
 
 def test_the_model_sees_the_noised_image_only_where_there_is_noise():
     class Copy(Fixed):
-        def __call__(self, x, t, y, view=None, *, key=None):
-            return Prediction(x, x)
+        def __call__(self, x, cond, view=None, *, key=None):
+            return X0EpsPrediction(x, x)
 
     copy = Copy(FIXED.x0, FIXED.eps)
     x_t = (1 - TIMES)[:, None, None, None] * IMAGES + TIMES[:, None, None, None] * EPS

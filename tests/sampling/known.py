@@ -11,8 +11,9 @@ from oracle import GaussianOracle
 
 from umd_eqx.models import AbstractModel
 from umd_eqx.paths import NETWORK_STEPS, AbstractPath
-from umd_eqx.sampling.base import levels
-from umd_eqx.types import Prediction
+from umd_eqx.predictions import PredictionType, X0EpsPrediction
+from umd_eqx.sampling.levels import levels
+from umd_eqx.types import NO_CLASS, Cond
 
 
 class Sure(AbstractModel):
@@ -20,14 +21,13 @@ class Sure(AbstractModel):
 
     image_shape: tuple[int, int, int] = eqx.field(static=True, default=(2, 2, 1))
     num_classes: int | None = eqx.field(static=True, default=10)
-    patch: int = eqx.field(static=True, default=1)
-    num_patches: int = eqx.field(static=True, default=4)
+    prediction: PredictionType = eqx.field(static=True, default="x0_eps")
 
-    def __call__(self, x, t, y, view=None, *, key=None) -> Prediction:
-        return Prediction(0.5 * x + 0.1 * y, 0.8 * x - 1e-4 * t)
+    def cond(self, y=NO_CLASS) -> Cond:
+        return Cond(jnp.zeros(()), jnp.asarray(y))
 
-    def represent(self, x, t, y):
-        raise NotImplementedError
+    def __call__(self, x, cond, view=None, *, key=None) -> X0EpsPrediction:
+        return X0EpsPrediction(0.5 * x + 0.1 * cond.y, 0.8 * x - 1e-4 * cond.t)
 
 
 def single_pixel(path: AbstractPath, mean: float = 0.4, variance: float = 0.3) -> GaussianOracle:
@@ -62,24 +62,24 @@ class Mixture(AbstractModel):
     variance: float = eqx.field(static=True)
     image_shape: tuple[int, int, int] = eqx.field(static=True, default=(1, 1, 1))
     num_classes: int | None = eqx.field(static=True, default=None)
-    patch: int = eqx.field(static=True, default=1)
-    num_patches: int = eqx.field(static=True, default=1)
+    prediction: PredictionType = eqx.field(static=True, default="x0_eps")
 
     @classmethod
     def of(cls, path: AbstractPath, variance: float) -> "Mixture":
         """Three components."""
         return cls(path, jnp.asarray([-0.7, -0.1, 0.6]), jnp.asarray([0.3, 0.3, 0.4]), variance)
 
-    def __call__(self, x, t, y, view=None, *, key=None) -> Prediction:
-        alpha, sigma = self.path.alpha(t / NETWORK_STEPS), self.path.sigma(t / NETWORK_STEPS)
+    def cond(self, y=NO_CLASS) -> Cond:
+        return Cond(jnp.zeros(()), jnp.asarray(y))
+
+    def __call__(self, x, cond, view=None, *, key=None) -> X0EpsPrediction:
+        t = cond.t / NETWORK_STEPS
+        alpha, sigma = self.path.alpha(t), self.path.sigma(t)
         variance = alpha**2 * self.variance + sigma**2
         off = x.reshape(()) - alpha * self.means
         share = jax.nn.softmax(jnp.log(self.weights) - 0.5 * off**2 / variance)
         x0 = jnp.sum(share * (self.means + alpha * self.variance / variance * off))
-        return Prediction(x0.reshape(x.shape), jnp.sum(share * sigma / variance * off).reshape(x.shape))
-
-    def represent(self, x, t, y):
-        raise NotImplementedError
+        return X0EpsPrediction(x0.reshape(x.shape), jnp.sum(share * sigma / variance * off).reshape(x.shape))
 
     def flow_map(self, noise: Float[np.ndarray, "b"], first: float, last: float) -> np.ndarray:
         """Where the exact flow takes sigma(first) noise, and the clean pixel as it is expected there, in float64.
@@ -111,5 +111,5 @@ def run(sampler, model, path, noise, key, step_noise=None) -> Float[Array, "b h 
     keys = jax.random.split(key, len(noise))
     given = {} if step_noise is None else {"step_noise": step_noise}
     axes = (0, 0, {name: 0 for name in given})
-    y = jnp.asarray(0)
-    return jax.vmap(lambda n, k, g: sampler(model, path, n, y, k, **g), in_axes=axes)(noise, keys, given)
+    denoiser = sampler.denoiser(model, path, model.cond(0))
+    return jax.vmap(lambda n, k, g: sampler(denoiser, n, k, **g), in_axes=axes)(noise, keys, given)

@@ -12,12 +12,13 @@ from umd_eqx.sharding import make_mesh
 from umd_eqx.types import NO_CLASS
 
 PATH, SAMPLER, KEY = CosineTable(), DDIM(3, 1.0), jax.random.key(0)
+DENOISER = SAMPLER.denoiser(Sure(), PATH)
 LABELS = np.arange(11) % 4
 
 
 @pytest.fixture(scope="module")
 def images():
-    return sample(Sure(), PATH, SAMPLER, LABELS, KEY, batch_size=8, mesh=make_mesh())
+    return sample(DENOISER, SAMPLER, LABELS, KEY, batch_size=8, mesh=make_mesh())
 
 
 def test_an_image_for_each_label(images):
@@ -28,17 +29,17 @@ def test_an_image_for_each_label(images):
 @pytest.mark.parametrize(("batch_size", "devices"), [(4, 1), (3, 2)])
 def test_neither_batches_nor_devices_change_an_image(images, batch_size, devices):
     mesh = make_mesh(jax.devices()[:devices])
-    again = sample(Sure(), PATH, SAMPLER, LABELS, KEY, batch_size=batch_size, mesh=mesh)
+    again = sample(DENOISER, SAMPLER, LABELS, KEY, batch_size=batch_size, mesh=mesh)
     np.testing.assert_allclose(again, images, atol=1e-6)
 
 
 def test_more_images_do_not_change_the_first(images):
-    again = sample(Sure(), PATH, SAMPLER, LABELS[:5], KEY, batch_size=8, mesh=make_mesh())
+    again = sample(DENOISER, SAMPLER, LABELS[:5], KEY, batch_size=8, mesh=make_mesh())
     np.testing.assert_array_equal(again, images[:5])
 
 
 def test_another_key_gives_other_images(images):
-    other = sample(Sure(), PATH, SAMPLER, LABELS, jax.random.key(1), batch_size=8, mesh=make_mesh())
+    other = sample(DENOISER, SAMPLER, LABELS, jax.random.key(1), batch_size=8, mesh=make_mesh())
     assert np.abs(other - images).max(axis=(1, 2, 3)).min() > 1e-3
 
 
@@ -46,7 +47,7 @@ def test_labels_reach_the_network(images):
     # Handed-in noise is the same for all, so that only labels (and the noise on the way) are left to differ.
     noise = np.zeros((11, 2, 2, 1), np.float32)
     still = DDIM(3, 0.0, head="x0")
-    found = sample(Sure(), PATH, still, LABELS, KEY, batch_size=8, mesh=make_mesh(), noise=noise)
+    found = sample(still.denoiser(Sure(), PATH), still, LABELS, KEY, batch_size=8, mesh=make_mesh(), noise=noise)
     for label in range(4):
         rows = found[label == LABELS]
         np.testing.assert_array_equal(rows, rows[:1].repeat(len(rows), axis=0))
@@ -56,22 +57,22 @@ def test_labels_reach_the_network(images):
 @pytest.mark.parametrize("label", [10, 1000, -2])
 def test_a_label_that_is_not_a_class_is_refused(label):
     with pytest.raises(BadInput, match=rf"labels: {label} is not one of the 10 classes. Use 0 .. 9, or NO_CLASS"):
-        sample(Sure(), PATH, SAMPLER, np.array([0, label]), KEY, mesh=make_mesh())
-    without = Sure(num_classes=None)
-    assert sample(without, PATH, SAMPLER, np.array([label]), KEY, mesh=make_mesh()).shape == (1, 2, 2, 1)
+        sample(DENOISER, SAMPLER, np.array([0, label]), KEY, mesh=make_mesh())
+    without = SAMPLER.denoiser(Sure(num_classes=None), PATH)
+    assert sample(without, SAMPLER, np.array([label]), KEY, mesh=make_mesh()).shape == (1, 2, 2, 1)
 
 
 def test_no_class_can_be_asked_for():
-    found = sample(Sure(), PATH, SAMPLER, np.array([NO_CLASS, 9]), KEY, mesh=make_mesh())
+    found = sample(DENOISER, SAMPLER, np.array([NO_CLASS, 9]), KEY, mesh=make_mesh())
     assert np.isfinite(found).all()
 
 
 def test_progress_is_told():
     told = []
-    sample(Sure(), PATH, SAMPLER, LABELS, KEY, batch_size=8, mesh=make_mesh(), progress=lambda *at: told.append(at))
+    sample(DENOISER, SAMPLER, LABELS, KEY, batch_size=8, mesh=make_mesh(), progress=lambda *at: told.append(at))
     assert told == [(8, 11), (11, 11)]
 
 
 def test_no_labels_no_images():
-    none = sample(Sure(), PATH, SAMPLER, np.zeros(0, int), KEY, batch_size=8, mesh=make_mesh())
+    none = sample(DENOISER, SAMPLER, np.zeros(0, int), KEY, batch_size=8, mesh=make_mesh())
     assert none.shape == (0, 2, 2, 1)

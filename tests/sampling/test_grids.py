@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from umd_eqx.paths import AbstractSmoothPath, CosinePath, CosineTable, LinearTable, RectifiedFlow, smooth
 from umd_eqx.sampling import DDIM, EDMGrid, Heun, LogSNRGrid, ReferenceGrid, ShiftedGrid, UniformGrid
-from umd_eqx.sampling.base import end_times, levels
+from umd_eqx.sampling.denoisers import end_times
+from umd_eqx.sampling.levels import levels
 
 TABLES = {"cosine table": CosineTable(), "linear table": LinearTable(), "short table": CosineTable(7)}
 SMOOTH = {"cosine": CosinePath(), "rectified flow": RectifiedFlow(), "smooth table": smooth(LinearTable(50))}
@@ -39,7 +40,7 @@ GRIDS = (UniformGrid(), ReferenceGrid(), EDMGrid(), LogSNRGrid(), ShiftedGrid(),
 def test_a_grid_falls_and_stays_within_the_ends_of_its_path(path, grid):
     for steps, head in ((1, "x0"), (2, "eps"), (64, "x0")):
         low, high = end_times(path, head)
-        times = grid.times(path, steps, 32, head)
+        times = grid.times(path, steps, 32, (low, high))
         assert np.all(np.diff(times.astype(np.float32)) < 0)
         assert low <= times[-1]
         assert times[0] <= high
@@ -49,7 +50,7 @@ def test_a_grid_falls_and_stays_within_the_ends_of_its_path(path, grid):
 @pytest.mark.parametrize("path", TABLES.values(), ids=TABLES)
 @pytest.mark.parametrize("grid", GRIDS, ids=repr)
 def test_on_a_table_times_are_its_steps(path, grid):
-    steps = grid.times(path, 12, 32, "eps") * path.steps
+    steps = grid.times(path, 12, 32, end_times(path, "eps")) * path.steps
     np.testing.assert_allclose(steps, np.rint(steps), atol=1e-9)
     assert steps.min() >= 1
 
@@ -62,7 +63,7 @@ def test_the_reference_goes_down_in_strides(steps):
     while index > 0:
         expected.append(index)
         index -= stride
-    times = ReferenceGrid().times(CosineTable(), steps, 64, "eps")
+    times = ReferenceGrid().times(CosineTable(), steps, 64, end_times(CosineTable(), "eps"))
     assert np.rint(times * 1000).astype(int).tolist() == [index + 1 for index in [*expected, 0]]
 
 
@@ -70,7 +71,7 @@ def test_the_reference_goes_down_in_strides(steps):
 def test_the_reference_asks_at_the_recorded_steps(steps, golden_data):
     with np.load(golden_data / "ddim.npz") as recorded:
         asked = recorded[f"evaluated_t_s{steps}"]
-    times = ReferenceGrid().times(CosineTable(), steps, 64, "eps")
+    times = ReferenceGrid().times(CosineTable(), steps, 64, end_times(CosineTable(), "eps"))
     assert np.rint(times * 1000 - 1).astype(int).tolist() == list(dict.fromkeys(asked.tolist()))
     assert DDIM(steps=steps).evaluations(CosineTable()) == len(times)
 
@@ -83,7 +84,7 @@ def sigma_to_alpha(path, times):
 @pytest.mark.parametrize("path", (SMOOTH | {"sigma = 80 t": Exploding()}).values(), ids=[*SMOOTH, "sigma = 80 t"])
 def test_edm_levels(path):
     # Karras et al. 2022, eq. 5, from the noise levels alone.
-    ratio = sigma_to_alpha(path, EDMGrid().times(path, 9, 32, "eps"))
+    ratio = sigma_to_alpha(path, EDMGrid().times(path, 9, 32, end_times(path, "eps")))
     most, least = (
         float(r) for r in sigma_to_alpha(path, np.array([end_times(path, "eps")[1], end_times(path, "eps")[0]]))
     )
@@ -95,20 +96,20 @@ def test_edm_levels(path):
 def test_the_times_of_edm_are_those_of_its_formula():
     # On sigma = 80 t the noise level is the time, so that nothing is left to invert. Even points of t, 20,001 of them,
     # would be 4e-3 apart: twice the least level.
-    times = EDMGrid().times(Exploding(), 18, 32, "x0")
+    times = EDMGrid().times(Exploding(), 18, 32, end_times(Exploding(), "x0"))
     np.testing.assert_allclose(80 * times, np.linspace(80 ** (1 / 7), 0.002 ** (1 / 7), 18) ** 7, rtol=1e-9)
 
 
 @pytest.mark.parametrize("table", [CosineTable(), LinearTable()], ids=repr)
 def test_edm_levels_of_a_smoothed_table_are_exact(table):
-    ratio = sigma_to_alpha(smooth(table), EDMGrid().times(smooth(table), 18, 32, "x0"))
+    ratio = sigma_to_alpha(smooth(table), EDMGrid().times(smooth(table), 18, 32, end_times(smooth(table), "x0")))
     np.testing.assert_allclose(ratio, np.linspace(ratio[0] ** (1 / 7), ratio[-1] ** (1 / 7), 18) ** 7, rtol=1e-9)
 
 
 @pytest.mark.parametrize("path", SMOOTH.values(), ids=SMOOTH)
 def test_steps_even_in_log_snr(path):
     grid, ends = LogSNRGrid(), end_times(path, "v")
-    times = grid.times(path, 12, 32, "v")
+    times = grid.times(path, 12, 32, ends)
     assert len(times) == 12
     ratio = sigma_to_alpha(path, times[1:])
     # From the end of the path, which is purer noise than the largest level, by one step to that level.
@@ -121,7 +122,7 @@ def test_steps_even_in_log_snr(path):
 @pytest.mark.parametrize("steps", [1, 2, 16, 64, 300, 1000, 1100])
 @pytest.mark.parametrize("table", [CosineTable(), LinearTable()], ids=repr)
 def test_on_a_table_each_step_in_log_snr_is_another_one(table, steps):
-    times = LogSNRGrid().times(table, steps, 32, "eps") * 1000
+    times = LogSNRGrid().times(table, steps, 32, end_times(table, "eps")) * 1000
     assert len(times) == min(steps, 1000)
     np.testing.assert_allclose(times, np.rint(times), atol=1e-9)
     assert np.all(np.diff(np.rint(times)) <= -1)
@@ -137,7 +138,7 @@ def test_on_a_table_each_step_in_log_snr_is_another_one(table, steps):
 def test_a_shift_along_a_rectified_flow(side):
     # Esser et al. 2024, eq. 23, between the ends, which stay.
     path, s = RectifiedFlow(), side / 64
-    times = ShiftedGrid().times(path, 9, side, "x0")
+    times = ShiftedGrid().times(path, 9, side, end_times(path, "x0"))
     t = np.linspace(1.0, 1e-3, 9)
     np.testing.assert_allclose(times[1:-1], (s * t / (1 + (s - 1) * t))[1:-1], atol=1e-9)
     assert (times[0], times[-1]) == (path.t_max, path.t_min)
@@ -145,15 +146,15 @@ def test_a_shift_along_a_rectified_flow(side):
 
 @pytest.mark.parametrize("path", [CosinePath(), smooth(CosineTable())], ids=["cosine", "smooth table"])
 def test_a_shift_is_one_of_the_log_snr(path):
-    even = UniformGrid().times(path, 9, 128, "x0")[1:-1]
-    shifted = ShiftedGrid().times(path, 9, 128, "x0")[1:-1]
+    even = UniformGrid().times(path, 9, 128, end_times(path, "x0"))[1:-1]
+    shifted = ShiftedGrid().times(path, 9, 128, end_times(path, "x0"))[1:-1]
     log_snr = [2 * np.log(alpha / sigma) for alpha, sigma in (levels(path, even), levels(path, shifted))]
     np.testing.assert_allclose(log_snr[1] - log_snr[0], 2 * np.log(64 / 128), atol=1e-9)
 
 
 @pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
 def test_levels_are_those_of_the_path_also_while_something_is_traced(path):
-    times = UniformGrid().times(path, 6, 32, "eps")
+    times = UniformGrid().times(path, 6, 32, end_times(path, "eps"))
     outside = levels(path, times)
 
     @jax.jit

@@ -11,18 +11,19 @@ from oracle import GaussianOracle
 
 from umd_eqx.errors import BadInput
 from umd_eqx.paths import CosinePath, CosineTable, RectifiedFlow, smooth
-from umd_eqx.sampling.base import end_times
+from umd_eqx.sampling import ModelDenoiser
+from umd_eqx.sampling.denoisers import end_times
 from umd_eqx.sampling.likelihood import bits_of_levels, bits_per_dim
 
 SHAPE = (2, 2, 2)
-LABEL = jnp.asarray(0)
 KEY = jax.random.key(0)
 
 
 @eqx.filter_jit
-def measured(model, path, images, keys, **options):
+def measured(model, path, images, keys, head="v", **options):
     """Bits a dimension of many images, with a key each."""
-    return jax.vmap(lambda x, key: bits_per_dim(model, path, x, LABEL, key, **options))(images, keys)
+    denoiser = ModelDenoiser(model, path, model.cond(0), head=head)
+    return jax.vmap(lambda x, key: bits_per_dim(denoiser, x, key, **options))(images, keys)
 
 
 def normal_bits(mean, covariance, images):
@@ -134,7 +135,11 @@ def test_every_head_of_an_exact_network_says_the_same(head, solver):
 def test_a_network_of_the_project_has_a_likelihood_for_each_label(random_model):
     path, model = RectifiedFlow(), random_model(8, labels=True)
     x = jnp.linspace(-1.0, 1.0, 8 * 8 * 3).reshape(8, 8, 3)
-    of_label = eqx.filter_jit(lambda y, key: bits_per_dim(model, path, x, y, key, steps=2, solver="heun"))
+
+    @eqx.filter_jit
+    def of_label(y, key):
+        return bits_per_dim(ModelDenoiser(model, path, model.cond(y)), x, key, steps=2, solver="heun")
+
     one, other = (float(of_label(jnp.asarray(y), KEY)) for y in (0, 3))
     assert np.isfinite([one, other]).all()
     assert one != other
@@ -148,12 +153,12 @@ def test_grey_levels_drawn_evenly_take_eight_bits():
 
 def test_a_table_is_refused():
     with pytest.raises(BadInput, match=r"smooth\(path\)") as error:
-        bits_per_dim(oracle(CosineTable())[0], CosineTable(), jnp.zeros(SHAPE), LABEL, KEY)
+        bits_per_dim(ModelDenoiser(oracle(CosineTable())[0], CosineTable()), jnp.zeros(SHAPE), KEY)
     assert error.value.field == "--path"
 
 
 @pytest.mark.parametrize(("field", "options"), [("--probes", {"probes": 0}), ("--steps", {"steps": 0})])
 def test_a_count_that_cannot_work_is_refused(field, options):
     with pytest.raises(BadInput, match="0 is too small") as error:
-        bits_per_dim(oracle(RectifiedFlow())[0], RectifiedFlow(), jnp.zeros(SHAPE), LABEL, KEY, **options)
+        bits_per_dim(ModelDenoiser(oracle(RectifiedFlow())[0], RectifiedFlow()), jnp.zeros(SHAPE), KEY, **options)
     assert error.value.field == field

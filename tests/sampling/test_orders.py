@@ -8,8 +8,20 @@ from oracle import GaussianOracle
 from sampling.known import Mixture, flow_map, normal_quantile, run, single_pixel
 
 from umd_eqx.paths import CosinePath, CosineTable, LinearTable, RectifiedFlow
-from umd_eqx.sampling import DDIM, Adaptive, DPMSolverPP, EDMGrid, Euler, Heun, LogSNRGrid, ReverseSDE, UniformGrid
-from umd_eqx.sampling.base import denoise, levels
+from umd_eqx.sampling import (
+    DDIM,
+    Adaptive,
+    DPMSolverPP,
+    EDMGrid,
+    Euler,
+    Heun,
+    LogSNRGrid,
+    ModelDenoiser,
+    ReverseSDE,
+    UniformGrid,
+)
+from umd_eqx.sampling.denoisers import end_times
+from umd_eqx.sampling.levels import levels
 
 PATHS = {"cosine": CosinePath(), "rectified flow": RectifiedFlow()}
 SHAPE = (2, 1, 1)
@@ -46,7 +58,7 @@ def test_order_of_convergence(name, path):
     errors = []
     for steps in (fewest, 2 * fewest):
         sampler = make(steps=steps, grid=grid, **PLAIN)
-        errors.append(error(sampler, path, sampler.grid.times(path, steps, 2, "v")))
+        errors.append(error(sampler, path, sampler.grid.times(path, steps, 2, end_times(path, "v"))))
     # One interval less than steps; the floor of float32 is far below.
     measured = np.log(errors[0] / errors[1]) / np.log((2 * fewest - 1) / (fewest - 1))
     assert order - 0.25 < measured < order + 0.4
@@ -56,7 +68,7 @@ def test_order_of_convergence(name, path):
 def mixture_error(sampler, path, variance) -> float:
     """Root mean square distance from where the exact flow of a mixture arrives, over the quantiles of the noise."""
     oracle, noise = Mixture.of(path, variance), QUANTILES[:, None, None, None]
-    times = sampler.grid.times(path, sampler.steps, 1, "v")
+    times = sampler.grid.times(path, sampler.steps, 1, end_times(path, "v"))
     found = np.asarray(run(sampler, oracle, path, noise, KEY)).reshape(-1)
     return float(
         np.sqrt(np.mean((found - oracle.flow_map(np.asarray(QUANTILES, np.float64), times[0], times[-1])) ** 2))
@@ -82,7 +94,8 @@ def test_a_step_that_counts_no_longer_than_the_one_before_serves_even_steps_in_t
     plain, held = (mixture_error(DPMSolverPP(16, UniformGrid(), **PLAIN, max_ratio=r), path, 0.02) for r in (1e9, 1.0))
     assert held < plain / 3
     path, grid = CosinePath(), LogSNRGrid()
-    for given, plain in zip(*(DPMSolverPP(16, grid, max_ratio=r).weights(path, 1) for r in (1.0, 1e9)), strict=True):
+    samplers, ends = (DPMSolverPP(16, grid, max_ratio=r) for r in (1.0, 1e9)), end_times(path, "eps")
+    for given, plain in zip(*(sampler.weights(path, 1, ends) for sampler in samplers), strict=True):
         np.testing.assert_allclose(given, plain, atol=1e-9)
 
 
@@ -100,17 +113,17 @@ def test_an_adaptive_solver_counts_its_calls():
     path, calls = PATHS["cosine"], []
 
     class Counted(GaussianOracle):
-        def __call__(self, x, t, y, view=None, *, key=None):
+        def __call__(self, x, cond, view=None, *, key=None):
             jax.debug.callback(lambda: calls.append(1))
-            return super().__call__(x, t, y, view)
+            return super().__call__(x, cond, view)
 
     oracle = GaussianOracle.random(path, SHAPE)
     counted = Counted(path, oracle.mean, oracle.covariance)
     sampler = Adaptive("tsit5", 1e-3, 1e-3, **PLAIN)
-    run_one = jax.jit(lambda noise: sampler(counted, path, noise, jnp.asarray(0), KEY))
+    run_one = jax.jit(lambda noise: sampler(sampler.denoiser(counted, path), noise, KEY))
     run_one(NOISE[0]).block_until_ready()
     jax.effects_barrier()
-    said = int(jax.jit(lambda noise: sampler.count(oracle, path, noise, jnp.asarray(0)))(NOISE[0]))
+    said = int(jax.jit(lambda noise: sampler.count(sampler.denoiser(oracle, path), noise))(NOISE[0]))
     assert len(calls) == said
 
 
@@ -137,7 +150,7 @@ def test_ancestral_sampling_has_the_mean_and_variance_of_the_data(eta):
 def test_ancestral_noise_is_that_of_the_posterior():
     # Ho et al. 2020, eq. 7: with eta = 1 and every step of the table, the noise is beta_tilde.
     table = CosineTable(50)
-    _, of_x0, of_noise = DDIM(50, 1.0, UniformGrid()).weights(table, 8)
+    _, of_x0, of_noise = DDIM(50, 1.0, UniformGrid()).weights(table, 8, end_times(table, "eps"))
     abar = table.alphas_cumprod()[::-1]
     previous = np.append(abar[1:], 1.0)
     beta = 1.0 - abar / previous
@@ -168,15 +181,14 @@ def test_ddim_without_noise_is_euler_on_the_rescaled_image(path):
     # d(x / alpha) = eps d(sigma / alpha) (Song et al. 2021a, eq. 14), by hand.
     oracle = GaussianOracle.random(path, SHAPE)
     sampler = DDIM(8, 0.0, UniformGrid(), head="eps", clip=False)
-    times = sampler.grid.times(path, 8, 2, "eps")
+    times = sampler.grid.times(path, 8, 2, end_times(path, "eps"))
     alpha, sigma = levels(path, np.append(times, 0.0))
     found = np.asarray(run(sampler, oracle, path, NOISE, KEY))
     scale = 1.0 if isinstance(path, CosineTable) else sigma[0]
 
     @jax.jit
     def eps(x, t):
-        y = jnp.asarray(0)
-        return jax.vmap(lambda x: denoise(oracle, path, x, t, y, head="eps", clip=False).eps)(x)
+        return jax.vmap(lambda x: ModelDenoiser(oracle, path, head="eps")(x, t).eps)(x)
 
     rescaled = np.asarray(NOISE, np.float64) * scale / alpha[0]
     for k, t in enumerate(times):

@@ -11,8 +11,8 @@ from sampling.known import Sure, run
 
 from umd_eqx.errors import BadInput
 from umd_eqx.paths import CosinePath, CosineTable, LinearTable, RectifiedFlow, smooth
-from umd_eqx.sampling import DDIM, SamplerConfig
-from umd_eqx.sampling.base import denoise
+from umd_eqx.sampling import DDIM, Clipped, ModelDenoiser, SamplerConfig
+from umd_eqx.sampling.denoisers import end_times
 
 PATHS = {
     "cosine table": CosineTable(20),
@@ -67,7 +67,7 @@ def test_finite_at_the_ends(name, path, head):
 def test_the_last_step_of_a_smoothed_table_ends_clean():
     # Its formula is not quite clean at t = 0; the sample is the prediction of the last time all the same.
     sampler, path = config("dpmpp", head="x0").build(latents=False), PATHS["smooth table"]
-    of_image, of_x0, of_before = (weights[-1] for weights in sampler.weights(path, 2))
+    of_image, of_x0, of_before = (weights[-1] for weights in sampler.weights(path, 2, end_times(path, "x0")))
     assert (of_image, of_x0, abs(of_before)) == (0, 1, 0)
 
 
@@ -92,8 +92,8 @@ def test_finite_at_the_ends_on_every_grid(name, grid):
 @pytest.mark.parametrize("name", ["ddim", "heun"])
 def test_one_step_is_the_prediction_at_the_first_time(name):
     sampler, path = config(name, steps=1, grid="uniform", clip=False, head="x0").build(latents=False), CosinePath()
-    t, label = jnp.asarray(path.t_max), jnp.asarray(0)
-    first = MODEL(path.sigma(t) * NOISE[0], path.network_time(t), label).x0
+    t = jnp.asarray(path.t_max)
+    first = MODEL(path.sigma(t) * NOISE[0], MODEL.cond(0).at(path.network_time(t))).x0
     np.testing.assert_allclose(run(sampler, MODEL, path, NOISE[:1], KEY)[0], first, atol=1e-6)
 
 
@@ -101,7 +101,7 @@ def test_one_step_is_the_prediction_at_the_first_time(name):
 def test_a_table_has_no_rates(name):
     assert config(name).needs_rates
     with pytest.raises(BadInput, match=r"--sampler: .*smooth\(path\)"):
-        config(name).build(latents=False)(MODEL, CosineTable(), NOISE[0], jnp.asarray(0), KEY)
+        config(name).build(latents=False)(ModelDenoiser(MODEL, CosineTable()), NOISE[0], KEY)
 
 
 SLOW = pytest.mark.slow
@@ -111,12 +111,12 @@ SLOW = pytest.mark.slow
     "name", ["ddim", *(pytest.param(name, marks=SLOW) for name in ("dpmpp", "heun", "sde", "tsit5"))]
 )
 def test_a_film_ends_in_the_image(name):
-    path, sampler = CosinePath(), config(name, head="v").build(latents=False)
-    label = jnp.asarray(1)
-    film = jax.jit(lambda noise: (*sampler.trajectory(MODEL, path, noise, label, KEY),))
+    sampler = config(name, head="v").build(latents=False)
+    denoiser = sampler.denoiser(MODEL, CosinePath(), MODEL.cond(1))
+    film = jax.jit(lambda noise: (*sampler.trajectory(denoiser, noise, KEY),))
     times, frames = film(NOISE[0])
-    image = jax.jit(lambda noise: sampler(MODEL, path, noise, label, KEY))(NOISE[0])
-    assert times.shape[0] == frames.shape[0] == len(sampler.states(MODEL, path, NOISE[0], label, KEY)[0])
+    image = jax.jit(lambda noise: sampler(denoiser, noise, KEY))(NOISE[0])
+    assert times.shape[0] == frames.shape[0] == len(sampler.states(denoiser, NOISE[0], KEY)[0])
     assert np.all(np.diff(times) < 0)
     np.testing.assert_allclose(frames[-1], image, atol=2e-2 if name == "tsit5" else 1e-5)
 
@@ -142,12 +142,13 @@ def test_without_eta_nothing_is_drawn():
 @pytest.mark.parametrize("clip", [False, True])
 def test_both_outputs_agree_with_what_is_seen(path, head, clip):
     t, x = jnp.asarray(0.6), NOISE[0] * 2
-    said = jax.jit(lambda x: denoise(MODEL, path, x, t, jnp.asarray(0), head=head, clip=clip))(x)
+    denoiser = ModelDenoiser(MODEL, path, MODEL.cond(0), head=head)
+    said = jax.jit(lambda x: (Clipped(denoiser) if clip else denoiser)(x, t))(x)
     np.testing.assert_allclose(path.interpolate(said.x0, said.eps, t), x, atol=1e-5)
     if clip:
         assert np.abs(said.x0).max() <= 1.0
     else:
-        raw = MODEL(x, path.network_time(t), jnp.asarray(0))
+        raw = MODEL(x, MODEL.cond(0).at(path.network_time(t)))
         believed = {"x0": (said.x0, raw.x0), "eps": (said.eps, raw.eps)}
         believed["v"] = tuple(path.v_from_x0_eps(p.x0, p.eps, t) for p in (said, raw))
         np.testing.assert_allclose(*believed[head], atol=1e-5)
@@ -156,10 +157,9 @@ def test_both_outputs_agree_with_what_is_seen(path, head, clip):
 @pytest.mark.parametrize("name", ["dpmpp", "heun"])
 def test_images_go_through_the_loop_together(name):
     # One loop over the steps, whose end hangs on no image: the network is called once for the batch.
-    path = CosinePath()
     sampler = config(name).build(latents=False)
-    one = functools.partial(sampler, MODEL, path, y=jnp.asarray(0), key=KEY)
-    program = jax.make_jaxpr(jax.vmap(lambda n: one(noise=n)))(NOISE)
+    denoiser = sampler.denoiser(MODEL, CosinePath(), MODEL.cond(0))
+    program = jax.make_jaxpr(jax.vmap(lambda noise: sampler(denoiser, noise, KEY)))(NOISE)
     loops = [eqn for eqn in _equations(program.jaxpr) if eqn.primitive.name == "while"]
     assert loops
     for loop in loops:

@@ -66,7 +66,7 @@ def evaluate(words: list[str]) -> int:
         require_writable("--json", command.json)
     config = flags.sampler_config()
     source = flags.source()
-    model, (sampler, path) = flags.guided(source), flags.way(source)
+    denoiser, sampler = flags.guided(source)
     train, test = open_data(source, command.data_dir)
     extractor = choose_extractor(command.extractor, command.inception_weights, train.spec, port=protocol.port)
     print(flags.describe(source))
@@ -86,7 +86,7 @@ def evaluate(words: list[str]) -> int:
         found = _floor(command, protocol, context, extractor, real)
         terminal.phase("sampling")
         images = sample_images(
-            *(model, path, sampler, labels, jax.random.key(flags.seed)),
+            *(denoiser, sampler, labels, jax.random.key(flags.seed)),
             batch_size=min(flags.batch_size, protocol.samples),
             mesh=context.mesh,
             progress=lambda done, _: terminal.update(done, {}),
@@ -103,7 +103,7 @@ def evaluate(words: list[str]) -> int:
         {name: value for name, value in found.items() if name in metric_names(extractor.name)},
         sampler=dataclasses.asdict(config.in_force(latents=source.tokenizer is not None)) | {"seed": flags.seed},
         guidance=flags.guidance(source),
-        precision=source.config.dtype,
+        precision=source.config.precision,
     ).to_json()
     extra = {name: value for name, value in found.items() if name not in metric_names(extractor.name)}
     result |= {"extra": extra, "network": source.describe(), "weights": source.digest, "data": train.spec.name}

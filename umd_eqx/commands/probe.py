@@ -123,7 +123,7 @@ def _measured(command: Probe, source: Pretrained) -> dict[str, Any]:
         "weights": source.digest,
         "tokenizer": None if source.latents is None else source.latents.spec.digest,
         "data": data | {"sha256": [source_hash(train), source_hash(test)]},
-        "precision": source.config.dtype,
+        "precision": source.config.precision,
         "batch_size": size,
         "versions": {name: importlib.metadata.version(name) for name in ("umd_eqx", "jax", "numpy")},
         "seconds": time.perf_counter() - began,

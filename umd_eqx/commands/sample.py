@@ -60,7 +60,7 @@ def sample(words: list[str]) -> int:
     flags.sampler_config()
     source = flags.source()
     labels = _labels(command, source)
-    model, (sampler, path) = flags.guided(source), flags.way(source)
+    denoiser, sampler = flags.guided(source)
     print(flags.describe(source))
     for warning in flags.warnings(source):
         print(f"warning: {warning}", file=sys.stderr)
@@ -68,7 +68,7 @@ def sample(words: list[str]) -> int:
     with Terminal(command.num, work="sampling", unit="image") as terminal:
         terminal.phase("compiling")
         images = sample_images(
-            *(model, path, sampler, labels, key),
+            *(denoiser, sampler, labels, key),
             batch_size=min(flags.batch_size, command.num),
             mesh=make_mesh(),
             progress=lambda done, _: terminal.update(done, {}),
@@ -82,9 +82,9 @@ def sample(words: list[str]) -> int:
     with disk_errors(Path(command.out).parent, "--out", goes_on=""):
         save_png(command.out, grid([rows[i : i + columns] for i in range(0, len(rows), columns)]))
         if command.film is not None:
-            save_png(command.film, film(model, path, sampler, codec, labels[:FILM_ROWS], key, FILM_FRAMES))
+            save_png(command.film, film(denoiser, sampler, codec, labels[:FILM_ROWS], key, FILM_FRAMES))
         if command.json is not None:
-            figures = {"images": command.num, "seconds": seconds, "evaluations": sampler.evaluations(path)}
+            figures = {"images": command.num, "seconds": seconds, "evaluations": sampler.evaluations(denoiser.path)}
             Path(command.json).write_text(json.dumps([figures], indent=2) + "\n")
     print(f"{command.num} images in {seconds:.1f} s, compilation included: {command.out}")
     return 0

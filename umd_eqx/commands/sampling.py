@@ -7,11 +7,15 @@ import tyro
 
 from umd_eqx.errors import BadInput
 from umd_eqx.eval.generation import path_for
-from umd_eqx.models import AbstractModel
-from umd_eqx.models.guidance import Autoguidance, ClassifierFree, Interval
-from umd_eqx.paths import AbstractPath
 from umd_eqx.pretrained import Pretrained, Weights, from_pretrained
-from umd_eqx.sampling import AbstractSampler, SamplerConfig
+from umd_eqx.sampling import (
+    AbstractDenoiser,
+    AbstractSampler,
+    Autoguidance,
+    ClassifierFree,
+    Interval,
+    SamplerConfig,
+)
 from umd_eqx.types import same_tokenizer
 
 
@@ -90,18 +94,20 @@ class SamplingFlags:
             raise BadInput("--cfg-scale", "1 is no guidance", way_out)
         return scale
 
-    def guided(self, source: Pretrained) -> AbstractModel:
-        """The network with its guidance. Raises `BadInput` naming the flag at fault."""
-        scale = self.scale(source)
+    def guided(self, source: Pretrained) -> tuple[AbstractDenoiser, AbstractSampler]:
+        """The network with its guidance as a denoiser, and the sampler. Raises `BadInput` naming the flag at fault."""
+        config = self.sampler_config()
+        sampler, path = config.build(latents=source.tokenizer is not None), path_for(config, source.path)
+        scale, denoiser = self.scale(source), sampler.denoiser(source.model, path)
         if scale == 1:
-            return source.model
+            return denoiser, sampler
         if self.weak is None:
-            guided = ClassifierFree(source.model, scale)
+            guided = ClassifierFree(denoiser, scale)
         else:
-            guided = Autoguidance(source.model, self._weaker(source).model, scale)
+            guided = Autoguidance(denoiser, sampler.denoiser(self._weaker(source).model, path), scale)
         if self.cfg_interval is None:
-            return guided
-        return Interval(guided, source.model, *self.cfg_interval)
+            return guided, sampler
+        return Interval(guided, denoiser, *self.cfg_interval), sampler
 
     def _weaker(self, source: Pretrained) -> Pretrained:
         weak = from_pretrained(self.weak, tokenizer=self.tokenizer, field="--weak")
@@ -124,11 +130,6 @@ class SamplingFlags:
         adaptive = self.sampler in ("tsit5", "dopri5")
         how = f"rtol {self.rtol:g}" if adaptive else f"{self.steps} steps"
         return f"{source.describe()}; {self.sampler}, {how}, guidance {self.scale(source):g}"
-
-    def way(self, source: Pretrained) -> tuple[AbstractSampler, AbstractPath]:
-        """The sampler, and the path that it goes along."""
-        config = self.sampler_config()
-        return config.build(latents=source.tokenizer is not None), path_for(config, source.path)
 
 
 Flags = Annotated[SamplingFlags, tyro.conf.arg(name="")]

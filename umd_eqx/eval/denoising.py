@@ -117,10 +117,11 @@ def _denoise(
         x0 = codec.encode(image).mode()
         eps = jax.random.normal(key, x0.shape)
         x_t = path.interpolate(x0, eps, t)
-        prediction = model(x_t, path.network_time(t), label)
-        errors = jnp.mean((codec.decode(prediction.x0) - image) ** 2), jnp.mean((prediction.eps - eps) ** 2)
+        prediction = model(x_t, model.cond(label).at(path.network_time(t)))
+        predicted = codec.decode(prediction.read("x0", path, x_t, t))
+        errors = jnp.mean((predicted - image) ** 2), jnp.mean(prediction.error("eps", path, x0, eps, t) ** 2)
         # By way of the noise, as the reference samples: with a mask, the x0 head never learned visible patches.
-        clean = path.x0_from_eps(x_t, prediction.eps, t)
+        clean = prediction.denoised("eps", path, x_t, t).x0
         return errors, (image, codec.decode(x_t), codec.decode(clean))
 
     return in_pieces(lambda given: one(*given), (images, labels, keys), mesh)

@@ -9,12 +9,13 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
+from umd_eqx.errors import BadInput
 from umd_eqx.eval.base import EvalContext, batch_rows, image_keys, likeliest
-from umd_eqx.models import AbstractModel
+from umd_eqx.models import AbstractModel, AbstractPatchModel
 from umd_eqx.paths import AbstractPath
 from umd_eqx.programs import Program
 from umd_eqx.sharding import batch_sharding, in_pieces
-from umd_eqx.types import NO_CLASS, Image, Representation
+from umd_eqx.types import Image, Representation
 
 Features = Literal["class_tokens", "patches", "both"]
 
@@ -57,9 +58,12 @@ def extract(
 
     **Returns:** a row for each image that can be read, in the order of `indices`.
 
-    **Raises:** whatever the source raises but `BrokenImage`, such as `BadInput` for too many of these; `ValueError`
-    where `indices` is empty.
+    **Raises:** whatever the source raises but `BrokenImage`, such as `BadInput` for too many of these; `BadInput` for a
+    network that is not an `AbstractPatchModel`; `ValueError` where `indices` is empty.
     """
+    if not isinstance(model, AbstractPatchModel):
+        problem = f"{type(model).__name__} does not represent images"
+        raise BadInput("--eval.fewshot", problem, "Leave the probe out, or give the network a `represent`")
     parts = []
     for batch, rows in zip(
         context.batches(split, indices, crop="fewshot"), batch_rows(indices, context.batch_size), strict=True
@@ -112,7 +116,7 @@ def box_average(images: Float[Array, "b h w c"], side: int) -> Float[Array, "b s
     return jnp.einsum("ih,bhwc,jw->bijc", rows, images, columns, precision=highest)
 
 
-def extraction_programs(model: AbstractModel, context: EvalContext) -> dict[str, Program]:
+def extraction_programs(model: AbstractPatchModel, context: EvalContext) -> dict[str, Program]:
     """What `extract` compiles for a batch, by shapes alone: see `AbstractEvaluator.programs`."""
     inputs = (context.batch_size, *model.image_shape)
     images = jax.ShapeDtypeStruct(inputs, jnp.float32, sharding=batch_sharding(context.mesh))
@@ -125,7 +129,7 @@ def extraction_programs(model: AbstractModel, context: EvalContext) -> dict[str,
 
 @eqx.filter_jit
 def represent_batch(
-    model: AbstractModel,
+    model: AbstractPatchModel,
     path: AbstractPath,
     images: Float[Array, "b h w c"],
     t: Float[Array, ""],
@@ -137,6 +141,6 @@ def represent_batch(
 
     def one(x0: Image, key: Key[Array, ""]) -> Representation:
         x_t = path.interpolate(x0, jax.random.normal(key, x0.shape), t)
-        return model.represent(x_t, path.network_time(t), jnp.asarray(NO_CLASS))
+        return model.represent(x_t, model.cond().at(path.network_time(t)))
 
     return in_pieces(lambda given: one(*given), (images, keys), mesh, factor=factor)

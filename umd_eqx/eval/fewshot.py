@@ -9,7 +9,7 @@ from jaxtyping import Float, Int, PRNGKeyArray
 
 from umd_eqx.eval.base import AbstractEvaluator, EvalContext, Evaluate, require, spread
 from umd_eqx.eval.features import Features, extract, extraction_programs, flat_pixels, raw_pixels_name
-from umd_eqx.models import AbstractModel
+from umd_eqx.models import AbstractModel, AbstractPatchModel
 from umd_eqx.programs import Program
 from umd_eqx.types import Report
 
@@ -192,7 +192,7 @@ class FewShot(AbstractEvaluator):
 
         return evaluate
 
-    def programs(self, model: AbstractModel, context: EvalContext) -> dict[str, Program]:
+    def programs(self, model: AbstractPatchModel, context: EvalContext) -> dict[str, Program]:
         """Encoding and representation of one batch; the probes are fitted on the host."""
         return extraction_programs(model, context)
 

@@ -19,11 +19,10 @@ from umd_eqx.eval.pictures import grid
 from umd_eqx.eval.protocol import ADM50K, UMD10K, Protocol, labels_for, scale, to_uint8
 from umd_eqx.models import AbstractModel
 from umd_eqx.models.extractor import AbstractExtractor
-from umd_eqx.models.guidance import guide
 from umd_eqx.models.tokenizer import AbstractTokenizer
 from umd_eqx.paths import AbstractDiscretePath, AbstractPath, smooth
 from umd_eqx.programs import Program, abstract
-from umd_eqx.sampling import AbstractSampler, SamplerConfig, sample
+from umd_eqx.sampling import AbstractDenoiser, AbstractSampler, SamplerConfig, guide, sample
 from umd_eqx.sampling.batch import image_noise, sample_batch
 from umd_eqx.sharding import batch_sharding, replicated, whole_batch
 from umd_eqx.types import NO_CLASS, Label, Report
@@ -92,18 +91,18 @@ class Generation(AbstractEvaluator):
         extractor = choose_extractor(
             self.extractor, self.inception_weights, context.train.spec, context.say, port=protocol.port
         )
-        path, sampler = self._way(context)
         real = functools.cache(lambda: reference(extractor, protocol, context))
 
         def evaluate(model: AbstractModel, key: PRNGKeyArray) -> Report:
             scalars: dict[str, float] = {}
             images: dict[str, np.ndarray] = {}
             shown = _shown_labels(model, self.columns)
+            denoiser, sampler = self._way(model, context)
             for cfg_scale in self.cfg_scales if model.num_classes is not None else (1.0,):
                 name = f"cfg{cfg_scale:g}"
-                guided = guide(model, cfg_scale)
+                guided = guide(denoiser, cfg_scale)
                 draw = functools.partial(
-                    sample, guided, path, sampler, key=key, batch_size=self.batch_size, mesh=context.mesh
+                    sample, guided, sampler, key=key, batch_size=self.batch_size, mesh=context.mesh
                 )
                 context.phase(f"samples at guidance {cfg_scale:g}")
                 pictures = decoded(context.codec, draw(shown), self.batch_size, context.mesh)
@@ -114,9 +113,9 @@ class Generation(AbstractEvaluator):
                     draw(labels, progress=say), labels, real(), extractor, protocol, context, classes=model.num_classes
                 )
                 scalars |= {f"{protocol.name}/{name}/{metric}": value for metric, value in found.items()}
-            best = guide(model, 1.0 if model.num_classes is None else self.cfg_scales[len(self.cfg_scales) // 2])
+            best = guide(denoiser, 1.0 if model.num_classes is None else self.cfg_scales[len(self.cfg_scales) // 2])
             context.phase("a film of samples")
-            images["film"] = film(best, path, sampler, context.codec, shown[:: self.columns][:FILMS], key, self.frames)
+            images["film"] = film(best, sampler, context.codec, shown[:: self.columns][:FILMS], key, self.frames)
             return Report(scalars, images)
 
         return evaluate
@@ -125,8 +124,8 @@ class Generation(AbstractEvaluator):
         """Sampling of a batch under guidance, decoding of a batch, the film, and features of a batch."""
         everywhere, shared = replicated(context.mesh), batch_sharding(context.mesh)
         scales = () if model.num_classes is None else self.cfg_scales
-        guided = abstract(guide(model, next((s for s in scales if s != 1.0), 1.0)), everywhere)
-        way = self._way(context)
+        denoiser, sampler = self._way(model, context)
+        guided = abstract(guide(denoiser, next((s for s in scales if s != 1.0), 1.0)), everywhere)
         key, film = abstract(jax.random.key(0)), jax.ShapeDtypeStruct((FILMS,), jnp.int32)
         index = jax.ShapeDtypeStruct((whole_batch(self.batch_size, context.mesh),), jnp.int32, sharding=shared)
         decoded_at_once = whole_batch(max(self.batch_size, context.batch_size), context.mesh)
@@ -134,18 +133,19 @@ class Generation(AbstractEvaluator):
         extractor = extractor_shapes(self.extractor, self.inception_weights, context.train.spec)
         levels = (whole_batch(BATCH, context.mesh), *context.image_shapes.shape[1:])
         return {
-            "sample": Program(sample_batch, (guided, *way, key, index, index, None)),
+            "sample": Program(sample_batch, (guided, sampler, key, index, index, None)),
             "decode": Program(decode_batch, (context.codec, latents, context.mesh)),
-            "film": Program(_films, (guided, *way, context.codec, film, key, self.frames)),
+            "film": Program(_films, (guided, sampler, context.codec, film, key, self.frames)),
             "features": Program(
                 activate_batch,
                 (abstract(extractor, everywhere), jax.ShapeDtypeStruct(levels, jnp.uint8, sharding=shared)),
             ),
         }
 
-    def _way(self, context: EvalContext) -> tuple[AbstractPath, AbstractSampler]:
+    def _way(self, model: AbstractModel, context: EvalContext) -> tuple[AbstractDenoiser, AbstractSampler]:
         # Latents are not clipped, whatever the recipe was written for.
-        return path_for(self.sampler, context.path), self.sampler.build(latents=context.tokenizer is not None)
+        sampler = self.sampler.build(latents=context.tokenizer is not None)
+        return sampler.denoiser(model, path_for(self.sampler, context.path)), sampler
 
 
 def path_for(sampler: SamplerConfig, path: AbstractPath) -> AbstractPath:
@@ -206,8 +206,7 @@ def score(
 
 
 def film(
-    model: AbstractModel,
-    path: AbstractPath,
+    denoiser: AbstractDenoiser,
     sampler: AbstractSampler,
     codec: AbstractTokenizer,
     labels: Int[np.ndarray, "count"],
@@ -215,14 +214,13 @@ def film(
     frames: int,
 ) -> UInt8[np.ndarray, "rows columns 3"]:
     """A row for each label: the clean image as it is predicted, and decoded, at `frames` steps spread over the way."""
-    shown = np.asarray(_films(model, path, sampler, codec, jnp.asarray(labels), key, frames))
+    shown = np.asarray(_films(denoiser, sampler, codec, jnp.asarray(labels), key, frames))
     return grid([list(row) for row in shown])
 
 
 @eqx.filter_jit
 def _films(
-    model: AbstractModel,
-    path: AbstractPath,
+    denoiser: AbstractDenoiser,
     sampler: AbstractSampler,
     codec: AbstractTokenizer,
     labels: Int[Array, "count"],
@@ -230,8 +228,8 @@ def _films(
     frames: int,
 ) -> Float[Array, "count shown h w c"]:
     def one(index: Int[Array, ""], y: Label) -> Float[Array, "shown h w c"]:
-        noise, rest = image_noise(key, index, model.image_shape)  # that of `sample`: the films of its first images
-        steps = sampler.trajectory(model, path, noise, y, rest)[1]
+        noise, rest = image_noise(key, index, denoiser.model.image_shape)  # that of `sample`: its first images
+        steps = sampler.trajectory(denoiser.given(denoiser.model.cond(y)), noise, rest)[1]
         # Chosen before they are decoded: of hundreds of steps a dozen are shown.
         picked = np.unique(np.linspace(0, len(steps) - 1, frames).round().astype(int))
         return jax.lax.map(codec.decode, steps[picked])

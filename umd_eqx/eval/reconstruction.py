@@ -22,11 +22,12 @@ from umd_eqx.eval.base import (
 )
 from umd_eqx.eval.pictures import grid, pick
 from umd_eqx.masking import View, draw_order, hidden_pixels, num_kept, ratios
-from umd_eqx.models import AbstractModel
+from umd_eqx.models import AbstractPatchModel
 from umd_eqx.models.tokenizer import AbstractTokenizer
+from umd_eqx.paths import AbstractPath
 from umd_eqx.programs import Program
 from umd_eqx.sharding import in_pieces
-from umd_eqx.types import NO_CLASS, Image, Report, Scalar
+from umd_eqx.types import Image, Report, Scalar
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,12 +69,12 @@ class Reconstruction(AbstractEvaluator):
         self.validate()
         indices = spread(self.images, len(context.test))
 
-        def evaluate(model: AbstractModel, key: PRNGKeyArray) -> Report:
+        def evaluate(model: AbstractPatchModel, key: PRNGKeyArray) -> Report:
             errors, valid, shown = [], [], []
             batches = context.images("test", indices)
             for batch, rows in zip(batches, batch_rows(indices, context.batch_size), strict=True):
-                images, keys = jnp.asarray(batch.image), image_keys(key, rows)
-                error, pictures = _reconstruct(model, context.codec, images, keys, self.mask_ratio, context.mesh)
+                given = (jnp.asarray(batch.image), image_keys(key, rows), self.mask_ratio, context.mesh)
+                error, pictures = _reconstruct(model, context.codec, context.path, *given)
                 errors.append(np.asarray(error))
                 valid.append(np.asarray(batch.valid))
                 shown += pick(pictures, valid[-1], self.pictures - len(shown))
@@ -86,16 +87,17 @@ class Reconstruction(AbstractEvaluator):
 
         return evaluate
 
-    def programs(self, model: AbstractModel, context: EvalContext) -> dict[str, Program]:
+    def programs(self, model: AbstractPatchModel, context: EvalContext) -> dict[str, Program]:
         """Reconstruction of one batch."""
         given = (context.image_shapes, context.key_shapes, self.mask_ratio, context.mesh)
-        return {"reconstruct": Program(_reconstruct, (model, context.codec, *given))}
+        return {"reconstruct": Program(_reconstruct, (model, context.codec, context.path, *given))}
 
 
 @eqx.filter_jit
 def _reconstruct(
-    model: AbstractModel,
+    model: AbstractPatchModel,
     codec: AbstractTokenizer,
+    path: AbstractPath,
     images: Float[Array, "b h w c"],
     keys: Key[Array, "b"],
     mask_ratio: float,
@@ -104,7 +106,7 @@ def _reconstruct(
     def one(image: Image, key: PRNGKeyArray) -> tuple[Float[Array, "2"], tuple[Image, ...]]:
         x0 = codec.encode(image).mode()
         view = View(draw_order(key, model.num_patches), num_kept(model.num_patches, mask_ratio))
-        prediction = model(x0, jnp.asarray(0.0), jnp.asarray(NO_CLASS), view).x0
+        prediction = model(x0, model.cond(), view).read("x0", path, x0, jnp.asarray(0.0))
         m = hidden_pixels(view, x0, model.patch)
         combined = codec.decode(x0 * (1.0 - m) + prediction * m)
         m_image = hidden_pixels(view, image, model.patch * codec.factor)

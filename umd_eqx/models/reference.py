@@ -10,9 +10,10 @@ from jaxtyping import Array, Float
 
 from umd_eqx.errors import BadInput
 from umd_eqx.models.attention import Attention
-from umd_eqx.models.autoencoder import AutoEncoder, Condition, Head, Trunk
+from umd_eqx.models.autoencoder import AutoEncoder, Head
 from umd_eqx.models.blocks import Block
 from umd_eqx.models.conditioning import AdaLNZero, Token
+from umd_eqx.models.embedders import Condition, Trunk
 from umd_eqx.models.layers import LayerNorm, Linear, Mlp
 from umd_eqx.models.stack import Remat, Stack
 

@@ -12,11 +12,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from umd_eqx.errors import BadInput
-from umd_eqx.models.autoencoder import AutoEncoder, Condition, Head
+from umd_eqx.models.autoencoder import AutoEncoder, Head
 from umd_eqx.models.blocks import BlockConfig
 from umd_eqx.models.conditioning import AbstractConditioning, AdaLNZero, SharedAdaLN, Token
+from umd_eqx.models.embedders import Condition, IntervalCondition
 from umd_eqx.models.layers import Linear, xavier_uniform, zeros
 from umd_eqx.models.stack import Remat, Stack
+from umd_eqx.predictions import PredictionType
 
 
 class Size(NamedTuple):
@@ -59,6 +61,11 @@ class AbstractModelConfig(abc.ABC):
     def knows_labels(self) -> bool:
         """Whether it is conditioned on labels."""
 
+    @property
+    def precision(self) -> str:
+        """What it computes in, as result files tell it. float32 unless it says otherwise."""
+        return "float32"
+
     @abc.abstractmethod
     def num_patches(self, size: int) -> int:
         """The patches of an image of `size` x `size` that a mask is drawn over; 1 where there are no masks."""
@@ -91,6 +98,8 @@ class ModelConfig(AbstractModelConfig):
     block: BlockConfig = dataclasses.field(default_factory=BlockConfig)
     labels: bool = False
     """Build a label table (class-conditional generation)."""
+    prediction: PredictionType = "x0_eps"
+    """What it predicts: the clean image and the noise (as published), the clean image, v, or MeanFlow's u."""
     scan: bool = True
     """One compiled block for all layers. False unrolls them: slower to compile."""
     remat: Remat = "dots"
@@ -107,6 +116,11 @@ class ModelConfig(AbstractModelConfig):
     def knows_labels(self) -> bool:
         """As configured."""
         return self.labels
+
+    @property
+    def precision(self) -> str:
+        """`dtype`."""
+        return self.dtype
 
     def num_patches(self, size: int) -> int:
         """The patches of an image of `size` x `size` pixels."""
@@ -165,7 +179,9 @@ class ModelConfig(AbstractModelConfig):
             positions=normal(keys[1], (num_patches, encoder.width)) * position_std,
             class_tokens=normal(keys[2], (self.class_tokens, encoder.width)) * self.class_token_std,
             registers=self._registers(encoder.width, jax.random.fold_in(key, 12)),
-            condition=Condition.init(encoder.width, classes, key=keys[3]),
+            condition=(IntervalCondition if self.prediction == "u" else Condition).init(
+                encoder.width, classes, key=keys[3]
+            ),
             encoder=self._stack(encoder, encoder.width, keys[4], keys[5]),
             bridge=None
             if encoder.width == decoder.width
@@ -179,6 +195,7 @@ class ModelConfig(AbstractModelConfig):
             num_patches=num_patches,
             num_classes=classes,
             dtype=self.dtype,
+            prediction=self.prediction,
         )
 
     def _registers(self, width: int, key: PRNGKeyArray) -> Float[Array, "registers d"] | None:
@@ -199,8 +216,9 @@ class ModelConfig(AbstractModelConfig):
 
     def _head(self, condition: int, width: int, patch: int, channels: int, key: PRNGKeyArray) -> Head:
         kernel_key, modulation_key = jax.random.split(key)
-        kernel = jax.random.normal(kernel_key, (width, patch * patch * 2 * channels), jnp.float32) * 0.02
-        bias = jnp.zeros(2 * channels, jnp.float32)
+        predicted = (2 if self.prediction == "x0_eps" else 1) * channels
+        kernel = jax.random.normal(kernel_key, (width, patch * patch * predicted), jnp.float32) * 0.02
+        bias = jnp.zeros(predicted, jnp.float32)
         if self.conditioning == "token":
             return Head(None, kernel, bias)
         return Head(Linear.init(condition, 2 * width, key=modulation_key, kernel_init=zeros), kernel, bias)

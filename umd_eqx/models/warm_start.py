@@ -1,20 +1,23 @@
 """A network that begins with another one's weights: fine-tuning, as the reference does, also at another image size."""
 
 import math
+from typing import TypeVar
 
 import jax
 from jaxtyping import Array, Float
 
 from umd_eqx.errors import BadInput
-from umd_eqx.models.autoencoder import AutoEncoder
+from umd_eqx.models.base import AbstractModel
 
-FRESH = (".condition.label_table", ".condition.label.")
+FRESH = tuple(f".condition.{part}{name}" for part in ("", "end.") for name in ("label_table", "label."))
 """What fine-tuning begins anew: the label table and its MLP. The trunk of the time is kept."""
+
+Network = TypeVar("Network", bound=AbstractModel)
 
 POSITIONS = (".positions", ".decoder_positions")
 
 
-def warm_start(fresh: AutoEncoder, source: AutoEncoder, field: str = "--from") -> AutoEncoder:
+def warm_start(fresh: Network, source: AbstractModel, field: str = "--from") -> Network:
     """`fresh` with the weights of `source`, all but the label table and the label MLP (reference.md, section 4).
 
     Position tables are resampled where the images, and so the grids of patches, differ in size.

@@ -2,7 +2,6 @@
 
 import abc
 import math
-from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -18,7 +17,7 @@ from umd_eqx.types import Batch, Metrics, Scalar
 class Draw(eqx.Module):
     """What denoising one batch may need of randomness, an entry an image. A clean image leaves `t` and `eps` unused.
 
-    Made by `draw`; recorded numbers can stand in for it, so that a test needs no luck.
+    Made by `draw_noised`; recorded numbers can stand in for it, so that a test needs no luck.
     """
 
     t: Float[Array, "b"]
@@ -77,7 +76,7 @@ class AbstractObjective(eqx.Module):
         return self.loss(model, path, batch, self.draw(key, model, path, batch.image.shape))
 
 
-def draw(
+def draw_noised(
     key: PRNGKeyArray,
     path: AbstractPath,
     shape: tuple[int, ...],
@@ -97,14 +96,20 @@ def draw(
     )
 
 
+def classes_of(label: Int[Array, "*batch"], num_classes: int | None) -> Int[Array, "*batch"]:
+    """Labels of data, those that are not a class replaced by a number for which a network's predictions are NaN.
+
+    So a step with such a label is skipped and counted. It must not pass for `NO_CLASS`, neither by its name nor by its
+    row of a table.
+    """
+    if num_classes is None:
+        return label
+    return jnp.where((label >= 0) & (label < num_classes), label, num_classes + 1)
+
+
 def in_rows(tree: PyTree, rows: int) -> PyTree:
     """Each array (b, ...) as (rows, b / rows, ...)."""
     return jax.tree.map(lambda leaf: jnp.reshape(leaf, (rows, -1, *leaf.shape[1:])), tree)
-
-
-def every(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of one image, over both leading axes of a batch in rows."""
-    return jax.vmap(jax.vmap(function))
 
 
 def split_by_period(tree: PyTree, first: int, second: int) -> tuple[PyTree, PyTree]:

@@ -61,7 +61,7 @@ class Unified(AbstractObjective):
         kinds = {"denoising": (self.denoising, size - clean), "reconstruction": (self.reconstruction, clean)}
         halves = split_by_period((batch, draw), size - clean, clean)
         present = {name: (*kind, half) for (name, kind), half in zip(kinds.items(), halves, strict=True) if kind[1]}
-        predictions = model.together([kind.part(model, path, *half) for kind, _, half in present.values()])
+        predictions = model.forward_groups([kind.group(model, path, *half) for kind, _, half in present.values()])
         total, metrics = jnp.zeros((), jnp.float32), {}
         for (name, (kind, count, half)), prediction in zip(present.items(), predictions, strict=True):
             loss, terms = kind.total(kind.errors(model, path, prediction, *half))

@@ -5,24 +5,26 @@ from typing import Annotated, Literal
 import equinox as eqx
 import jax.numpy as jnp
 import tyro
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from umd_eqx.errors import BadInput
 from umd_eqx.masking import View, hidden_pixels, num_kept, ratios
-from umd_eqx.models import AbstractModel, Part
-from umd_eqx.objectives.base import AbstractObjective, Draw, draw, every, in_rows
+from umd_eqx.models import AbstractModel, AbstractPatchModel, Group, num_patches_of
+from umd_eqx.models.base import over_rows
+from umd_eqx.objectives.base import AbstractObjective, Draw, classes_of, draw_noised, in_rows
 from umd_eqx.paths import AbstractPath
-from umd_eqx.types import NO_CLASS, Batch, Image, Metrics, Prediction, Scalar, Time
+from umd_eqx.predictions import AbstractPrediction, Head
+from umd_eqx.types import NO_CLASS, Batch, Image, Metrics, Scalar, Time
 
 
 class Term(eqx.Module):
-    """The squared error of one head, averaged over one region of the image, times a weight.
+    """The squared error of one quantity, averaged over one region of the image, times a weight.
 
-    `head` is "x0" (the clean image), "eps" (the noise) or "v" (both, through the path). `region` is "visible",
-    "hidden" or "all" patches.
+    `head` is "x0" (the clean image), "eps" (the noise) or "v"; where the network has no output for it, it is asked for
+    through the path (`AbstractPrediction.error`). `region` is "visible", "hidden" or "all" patches.
     """
 
-    head: Literal["x0", "eps", "v"] = eqx.field(static=True)
+    head: Head = eqx.field(static=True)
     region: Literal["visible", "hidden", "all"] = eqx.field(static=True)
     weight: float = eqx.field(static=True)
 
@@ -59,40 +61,52 @@ class MaskedDenoising(AbstractObjective):
 
     def draw(self, key: PRNGKeyArray, model: AbstractModel, path: AbstractPath, shape: tuple[int, ...]) -> Draw:
         """Times, noise, orders of the patches, and which labels are dropped."""
-        return draw(key, path, shape, model.num_patches, self.label_dropout)
+        return draw_noised(key, path, shape, num_patches_of(model), self.label_dropout)
 
     def loss(self, model: AbstractModel, path: AbstractPath, batch: Batch, draw: Draw) -> tuple[Scalar, Metrics]:
         """The weighted sum of the terms, each the mean over the batch; the terms by name, unweighted."""
-
         batch, draw = in_rows((batch, draw), batch.image.shape[0])
-        (prediction,) = model.together([self.part(model, path, batch, draw)])
+        (prediction,) = model.forward_groups([self.group(model, path, batch, draw)])
         return self.total(self.errors(model, path, prediction, batch, draw))
 
-    def part(self, model: AbstractModel, path: AbstractPath, batch: Batch, draw: Draw) -> Part:
-        """What the network is given of a batch in rows: noised or not, with time, label and view.
+    def group(self, model: AbstractModel, path: AbstractPath, batch: Batch, draw: Draw) -> Group:
+        """What the network is given of a batch in rows: noised or not, with what it is told and a view.
 
         For a label of the batch that is not a class of the network, predictions are NaN.
+
+        **Raises:** `BadInput` naming `--model.prediction` where a network that does not predict the clean image is to
+        be trained without noise: v of a clean image says nothing of it.
         """
-        kept = num_kept(model.num_patches, self.mask_ratio)
-        views = every(lambda order: View(order, kept))(draw.order) if kept < model.num_patches else None
+        n = num_patches_of(model)
+        kept = num_kept(n, self.mask_ratio)
+        views = over_rows(lambda order: View(order, kept))(draw.order) if kept < n else None
         no_class = jnp.full_like(batch.label, NO_CLASS)
         if not self.noised:
-            return Part(jnp.asarray(batch.image), jnp.zeros_like(draw.t), no_class, views)
-        x_t = every(path.interpolate)(batch.image, draw.eps, draw.t)
-        y = jnp.where(draw.drop_label, no_class, _classes(jnp.asarray(batch.label), model.num_classes))
-        return Part(x_t, every(path.network_time)(draw.t), y, views)
+            if model.prediction not in ("x0_eps", "x0"):
+                problem = f"{model.prediction} cannot be learned on images without noise"
+                raise BadInput("--model.prediction", problem, "Use x0 or x0_eps, or an objective that noises images")
+            return Group(jnp.asarray(batch.image), over_rows(model.cond)(no_class), views)
+        x_t = over_rows(path.interpolate)(batch.image, draw.eps, draw.t)
+        y = jnp.where(draw.drop_label, no_class, classes_of(jnp.asarray(batch.label), model.num_classes))
+        conds = over_rows(lambda y, t: model.cond(y).at(path.network_time(t)))(y, draw.t)
+        return Group(x_t, conds, views)
 
     def errors(
-        self, model: AbstractModel, path: AbstractPath, prediction: Prediction, batch: Batch, draw: Draw
+        self, model: AbstractModel, path: AbstractPath, prediction: AbstractPrediction, batch: Batch, draw: Draw
     ) -> Float[Array, "rows count terms"]:
         """The squared error of each term, unweighted, for each image of a batch in rows."""
-        kept = num_kept(model.num_patches, self.mask_ratio)
+        kept = num_kept(num_patches_of(model), self.mask_ratio)
 
-        def of_image(prediction: Prediction, x0: Image, t: Time, eps: Image, order: Array) -> Float[Array, "terms"]:
-            hidden = hidden_pixels(View(order, kept), x0, model.patch)
-            return jnp.stack([_error(term, path, prediction, x0, eps, t, hidden) for term in self.terms])
+        def of_image(
+            prediction: AbstractPrediction, x0: Image, t: Time, eps: Image, order: Array
+        ) -> Float[Array, "terms"]:
+            hidden = jnp.zeros((*x0.shape[:2], 1), x0.dtype)
+            if isinstance(model, AbstractPatchModel):
+                hidden = hidden_pixels(View(order, kept), x0, model.patch)
+            errors = (prediction.error(term.head, path, x0, eps, t) for term in self.terms)
+            return jnp.stack([_mean_square(d, term, hidden) for d, term in zip(errors, self.terms, strict=True)])
 
-        return every(of_image)(prediction, batch.image, draw.t, draw.eps, draw.order)
+        return over_rows(of_image)(prediction, batch.image, draw.t, draw.eps, draw.order)
 
     def total(self, errors: Float[Array, "rows count terms"]) -> tuple[Scalar, Metrics]:
         """The weighted sum of the terms' means over all images, and these means by name."""
@@ -125,31 +139,8 @@ class MaskedDenoising(AbstractObjective):
             raise BadInput(flag, f"{self.mask_ratio} hides no patch, but the term {name} needs some", way_out)
 
 
-def _classes(label: Int[Array, "rows count"], num_classes: int | None) -> Int[Array, "rows count"]:
-    # A label of data that is not a class becomes a number for which the network's predictions are NaN: so the step is
-    # skipped and counted. It must not pass for `NO_CLASS`, neither by its name nor by its row.
-    if num_classes is None:
-        return label
-    return jnp.where((label >= 0) & (label < num_classes), label, num_classes + 1)
-
-
-def _error(
-    term: Term,
-    path: AbstractPath,
-    prediction: Prediction,
-    x0: Image,
-    eps: Image,
-    t: Time,
-    hidden: Float[Array, "h w 1"],
-) -> Scalar:
+def _mean_square(difference: Image, term: Term, hidden: Float[Array, "h w 1"]) -> Scalar:
     # mean(error^2 m) / mean(m) with m = 1 on the term's region, as in the reference.
-    match term.head:
-        case "x0":
-            difference = prediction.x0 - x0
-        case "eps":
-            difference = prediction.eps - eps
-        case "v":
-            difference = path.v_from_x0_eps(prediction.x0 - x0, prediction.eps - eps, t)
     match term.region:
         case "all":
             return jnp.mean(difference**2)

@@ -1,10 +1,11 @@
 """From noise to images: ODE and SDE solvers of diffrax along a path, one image at a time."""
 
 from umd_eqx.sampling.base import AbstractSampler as AbstractSampler
-from umd_eqx.sampling.base import Head as Head
-from umd_eqx.sampling.base import denoise as denoise
 from umd_eqx.sampling.batch import sample as sample
 from umd_eqx.sampling.config import SamplerConfig as SamplerConfig
+from umd_eqx.sampling.denoisers import AbstractDenoiser as AbstractDenoiser
+from umd_eqx.sampling.denoisers import Clipped as Clipped
+from umd_eqx.sampling.denoisers import ModelDenoiser as ModelDenoiser
 from umd_eqx.sampling.exponential import DDIM as DDIM
 from umd_eqx.sampling.exponential import DPMSolverPP as DPMSolverPP
 from umd_eqx.sampling.grids import AbstractGrid as AbstractGrid
@@ -13,6 +14,11 @@ from umd_eqx.sampling.grids import LogSNRGrid as LogSNRGrid
 from umd_eqx.sampling.grids import ReferenceGrid as ReferenceGrid
 from umd_eqx.sampling.grids import ShiftedGrid as ShiftedGrid
 from umd_eqx.sampling.grids import UniformGrid as UniformGrid
+from umd_eqx.sampling.guidance import Autoguidance as Autoguidance
+from umd_eqx.sampling.guidance import ClassifierFree as ClassifierFree
+from umd_eqx.sampling.guidance import Interval as Interval
+from umd_eqx.sampling.guidance import guide as guide
+from umd_eqx.sampling.mean_flow import MeanFlowSampler as MeanFlowSampler
 from umd_eqx.sampling.ode import Adaptive as Adaptive
 from umd_eqx.sampling.ode import Euler as Euler
 from umd_eqx.sampling.ode import Heun as Heun

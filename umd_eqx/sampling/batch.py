@@ -10,16 +10,14 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
 from umd_eqx.errors import BadInput
-from umd_eqx.models import AbstractModel
-from umd_eqx.paths import AbstractPath
 from umd_eqx.sampling.base import AbstractSampler
+from umd_eqx.sampling.denoisers import AbstractDenoiser
 from umd_eqx.sharding import batch_sharding, make_mesh, place, replicated, whole_batch
 from umd_eqx.types import NO_CLASS, Image, Label
 
 
 def sample(
-    model: AbstractModel,
-    path: AbstractPath,
+    denoiser: AbstractDenoiser,
     sampler: AbstractSampler,
     labels: Int[np.ndarray, "n"],
     key: PRNGKeyArray,
@@ -35,6 +33,7 @@ def sample(
 
     **Arguments:**
 
+    - `denoiser`: of a network (`AbstractSampler.denoiser`), guided or not; each image tells it its own label.
     - `labels`: 0 .. num_classes - 1, or `NO_CLASS`; ignored by a network without labels.
     - `batch_size`: images at once, rounded up to a multiple of the devices.
     - `mesh`: the devices that share each batch; None takes all.
@@ -43,20 +42,20 @@ def sample(
 
     **Raises:** `BadInput` naming `labels` for one that is neither a class of the network nor `NO_CLASS`.
     """
-    require_labels(labels, model.num_classes)
+    require_labels(labels, denoiser.model.num_classes)
     mesh = make_mesh() if mesh is None else mesh
     size = whole_batch(batch_size, mesh)
-    model = place(model, replicated(mesh))
+    denoiser = place(denoiser, replicated(mesh))
     images = []
     for start in range(0, len(labels), size):
         rows = np.arange(start, min(start + size, len(labels)))
         filled = np.resize(rows, size)  # what fills up the last batch is sampled again and dropped
         given = None if noise is None else noise[filled]
         batch = jax.device_put((filled, labels[filled], given), batch_sharding(mesh))
-        images.append(np.asarray(sample_batch(model, path, sampler, key, *batch))[: len(rows)])
+        images.append(np.asarray(sample_batch(denoiser, sampler, key, *batch))[: len(rows)])
         if progress is not None:
             progress(int(rows[-1]) + 1, len(labels))
-    return np.concatenate(images) if images else np.zeros((0, *model.image_shape), np.float32)
+    return np.concatenate(images) if images else np.zeros((0, *denoiser.model.image_shape), np.float32)
 
 
 def require_labels(labels: Int[np.ndarray, "n"], num_classes: int | None) -> None:
@@ -80,8 +79,7 @@ def image_noise(key: PRNGKeyArray, index: Int[Array, ""], shape: tuple[int, int,
 
 @eqx.filter_jit
 def sample_batch(
-    model: AbstractModel,
-    path: AbstractPath,
+    denoiser: AbstractDenoiser,
     sampler: AbstractSampler,
     key: PRNGKeyArray,
     indices: Int[Array, "b"],
@@ -91,7 +89,8 @@ def sample_batch(
     """An image for each index and label, from the noise that `key` gives the index or from `noise`."""
 
     def one(index: Int[Array, ""], y: Label, given: Image | None) -> Image:
-        drawn, rest = image_noise(key, index, model.image_shape)
-        return sampler(model, path, drawn if given is None else given, y, rest)
+        drawn, rest = image_noise(key, index, denoiser.model.image_shape)
+        told = denoiser.given(denoiser.model.cond(y))
+        return sampler(told, drawn if given is None else given, rest)
 
     return jax.vmap(one)(indices, jnp.asarray(labels, jnp.int32), noise)

@@ -4,7 +4,8 @@ import dataclasses
 from typing import Literal
 
 from umd_eqx.errors import BadInput
-from umd_eqx.sampling.base import AbstractSampler, Head
+from umd_eqx.predictions import Head
+from umd_eqx.sampling.base import AbstractSampler
 from umd_eqx.sampling.exponential import DDIM, DPMSolverPP
 from umd_eqx.sampling.grids import AbstractGrid, EDMGrid, LogSNRGrid, ReferenceGrid, ShiftedGrid, UniformGrid
 from umd_eqx.sampling.ode import Adaptive, Euler, Heun

@@ -16,11 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float64, PRNGKeyArray
 
-from umd_eqx.models import AbstractModel
 from umd_eqx.paths import AbstractPath
-from umd_eqx.sampling.base import AbstractSampler, Head, States, begin, denoise, levels
+from umd_eqx.predictions import Head
+from umd_eqx.sampling.base import AbstractSampler, States, begin
+from umd_eqx.sampling.denoisers import AbstractDenoiser, Ends, end_times
 from umd_eqx.sampling.grids import AbstractGrid, LogSNRGrid, ReferenceGrid
-from umd_eqx.types import Image, Label
+from umd_eqx.sampling.levels import levels
+from umd_eqx.types import Image
 
 Weights = Float64[np.ndarray, "steps"]
 
@@ -40,38 +42,34 @@ class DDIM(AbstractSampler):
 
     def __call__(
         self,
-        model: AbstractModel,
-        path: AbstractPath,
+        denoiser: AbstractDenoiser,
         noise: Image,
-        y: Label,
         key: PRNGKeyArray,
         *,
         step_noise: Float[Array, "steps h w c"] | None = None,
     ) -> Image:
         """An image from noise. `step_noise` stands in for what `key` would draw, an array a call of the network."""
-        return self._solve(model, path, noise, y, key, step_noise, every=False)[0]
+        return self._solve(denoiser, noise, key, step_noise, all_states=False)[0]
 
     def states(
         self,
-        model: AbstractModel,
-        path: AbstractPath,
+        denoiser: AbstractDenoiser,
         noise: Image,
-        y: Label,
         key: PRNGKeyArray,
         *,
         step_noise: Float[Array, "steps h w c"] | None = None,
     ) -> tuple[Float[Array, "k"], States]:
         """The noised image at each time of the grid."""
-        times = self.grid.times(path, self.steps, noise.shape[0], self.head)
-        return jnp.asarray(times, noise.dtype), self._solve(model, path, noise, y, key, step_noise, every=True)
+        times = self.grid.times(denoiser.path, self.steps, noise.shape[0], denoiser.ends)
+        return jnp.asarray(times, noise.dtype), self._solve(denoiser, noise, key, step_noise, all_states=True)
 
     def evaluations(self, path: AbstractPath) -> int:
         """One at each time of the grid (for grids that ask for the side of the image, of 64 pixels)."""
-        return len(self.grid.times(path, self.steps, 64, self.head))
+        return len(self.grid.times(path, self.steps, 64, end_times(path, self.head)))
 
-    def weights(self, path: AbstractPath, side: int) -> tuple[Weights, Weights, Weights]:
+    def weights(self, path: AbstractPath, side: int, ends: Ends) -> tuple[Weights, Weights, Weights]:
         """Of the image, of the predicted clean image and of the noise, in each step; the last step ends at t = 0."""
-        alpha, sigma = _down_to_clean(path, self.grid.times(path, self.steps, side, self.head))
+        alpha, sigma = _down_to_clean(path, self.grid.times(path, self.steps, side, ends))
         a, s, next_a, next_s = alpha[:-1], sigma[:-1], alpha[1:], sigma[1:]
         # Never below 0 but by rounding.
         fresh = self.eta * next_s / s * np.sqrt(np.maximum(s**2 - (a / next_a * next_s) ** 2, 0.0))
@@ -80,23 +78,21 @@ class DDIM(AbstractSampler):
 
     def _solve(
         self,
-        model: AbstractModel,
-        path: AbstractPath,
+        denoiser: AbstractDenoiser,
         noise: Image,
-        y: Label,
         key: PRNGKeyArray,
         step_noise: Float[Array, "steps h w c"] | None,
         *,
-        every: bool,
+        all_states: bool,
     ) -> States:
-        of_image, of_x0, of_noise = self.weights(path, noise.shape[0])
+        of_image, of_x0, of_noise = self.weights(denoiser.path, noise.shape[0], denoiser.ends)
         steps = len(of_image)
-        times = self.grid.times(path, self.steps, noise.shape[0], self.head)
-        drift = diffrax.ODETerm(_clean_image(self, model, path, times, y))
+        times = self.grid.times(denoiser.path, self.steps, noise.shape[0], denoiser.ends)
+        drift = diffrax.ODETerm(_clean_image(self.clipped(denoiser), times))
         control = _StepNoise(0, steps, key if self.eta else None, step_noise, noise.shape, noise.dtype)
         terms = diffrax.MultiTerm(drift, diffrax.ControlTerm(lambda k, x, args: 1.0, control))
         solver = _DDIMStep(*(jnp.asarray(w, noise.dtype) for w in (of_image, of_x0, of_noise)))
-        return _run(solver, terms, begin(path, times, noise), steps, every=every)
+        return _run(solver, terms, begin(denoiser.path, times, noise), steps, all_states=all_states)
 
 
 class DPMSolverPP(AbstractSampler):
@@ -117,24 +113,22 @@ class DPMSolverPP(AbstractSampler):
     max_ratio: float = eqx.field(static=True, default=math.inf)
     """The largest h / h_before that the extrapolation uses. Infinite is the published rule."""
 
-    def __call__(self, model: AbstractModel, path: AbstractPath, noise: Image, y: Label, key: PRNGKeyArray) -> Image:
+    def __call__(self, denoiser: AbstractDenoiser, noise: Image, key: PRNGKeyArray) -> Image:
         """An image from noise; `key` is not used."""
-        return self._solve(model, path, noise, y, every=False)[0]
+        return self._solve(denoiser, noise, all_states=False)[0]
 
-    def states(
-        self, model: AbstractModel, path: AbstractPath, noise: Image, y: Label, key: PRNGKeyArray
-    ) -> tuple[Float[Array, "k"], States]:
+    def states(self, denoiser: AbstractDenoiser, noise: Image, key: PRNGKeyArray) -> tuple[Float[Array, "k"], States]:
         """The noised image at each time of the grid; `key` is not used."""
-        times = self.grid.times(path, self.steps, noise.shape[0], self.head)
-        return jnp.asarray(times, noise.dtype), self._solve(model, path, noise, y, every=True)
+        times = self.grid.times(denoiser.path, self.steps, noise.shape[0], denoiser.ends)
+        return jnp.asarray(times, noise.dtype), self._solve(denoiser, noise, all_states=True)
 
     def evaluations(self, path: AbstractPath) -> int:
         """One at each time of the grid (for grids that ask for the side of the image, of 64 pixels)."""
-        return len(self.grid.times(path, self.steps, 64, self.head))
+        return len(self.grid.times(path, self.steps, 64, end_times(path, self.head)))
 
-    def weights(self, path: AbstractPath, side: int) -> tuple[Weights, Weights, Weights]:
+    def weights(self, path: AbstractPath, side: int, ends: Ends) -> tuple[Weights, Weights, Weights]:
         """Of the image, of the predicted clean image and of the one before it, in each step."""
-        alpha, sigma = _down_to_clean(path, self.grid.times(path, self.steps, side, self.head))
+        alpha, sigma = _down_to_clean(path, self.grid.times(path, self.steps, side, ends))
         with np.errstate(divide="ignore"):
             half_log_snr = np.log(alpha) - np.log(sigma)
         h = np.diff(half_log_snr)  # infinite in the last step, and in the first where alpha is 0 there
@@ -144,12 +138,12 @@ class DPMSolverPP(AbstractSampler):
         extrapolated[1:][middle] = np.minimum(h[1:][middle] / h[:-1][middle], self.max_ratio) / 2
         return sigma[1:] / sigma[:-1], clean * (1 + extrapolated), -clean * extrapolated
 
-    def _solve(self, model: AbstractModel, path: AbstractPath, noise: Image, y: Label, *, every: bool) -> States:
-        weights = self.weights(path, noise.shape[0])
-        times = self.grid.times(path, self.steps, noise.shape[0], self.head)
-        term = diffrax.ODETerm(_clean_image(self, model, path, times, y))
+    def _solve(self, denoiser: AbstractDenoiser, noise: Image, *, all_states: bool) -> States:
+        weights = self.weights(denoiser.path, noise.shape[0], denoiser.ends)
+        times = self.grid.times(denoiser.path, self.steps, noise.shape[0], denoiser.ends)
+        term = diffrax.ODETerm(_clean_image(self.clipped(denoiser), times))
         solver = _MultistepStep(*(jnp.asarray(w, noise.dtype) for w in weights))
-        return _run(solver, term, begin(path, times, noise), len(times), every=every)
+        return _run(solver, term, begin(denoiser.path, times, noise), len(times), all_states=all_states)
 
 
 def _down_to_clean(path: AbstractPath, times: Weights) -> tuple[Float64[np.ndarray, "n"], Float64[np.ndarray, "n"]]:
@@ -158,23 +152,21 @@ def _down_to_clean(path: AbstractPath, times: Weights) -> tuple[Float64[np.ndarr
     return np.append(alpha, 1.0), np.append(sigma, 0.0)
 
 
-def _clean_image(
-    sampler: AbstractSampler, model: AbstractModel, path: AbstractPath, times: Weights, y: Label
-) -> Callable[[Any, Image, Any], Image]:
+def _clean_image(denoiser: AbstractDenoiser, times: Weights) -> Callable[[Any, Image, Any], Image]:
     """The clean image as predicted, by the number of the step: what these solvers have for a vector field."""
 
     def field(k: Float[Array, ""], x: Image, args: Any) -> Image:
         t = jnp.asarray(times, x.dtype)[jnp.rint(k).astype(jnp.int32)]
-        return denoise(model, path, x, t, y, head=sampler.head, clip=sampler.clip).x0
+        return denoiser(x, t).x0
 
     return field
 
 
 def _run(
-    solver: diffrax.AbstractSolver, terms: diffrax.AbstractTerm, x: Image, steps: int, *, every: bool
+    solver: diffrax.AbstractSolver, terms: diffrax.AbstractTerm, x: Image, steps: int, *, all_states: bool
 ) -> Float[Array, "k h w c"]:
     """The states before each step, or the last one alone."""
-    saved = diffrax.SaveAt(ts=jnp.arange(steps, dtype=x.dtype)) if every else diffrax.SaveAt(t1=True)
+    saved = diffrax.SaveAt(ts=jnp.arange(steps, dtype=x.dtype)) if all_states else diffrax.SaveAt(t1=True)
     solution = diffrax.diffeqsolve(
         terms,
         solver,

@@ -8,7 +8,8 @@ import numpy as np
 from jaxtyping import Float64
 
 from umd_eqx.paths import NETWORK_STEPS, AbstractDiscretePath, AbstractPath
-from umd_eqx.sampling.base import Head, end_times, log_noise_to_signal, times_of
+from umd_eqx.sampling.denoisers import Ends
+from umd_eqx.sampling.levels import log_noise_to_signal, times_of
 
 Times = Float64[np.ndarray, "k"]
 
@@ -17,19 +18,19 @@ class AbstractGrid(eqx.Module):
     """A choice of times. Known when a sampler is compiled: it depends on no array."""
 
     @abc.abstractmethod
-    def times(self, path: AbstractPath, steps: int, side: int, head: Head) -> Times:
+    def times(self, path: AbstractPath, steps: int, side: int, ends: Ends) -> Times:
         """Falling times in (0, 1], `steps` of them or, on a table, fewer where two would be one.
 
-        `side` is that of the image in pixels; `head` decides how near the ends may be (`end_times`).
+        `side` is that of the image in pixels; `ends` are the last and the first time (`AbstractDenoiser.ends`).
         """
 
 
 class UniformGrid(AbstractGrid):
     """Evenly in t."""
 
-    def times(self, path: AbstractPath, steps: int, side: int, head: Head) -> Times:
+    def times(self, path: AbstractPath, steps: int, side: int, ends: Ends) -> Times:
         """From the first time to the last."""
-        low, high = end_times(path, head)
+        low, high = ends
         return _on(path, np.linspace(high, low, steps))
 
 
@@ -41,11 +42,11 @@ class ReferenceGrid(AbstractGrid):
     path.
     """
 
-    def times(self, path: AbstractPath, steps: int, side: int, head: Head) -> Times:
+    def times(self, path: AbstractPath, steps: int, side: int, ends: Ends) -> Times:
         """The times of the indices."""
         total = path.steps if isinstance(path, AbstractDiscretePath) else NETWORK_STEPS
         indices = np.append(np.arange(total - 1, 0, math.floor(-total / steps)), 0)
-        return _on(path, np.clip((indices + 1.0) / total, *end_times(path, head)))
+        return _on(path, np.clip((indices + 1.0) / total, *ends))
 
 
 class EDMGrid(AbstractGrid):
@@ -55,9 +56,8 @@ class EDMGrid(AbstractGrid):
     sigma_min: float = eqx.field(static=True, default=0.002)
     sigma_max: float = eqx.field(static=True, default=80.0)
 
-    def times(self, path: AbstractPath, steps: int, side: int, head: Head) -> Times:
+    def times(self, path: AbstractPath, steps: int, side: int, ends: Ends) -> Times:
         """The times of these noise levels, as far as the path has them."""
-        ends = end_times(path, head)
         log_ratios = np.clip(
             log_noise_to_signal(path, np.array(ends)), math.log(self.sigma_min), math.log(self.sigma_max)
         )
@@ -77,9 +77,8 @@ class LogSNRGrid(AbstractGrid):
     sigma_min: float = eqx.field(static=True, default=0.002)
     sigma_max: float = eqx.field(static=True, default=80.0)
 
-    def times(self, path: AbstractPath, steps: int, side: int, head: Head) -> Times:
+    def times(self, path: AbstractPath, steps: int, side: int, ends: Ends) -> Times:
         """The first time of the path, then those of these levels, as far as the path has them."""
-        ends = end_times(path, head)
         log_ratios = log_noise_to_signal(path, np.array(ends))
         low, high = np.clip(log_ratios, math.log(self.sigma_min), math.log(self.sigma_max))
         if high == log_ratios[1]:
@@ -97,10 +96,9 @@ class ShiftedGrid(AbstractGrid):
 
     base: int = eqx.field(static=True, default=64)
 
-    def times(self, path: AbstractPath, steps: int, side: int, head: Head) -> Times:
+    def times(self, path: AbstractPath, steps: int, side: int, ends: Ends) -> Times:
         """The shifted times."""
-        ends = end_times(path, head)
-        times = UniformGrid().times(path, steps, side, head)
+        times = UniformGrid().times(path, steps, side, ends)
         inner = log_noise_to_signal(path, times[1:-1]) + math.log(side / self.base)
         return _on(path, np.concatenate([times[:1], times_of(path, inner, ends), times[1:][-1:]]))
 

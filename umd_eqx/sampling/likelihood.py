@@ -13,10 +13,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from umd_eqx.errors import BadInput
-from umd_eqx.models import AbstractModel
-from umd_eqx.paths import AbstractPath, AbstractSmoothPath
-from umd_eqx.sampling.base import Head, denoise, end_times
-from umd_eqx.types import Image, Label, Scalar, Time
+from umd_eqx.paths import AbstractSmoothPath
+from umd_eqx.sampling.denoisers import AbstractDenoiser
+from umd_eqx.types import Image, Scalar, Time
 
 Trace = Literal["hutchinson", "exact"]
 Solver = Literal["tsit5", "dopri5", "heun"]
@@ -31,24 +30,21 @@ State = tuple[Image, Scalar]
 
 
 def bits_per_dim(
-    model: AbstractModel,
-    path: AbstractPath,
+    denoiser: AbstractDenoiser,
     x: Image,
-    y: Label,
     key: PRNGKeyArray,
     *,
     trace: Trace = "hutchinson",
     probes: int = 1,
-    head: Head = "v",
     solver: Solver = "tsit5",
     steps: int | None = None,
     rtol: float = 1e-5,
     atol: float = 1e-5,
 ) -> Scalar:
-    """-log2 p(x) / dimensions of one image, p being what the network makes of noise. Use `jax.vmap` for many.
+    """-log2 p(x) / dimensions of one image, p being what the denoiser makes of noise. Use `jax.vmap` for many.
 
-    Let t0 and t1 be the end times of the path (`umd_eqx.sampling.base.end_times`: its `t_min` and `t_max`, but not
-    nearer than 1e-3 to where a division by zero waits). The image is taken for x(t0), and
+    Let t0 and t1 be the ends of the denoiser (`AbstractDenoiser.ends`: `t_min` and `t_max` of its path, but not nearer
+    than 1e-3 to where a division by zero waits). The image is taken for x(t0), and
 
         dx/dt = f(x, t) = alpha'(t) x0_hat + sigma'(t) eps_hat,    x(t1) ~ N(0, sigma(t1)^2 I),
         log p(x) = log N(x(t1); 0, sigma(t1)^2 I) + integral of div f(x(t), t) from t0 to t1
@@ -59,30 +55,31 @@ def bits_per_dim(
 
     **Arguments:**
 
+    - `denoiser`: told the class of the image, if its network knows classes. `ModelDenoiser` with head "v" divides by
+      nothing; for the likelihood of what a sampler makes, give the sampler's (`AbstractSampler.denoiser`).
     - `x`: in the units of the network, [-1, 1]. Grey levels have no density: spread each over its bin first (uniform
       dequantisation), x + u / 127.5 with u uniform in [-1/2, 1/2); and see `bits_of_levels`.
     - `trace`: of the Jacobian J of f. "exact" takes as many products with it as the image has values. "hutchinson" is
       the mean of <w, J w> over `probes` vectors w of random signs (Hutchinson 1989), the same ones all the way, so that
       the result has no bias. `key` is for these alone.
-    - `head`: which output of the network is believed. "v" is both of them, and divides by nothing. For the likelihood
-      of what a sampler makes, give the sampler's.
     - `steps`: so many steps, evenly in t. None: as many as keep the error of each step below `atol` + `rtol` times the
       value, for every pixel and for the log-density a dimension; more than 4,096 raise. The rates of a smoothed table
       have a corner at each of its levels: 1e-6 is for it what 1e-5 is for a formula.
 
     **Raises:** `BadInput` naming `--path` for a table, which has no rates, and `--probes` or `--steps` for one below 1.
     """
+    path = denoiser.path
     if not isinstance(path, AbstractSmoothPath):
         way_out = "Pass umd_eqx.paths.smooth(path), the curve through its levels"
         raise BadInput("--path", "the likelihood follows the rates of the path, and a table has none", way_out)
     for flag, value in (("--probes", probes), ("--steps", steps)):
         if value is not None and value < 1:
             raise BadInput(flag, f"{value} is too small", "Use 1 or more")
-    start, end = (jnp.asarray(t, x.dtype) for t in end_times(path, head))
+    start, end = (jnp.asarray(t, x.dtype) for t in denoiser.ends)
     vectors = jax.random.rademacher(key, (probes, *x.shape), x.dtype) if trace == "hutchinson" else None
 
     def drift(x: Image, t: Time) -> Image:
-        ends = denoise(model, path, x, t, y, head=head, clip=False)
+        ends = denoiser(x, t)
         alpha_rate, sigma_rate = (rate.astype(x.dtype) for rate in path.rates(t))
         return alpha_rate * ends.x0 + sigma_rate * ends.eps
 

@@ -13,11 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float64, Int, PRNGKeyArray
 
-from umd_eqx.models import AbstractModel
-from umd_eqx.paths import AbstractPath, AbstractSmoothPath
-from umd_eqx.sampling.base import AbstractSampler, Head, States, begin, denoise, end_times, require_smooth
+from umd_eqx.paths import AbstractPath
+from umd_eqx.predictions import Head
+from umd_eqx.sampling.base import AbstractSampler, States, begin, require_smooth
+from umd_eqx.sampling.denoisers import AbstractDenoiser, end_times
 from umd_eqx.sampling.grids import AbstractGrid, EDMGrid, UniformGrid
-from umd_eqx.types import Image, Label
+from umd_eqx.types import Image
 
 ADAPTIVE_LIMIT = 1000
 """Steps after which an adaptive solver gives up: its image is NaN."""
@@ -31,23 +32,21 @@ class Euler(AbstractSampler):
     head: Head = eqx.field(static=True, default="eps")
     clip: bool = eqx.field(static=True, default=True)
 
-    def __call__(self, model: AbstractModel, path: AbstractPath, noise: Image, y: Label, key: PRNGKeyArray) -> Image:
+    def __call__(self, denoiser: AbstractDenoiser, noise: Image, key: PRNGKeyArray) -> Image:
         """An image from noise; `key` is not used. Raises `BadInput` naming `--sampler` for a table."""
-        times = self.grid.times(path, self.steps, noise.shape[0], self.head)
-        states = _integrate(self, diffrax.Euler(), model, path, times, noise, y, every=False)
-        return _last(self, model, path, times, states, y)
+        times = self.grid.times(denoiser.path, self.steps, noise.shape[0], denoiser.ends)
+        states = _integrate(self, diffrax.Euler(), denoiser, times, noise, all_states=False)
+        return _last(self.clipped(denoiser), times, states)
 
-    def states(
-        self, model: AbstractModel, path: AbstractPath, noise: Image, y: Label, key: PRNGKeyArray
-    ) -> tuple[Float[Array, "k"], States]:
+    def states(self, denoiser: AbstractDenoiser, noise: Image, key: PRNGKeyArray) -> tuple[Float[Array, "k"], States]:
         """The noised image at each time of the grid; `key` is not used."""
-        times = self.grid.times(path, self.steps, noise.shape[0], self.head)
-        states = _integrate(self, diffrax.Euler(), model, path, times, noise, y, every=True)
+        times = self.grid.times(denoiser.path, self.steps, noise.shape[0], denoiser.ends)
+        states = _integrate(self, diffrax.Euler(), denoiser, times, noise, all_states=True)
         return jnp.asarray(times, noise.dtype), states
 
     def evaluations(self, path: AbstractPath) -> int:
         """`steps`, the last call included."""
-        return len(self.grid.times(path, self.steps, 64, self.head))
+        return len(self.grid.times(path, self.steps, 64, end_times(path, self.head)))
 
 
 class Heun(AbstractSampler):
@@ -61,23 +60,21 @@ class Heun(AbstractSampler):
     head: Head = eqx.field(static=True, default="eps")
     clip: bool = eqx.field(static=True, default=True)
 
-    def __call__(self, model: AbstractModel, path: AbstractPath, noise: Image, y: Label, key: PRNGKeyArray) -> Image:
+    def __call__(self, denoiser: AbstractDenoiser, noise: Image, key: PRNGKeyArray) -> Image:
         """An image from noise; `key` is not used. Raises `BadInput` naming `--sampler` for a table."""
-        times = self.grid.times(path, self.steps, noise.shape[0], self.head)
-        states = _integrate(self, diffrax.Heun(), model, path, times, noise, y, every=False)
-        return _last(self, model, path, times, states, y)
+        times = self.grid.times(denoiser.path, self.steps, noise.shape[0], denoiser.ends)
+        states = _integrate(self, diffrax.Heun(), denoiser, times, noise, all_states=False)
+        return _last(self.clipped(denoiser), times, states)
 
-    def states(
-        self, model: AbstractModel, path: AbstractPath, noise: Image, y: Label, key: PRNGKeyArray
-    ) -> tuple[Float[Array, "k"], States]:
+    def states(self, denoiser: AbstractDenoiser, noise: Image, key: PRNGKeyArray) -> tuple[Float[Array, "k"], States]:
         """The noised image at each time of the grid; `key` is not used."""
-        times = self.grid.times(path, self.steps, noise.shape[0], self.head)
-        states = _integrate(self, diffrax.Heun(), model, path, times, noise, y, every=True)
+        times = self.grid.times(denoiser.path, self.steps, noise.shape[0], denoiser.ends)
+        states = _integrate(self, diffrax.Heun(), denoiser, times, noise, all_states=True)
         return jnp.asarray(times, noise.dtype), states
 
     def evaluations(self, path: AbstractPath) -> int:
         """2 `steps` - 1: two for each of the steps between so many times, and the last call."""
-        return 2 * len(self.grid.times(path, self.steps, 64, self.head)) - 1
+        return 2 * len(self.grid.times(path, self.steps, 64, end_times(path, self.head))) - 1
 
 
 class Adaptive(AbstractSampler):
@@ -91,20 +88,18 @@ class Adaptive(AbstractSampler):
     head: Head = eqx.field(static=True, default="eps")
     clip: bool = eqx.field(static=True, default=True)
 
-    def __call__(self, model: AbstractModel, path: AbstractPath, noise: Image, y: Label, key: PRNGKeyArray) -> Image:
+    def __call__(self, denoiser: AbstractDenoiser, noise: Image, key: PRNGKeyArray) -> Image:
         """An image from noise; `key` is not used. Raises `BadInput` naming `--sampler` for a table."""
-        times, solution = self._solve(model, path, noise, y, diffrax.SaveAt(t1=True))
+        times, solution = self._solve(denoiser, noise, diffrax.SaveAt(t1=True))
         assert solution.ys is not None
-        image = _last(self, model, path, times, solution.ys, y)
+        image = _last(self.clipped(denoiser), times, solution.ys)
         return jnp.where(solution.result == diffrax.RESULTS.successful, image, jnp.nan)
 
-    def states(
-        self, model: AbstractModel, path: AbstractPath, noise: Image, y: Label, key: PRNGKeyArray
-    ) -> tuple[Float[Array, "k"], States]:
+    def states(self, denoiser: AbstractDenoiser, noise: Image, key: PRNGKeyArray) -> tuple[Float[Array, "k"], States]:
         """`shown` states evenly in t, interpolated; `key` is not used."""
-        low, high = end_times(path, self.head)
+        low, high = denoiser.ends
         shown = jnp.linspace(high, low, self.shown, dtype=noise.dtype)
-        _, solution = self._solve(model, path, noise, y, diffrax.SaveAt(ts=shown))
+        _, solution = self._solve(denoiser, noise, diffrax.SaveAt(ts=shown))
         assert solution.ys is not None
         return shown, solution.ys
 
@@ -112,24 +107,24 @@ class Adaptive(AbstractSampler):
         """Not known before: see `count`."""
         return None
 
-    def count(self, model: AbstractModel, path: AbstractPath, noise: Image, y: Label) -> Int[Array, ""]:
+    def count(self, denoiser: AbstractDenoiser, noise: Image) -> Int[Array, ""]:
         """How often the network is asked for the image that comes of this noise: six times a step, and twice more."""
-        _, solution = self._solve(model, path, noise, y, diffrax.SaveAt(t1=True))
+        _, solution = self._solve(denoiser, noise, diffrax.SaveAt(t1=True))
         return 6 * solution.stats["num_steps"] + 2
 
     def _solve(
-        self, model: AbstractModel, path: AbstractPath, noise: Image, y: Label, saveat: diffrax.SaveAt
+        self, denoiser: AbstractDenoiser, noise: Image, saveat: diffrax.SaveAt
     ) -> tuple[Float64[np.ndarray, "2"], diffrax.Solution]:
-        smooth = require_smooth(path, self.method)
-        low, high = end_times(path, self.head)
+        require_smooth(denoiser.path, self.method)
+        low, high = denoiser.ends
         times = np.array([high, low])
         solution = diffrax.diffeqsolve(
-            diffrax.ODETerm(flow(self, model, smooth, y)),
+            diffrax.ODETerm(flow(self.clipped(denoiser))),
             diffrax.Tsit5() if self.method == "tsit5" else diffrax.Dopri5(),
             t0=high,
             t1=low,
             dt0=None,
-            y0=begin(path, times, noise),
+            y0=begin(denoiser.path, times, noise),
             saveat=saveat,
             stepsize_controller=diffrax.PIDController(rtol=self.rtol, atol=self.atol),
             adjoint=diffrax.ForwardMode(),
@@ -139,16 +134,18 @@ class Adaptive(AbstractSampler):
         return times, solution
 
 
-def flow(
-    sampler: AbstractSampler, model: AbstractModel, path: AbstractSmoothPath, y: Label
-) -> Callable[[Any, Image, Any], Image]:
-    """dx/dt of the probability-flow ODE, a function of (t, x, args)."""
+def flow(denoiser: AbstractDenoiser) -> Callable[[Any, Image, Any], Image]:
+    """dx/dt of the probability-flow ODE, a function of (t, x, args), along a smooth path.
+
+    Raises `BadInput` as `require_smooth` does.
+    """
+    path = require_smooth(denoiser.path, "the flow")
 
     def field(t: Any, x: Image, args: Any) -> Image:
         t = jnp.asarray(t, x.dtype)
-        prediction = denoise(model, path, x, t, y, head=sampler.head, clip=sampler.clip)
+        denoised = denoiser(x, t)
         alpha_rate, sigma_rate = path.rates(t)
-        return alpha_rate * prediction.x0 + sigma_rate * prediction.eps
+        return alpha_rate * denoised.x0 + sigma_rate * denoised.eps
 
     return field
 
@@ -156,27 +153,25 @@ def flow(
 def _integrate(
     sampler: AbstractSampler,
     solver: diffrax.AbstractSolver,
-    model: AbstractModel,
-    path: AbstractPath,
+    denoiser: AbstractDenoiser,
     times: Float64[np.ndarray, "n"],
     noise: Image,
-    y: Label,
     *,
-    every: bool,
+    all_states: bool,
 ) -> States:
     """The states at the times, or the last alone."""
-    smooth = require_smooth(path, type(sampler).__name__.lower())
-    x, ts = begin(path, times, noise), jnp.asarray(times, noise.dtype)
+    require_smooth(denoiser.path, type(sampler).__name__.lower())
+    x, ts = begin(denoiser.path, times, noise), jnp.asarray(times, noise.dtype)
     if len(times) == 1:
         return x[None]
     solution = diffrax.diffeqsolve(
-        diffrax.ODETerm(flow(sampler, model, smooth, y)),
+        diffrax.ODETerm(flow(sampler.clipped(denoiser))),
         solver,
         t0=ts[0],
         t1=ts[-1],
         dt0=None,
         y0=x,
-        saveat=diffrax.SaveAt(ts=ts) if every else diffrax.SaveAt(t1=True),
+        saveat=diffrax.SaveAt(ts=ts) if all_states else diffrax.SaveAt(t1=True),
         stepsize_controller=diffrax.StepTo(ts=ts),
         adjoint=diffrax.ForwardMode(),
         max_steps=len(times) - 1,
@@ -186,13 +181,5 @@ def _integrate(
     return solution.ys
 
 
-def _last(
-    sampler: AbstractSampler,
-    model: AbstractModel,
-    path: AbstractPath,
-    times: Float64[np.ndarray, "n"],
-    states: States,
-    y: Label,
-) -> Image:
-    t = jnp.asarray(times[-1], states.dtype)
-    return denoise(model, path, states[-1], t, y, head=sampler.head, clip=sampler.clip).x0
+def _last(denoiser: AbstractDenoiser, times: Float64[np.ndarray, "n"], states: States) -> Image:
+    return denoiser(states[-1], jnp.asarray(times[-1], states.dtype)).x0

@@ -9,11 +9,13 @@ import lineax
 import numpy as np
 from jaxtyping import Array, Float, Float64, PRNGKeyArray
 
-from umd_eqx.models import AbstractModel
 from umd_eqx.paths import AbstractPath, AbstractSmoothPath
-from umd_eqx.sampling.base import AbstractSampler, Head, States, begin, denoise, levels, require_smooth
+from umd_eqx.predictions import Head
+from umd_eqx.sampling.base import AbstractSampler, States, begin, require_smooth
+from umd_eqx.sampling.denoisers import AbstractDenoiser, Ends, end_times
 from umd_eqx.sampling.grids import AbstractGrid, EDMGrid
-from umd_eqx.types import Image, Label, Scalar, Time
+from umd_eqx.sampling.levels import levels
+from umd_eqx.types import Image, Scalar, Time
 
 
 class ReverseSDE(AbstractSampler):
@@ -28,54 +30,49 @@ class ReverseSDE(AbstractSampler):
     head: Head = eqx.field(static=True, default="eps")
     clip: bool = eqx.field(static=True, default=True)
 
-    def __call__(self, model: AbstractModel, path: AbstractPath, noise: Image, y: Label, key: PRNGKeyArray) -> Image:
+    def __call__(self, denoiser: AbstractDenoiser, noise: Image, key: PRNGKeyArray) -> Image:
         """An image from noise; `key` gives the noise on the way. Raises `BadInput` naming `--sampler` for a table."""
-        times = self.times(path, noise.shape[0])
-        states = self._integrate(model, path, times, noise, y, key, every=False)
-        t = jnp.asarray(times[-1], noise.dtype)
-        return denoise(model, path, states[-1], t, y, head=self.head, clip=self.clip).x0
+        times = self.times(denoiser.path, noise.shape[0], denoiser.ends)
+        states = self._integrate(denoiser, times, noise, key, all_states=False)
+        return self.clipped(denoiser)(states[-1], jnp.asarray(times[-1], noise.dtype)).x0
 
-    def states(
-        self, model: AbstractModel, path: AbstractPath, noise: Image, y: Label, key: PRNGKeyArray
-    ) -> tuple[Float[Array, "k"], States]:
+    def states(self, denoiser: AbstractDenoiser, noise: Image, key: PRNGKeyArray) -> tuple[Float[Array, "k"], States]:
         """The noised image at each time of the grid."""
-        times = self.times(path, noise.shape[0])
-        return jnp.asarray(times, noise.dtype), self._integrate(model, path, times, noise, y, key, every=True)
+        times = self.times(denoiser.path, noise.shape[0], denoiser.ends)
+        return jnp.asarray(times, noise.dtype), self._integrate(denoiser, times, noise, key, all_states=True)
 
     def evaluations(self, path: AbstractPath) -> int:
         """`steps`, the last call included."""
-        return len(self.times(path, 64))
+        return len(self.times(path, 64, end_times(path, self.head)))
 
-    def times(self, path: AbstractPath, side: int) -> Float64[np.ndarray, "asked"]:
+    def times(self, path: AbstractPath, side: int, ends: Ends) -> Float64[np.ndarray, "asked"]:
         """Those of the grid at which sigma / alpha is at most EDM's 80: before, g^2 grows without bound."""
-        times = self.grid.times(path, self.steps, side, self.head)
+        times = self.grid.times(path, self.steps, side, ends)
         alpha, sigma = levels(path, times)
         stable = sigma <= EDMGrid().sigma_max * alpha * (1 + 1e-9)  # but for rounding
-        return times[stable] if np.any(stable) else EDMGrid().times(path, 1, side, self.head)
+        return times[stable] if np.any(stable) else EDMGrid().times(path, 1, side, ends)
 
     def _integrate(
         self,
-        model: AbstractModel,
-        path: AbstractPath,
+        denoiser: AbstractDenoiser,
         times: Float64[np.ndarray, "n"],
         noise: Image,
-        y: Label,
         key: PRNGKeyArray,
         *,
-        every: bool,
+        all_states: bool,
     ) -> States:
-        smooth = require_smooth(path, "sde")
-        x = begin(path, times, noise)
+        smooth = require_smooth(denoiser.path, "sde")
+        asked, x = self.clipped(denoiser), begin(denoiser.path, times, noise)
         if len(times) == 1:
             return x[None]
 
         # Forward in u = -t, because a Brownian path cannot be followed backwards.
         def drift(u: Any, x: Image, args: Any) -> Image:
             t = jnp.asarray(-u, x.dtype)
-            prediction = denoise(model, path, x, t, y, head=self.head, clip=self.clip)
+            denoised = asked(x, t)
             alpha_rate, sigma_rate = smooth.rates(t)
-            ode = alpha_rate * prediction.x0 + sigma_rate * prediction.eps
-            return -(ode + _squared_diffusion(smooth, t) / (2.0 * smooth.sigma(t)) * prediction.eps)
+            ode = alpha_rate * denoised.x0 + sigma_rate * denoised.eps
+            return -(ode + _squared_diffusion(smooth, t) / (2.0 * smooth.sigma(t)) * denoised.eps)
 
         def diffusion(u: Any, x: Image, args: Any) -> lineax.AbstractLinearOperator:
             g = jnp.sqrt(_squared_diffusion(smooth, jnp.asarray(-u, x.dtype)))
@@ -90,7 +87,7 @@ class ReverseSDE(AbstractSampler):
             t1=us[-1],
             dt0=None,
             y0=x,
-            saveat=diffrax.SaveAt(ts=us) if every else diffrax.SaveAt(t1=True),
+            saveat=diffrax.SaveAt(ts=us) if all_states else diffrax.SaveAt(t1=True),
             stepsize_controller=diffrax.StepTo(ts=us),
             adjoint=diffrax.ForwardMode(),
             max_steps=len(times) - 1,

@@ -1,0 +1,126 @@
+"""Denoising of images whose patches have noise levels of their own."""
+
+from typing import Annotated
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import tyro
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from umd_eqx.errors import BadInput
+from umd_eqx.masking import View, draw_order, hidden_patches, num_kept, patchify, unpatchify
+from umd_eqx.models import AbstractPatchModel, Group
+from umd_eqx.models.base import over_rows
+from umd_eqx.objectives.base import AbstractObjective, classes_of, in_rows
+from umd_eqx.objectives.named import denoising
+from umd_eqx.objectives.terms import MaskedDenoising, Term
+from umd_eqx.paths import AbstractPath
+from umd_eqx.predictions import AbstractPrediction
+from umd_eqx.types import NO_CLASS, AbstractCond, Batch, Image, Metrics, Scalar
+
+
+class PatchDraw(eqx.Module):
+    """What one batch needs of randomness, an entry an image; `t` has a time for each patch in raster order."""
+
+    t: Float[Array, "b n"]
+    eps: Float[Array, "b h w c"]
+    order: Int[Array, "b n"]
+    drop_label: Bool[Array, "b"]
+
+
+class PatchNoise(AbstractObjective):
+    """`MaskedDenoising` of images with a time for each patch, which the network is told patch by patch.
+
+    A share of the images, `shared_prob`, has one time for all patches, as sampling has. With equal times for all
+    patches of each image, the loss is that of `MaskedDenoising` (its "visible" and "hidden" regions are means over
+    patches). Its network has patches, and AdaLN conditioning: one token cannot tell the time of each patch.
+    """
+
+    terms: Annotated[tuple[Term, ...], tyro.conf.Suppress] = eqx.field(static=True, default=denoising().terms)
+    mask_ratio: float = eqx.field(static=True, default=0.0)
+    """Share of the patches that the encoder does not see, in [0, 1)."""
+    shared_prob: float = eqx.field(static=True, default=0.5)
+    """Share of the images with one time for all patches."""
+    label_dropout: float = eqx.field(static=True, default=0.1)
+    """Probability that an image's label is replaced by `NO_CLASS`."""
+
+    @property
+    def hides(self) -> bool:
+        """Whether there is a mask."""
+        return self.mask_ratio > 0
+
+    @property
+    def predicts_visible_x0(self) -> bool:
+        """As `MaskedDenoising`."""
+        return self._plain.predicts_visible_x0
+
+    @property
+    def _plain(self) -> MaskedDenoising:
+        return MaskedDenoising(self.terms, self.mask_ratio, label_dropout=self.label_dropout)
+
+    def draw(
+        self, key: PRNGKeyArray, model: AbstractPatchModel, path: AbstractPath, shape: tuple[int, ...]
+    ) -> PatchDraw:
+        """Times of all patches, noise, orders of the patches, and which labels are dropped."""
+        t_key, shared_key, eps_key, order_key, drop_key = jax.random.split(key, 5)
+        batch, n = shape[0], model.num_patches
+        uniform = jax.random.uniform(t_key, (batch, n), jnp.float32)
+        shared = jax.random.bernoulli(shared_key, jnp.asarray(self.shared_prob, jnp.float32), (batch, 1))
+        return PatchDraw(
+            t=jax.vmap(jax.vmap(path.time_from_uniform))(jnp.where(shared, uniform[:, :1], uniform)),
+            eps=jax.random.normal(eps_key, shape, jnp.float32),
+            order=jax.vmap(draw_order, in_axes=(0, None))(jax.random.split(order_key, batch), n),
+            drop_label=jax.random.bernoulli(drop_key, jnp.asarray(self.label_dropout, jnp.float32), (batch,)),
+        )
+
+    def loss(
+        self, model: AbstractPatchModel, path: AbstractPath, batch: Batch, draw: PatchDraw
+    ) -> tuple[Scalar, Metrics]:
+        """The weighted sum of the terms, each the mean over the batch; the terms by name, unweighted."""
+        kept = num_kept(model.num_patches, self.mask_ratio)
+        batch, draw = in_rows((batch, draw), batch.image.shape[0])
+        views = over_rows(lambda order: View(order, kept))(draw.order)
+
+        def cond(t: Float[Array, "n"], label: Array, dropped: Array) -> AbstractCond:
+            y = jnp.where(dropped, NO_CLASS, classes_of(label, model.num_classes))
+            return model.cond(y).at(jax.vmap(path.network_time)(t))
+
+        def noised(x0: Image, eps: Image, t: Float[Array, "n"]) -> Image:
+            patches = jax.vmap(path.interpolate)(_patches(x0, model.patch), _patches(eps, model.patch), t)
+            return unpatchify(patches.reshape(len(t), -1), model.patch, *x0.shape[:2])
+
+        conds = over_rows(cond)(draw.t, jnp.asarray(batch.label), draw.drop_label)
+        x_t = over_rows(noised)(jnp.asarray(batch.image), draw.eps, draw.t)
+        (prediction,) = model.forward_groups([Group(x_t, conds, views if kept < model.num_patches else None)])
+
+        def errors(
+            prediction: AbstractPrediction, x0: Image, eps: Image, t: Float[Array, "n"], view: View
+        ) -> Float[Array, "terms"]:
+            said, x0, eps = jax.tree.map(lambda image: _patches(image, model.patch), (prediction, x0, eps))
+            hidden = hidden_patches(view)
+
+            def term_error(term: Term) -> Scalar:
+                difference = jax.vmap(lambda p, *truth: p.error(term.head, path, *truth))(said, x0, eps, t)
+                squares = jnp.mean(jnp.square(difference), axis=(1, 2, 3))
+                m = {"all": jnp.ones_like(hidden), "hidden": hidden, "visible": 1.0 - hidden}[term.region]
+                return jnp.mean(squares * m) / jnp.mean(m)
+
+            return jnp.stack([term_error(term) for term in self.terms])
+
+        found = over_rows(errors)(prediction, jnp.asarray(batch.image), draw.eps, draw.t, views)
+        return self._plain.total(found)
+
+    def period(self, batch_size: int) -> int:
+        """1: every image is treated alike."""
+        return 1
+
+    def validate(self, num_patches: int, batch_size: int, field: str = "--objective") -> None:
+        """Raises `BadInput` as `MaskedDenoising` does, and for a share outside [0, 1]."""
+        self._plain.validate(num_patches, batch_size, field)
+        if not 0.0 <= self.shared_prob <= 1.0:
+            raise BadInput(f"{field}.shared-prob", f"{self.shared_prob} is outside [0, 1]", "Give a share of images")
+
+
+def _patches(image: Image, patch: int) -> Float[Array, "n patch patch c"]:
+    return patchify(image, patch).reshape(-1, patch, patch, image.shape[-1])

@@ -1,0 +1,158 @@
+"""Guidance: denoisers made of denoisers, which a sampler asks like any other."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from umd_eqx.errors import BadInput
+from umd_eqx.models import AbstractModel
+from umd_eqx.paths import AbstractPath
+from umd_eqx.predictions import Denoised
+from umd_eqx.sampling.denoisers import AbstractDenoiser, Ends
+from umd_eqx.types import AbstractCond, Image, Scalar, Time
+
+
+class AbstractGuidance(AbstractDenoiser):
+    """A denoiser of the images of `denoiser`, along its path."""
+
+    denoiser: eqx.AbstractVar[AbstractDenoiser]
+
+    @property
+    def model(self) -> AbstractModel:
+        """The denoiser's."""
+        return self.denoiser.model
+
+    @property
+    def path(self) -> AbstractPath:
+        """The denoiser's."""
+        return self.denoiser.path
+
+    @property
+    def cond(self) -> AbstractCond:
+        """The denoiser's."""
+        return self.denoiser.cond
+
+
+class ClassifierFree(AbstractGuidance):
+    """uncond + cfg_scale (cond - uncond), of the clean image and of the noise (Ho and Salimans 2022, eq. 6, in the
+    reference's notation: 1 is no guidance, 0 is no label).
+
+    Both are one batch of the network. Raises `BadInput` naming `--cfg-scale` for a network without labels.
+    """
+
+    denoiser: AbstractDenoiser
+    cfg_scale: Scalar
+
+    def __init__(self, denoiser: AbstractDenoiser, cfg_scale: float | Scalar):
+        self.denoiser, self.cfg_scale = denoiser, _scale(cfg_scale)
+        if denoiser.model.num_classes is None:
+            raise BadInput("--cfg-scale", "the network knows no labels to be guided by", "Fine-tune it, or use 1")
+
+    @property
+    def ends(self) -> Ends:
+        """The denoiser's."""
+        return self.denoiser.ends
+
+    def given(self, cond: AbstractCond) -> "ClassifierFree":
+        """The same, told something else."""
+        return ClassifierFree(self.denoiser.given(cond), self.cfg_scale)
+
+    def __call__(self, x_t: Image, t: Time) -> Denoised:
+        """The guided clean image and noise. For `NO_CLASS` they are the plain ones."""
+        conds = jax.tree.map(lambda *leaves: jnp.stack(leaves), self.cond, self.cond.unlabelled())
+        both = jax.vmap(lambda cond: self.denoiser.given(cond)(x_t, t))(conds)
+        cond, uncond = (jax.tree.map(lambda leaf, i=i: leaf[i], both) for i in (0, 1))
+        return _extrapolate(uncond, cond, self.cfg_scale)
+
+
+class Autoguidance(AbstractGuidance):
+    """weak + scale (denoiser - weak): away from a weaker version of the network (Karras et al. 2024, "Guiding a
+    diffusion model with a bad version of itself").
+
+    `weak` was trained less, or is smaller, or knows no labels; its path is that of `denoiser`. Raises `BadInput` naming
+    `--weak` where its images have another shape, or its labels another meaning.
+    """
+
+    denoiser: AbstractDenoiser
+    weak: AbstractDenoiser
+    scale: Scalar
+
+    def __init__(self, denoiser: AbstractDenoiser, weak: AbstractDenoiser, scale: float | Scalar):
+        self.denoiser, self.weak, self.scale = denoiser, weak, _scale(scale)
+        way_out, ours, theirs = "Take a checkpoint of the same data", denoiser.model, weak.model
+        if theirs.image_shape != ours.image_shape:
+            problem = f"its images are {theirs.image_shape} and not {ours.image_shape}"
+            raise BadInput("--weak", problem, way_out)
+        if theirs.num_classes not in (None, ours.num_classes):
+            raise BadInput("--weak", f"it knows {theirs.num_classes} classes and not {ours.num_classes}", way_out)
+
+    @property
+    def ends(self) -> Ends:
+        """The times at which both may be asked."""
+        return _common(self.denoiser.ends, self.weak.ends)
+
+    def given(self, cond: AbstractCond) -> "Autoguidance":
+        """Both told something else. Where they are told different things, the weak one is told the label alone."""
+        same = type(cond) is type(self.weak.cond)
+        weak = self.weak.given(cond if same else self.weak.model.cond(cond.y))
+        return Autoguidance(self.denoiser.given(cond), weak, self.scale)
+
+    def __call__(self, x_t: Image, t: Time) -> Denoised:
+        """The guided clean image and noise."""
+        return _extrapolate(self.weak(x_t, t), self.denoiser(x_t, t), self.scale)
+
+
+class Interval(AbstractGuidance):
+    """`guided` at path times in [low, high], and the plain `denoiser` elsewhere (Kynkaanniemi et al. 2024, "Applying
+    guidance in a limited interval", who give the interval as noise levels).
+
+    Where t is not batched, as in a sampler of fixed steps that is vmapped over images, only one of the two is computed.
+    Raises `BadInput` naming `--cfg-interval` unless 0 <= low < high <= 1.
+    """
+
+    guided: AbstractDenoiser
+    denoiser: AbstractDenoiser
+    low: float
+    high: float
+
+    def __init__(self, guided: AbstractDenoiser, denoiser: AbstractDenoiser, low: float, high: float):
+        self.guided, self.denoiser, self.low, self.high = guided, denoiser, low, high
+        if not 0.0 <= low < high <= 1.0:
+            problem = f"{low:g} .. {high:g} is not an interval within [0, 1]"
+            raise BadInput("--cfg-interval", problem, "Give two times of the path, 0 <= low < high <= 1")
+
+    @property
+    def ends(self) -> Ends:
+        """The times at which both may be asked."""
+        return _common(self.guided.ends, self.denoiser.ends)
+
+    def given(self, cond: AbstractCond) -> "Interval":
+        """Both told something else."""
+        return Interval(self.guided.given(cond), self.denoiser.given(cond), self.low, self.high)
+
+    def __call__(self, x_t: Image, t: Time) -> Denoised:
+        """The clean image and noise of the one in force."""
+        inside = (t >= self.low) & (t <= self.high)
+        branches = [lambda x, denoiser=each: denoiser(x, t) for each in (self.guided, self.denoiser)]
+        return jax.lax.cond(inside, *branches, x_t)
+
+
+def guide(denoiser: AbstractDenoiser, cfg_scale: float) -> AbstractDenoiser:
+    """The denoiser under classifier-free guidance; at 1 the denoiser itself, which costs half as much.
+
+    Raises `BadInput` naming `--cfg-scale` for a network without labels at any other scale.
+    """
+    return denoiser if cfg_scale == 1.0 else ClassifierFree(denoiser, cfg_scale)
+
+
+def _common(one: Ends, other: Ends) -> Ends:
+    return max(one[0], other[0]), min(one[1], other[1])
+
+
+def _scale(value: float | Scalar) -> Scalar:
+    # An array, so that another scale is not another program.
+    return jnp.asarray(1.0 * value)
+
+
+def _extrapolate(start: Denoised, end: Denoised, scale: Scalar) -> Denoised:
+    return jax.tree.map(lambda a, b: a + scale.astype(a.dtype) * (b - a), start, end)
