@@ -19,6 +19,7 @@ from umd_eqx.config import Built, Config, DataConfig, Start, build
 from umd_eqx.dump import dump, load
 from umd_eqx.errors import BadInput
 from umd_eqx.models import AutoEncoder, ModelConfig
+from umd_eqx.models.classifier_configs import FashionClassifierConfig
 from umd_eqx.models.tokenizer import AbstractTokenizer
 from umd_eqx.objectives import AbstractObjective, denoising
 from umd_eqx.paths import AbstractPath
@@ -189,6 +190,8 @@ def _from_run(
         parts = {name: load(kept["config"][name]) for name in ("model", "path", "data", "optim", "ema")}
         # Runs of pixels from before there were latents have neither.
         parts |= {name: load(kept["config"].get(name)) for name in ("tokenizer", "latent")}
+        if "trainable" in kept["config"]:  # runs from before there was a choice trained everything
+            parts["trainable"] = load(kept["config"]["trainable"])
         facts = json.loads((place / "environment.json").read_text())
         spec = DataSpec(**facts["data"])
     except FileNotFoundError as error:
@@ -199,6 +202,9 @@ def _from_run(
             raise
         raise BadInput(field, f"the configuration in {place} cannot be read", "Choose another run") from error
     if not isinstance(parts["model"], ModelConfig):
+        if isinstance(parts["model"], FashionClassifierConfig):
+            problem = f"{place} holds a classifier and no auto-encoder"
+            raise BadInput(field, problem, "Give a run of pretrain.py or finetune.py")
         raise BadInput(field, f"{place} holds a tokenizer and no network", "Give it to --tokenizer, and a run here")
     latents = _latents(tokenizer or parts["tokenizer"], parts["latent"])
     # Which objective and evaluators the run had does not matter here, and they may be a reader's own classes.
