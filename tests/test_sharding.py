@@ -29,7 +29,7 @@ def images(batch_size: int) -> Batch:
 
 @pytest.fixture(scope="module")
 def compiled(random_model):
-    """`compiled(devices, batch_size, accumulate, trainable)`: a step, its first arguments, and a state to begin with."""
+    """`compiled(devices, batch_size, accumulate, trainable)`: a step, its first arguments, and a first state."""
 
     def make(devices: int, batch_size: int = 16, accumulate: int = 1, trainable: Trainable = EVERYTHING):
         mesh = make_mesh(jax.devices()[:devices])
