@@ -11,10 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tyro
 from faults.tiny import arrays, assert_equal_bit_for_bit, numbers, on_one_device
 from faults.tiny import compilation_cache as compilation_cache
 
 from umd_eqx.classifier_training import TRAINED, classifier, command_of, lacks_classifier, recipe_facts
+from umd_eqx.cli import Command
 from umd_eqx.config import Config, build
 from umd_eqx.data.loader import training_batches
 from umd_eqx.data.source import open_source
@@ -27,7 +29,7 @@ from umd_eqx.optim import EmaConfig
 from umd_eqx.pretrained import from_pretrained
 from umd_eqx.run import run
 from umd_eqx.tensors import named_leaves
-from umd_eqx.trainable import Only
+from umd_eqx.trainable import AllExcept, Only
 
 STEPS = 12
 
@@ -124,15 +126,19 @@ def test_the_card_says_what_was_trained_and_measured(whole):
 
 
 def test_a_command_names_switches_lists_and_absent_values():
-    config = small(seed=3, ema=EmaConfig(rate=0.1, batch_size=8), trainable=Only(("head", "hidden")))
-    config = dataclasses.replace(
-        config, data=dataclasses.replace(classifier().data, flip=False), optim=classifier().optim
-    )
-    words = shlex.split(command_of(config))
-    assert words[:2] == ["python", "experiments/train_classifier.py"]
-    assert "--data.no-flip" in words
-    assert words[words.index("--seed") + 1] == "3"
-    assert words[words.index("--trainable.trained") + 1 :][:2] == ["head", "hidden"]
+    config = dataclasses.replace(classifier(), seed=3, trainable=AllExcept(("first", "second.bias")))
+    ema = EmaConfig(rate=0.1, batch_size=None, only_with_labels=True)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, flip=False), ema=ema)
+    words = shlex.split(command_of(config) or "")
+    flags = {"--data.no-flip", "--seed 3", "--trainable.frozen first second.bias", "--ema.rate 0.1"}
+    assert {f"--{flag}".strip() for flag in " ".join(words[2:]).split("--")[1:]} == flags | {"--ema.only-with-labels"}
+    # The flags make that configuration again.
+    parsed = tyro.cli(Command, default=Command(classifier()), args=words[2:])
+    assert parsed.config == config
+
+
+def test_a_configuration_of_another_type_has_no_command():
+    assert command_of(dataclasses.replace(classifier(), trainable=Only(("head",)))) is None
 
 
 def test_a_finished_run_writes_its_classifier_again_where_it_is_missing(whole):
@@ -164,13 +170,12 @@ def test_a_dry_run_compiles_step_and_evaluation():
     assert "(accuracy)" in text
 
 
-@pytest.mark.parametrize(("field", "changed"), [("--data.size", {"size": 32}), ("--data.name", {"name": "colours"})])
-def test_images_that_the_classifier_is_not_made_for_are_refused(field, changed, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("field", "size", "channels"), [("--data.size", 32, 1), ("--data.name", 28, 3)])
+def test_images_that_the_classifier_is_not_made_for_are_refused(field, size, channels, tmp_path, monkeypatch):
     config = small()
-    spec = config.data.describe()
-    if "name" in changed:
-        monkeypatch.setattr("umd_eqx.config.describe", lambda *_: spec._replace(channels=3))
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, **changed))
+    spec = config.data.describe()._replace(channels=channels)
+    monkeypatch.setattr("umd_eqx.config.DataConfig.describe", lambda self: spec)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, size=size))
     with pytest.raises(BadInput) as error:
         run(config, run_dir=tmp_path / "run")
     assert error.value.field == field

@@ -70,17 +70,18 @@ def test_eight_devices_train_as_one_does(compiled, on_eight):
 
 
 def test_eight_devices_train_a_part_as_one_does(compiled):
-    trainable = AllExcept(("embed", "condition", "encoder"))
-    found = {}
+    trainable, found = AllExcept(("embed", "condition", "encoder")), {}
     for devices in (1, 8):
         step, given, state = compiled(devices, trainable=trainable)
-        first = jax.tree.map(np.array, eqx.filter(state.model, eqx.is_array))
+        first, rows = jax.tree.map(np.array, eqx.filter(state.model, eqx.is_array)), []
         for _ in range(STEPS):
             state, metrics = step(given, state)
+            rows.append([float(metrics[name]) for name in ("loss", "grad_norm")])
         frozen = eqx.filter(state.model, trainable(state.model), inverse=True)
         jax.tree.map(np.testing.assert_array_equal, frozen, eqx.filter(first, trainable(first), inverse=True))
-        found[devices] = (eqx.filter(state.model, trainable(state.model)), metrics["loss"], metrics["grad_norm"])
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), found[8], found[1])
+        found[devices] = np.array(rows)
+    assert len(set(found[1][:, 0].round(4))) == STEPS  # it does train
+    np.testing.assert_allclose(found[8], found[1], rtol=2e-5)
 
 
 def test_no_image_leaves_its_device(on_eight):

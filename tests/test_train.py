@@ -228,14 +228,15 @@ def products_of_gradient(step: Parts, model, images: jax.Array) -> int:
 
 
 def test_no_product_is_computed_for_the_gradient_of_what_is_frozen(random_model):
-    mesh, images = make_mesh(jax.devices()[:1]), jnp.zeros((4, 28, 28, 1))
+    mesh, image = make_mesh(jax.devices()[:1]), (28, 28, 1)
+    images = jnp.zeros((4, *image))
     classifier = FashionClassifier.init(10, key=jax.random.key(0))
     found, counted = {}, {}
     for name, trainable in {"all": EVERYTHING, "head": Only(("head",)), "hidden": Only(("hidden",))}.items():
         step = Parts(Classification(), Clean(), optax.sgd(0.1), lambda _: 0.1, mesh, 0, trainable=trainable)
         found[name] = products_of_gradient(step, classifier, images)
-        counted[name] = step_flops(step.objective, classifier, step.path, images.shape[1:], 4, trainable)
-    forward = step_flops(Classification(), classifier, Clean(), images.shape[1:], 4) // 3
+        counted[name] = step_flops(step.objective, classifier, step.path, image, 4, trainable)
+    forward = step_flops(Classification(), classifier, Clean(), image, 4) // 3
     head = 2 * 4 * FEATURES * 10
     # The gradient of a kernel takes as many products as its layer, and so does the gradient of the layer's input.
     assert found["head"] == forward + head
@@ -244,7 +245,7 @@ def test_no_product_is_computed_for_the_gradient_of_what_is_frozen(random_model)
 
     # A stack of blocks, scanned and rematerialised: its forward pass is computed once.
     model, images = random_model(labels=True), jnp.zeros((4, 8, 8, 3))
-    forward = step_flops(OBJECTIVES["umd"], model, CosineTable(), images.shape[1:], 4) // 3
+    forward = step_flops(OBJECTIVES["umd"], model, CosineTable(), (8, 8, 3), 4) // 3
     assert forward < products_of_gradient(partly(PARTS_TRAINED["head"]), model, images) < 1.1 * forward
     assert products_of_gradient(partly(EVERYTHING), model, images) > 2.9 * forward
 

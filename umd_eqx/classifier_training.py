@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from umd_eqx.config import Built, CheckpointConfig, Config, DataConfig, LogConfig, build
-from umd_eqx.dump import differences, run_identity
+from umd_eqx.dump import as_flag, differences, run_identity
 from umd_eqx.errors import BadInput
 from umd_eqx.eval import Accuracy, EvalContext
 from umd_eqx.models.classifier import SIDE, FashionClassifier
@@ -68,7 +68,7 @@ def write_classifier(config: Config, run_dir: Path) -> Path:
     facts = {
         "test_accuracy": report.scalars["recognised"],
         "recipe": recipe_facts(config),
-        "data": {"name": data.name, "train": data.train_split, "test": data.test_split, "test_images": len(test)},
+        "data": {"name": built.spec.name, "train": data.train_split, "test": data.test_split, "test_images": len(test)},
         "command": command_of(config),
         "versions": {name: importlib.metadata.version(name) for name in ("jax", "equinox", "optax")},
         "step": step,
@@ -104,11 +104,16 @@ def recipe_facts(config: Config) -> dict[str, Any]:
     }
 
 
-def command_of(config: Config) -> str:
-    """The command line that trains the weights of a configuration: the flags in which it differs from the recipe."""
+def command_of(config: Config) -> str | None:
+    """The command line that trains the weights of a configuration: the flags in which it differs from the recipe.
+
+    None where it differs in a type, which no flag of the command changes.
+    """
     flags: dict[str, list[str]] = {}
     for name, (_, value) in differences(run_identity(classifier()), run_identity(config)).items():
-        names = [part for part in name.replace("_", "-").split(".") if not part.isdecimal()]  # an entry of a list
+        if name.endswith(".type"):
+            return None
+        names = [part for part in as_flag(name).replace("_", "-").split(".") if not part.isdecimal()]  # list entries
         if isinstance(value, bool):
             flags[f"--{'.'.join([*names[:-1], names[-1] if value else f'no-{names[-1]}'])}"] = []
         else:
