@@ -20,21 +20,24 @@ from typing import Any
 import jax
 import tyro
 
+from umd_eqx.classifier_training import CLASSIFIERS
 from umd_eqx.cli import exit_with
 from umd_eqx.config import Config, build
 from umd_eqx.errors import BadInput, require_writable
 from umd_eqx.finetuning import FINETUNE
 from umd_eqx.memory import STEP, programs
 from umd_eqx.models.tokenizer import AbstractTokenizer
-from umd_eqx.presets import FASHION_MNIST, PRETRAIN
+from umd_eqx.presets import PRETRAIN
 from umd_eqx.programs import Memory, Program, abstract, compiled_memory
 from umd_eqx.sharding import batch_sharding, make_mesh, replicated
-from umd_eqx.supervised import ClassifierRecipe, classifier_programs
 from umd_eqx.tokenizer_training import TOKENIZERS, statistics_program
 
-RECIPES = {**PRETRAIN, **FINETUNE, **{f"tokenizer-{name}": recipe for name, recipe in TOKENIZERS.items()}}
-CLASSIFIER = "classifier"
-NAMES = (*RECIPES, CLASSIFIER)
+RECIPES = {
+    **PRETRAIN,
+    **FINETUNE,
+    **{f"tokenizer-{name}": recipe for name, recipe in TOKENIZERS.items()},
+    **CLASSIFIERS,
+}
 
 Parts = dict[str, dict[str, Program]]
 Row = dict[str, Any]
@@ -44,7 +47,7 @@ Row = dict[str, Any]
 class Options:
     """What is measured."""
 
-    presets: tuple[str, ...] = NAMES
+    presets: tuple[str, ...] = tuple(RECIPES)
     """Which presets, those of the tokenizers and the classifier included."""
     devices: tuple[int, ...] = (1, 8)
     """On how many devices."""
@@ -56,8 +59,8 @@ class Options:
     def validate(self) -> None:
         """Raises `BadInput` for a preset that there is not, devices below 1, and a file that cannot be written."""
         for name in self.presets:
-            if name not in NAMES:
-                raise BadInput("--presets", f"there is no {name!r}", f"There are: {', '.join(NAMES)}")
+            if name not in RECIPES:
+                raise BadInput("--presets", f"there is no {name!r}", f"There are: {', '.join(RECIPES)}")
         if not self.devices or min(self.devices) < 1:
             raise BadInput("--devices", f"{self.devices} are not numbers of devices", "Use 1 or more")
         if self.json is not None:
@@ -66,11 +69,7 @@ class Options:
 
 def parts_of(preset: str, devices: int) -> Parts:
     """The programs of each part of a preset on so many devices."""
-    if preset == CLASSIFIER:  # it is trained and measured on one
-        found = classifier_programs(ClassifierRecipe(), FASHION_MNIST)
-        return {part: {part: program} for part, program in found.items()}
-    config = RECIPES[preset]()
-    return config_parts(config, devices)
+    return config_parts(RECIPES[preset](), devices)
 
 
 def config_parts(config: Config, devices: int) -> Parts:

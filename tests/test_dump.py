@@ -5,18 +5,20 @@ import json
 
 import pytest
 
+from umd_eqx.classifier_training import CLASSIFIERS
 from umd_eqx.config import Start
 from umd_eqx.data.source_configs import TFDS
-from umd_eqx.dump import NOT_THE_RUN, differences, dump, flatten, load, only_the_run, run_identity
+from umd_eqx.dump import NOT_THE_RUN, completed, differences, dump, flatten, load, only_the_run, run_identity
 from umd_eqx.errors import BadInput
 from umd_eqx.eval import Denoising
 from umd_eqx.paths import CosinePath, CosineTable, LinearTable, RectifiedFlow, SmoothTable
 from umd_eqx.presets import PRETRAIN
+from umd_eqx.trainable import AllExcept, Only
 
 
-@pytest.mark.parametrize("name", PRETRAIN)
+@pytest.mark.parametrize("name", [*PRETRAIN, *CLASSIFIERS])
 def test_every_preset_comes_back_from_json(name):
-    config = PRETRAIN[name]()
+    config = (PRETRAIN | CLASSIFIERS)[name]()
     text = json.dumps(dump(config))
     again = load(json.loads(text))
     assert again == config
@@ -30,6 +32,20 @@ def test_every_preset_comes_back_from_json(name):
 def test_every_path_comes_back(path):
     config = dataclasses.replace(PRETRAIN["umd"](), path=path)
     assert load(json.loads(json.dumps(dump(config)))) == config
+
+
+@pytest.mark.parametrize("trainable", [AllExcept(), AllExcept(("encoder", "embed.bias")), Only(("head",))])
+def test_what_is_trained_comes_back_and_is_of_the_run(trainable):
+    config = changed(trainable=trainable)
+    assert load(json.loads(json.dumps(dump(config)))) == config
+    assert bool(differences(run_identity(changed()), run_identity(config))) == (trainable != AllExcept())
+
+
+def test_a_configuration_from_before_there_was_a_choice_trains_everything():
+    data = dump(changed())
+    del data["trainable"]
+    assert load(data) == changed()
+    assert only_the_run(flatten(completed(data))) == run_identity(changed())
 
 
 def test_a_type_that_is_not_known_is_refused_and_nothing_is_imported():

@@ -6,6 +6,7 @@ import jax
 import pytest
 from eval.fakes import context, noise
 
+from umd_eqx.classifier_training import CLASSIFIERS
 from umd_eqx.config import Built, build
 from umd_eqx.errors import BadInput
 from umd_eqx.eval import TokenizerQuality
@@ -47,10 +48,11 @@ def test_a_tokenizer_of_large_images_is_measured_in_what_a_device_has():
         assert program.memory().total < MOST / 8
 
 
-SMALL = {name: recipe for name, recipe in {**PRETRAIN, **FINETUNE, **TOKENIZERS}.items() if "-in" not in name}
+RECIPES = {**PRETRAIN, **FINETUNE, **TOKENIZERS, **CLASSIFIERS}
+SMALL = {name: recipe for name, recipe in RECIPES.items() if "-in" not in name}
 
 
-OFTEN = ("umd", "mae", "latent-dit", "kl")
+OFTEN = ("umd", "mae", "latent-dit", "kl", "classifier")
 """One for each kind of network. Compiling the others as well takes minutes."""
 
 

@@ -129,6 +129,7 @@ def test_the_rate_of_the_average():
     assert EmaConfig(rate=0.01, batch_size=None).rate_for(1024, labels=False) == 0.01
     published = EmaConfig(only_with_labels=True)
     assert published.rate_for(256, labels=False) is None
+    assert EmaConfig(rate=None).rate_for(256, labels=True) is None
     assert published.rate_for(256, labels=True) == pytest.approx(1e-4)
 
 

@@ -11,7 +11,8 @@ from umd_eqx.objectives import unified
 from umd_eqx.optim import OptimConfig, adamw, schedule
 from umd_eqx.paths import CosineTable
 from umd_eqx.sharding import batch_sharding, in_pieces, make_mesh, micro_batches, place, replicated, validate_batch
-from umd_eqx.train import Parts, TrainState, compile_step
+from umd_eqx.train import Parts, Trainable, TrainState, compile_step
+from umd_eqx.trainable import EVERYTHING, AllExcept
 from umd_eqx.types import Batch
 
 STEPS = 5
@@ -28,14 +29,15 @@ def images(batch_size: int) -> Batch:
 
 @pytest.fixture(scope="module")
 def compiled(random_model):
-    """`compiled(devices, batch_size, accumulate)`: a step with its first arguments, and a state to begin with."""
+    """`compiled(devices, batch_size, accumulate, trainable)`: a step, its first arguments, and a first state."""
 
-    def make(devices: int, batch_size: int = 16, accumulate: int = 1):
+    def make(devices: int, batch_size: int = 16, accumulate: int = 1, trainable: Trainable = EVERYTHING):
         mesh = make_mesh(jax.devices()[:devices])
         config = OptimConfig(lr=1e-3, lr_batch_size=None, steps=20, warmup=0.1)
         lr = schedule(config, 1, 1)
-        parts = Parts(unified(), CosineTable(), adamw(config, lr), lr, mesh, 0, 0.1, accumulate)
-        state = place(TrainState.init(random_model(labels=True), parts.optimiser, ema=True), replicated(mesh))
+        parts = Parts(unified(), CosineTable(), adamw(config, lr), lr, mesh, 0, 0.1, accumulate, trainable)
+        state = TrainState.init(random_model(labels=True), parts.optimiser, ema=True, trainable=trainable)
+        state = place(state, replicated(mesh))
         batch = place(images(batch_size), batch_sharding(mesh))
         return compile_step(parts, state, batch), (parts, batch), state
 
@@ -65,6 +67,21 @@ def test_eight_devices_train_as_one_does(compiled, on_eight):
     alone, together = losses(*compiled(1)), losses(*on_eight)
     assert len({round(loss, 4) for loss in alone}) == STEPS  # it does train
     np.testing.assert_allclose(together, alone, rtol=1e-5)
+
+
+def test_eight_devices_train_a_part_as_one_does(compiled):
+    trainable, found = AllExcept(("embed", "condition", "encoder")), {}
+    for devices in (1, 8):
+        step, given, state = compiled(devices, trainable=trainable)
+        first, rows = jax.tree.map(np.array, eqx.filter(state.model, eqx.is_array)), []
+        for _ in range(STEPS):
+            state, metrics = step(given, state)
+            rows.append([float(metrics[name]) for name in ("loss", "grad_norm")])
+        frozen = eqx.filter(state.model, trainable(state.model), inverse=True)
+        jax.tree.map(np.testing.assert_array_equal, frozen, eqx.filter(first, trainable(first), inverse=True))
+        found[devices] = np.array(rows)
+    assert len(set(found[1][:, 0].round(4))) == STEPS  # it does train
+    np.testing.assert_allclose(found[8], found[1], rtol=2e-5)
 
 
 def test_no_image_leaves_its_device(on_eight):

@@ -256,6 +256,7 @@ def edited(saved, tmp_path, **fields):
         ({"sha256": "0"}, "is not the file that its card describes"),
         ({"model": {"type": "Popen"}}, "'Popen' is no type that this program knows"),
         ({"model": {"type": "LinearTable"}}, "t.json cannot be read"),
+        ({"model": {"type": "FashionClassifierConfig"}}, "t.json cannot be read"),
         ({"channels": 10**9}, "t.json cannot be read"),
         ({"scale": 0}, "t.json cannot be read"),
         ({"shift": "nan"}, "t.json cannot be read"),

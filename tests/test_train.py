@@ -7,10 +7,14 @@ import numpy as np
 import optax
 import pytest
 
-from umd_eqx.objectives import masked_reconstruction, unified
-from umd_eqx.paths import CosineTable
+from umd_eqx.flops import product_flops, step_flops
+from umd_eqx.models.classifier import FEATURES, FashionClassifier
+from umd_eqx.objectives import Classification, masked_reconstruction, unified
+from umd_eqx.optim import OptimConfig, adamw, schedule
+from umd_eqx.paths import Clean, CosineTable
 from umd_eqx.sharding import batch_sharding, make_mesh, place, replicated
-from umd_eqx.train import Parts, TrainState, train_step
+from umd_eqx.train import Parts, TrainState, loss_and_grads, train_step
+from umd_eqx.trainable import EVERYTHING, AllExcept, Only, parameter_names
 from umd_eqx.types import Batch
 
 B, RATE = 16, 0.2
@@ -139,3 +143,114 @@ def test_the_state_is_given_up_and_the_batch_is_not(start, batch):
     train_step(parts(), state, batch)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(eqx.filter(state, eqx.is_array)))
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(batch))
+
+
+# A part of every stack, the whole decoder with a head, and single leaves beside stacked ones.
+PARTS_TRAINED = {
+    "decoder": AllExcept(("embed", "positions", "class_tokens", "condition", "encoder")),
+    "head": Only(("head",)),
+    "leaves": AllExcept(("encoder.norm.scale", "mask_token", "decoder.blocks.norm1")),
+}
+
+
+def partly(trainable, accumulate: int = 1) -> Parts:
+    """Steps of AdamW, whose decay and clipping would reach what is frozen if they were given it."""
+    config = OptimConfig(lr=1e-2, lr_batch_size=None, steps=10, warmup=0.0, weight_decay=0.5, clip=1e-3)
+    lr = schedule(config, 1, 1)
+    mesh = make_mesh(jax.devices()[:1])
+    return Parts(OBJECTIVES["umd"], CosineTable(), adamw(config, lr), lr, mesh, 0, RATE, accumulate, trainable)
+
+
+@pytest.fixture(scope="module")
+def whole_gradient(random_model, batch):
+    """The gradient in every parameter at the first step, and the loss."""
+    step, model = partly(EVERYTHING), random_model(labels=True)
+    key = jax.random.fold_in(jax.random.key(step.seed), 0)
+
+    @eqx.filter_jit
+    def gradient(model):
+        numbers = step.objective.draw(key, model, step.path, batch.image.shape)
+        return loss_and_grads(step, model, batch, numbers)
+
+    (loss, _), grads = gradient(model)
+    return loss, grads
+
+
+@pytest.mark.parametrize(("name", "accumulate"), [*((name, 1) for name in PARTS_TRAINED), ("decoder", 2)])
+def test_what_is_frozen_keeps_its_bits_and_the_rest_is_trained(random_model, batch, whole_gradient, name, accumulate):
+    trainable = PARTS_TRAINED[name]
+    step, model = partly(trainable, accumulate), random_model(labels=True)
+    state = TrainState.init(model, step.optimiser, ema=True, trainable=trainable)
+    state = eqx.tree_at(lambda s: s.ema, state, jax.tree.map(lambda x: x * 2 if eqx.is_array(x) else x, state.ema))
+    trained = set(parameter_names(eqx.filter(model, trainable(model))))
+    before = {part: leaves(getattr(state, part)) for part in ("model", "ema")}
+
+    state = place(jax.tree.map(lambda x: jnp.array(x) if eqx.is_array(x) else x, state), replicated(step.mesh))
+    state, metrics = train_step(step, state, batch)
+    loss, grads = whole_gradient
+    assert float(metrics["loss"]) == pytest.approx(float(loss), rel=1e-5)
+    norm = optax.tree.norm(eqx.filter(grads, trainable(grads)))
+    assert float(metrics["grad_norm"]) == pytest.approx(float(norm), rel=1e-4)
+    assert float(norm) < 0.999 * float(optax.tree.norm(grads))
+    for _ in range(2):
+        state, _ = train_step(step, state, batch)
+    assert int(state.skipped) == 0
+    for part, was in before.items():
+        now = leaves(getattr(state, part))
+        assert {path[1:] for path in was if not np.array_equal(now[path], was[path])} == trained, part
+
+
+@pytest.mark.parametrize("name", PARTS_TRAINED)
+def test_the_optimiser_has_no_state_for_what_is_frozen(random_model, name):
+    trainable, model = PARTS_TRAINED[name], random_model(labels=True)
+    trained = parameter_names(eqx.filter(model, trainable(model)))
+    state = TrainState.init(model, partly(trainable).optimiser, ema=False, trainable=trainable)
+    adam = state.opt_state[1]
+    assert parameter_names(adam.mu) == parameter_names(adam.nu) == trained
+    shapes = sorted(leaf.shape for leaf in jax.tree.leaves(eqx.filter(state.opt_state, eqx.is_inexact_array)))
+    assert shapes == sorted(2 * [leaf.shape for leaf in jax.tree.leaves(eqx.filter(model, trainable(model)))])
+
+
+def test_by_default_the_state_has_the_structure_that_it_had_before_there_was_a_choice(random_model):
+    model, optimiser = random_model(labels=True), partly(EVERYTHING).optimiser
+    state = TrainState.init(model, optimiser, ema=True)
+    assert_equal(state.opt_state, optimiser.init(eqx.filter(model, eqx.is_inexact_array)))
+
+
+def products_of_gradient(step: Parts, model, images: jax.Array) -> int:
+    batch = Batch(images, jnp.zeros(len(images), int), jnp.ones(len(images), bool))
+
+    def function(model):
+        numbers = step.objective.draw(jax.random.key(0), model, step.path, images.shape)
+        return loss_and_grads(step, model, batch, numbers)
+
+    return product_flops(function, model)
+
+
+def test_no_product_is_computed_for_the_gradient_of_what_is_frozen(random_model):
+    mesh, image = make_mesh(jax.devices()[:1]), (28, 28, 1)
+    images = jnp.zeros((4, *image))
+    classifier = FashionClassifier.init(10, key=jax.random.key(0))
+    found, counted = {}, {}
+    for name, trainable in {"all": EVERYTHING, "head": Only(("head",)), "hidden": Only(("hidden",))}.items():
+        step = Parts(Classification(), Clean(), optax.sgd(0.1), lambda _: 0.1, mesh, 0, trainable=trainable)
+        found[name] = products_of_gradient(step, classifier, images)
+        counted[name] = step_flops(step.objective, classifier, step.path, image, 4, trainable)
+    forward = step_flops(Classification(), classifier, Clean(), image, 4) // 3
+    head = 2 * 4 * FEATURES * 10
+    # The gradient of a kernel takes as many products as its layer, and so does the gradient of the layer's input.
+    assert found["head"] == forward + head
+    assert found["hidden"] == forward + head + 2 * 4 * classifier.hidden.kernel.size
+    assert found == counted
+
+    # A stack of blocks, scanned and rematerialised: its forward pass is computed once.
+    model, images = random_model(labels=True), jnp.zeros((4, 8, 8, 3))
+    forward = step_flops(OBJECTIVES["umd"], model, CosineTable(), (8, 8, 3), 4) // 3
+    assert forward < products_of_gradient(partly(PARTS_TRAINED["head"]), model, images) < 1.1 * forward
+    assert products_of_gradient(partly(EVERYTHING), model, images) > 2.9 * forward
+
+
+def test_the_cost_of_a_whole_step_is_the_same_by_either_count(random_model):
+    given = (OBJECTIVES["umd"], random_model(labels=True), CosineTable(), (8, 8, 3), 4)
+    # Only the gradient of the images is missing from one of them.
+    assert 0.95 * step_flops(*given) < step_flops(*given, EVERYTHING) < step_flops(*given)

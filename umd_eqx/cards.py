@@ -12,7 +12,7 @@ from umd_eqx.data.source_configs import AbstractSource
 from umd_eqx.models import ModelConfig
 from umd_eqx.models.blocks import BlockConfig
 from umd_eqx.models.stack import Remat
-from umd_eqx.models.variants import AbstractModelConfig
+from umd_eqx.models.tokenizer_configs import FSQTokenizer, KLTokenizer
 from umd_eqx.paths import AbstractPath
 from umd_eqx.predictions import PredictionType
 from umd_eqx.types import DataSpec, LatentSpec
@@ -91,7 +91,7 @@ def require_sane_tokenizer(config: Any, channels: Any, shift: Any, scale: Any) -
     Every field of `config` must be a count, or a few of them; `shift` and `scale` finite numbers, the latter positive.
     Whether they fit one another is for `AbstractModelConfig.validate` to say.
     """
-    if not isinstance(config, AbstractModelConfig) or isinstance(config, ModelConfig):
+    if not isinstance(config, KLTokenizer | FSQTokenizer):
         raise TypeError("model")
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)

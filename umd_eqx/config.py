@@ -22,6 +22,7 @@ from umd_eqx.optim import EmaConfig, OptimConfig, adamw, horizon, schedule
 from umd_eqx.paths import AbstractPath
 from umd_eqx.sharding import make_mesh, validate_batch
 from umd_eqx.train import Parts, TrainState
+from umd_eqx.trainable import EVERYTHING, AbstractTrainable
 from umd_eqx.types import DataSpec, LatentSpec
 
 
@@ -148,6 +149,7 @@ class Config:
     repository of a Stable Diffusion VAE, or fashion-kl or fashion-fsq, which come with the package. None: pixels."""
     latent: Annotated[LatentSpec | None, tyro.conf.Suppress] = None
     """What it makes of them (`umd_eqx.tokenizers.resolve` looks)."""
+    trainable: AbstractTrainable = EVERYTHING
     ema: EmaConfig = dataclasses.field(default_factory=EmaConfig)
     eval: dict[str, AbstractEvaluator] = dataclasses.field(default_factory=dict)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
@@ -244,15 +246,21 @@ class Built:
                 problem = f"{self.config.model.title} is not a network that weights of another one fit"
                 raise BadInput("--from", problem, "Leave it out")
             model = warm_start(model, source)
-        return TrainState.init(model, self.parts.optimiser, ema=self.parts.ema_rate is not None)
+        parts = self.parts
+        return TrainState.init(model, parts.optimiser, ema=parts.ema_rate is not None, trainable=parts.trainable)
 
     def step_flops(self) -> int:
         """Model FLOPs of one step, `umd_eqx.flops`; the encoding of images on the way is not the network's."""
         config, model = self.config, self.abstract_state().model
-        return step_flops(config.objective, model, config.path, config.image_shape(self.spec), config.data.batch_size)
+        part = None if config.trainable == EVERYTHING else config.trainable
+        image, batch_size = config.image_shape(self.spec), config.data.batch_size
+        return step_flops(config.objective, model, config.path, image, batch_size, part)
 
     def abstract_state(self) -> TrainState:
-        """The state's shapes, without computing it."""
+        """The state's shapes, without computing it.
+
+        Raises `BadInput` where the network cannot be built for these data, or lacks what `trainable` names.
+        """
         return eqx.filter_eval_shape(self._init)
 
 
@@ -277,5 +285,6 @@ def build(config: Config, spec: DataSpec, mesh: Mesh | None = None) -> Built:
         seed=config.seed,
         ema_rate=config.ema.rate_for(batch_size, labels=config.model.knows_labels),
         accumulate=config.optim.accumulate,
+        trainable=config.trainable,
     )
     return Built(config, spec, parts, warmup, total)

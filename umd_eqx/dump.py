@@ -7,14 +7,24 @@ from typing import Any
 from umd_eqx.config import CheckpointConfig, Config, DataConfig, LogConfig, Start
 from umd_eqx.data.source_configs import TFDS, ImageFolder
 from umd_eqx.errors import BadInput
-from umd_eqx.eval import Denoising, FewShot, Generation, Reconstruction, TokenizerQuality
+from umd_eqx.eval import Accuracy, Denoising, FewShot, Generation, Reconstruction, TokenizerQuality
 from umd_eqx.models import ModelConfig
 from umd_eqx.models.blocks import BlockConfig
+from umd_eqx.models.classifier_configs import FashionClassifierConfig
 from umd_eqx.models.tokenizer_configs import FSQTokenizer, KLTokenizer
-from umd_eqx.objectives import MaskedDenoising, MeanFlow, PatchNoise, Term, Tokenizing, Unified
+from umd_eqx.objectives import (
+    Classification,
+    MaskedDenoising,
+    MeanFlow,
+    PatchNoise,
+    Term,
+    Tokenizing,
+    Unified,
+)
 from umd_eqx.optim import EmaConfig, OptimConfig
 from umd_eqx.paths import Clean, CosinePath, CosineTable, LinearTable, RectifiedFlow, SmoothTable
 from umd_eqx.sampling import SamplerConfig
+from umd_eqx.trainable import AllExcept, Only
 from umd_eqx.types import DataSpec, LatentSpec
 from umd_eqx.upgrade import upgraded
 
@@ -34,10 +44,11 @@ TYPES: tuple[type, ...] = (
         LogConfig,
         Start,
     ),
-    *(KLTokenizer, FSQTokenizer),
-    *(Term, MaskedDenoising, Unified, PatchNoise, MeanFlow, Tokenizing),
+    *(KLTokenizer, FSQTokenizer, FashionClassifierConfig),
+    *(Term, MaskedDenoising, Unified, PatchNoise, MeanFlow, Tokenizing, Classification),
+    *(AllExcept, Only),
     *(Clean, CosineTable, LinearTable, CosinePath, RectifiedFlow, SmoothTable),
-    *(FewShot, Reconstruction, Denoising, Generation, SamplerConfig, TokenizerQuality),
+    *(FewShot, Reconstruction, Denoising, Generation, SamplerConfig, TokenizerQuality, Accuracy),
 )
 """What a dump may hold. A reader's own types are passed to `load` beside them."""
 

@@ -35,11 +35,13 @@ def step_flops(
     path: AbstractPath,
     image_shape: tuple[int, int, int],
     batch_size: int,
+    trainable: Callable[[PyTree], PyTree] | None = None,
 ) -> int:
     """Model FLOPs of one training step: three times the products of the forward loss (two for its gradient).
 
-    What is computed twice to save memory does not count: that is the usual meaning of "model" FLOPs. `model` may be
-    shapes alone, and may be whatever the objective trains.
+    Where only a part is `trainable` (`umd_eqx.trainable`), the products of the loss and those of its derivative in the
+    direction of that part: the gradient takes as many. What is computed twice to save memory does not count: that is
+    the usual meaning of "model" FLOPs. `model` may be shapes alone, and may be whatever the objective trains.
     """
     shape = (batch_size, *image_shape)
     images = jax.ShapeDtypeStruct(shape, jnp.float32)
@@ -48,7 +50,13 @@ def step_flops(
         batch = Batch(images, jnp.zeros(batch_size, jnp.int32), jnp.ones(batch_size, bool))
         return objective.loss(model, path, batch, objective.draw(key, model, path, shape))[0]
 
-    return 3 * product_flops(loss, model, images, jax.random.key(0))
+    if trainable is None:
+        return 3 * product_flops(loss, model, images, jax.random.key(0))
+
+    def derivative(trained: PyTree, frozen: PyTree, images: Array, key: PRNGKeyArray) -> tuple[Array, Array]:
+        return eqx.filter_jvp(lambda part: loss(eqx.combine(part, frozen), images, key), (trained,), (trained,))
+
+    return product_flops(derivative, *eqx.partition(model, trainable(model)), images, jax.random.key(0))
 
 
 def encode_flops(tokenizer: AbstractTokenizer, image_shape: tuple[int, int, int]) -> int:

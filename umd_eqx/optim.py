@@ -102,8 +102,8 @@ def adamw(config: OptimConfig, lr: optax.Schedule) -> optax.GradientTransformati
 class EmaConfig:
     """The moving average of the weights that generation is done with."""
 
-    rate: float = 1e-4
-    """How far the average moves toward the weights each step, for a batch of `batch_size`."""
+    rate: float | None = 1e-4
+    """How far the average moves toward the weights each step, for a batch of `batch_size`. None: no average is kept."""
     batch_size: int | None = 256
     """The rate grows in proportion to the batch from here. None: `rate` is for any batch."""
     only_with_labels: bool = False
@@ -111,7 +111,7 @@ class EmaConfig:
 
     def rate_for(self, batch_size: int, *, labels: bool) -> float | None:
         """The rate of a run, or None where it keeps no average. Raises `BadInput` if it is not in (0, 1]."""
-        if self.only_with_labels and not labels:
+        if self.rate is None or (self.only_with_labels and not labels):
             return None
         rate = self.rate if self.batch_size is None else self.rate * batch_size / self.batch_size
         if not 0 < rate <= 1:

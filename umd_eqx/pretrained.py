@@ -19,6 +19,7 @@ from umd_eqx.config import Built, Config, DataConfig, Start, build
 from umd_eqx.dump import dump, load
 from umd_eqx.errors import BadInput
 from umd_eqx.models import AbstractModel
+from umd_eqx.models.classifier_configs import FashionClassifierConfig
 from umd_eqx.models.tokenizer import AbstractTokenizer
 from umd_eqx.models.variants import AbstractModelConfig
 from umd_eqx.objectives import AbstractObjective, denoising
@@ -190,6 +191,8 @@ def _from_run(
         parts = {name: load(kept["config"][name]) for name in ("model", "path", "data", "optim", "ema")}
         # Runs of pixels from before there were latents have neither.
         parts |= {name: load(kept["config"].get(name)) for name in ("tokenizer", "latent")}
+        if "trainable" in kept["config"]:  # runs from before there was a choice trained everything
+            parts["trainable"] = load(kept["config"]["trainable"])
         facts = json.loads((place / "environment.json").read_text())
         spec = DataSpec(**facts["data"])
     except FileNotFoundError as error:
@@ -205,6 +208,9 @@ def _from_run(
     config = Config(objective=denoising(), **parts)
     built = build(dataclasses.replace(config, data=_on_any_machine(config.data)), spec)
     if not isinstance(built.abstract_state().model, AbstractModel):
+        if isinstance(parts["model"], FashionClassifierConfig):
+            problem = f"{place} holds a classifier and no auto-encoder"
+            raise BadInput(field, problem, "Give a run of pretrain.py or finetune.py")
         raise BadInput(field, f"{place} holds a tokenizer and no network", "Give it to --tokenizer, and a run here")
     step, state = restored(built, place, field, say)
     average = state.ema if weights == "ema" else None

@@ -11,6 +11,7 @@ import jax
 from etils import epath
 
 from umd_eqx.checkpoint import Checkpoints, require_space
+from umd_eqx.classifier_training import lacks_classifier, write_classifier
 from umd_eqx.config import Built, Config, build
 from umd_eqx.data.broken import SkipBroken
 from umd_eqx.data.latents import ChooseView, LatentSource
@@ -68,7 +69,7 @@ def run(
 ) -> Outcome:
     """Trains and measures as `config` says; in a directory with an unfinished run of the same kind, goes on with it.
 
-    A run of a tokenizer ends in writing it (`tokenizer_training.finish`). A run that is finished already is measured
+    A run of a tokenizer or of the embedded classifier ends in writing it. A run that is finished already is measured
     again where `config` has evaluators that were changed since (`remeasure.not_yet_measured`).
 
     **Arguments:**
@@ -93,6 +94,7 @@ def run(
     recipe = with_latents_of(recipe, config)
     directory = default_run_dir(preset, config, recipe) if run_dir is None else Path(run_dir)
     built = build(config, config.data.describe())
+    built.abstract_state()  # raises what is wrong with the network before anything is written
     stop_at = built.steps(limit_steps)
     with own(directory):
         if claim(directory, config, asked):
@@ -166,7 +168,7 @@ class _Run:
             checkpoints.wait()
             write_webpage(self.directory)
         if step == self.stop_at:
-            self._write_tokenizer(step)
+            self._write_trained(step)
         return self._goodbye(step, stop.asked if step < self.stop_at else None)
 
     def _restore(self, checkpoints: Checkpoints, terminal: Terminal) -> tuple[int, TrainState]:
@@ -236,10 +238,8 @@ class _Run:
             "data": self.built.spec._asdict(),
         }
         save_json(self.directory / "environment.json", environment(self.preset, facts))
-        rows = read_metrics(self.metrics_path)
-        walls = [row["throughput/wall_seconds"] for row in rows if "throughput/wall_seconds" in row]
-        wall = walls[-1] if walls else 0.0
-        return Meter(self.config.data.batch_size, flops, peak * self.parts.mesh.size, wall=wall)
+        walls = (row.get("throughput/wall_seconds", 0.0) for row in read_metrics(self.metrics_path))
+        return Meter(self.config.data.batch_size, flops, peak * self.parts.mesh.size, wall=max(walls, default=0.0))
 
     def _headline(self, state: TrainState) -> str:
         data, spec, mesh = self.config.data, self.built.spec, self.parts.mesh
@@ -260,7 +260,7 @@ class _Run:
         changed = not_yet_measured(self.directory, self.config.eval, read_metrics(self.metrics_path), step)
         if changed:
             self._measure(changed, checkpoints)
-        self._write_tokenizer(step)
+        self._write_trained(step)
         print(results_table(read_metrics(self.metrics_path), RunDirectory.read(self.directory).headlines()))
         print(f"\nreport: {write_webpage(self.directory)}")
         return Outcome(self.directory, step, None)
@@ -278,11 +278,13 @@ class _Run:
             row, pictures = evaluations.measure([*evaluators], state, functools.partial(terminal.phase, step=step))
             add_measurement(self.directory, step, row, pictures, self._wandb(terminal))
 
-    def _write_tokenizer(self, step: int) -> None:
-        """Writes the tokenizer of a run that trained one, if that of this step is not there yet."""
+    def _write_trained(self, step: int) -> None:
+        """Writes the tokenizer or the classifier of a run that trained one, if that of this step is not there yet."""
         trained = isinstance(self.built.abstract_state().model, AbstractTokenizer)
         if trained and not is_written(self.directory, step):
             print(f"tokenizer: {finish(self.config, self.directory)}")
+        if lacks_classifier(self.built, self.directory, step):
+            print(f"classifier: {write_classifier(self.config, self.directory)}")
 
     def _goodbye(self, step: int, stopped_by: str | None) -> Outcome:
         if stopped_by is not None:

@@ -1,6 +1,7 @@
 """One training step, as a pure function of its state and a batch."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -14,11 +15,19 @@ from umd_eqx.objectives import AbstractObjective
 from umd_eqx.optim import ema_update
 from umd_eqx.paths import AbstractPath
 from umd_eqx.sharding import micro_batches, place, replicated
+from umd_eqx.trainable import EVERYTHING
 from umd_eqx.types import Batch, Metrics, Scalar
+
+Trainable = Callable[[PyTree], PyTree]
+"""Selects what is trained, as `umd_eqx.trainable.AbstractTrainable` does: from a model, a bool for each of its leaves.
+
+It may look at the structure of the model alone, so that it selects the same leaves at every step.
+"""
 
 
 class TrainState(eqx.Module):
-    """Everything that changes in training, and all that a checkpoint holds. The model is whatever the objective trains.
+    """Everything that changes in training, and all that a checkpoint holds. The model is whatever the objective trains,
+    with what is frozen of it.
 
     No key: a step's key is made of the seed and `step`. `skipped` counts the steps whose loss or gradient was not
     finite and which changed nothing else.
@@ -31,9 +40,19 @@ class TrainState(eqx.Module):
     skipped: Int[Array, ""]
 
     @classmethod
-    def init(cls, model: eqx.Module, optimiser: optax.GradientTransformation, *, ema: bool) -> "TrainState":
-        """The state before the first step; the average starts as a copy of the weights."""
-        params = eqx.filter(model, eqx.is_inexact_array)
+    def init(
+        cls,
+        model: eqx.Module,
+        optimiser: optax.GradientTransformation,
+        *,
+        ema: bool,
+        trainable: Trainable = EVERYTHING,
+    ) -> "TrainState":
+        """The state before the first step; the average starts as a copy of the weights.
+
+        The state of the optimiser covers what is `trainable` and nothing else.
+        """
+        params = eqx.filter(model, trainable(model))
         average = jax.tree.map(lambda leaf: jnp.array(leaf) if eqx.is_array(leaf) else leaf, model) if ema else None
         return cls(jnp.zeros((), jnp.int32), model, average, optimiser.init(params), jnp.zeros((), jnp.int32))
 
@@ -50,10 +69,14 @@ class Parts:
     seed: int
     ema_rate: float | None = None
     accumulate: int = 1
+    trainable: Trainable = EVERYTHING
+    """What is trained: gradients, their norm, the optimiser and the average of the weights cover this part alone."""
 
 
 def train_step(parts: Parts, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
     """One update, compiled. The batch is sharded over the devices; the state is a copy on each, and is donated.
+
+    What is not `parts.trainable` keeps its values bit for bit, in the model and in its average.
 
     The metrics are scalars by name: the loss and its parts, `grad_norm` before clipping, `lr`, and `skipped`, 1 where
     the loss or the gradient was not finite: then only `step` and the count of such steps, `skipped_total`, move.
@@ -79,12 +102,13 @@ def _update(given: tuple[Parts, Batch], state: TrainState) -> tuple[TrainState, 
     grad_norm = optax.tree.norm(grads)
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
 
-    params = eqx.filter(state.model, eqx.is_inexact_array)
-    updates, opt_state = parts.optimiser.update(grads, state.opt_state, params)
+    trainable = parts.trainable(state.model)
+    updates, opt_state = parts.optimiser.update(grads, state.opt_state, eqx.filter(state.model, trainable))
     model = eqx.apply_updates(state.model, updates)
     ema = state.ema
     if ema is not None and parts.ema_rate is not None:
-        ema = ema_update(ema, model, parts.ema_rate)
+        moved = ema_update(eqx.filter(ema, trainable), eqx.filter(model, trainable), parts.ema_rate)
+        ema = eqx.combine(moved, ema)
     model, ema, opt_state = _where(finite, (model, ema, opt_state), (state.model, state.ema, state.opt_state))
 
     lr = jnp.asarray(parts.schedule(state.step - state.skipped))  # skipped steps do not move the schedule
@@ -99,23 +123,25 @@ def loss_and_grads(
 ) -> tuple[tuple[Scalar, Metrics], PyTree]:
     """((loss, its parts), gradients) of a whole batch, in `parts.accumulate` micro-batches one after the other.
 
+    The gradients are a PyTree of the model's structure, with None for what is not `parts.trainable`.
     The loss is a mean over images and the micro-batches are alike, so that their mean is the loss of the whole.
     """
+    trained, frozen = eqx.partition(model, parts.trainable(model))
 
     @eqx.filter_value_and_grad(has_aux=True)
-    def value_and_grad(model: eqx.Module, batch: Batch, numbers: PyTree) -> tuple[Scalar, Metrics]:
-        return parts.objective.loss(model, parts.path, batch, numbers)
+    def value_and_grad(trained: eqx.Module, batch: Batch, numbers: PyTree) -> tuple[Scalar, Metrics]:
+        return parts.objective.loss(eqx.combine(trained, frozen), parts.path, batch, numbers)
 
     if parts.accumulate == 1:
-        return value_and_grad(model, batch, numbers)
+        return value_and_grad(trained, batch, numbers)
     period = parts.objective.period(batch.image.shape[0])
     cut = micro_batches((batch, numbers), parts.accumulate, period)
 
     def add(total: PyTree, part: tuple[Batch, PyTree]) -> tuple[PyTree, None]:
-        return jax.tree.map(jnp.add, total, value_and_grad(model, *part)), None
+        return jax.tree.map(jnp.add, total, value_and_grad(trained, *part)), None
 
     first, rest = jax.tree.map(lambda leaf: leaf[0], cut), jax.tree.map(lambda leaf: leaf[1:], cut)
-    total, _ = jax.lax.scan(add, value_and_grad(model, *first), rest)
+    total, _ = jax.lax.scan(add, value_and_grad(trained, *first), rest)
     return jax.tree.map(lambda leaf: leaf / parts.accumulate, total)
 
 

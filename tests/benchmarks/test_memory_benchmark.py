@@ -44,7 +44,7 @@ def test_every_preset_is_among_those_that_are_measured(memory):
     from umd_eqx.finetuning import FINETUNE
     from umd_eqx.presets import PRETRAIN
 
-    assert {*PRETRAIN, *FINETUNE, "tokenizer-kl", "tokenizer-fsq", "classifier"} == set(memory.NAMES)
+    assert {*PRETRAIN, *FINETUNE, "tokenizer-kl", "tokenizer-fsq", "classifier"} == set(memory.RECIPES)
     assert set(memory.parts_of("classifier", 1)) == {"step", "accuracy"}
 
 

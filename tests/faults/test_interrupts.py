@@ -79,17 +79,10 @@ def test_while_libraries_are_imported(tmp_path, program, held):
     assert interrupted(process) == (130, ["interrupted: nothing was started"])
 
 
-@pytest.mark.parametrize(
-    ("program", "words", "compiled"),
-    [
-        ("train_classifier.py", ("--train-split", "train[:640]"), b"conversion jit(_update)"),
-        ("sample.py", ("--num", "4", "--batch-size", "4"), b"conversion jit(sample_batch)"),
-    ],
-)
-def test_while_xla_compiles(tmp_path, program, words, compiled):
-    process = started(program, *words, folder=tmp_path, JAX_LOG_COMPILES="1")
+def test_while_xla_compiles(tmp_path):
+    process = started("sample.py", "--num", "4", "--batch-size", "4", folder=tmp_path, JAX_LOG_COMPILES="1")
     assert process.stderr is not None
-    read_until(process, process.stderr.fileno(), compiled)
+    read_until(process, process.stderr.fileno(), b"conversion jit(sample_batch)")
     with pytest.raises(subprocess.TimeoutExpired):  # it is now with the compiler, which takes several seconds
         process.wait(0.3)
     code, said = interrupted(process)

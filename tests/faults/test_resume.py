@@ -4,6 +4,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+import equinox as eqx
 import pytest
 from faults.tiny import (
     STEPS,
@@ -21,11 +22,13 @@ from faults.tiny import (
     one_device as one_device,
 )
 
-from umd_eqx.config import Config
+from umd_eqx.config import Config, build
 from umd_eqx.errors import BadInput
 from umd_eqx.objectives import masked_reconstruction
 from umd_eqx.optim import EmaConfig
+from umd_eqx.pretrained import from_pretrained
 from umd_eqx.run import run
+from umd_eqx.trainable import AllExcept
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -46,7 +49,15 @@ def mae() -> Config:
     )
 
 
-@pytest.mark.parametrize(("recipe", "pieces"), [(unified, (1, 5)), (mae, (5,))])
+def frozen() -> Config:
+    """With an average, and a decoder that alone is trained."""
+    return tiny(trainable=FROZEN, eval={})
+
+
+FROZEN = AllExcept(("embed", "positions", "class_tokens", "condition", "encoder"))
+
+
+@pytest.mark.parametrize(("recipe", "pieces"), [(unified, (1, 5)), (mae, (5,)), (frozen, (5,))])
 def test_a_run_in_pieces_equals_the_run_in_one(recipe, pieces, tmp_path):
     config = recipe()
     assert run(config, run_dir=tmp_path / "whole").step == STEPS
@@ -62,7 +73,26 @@ def test_a_run_in_pieces_equals_the_run_in_one(recipe, pieces, tmp_path):
         assert set(piece) - set(whole) == set() if piece["step"] not in pieces else True
     assert_equal_bit_for_bit(arrays(tmp_path / "pieces", config), arrays(tmp_path / "whole", config))
     kinds = [name for name in arrays(tmp_path / "whole", config) if name.startswith(".ema.")]
-    assert bool(kinds) == (recipe is unified)
+    assert bool(kinds) == (recipe is not mae)
+
+
+def test_a_run_that_trains_a_part_leaves_the_rest_as_it_began(tmp_path):
+    config = frozen()
+    run(config, run_dir=tmp_path, limit_steps=3)
+    built = build(config, config.data.describe())
+    first = built.init().model
+    for weights in ("raw", "ema"):
+        model = from_pretrained(tmp_path, weights=weights).model
+        trained, kept = (eqx.filter(model, FROZEN(model), inverse=inverse) for inverse in (False, True))
+        assert eqx.tree_equal(kept, eqx.filter(first, FROZEN(first), inverse=True))
+        assert not eqx.tree_equal(trained, eqx.filter(first, FROZEN(first)))
+
+
+def test_a_name_of_no_parameter_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(BadInput, match=r"begins with 'encodre'\. Did you mean encoder\?") as error:
+        run(tiny(trainable=AllExcept(("encodre",))), run_dir=tmp_path / "run")
+    assert error.value.field == "--trainable.frozen"
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +117,7 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"data__train_split": "train[:50%]"}, "--data.train-split"),
         ({"seed": 1}, "--seed"),
         ({"ema__rate": 0.5}, "--ema.rate"),
+        ({"trainable": AllExcept(("encoder",))}, "--trainable.frozen.0"),
     ],
 )
 def test_what_makes_the_run_may_not_change(begun, changed, flag):

@@ -34,6 +34,11 @@ def activate(classifier):
     return jax.jit(jax.vmap(classifier))
 
 
+def test_training_and_comparing_see_the_same_image(classifier, images, activate):
+    logits = jax.vmap(classifier.logits)(images / 127.5 - 1.0)
+    np.testing.assert_allclose(logits, activate(images).logits, rtol=1e-4, atol=1e-4)
+
+
 def test_a_convolution_is_a_sum_over_neighbours():
     rng = np.random.default_rng(0)
     x, kernel, bias = (rng.normal(size=shape).astype(np.float32) for shape in ((6, 4, 2), (3, 3, 2, 5), 5))

@@ -1,6 +1,5 @@
 """The classifier that comes with the package: as good as its card says, and nothing else passes for it."""
 
-import dataclasses
 import hashlib
 import json
 import pickle
@@ -10,10 +9,13 @@ import jax
 import numpy as np
 import pytest
 
+from umd_eqx.classifier_training import classifier, command_of, recipe_facts
 from umd_eqx.data.source import open_source
 from umd_eqx.errors import BadInput
+from umd_eqx.eval import Accuracy, EvalContext
 from umd_eqx.models.fashion import SHIPPED, card_of, load_fashion_classifier, read_card, save_fashion_classifier
-from umd_eqx.supervised import ClassifierRecipe, accuracy
+from umd_eqx.paths import Clean
+from umd_eqx.sharding import make_mesh
 from umd_eqx.tensors import read_tensors, write_tensors
 
 
@@ -34,8 +36,8 @@ def copy(tmp_path):
 def test_the_files_are_small_and_the_card_is_that_of_the_command(shipped):
     assert SHIPPED.stat().st_size < 2_000_000
     card = read_card()
-    assert card["recipe"] == dataclasses.asdict(ClassifierRecipe())
-    assert card["command"] == "python experiments/train_classifier.py"
+    assert card["recipe"] == recipe_facts(classifier())
+    assert card["command"] == command_of(classifier()) == "python experiments/train_classifier.py"
     assert card["data"] == {"name": "fashion_mnist", "train": "train", "test": "test", "test_images": 10_000}
     assert card["parameters"] == sum(leaf.size for leaf in jax.tree.leaves(shipped))
     assert card["test_accuracy"] >= 0.92
@@ -43,7 +45,9 @@ def test_the_files_are_small_and_the_card_is_that_of_the_command(shipped):
 
 def test_it_recognises_what_its_card_says(shipped):
     # Another machine may round the odd image to the other side.
-    found = accuracy(shipped, open_source("fashion_mnist", None, "test"))
+    test = open_source("fashion_mnist", None, "test")
+    context = EvalContext(test, test, Clean(), 28, 250, make_mesh(jax.devices()[:1]))
+    found = Accuracy().build(context)(shipped, jax.random.key(0)).scalars["recognised"]
     assert found == pytest.approx(read_card()["test_accuracy"], abs=3e-4)
 
 

@@ -1,108 +1,82 @@
 """`experiments/train_classifier.py`: the small classifier whose features generated images are compared in."""
 
 import dataclasses
-import importlib.metadata
-import shlex
-import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import tyro
 
-from umd_eqx.data.source import open_source
+from umd_eqx.classifier_training import CLASSIFIERS, TRAINED
+from umd_eqx.cli import Command, describe_presets, split_preset, train
 from umd_eqx.errors import BadInput, disk_errors
-from umd_eqx.models.fashion import card_of, save_fashion_classifier
-from umd_eqx.report import Terminal
-from umd_eqx.supervised import ClassifierRecipe, accuracy, train_classifier
-from umd_eqx.types import Metrics
+from umd_eqx.models.fashion import card_of
+from umd_eqx.presets import Preset
+from umd_eqx.report import write_atomically
+from umd_eqx.workspace import default_run_dir
 
-DATA = "fashion_mnist"
-EVERY = 50
-"""Steps between two looks at the loss: each waits for the device."""
+SHORT = {
+    "--steps": "--optim.steps",
+    "--lr": "--optim.lr",
+    "--warmup": "--optim.warmup",
+    "--weight-decay": "--optim.weight-decay",
+    "--batch-size": "--data.batch-size",
+    "--area-min": "--data.area-min",
+    "--flip": "--data.flip",
+    "--no-flip": "--data.no-flip",
+    "--train-split": "--data.train-split",
+    "--test-split": "--data.test-split",
+}
+"""Short names of flags: those that this command had before its training was a run like every other."""
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainClassifier:
-    """Train the classifier from nothing, measure it, and write its weights with their card."""
+class TrainClassifier(Command):
+    """What is asked for on the command line."""
 
-    recipe: tyro.conf.OmitArgPrefixes[ClassifierRecipe] = dataclasses.field(default_factory=ClassifierRecipe)
-    out: str = "fashion_classifier.safetensors"
-    """Where the weights go; the card goes beside it."""
-    train_split: str = "train"
-    """What is trained on; a part is written train[:10%]."""
-    test_split: str = "test"
-    """What is measured on."""
+    out: str | None = None
+    """A .safetensors file to copy the weights to when the run is over, with their card. None: both stay in the run."""
 
 
-def train(words: list[str]) -> int:
+def train_classifier(words: list[str], presets: Mapping[str, Preset] = CLASSIFIERS) -> int:
     """Runs the command; gives its exit code.
 
-    10 minutes of one CPU core. It keeps no checkpoints: a run that is interrupted begins anew.
+    When the run is over, the weights lie in the run directory as `fashion_classifier.safetensors`, with their card.
 
     **Raises:** `BadInput` naming the flag at fault, before anything is computed; an existing file is one.
     """
-    description = "Train the small classifier of Fashion-MNIST: its features are what fd_fashion is measured in."
-    command = tyro.cli(TrainClassifier, args=words, description=description)
-    command.recipe.validate()
-    out = _free(command.out)
-    source = open_source(DATA, None, command.train_split, field="--train-split")
-    test = open_source(DATA, None, command.test_split, field="--test-split")
-    began = time.perf_counter()
-    with Terminal(command.recipe.steps) as terminal:
-        terminal.phase("compiling")
-        model = train_classifier(command.recipe, source, _Progress(terminal, command.recipe))
-        terminal.phase("measuring")
-        found = accuracy(model, test)
-    facts = {
-        "test_accuracy": found,
-        "recipe": dataclasses.asdict(command.recipe),
-        "data": {"name": DATA, "train": command.train_split, "test": command.test_split, "test_images": len(test)},
-        "command": _again(command),
-        "versions": {name: importlib.metadata.version(name) for name in ("jax", "equinox", "optax")},
-    }
-    with disk_errors(out.parent, "--out", goes_on=""):
-        card = save_fashion_classifier(model, out, facts)
-    print(f"{found:.2%} of {len(test):,} test images recognised, {time.perf_counter() - began:.0f} s: {out}, {card}")
-    return 0
+    name, flags = split_preset(presets, [_long(word) for word in words])
+    recipe = presets[name]()
+    short = ", ".join(flag for flag in SHORT if not flag.startswith("--no-"))
+    what = (
+        "Train the small classifier of Fashion-MNIST: its features are what fd_fashion is measured in. "
+        f"Without their first part, too: {short}."
+    )
+    default = TrainClassifier(recipe)
+    command = tyro.cli(TrainClassifier, default=default, args=flags, description=describe_presets(what, presets, name))
+    out = None if command.out is None else _free(command.out)
+    directory = Path(command.run_dir or default_run_dir(name, command.config, recipe))
+    code = train(command, name, recipe, lambda *_: directory)
+    if code or out is None or command.print_config or command.dry_run:
+        return code
+    with disk_errors(out.parent, "--out", goes_on="copies them"):
+        for source, copy in ((card_of(directory / TRAINED), card_of(out)), (directory / TRAINED, out)):
+            write_atomically(copy, source.read_bytes())
+    print(f"copied to {out}, {card_of(out)}")
+    return code
+
+
+def _long(word: str) -> str:
+    flag, equals, value = word.partition("=")
+    return f"{SHORT.get(flag.replace('_', '-'), flag)}{equals}{value}"
 
 
 def _free(name: str) -> Path:
     out = Path(name)
     if out.suffix != ".safetensors":
-        raise BadInput("--out", f"{out} is no name for weights", "Let it end in .safetensors")
+        raise BadInput("--out", f"{out} does not end in .safetensors", "Choose a name that does")
     for existing in (out, card_of(out)):
         if existing.exists():
             raise BadInput("--out", f"{existing} exists already", "Choose another name, or delete it")
     if not out.absolute().parent.is_dir():
         raise BadInput("--out", f"there is no folder {out.parent}", "Make it, or choose another")
     return out
-
-
-def _again(command: TrainClassifier) -> str:
-    """The command line that makes the same weights."""
-    changed = ["python", "experiments/train_classifier.py"]
-    for owner, usual in ((command.recipe, ClassifierRecipe()), (command, TrainClassifier())):
-        for field in dataclasses.fields(owner):
-            value = getattr(owner, field.name)
-            if field.name in ("recipe", "out") or value == getattr(usual, field.name):
-                continue
-            flag = field.name.replace("_", "-")
-            changed += (
-                [f"--{flag}" if value else f"--no-{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
-            )
-    return shlex.join(changed)
-
-
-class _Progress:
-    """Shows the loss and the pace of the first step, of every fiftieth and of the last."""
-
-    def __init__(self, terminal: Terminal, recipe: ClassifierRecipe):
-        self._terminal, self._recipe = terminal, recipe
-        self._step, self._since = 0, time.perf_counter()
-
-    def __call__(self, step: int, metrics: Metrics) -> None:
-        if step % EVERY and step not in (1, self._recipe.steps):
-            return
-        loss, now = float(metrics["loss"]), time.perf_counter()
-        rate = (step - self._step) * self._recipe.batch_size / (now - self._since)
-        self._step, self._since = step, now
-        self._terminal.update(step, {"train/loss": loss, "throughput/images_per_s": rate})

@@ -1,5 +1,6 @@
 """What a run is measured by: each evaluator is `(model, key) -> Report`, and logs nothing itself."""
 
+from umd_eqx.eval.accuracy import Accuracy as Accuracy
 from umd_eqx.eval.base import AbstractEvaluator as AbstractEvaluator
 from umd_eqx.eval.base import EvalContext as EvalContext
 from umd_eqx.eval.base import Evaluate as Evaluate

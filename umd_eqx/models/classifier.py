@@ -1,4 +1,9 @@
-"""A small convolutional classifier of 28 x 28 grey images, whose features stand in for Inception's on Fashion-MNIST."""
+"""What a classifier is, and a small convolutional one of 28 x 28 grey images.
+
+The features of the small one stand in for Inception's on Fashion-MNIST.
+"""
+
+import abc
 
 import equinox as eqx
 import jax
@@ -7,6 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from umd_eqx.models.extractor import AbstractExtractor, Activations, resize_bilinear
 from umd_eqx.models.layers import Linear
+from umd_eqx.types import Image
 
 SIDE = 28
 """Rows and columns of the images that it sees."""
@@ -15,6 +21,23 @@ WIDTHS = (32, 64)
 FEATURES = 128
 
 he_normal = jax.nn.initializers.he_normal()
+
+
+class AbstractClassifier(eqx.Module):
+    """A network that is trained to recognise the class of an image (`umd_eqx.objectives.Classification`).
+
+    One image at a time: use `jax.vmap`. A subclass may be a whole network, or a backbone with a head of which a run
+    trains the head alone (`Config.trainable`).
+    """
+
+    @abc.abstractmethod
+    def logits(self, image: Image) -> Float[Array, "classes"]:
+        """Returns unnormalised log-probabilities of the classes.
+
+        **Arguments:**
+
+        - `image`: as every network of a run sees it: pixels in [-1, 1], or a latent.
+        """
 
 
 class Convolution(eqx.Module):
@@ -35,7 +58,7 @@ class Convolution(eqx.Module):
         return sums[0] + self.bias
 
 
-class FashionClassifier(AbstractExtractor):
+class FashionClassifier(AbstractExtractor, AbstractClassifier):
     """Two convolutions, each halved by the largest of 2 x 2 and rectified, and two linear layers.
 
     422 thousand parameters; the 128 features are those before the last layer, all of them 0 or more. It has no state
@@ -77,6 +100,10 @@ class FashionClassifier(AbstractExtractor):
         # Not averaged over the pixels: clothes lie in the middle of their pictures, and it counts where a sleeve is.
         features = jax.nn.relu(self.hidden(x.reshape(-1)))
         return Activations(features, self.head(features))
+
+    def logits(self, image: Image) -> Float[Array, "classes"]:
+        """As `AbstractClassifier`, of an image that `__call__` accepts, but in [-1, 1]."""
+        return self((image + 1.0) * 127.5).logits
 
 
 def halve(x: Float[Array, "h w c"]) -> Float[Array, "half_h half_w c"]:

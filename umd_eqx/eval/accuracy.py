@@ -1,0 +1,70 @@
+"""How many test images a classifier recognises."""
+
+import dataclasses
+from typing import Literal
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from umd_eqx.eval.base import AbstractEvaluator, EvalContext, Evaluate, require, spread
+from umd_eqx.models.classifier import AbstractClassifier
+from umd_eqx.models.tokenizer import AbstractTokenizer
+from umd_eqx.programs import Program
+from umd_eqx.sharding import in_pieces
+from umd_eqx.types import Image, Report
+
+
+@dataclasses.dataclass(frozen=True)
+class Accuracy(AbstractEvaluator):
+    """`recognised`, the share of test images whose most probable class is their label, in [0, 1]."""
+
+    every: int = 25_000
+    """Steps between two evaluations."""
+    weights: Literal["raw", "ema"] = "ema"
+    """Which weights: raw, or their average where one is kept."""
+    images: int | None = None
+    """How many test images, spread evenly over the split. None: all of them."""
+
+    def validate(self, num_patches: int | None = None, field: str = "--eval.accuracy") -> None:
+        """Raises `BadInput` for a number of images below 1."""
+        require(self, field, {"images": self.images is None or self.images >= 1}, "Use 1 or more, or None")
+
+    def build(self, context: EvalContext) -> Evaluate:
+        """The measurement for an `AbstractClassifier`. An image that cannot be read does not count."""
+        self.validate()
+        count = len(context.test)
+        indices = spread(count if self.images is None else self.images, count)
+
+        def evaluate(model: AbstractClassifier, key: PRNGKeyArray) -> Report:
+            right = total = 0
+            for batch in context.images("test", indices):
+                images, labels = jnp.asarray(batch.image), jnp.asarray(batch.label)
+                found = _recognised(model, context.codec, images, labels, context.mesh)
+                right += int(np.sum(np.asarray(found) & np.asarray(batch.valid)))
+                total += int(np.sum(np.asarray(batch.valid)))
+            return Report({"recognised": right / total if total else float("nan")}, {})
+
+        return evaluate
+
+    def programs(self, model: AbstractClassifier, context: EvalContext) -> dict[str, Program]:
+        """The classification of one batch."""
+        given = (context.image_shapes, context.label_shapes, context.mesh)
+        return {"recognise": Program(_recognised, (model, context.codec, *given))}
+
+
+@eqx.filter_jit
+def _recognised(
+    model: AbstractClassifier,
+    codec: AbstractTokenizer,
+    images: Float[Array, "b h w c"],
+    labels: Int[Array, "b"],
+    mesh: Mesh,
+) -> Bool[Array, "b"]:
+    def one(given: tuple[Image, Int[Array, ""]]) -> Bool[Array, ""]:
+        image, label = given
+        return jnp.argmax(model.logits(codec.encode(image).mode())) == label
+
+    return in_pieces(one, (images, labels), mesh)
