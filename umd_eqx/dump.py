@@ -11,9 +11,22 @@ from umd_eqx.models import ModelConfig
 from umd_eqx.models.blocks import BlockConfig
 from umd_eqx.models.tokenizer_configs import FSQTokenizer, KLTokenizer
 from umd_eqx.objectives import MaskedDenoising, Term, Tokenizing, Unified
-from umd_eqx.optim import EmaConfig, OptimConfig
+from umd_eqx.optim import EmaConfig
+from umd_eqx.optimisers import LARS, AdamW, Muon
 from umd_eqx.paths import Clean, CosinePath, CosineTable, LinearTable, RectifiedFlow, SmoothTable
-from umd_eqx.sampling import SamplerConfig
+from umd_eqx.sampling import (
+    DDIM,
+    Adaptive,
+    DPMSolverPP,
+    EDMGrid,
+    Euler,
+    Heun,
+    LogSNRGrid,
+    ReferenceGrid,
+    ReverseSDE,
+    ShiftedGrid,
+    UniformGrid,
+)
 from umd_eqx.types import DataSpec, LatentSpec
 from umd_eqx.upgrade import upgraded
 
@@ -25,7 +38,6 @@ TYPES: tuple[type, ...] = (
         DataConfig,
         DataSpec,
         LatentSpec,
-        OptimConfig,
         EmaConfig,
         CheckpointConfig,
         LogConfig,
@@ -34,7 +46,10 @@ TYPES: tuple[type, ...] = (
     *(KLTokenizer, FSQTokenizer),
     *(Term, MaskedDenoising, Unified, Tokenizing),
     *(Clean, CosineTable, LinearTable, CosinePath, RectifiedFlow, SmoothTable),
-    *(FewShot, Reconstruction, Denoising, Generation, SamplerConfig, TokenizerQuality),
+    *(FewShot, Reconstruction, Denoising, Generation, TokenizerQuality),
+    *(AdamW, Muon, LARS),
+    *(DDIM, DPMSolverPP, Euler, Heun, Adaptive, ReverseSDE),
+    *(ReferenceGrid, UniformGrid, EDMGrid, LogSNRGrid, ShiftedGrid),
 )
 """What a dump may hold. A reader's own types are passed to `load` beside them."""
 

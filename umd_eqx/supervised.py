@@ -18,7 +18,8 @@ from umd_eqx.data.transforms import EvalTransform, TrainTransform
 from umd_eqx.errors import BadInput
 from umd_eqx.models.classifier import SIDE, FashionClassifier
 from umd_eqx.models.extractor import AbstractExtractor
-from umd_eqx.optim import OptimConfig, adamw, schedule
+from umd_eqx.optim import schedule
+from umd_eqx.optimisers import AdamW
 from umd_eqx.programs import Program, is_shape
 from umd_eqx.types import Batch, DataSpec, Label, Metrics, Scalar
 
@@ -63,10 +64,10 @@ class ClassifierRecipe:
 
     def optimiser(self) -> optax.GradientTransformation:
         """AdamW with its learning rate over `steps`."""
-        config = OptimConfig(
+        config = AdamW(
             *(self.lr, None, None, self.steps), warmup=self.warmup, beta2=0.99, weight_decay=self.weight_decay
         )
-        return adamw(config, schedule(config, 0, self.batch_size))
+        return config.transformation(schedule(config, 0, self.batch_size))
 
 
 def objective(model: AbstractExtractor, batch: Batch) -> tuple[Scalar, Metrics]:

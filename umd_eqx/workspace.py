@@ -91,7 +91,7 @@ def claim(run_dir: Path, config: Config, preset: str | None) -> bool:
         del changed["latent.digest"]
     if changed:
         name, (was, now) = next(iter(changed.items()))
-        field = f"--{name.replace('_', '-')}"
+        field = f"--{name.removesuffix('.type').replace('_', '-')}"
         if name.startswith("start."):
             problem = f"the run in {run_dir} began with other weights, or those there have changed since"
             raise BadInput("--from", problem, "Give the same weights, or another --run-dir to start a new run")
