@@ -33,13 +33,13 @@ def test_every_path_comes_back(path):
 
 def test_a_type_that_is_not_known_is_refused_and_nothing_is_imported():
     for name in ("Nothing", "os.system", "builtins.eval", "Parts", ["Config"], None):
-        with pytest.raises(BadInput, match="is no type that this program knows"):
+        with pytest.raises(BadInput, match="is not a type that this program knows"):
             load({"type": name})
     data = dump(PRETRAIN["umd"]())
     data["objective"]["denoising"]["type"] = "Backdoor"
     with pytest.raises(BadInput, match="'Backdoor'") as error:
         load(data)
-    assert "load(types=...)" in str(error.value)
+    assert "types=[...]" in str(error.value)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,6 +21,7 @@ FLOORS = {
     "sampling": 2,
     "data": 2,
     "optim": 2,
+    "optimisers": 2,
     "sharding": 2,
     "flops": 2,
     "programs": 0,
@@ -32,6 +33,7 @@ FLOORS = {
     "config": 4,
     "presets": 4,
     "dump": 4,
+    "leaves": 4,
     "upgrade": 3,
     "dryrun": 4,
     "memory": 4,
@@ -48,7 +50,7 @@ FLOORS = {
     "tokenizers": 4,
     "tokenizer_training": 4,
     "encoding": 4,
-    "cli": 5,
+    "cli": 6,
     "commands": 5,
 }
 
@@ -60,6 +62,8 @@ NEIGHBOURS = {
     ("paths", "errors"),
     ("tensors", "errors"),
     ("sampling", "sharding"),  # batches of samples over the devices
+    ("optimisers", "optim"),  # the base of each
+    ("leaves", "dump"),
     ("flops", "objectives"),  # the passes that a batch takes
     ("checkpoint", "train"),  # holds a TrainState
     ("presets", "config"),
@@ -101,7 +105,6 @@ NEIGHBOURS = {
     ("finetuning", "derived"),
     ("finetuning", "presets"),
     ("finetuning", "pretrained"),
-    ("commands", "cli"),
     ("run", "workspace"),
 }
 

@@ -8,7 +8,8 @@ import pytest
 
 from umd_eqx.errors import BadInput
 from umd_eqx.objectives import unified
-from umd_eqx.optim import OptimConfig, adamw, schedule
+from umd_eqx.optim import AbstractOptimiser, schedule
+from umd_eqx.optimisers import LARS, AdamW, Muon
 from umd_eqx.paths import CosineTable
 from umd_eqx.sharding import batch_sharding, in_pieces, make_mesh, micro_batches, place, replicated, validate_batch
 from umd_eqx.train import Parts, TrainState, compile_step
@@ -30,11 +31,11 @@ def images(batch_size: int) -> Batch:
 def compiled(random_model):
     """`compiled(devices, batch_size, accumulate)`: a step with its first arguments, and a state to begin with."""
 
-    def make(devices: int, batch_size: int = 16, accumulate: int = 1):
+    def make(devices: int, batch_size: int = 16, accumulate: int = 1, optimiser: type[AbstractOptimiser] = AdamW):
         mesh = make_mesh(jax.devices()[:devices])
-        config = OptimConfig(lr=1e-3, lr_batch_size=None, steps=20, warmup=0.1)
+        config = optimiser(lr=1e-3, lr_batch_size=None, steps=20, warmup=0.1)
         lr = schedule(config, 1, 1)
-        parts = Parts(unified(), CosineTable(), adamw(config, lr), lr, mesh, 0, 0.1, accumulate)
+        parts = Parts(unified(), CosineTable(), config.transformation(lr), lr, mesh, 0, 0.1, accumulate)
         state = place(TrainState.init(random_model(labels=True), parts.optimiser, ema=True), replicated(mesh))
         batch = place(images(batch_size), batch_sharding(mesh))
         return compile_step(parts, state, batch), (parts, batch), state
@@ -65,6 +66,12 @@ def test_eight_devices_train_as_one_does(compiled, on_eight):
     alone, together = losses(*compiled(1)), losses(*on_eight)
     assert len({round(loss, 4) for loss in alone}) == STEPS  # it does train
     np.testing.assert_allclose(together, alone, rtol=1e-5)
+
+
+@pytest.mark.parametrize("optimiser", [Muon, LARS])
+def test_eight_devices_train_as_one_does_with_another_optimiser(compiled, optimiser):
+    alone, together = (losses(*compiled(devices, optimiser=optimiser)) for devices in (1, 8))
+    np.testing.assert_allclose(together, alone, rtol=1e-4)
 
 
 def test_no_image_leaves_its_device(on_eight):

@@ -222,9 +222,8 @@ def _known(name: str, names: Names, flag: str) -> str:
 
 def _foreign(words: Sequence[str], choices: Sequence[Choice]) -> BadInput | None:
     """What is wrong with the first word that is a flag of a type which could have been chosen, and was not."""
-    for word in (
-        word.partition("=")[0].replace("_", "-").replace("--no-", "--").replace(".no-", ".") for word in words
-    ):
+    for word in words:
+        word = word.partition("=")[0].replace("_", "-").replace("--no-", "--").replace(".no-", ".")
         for choice in choices:
             has = {
                 name: [f"--{_joined(choice.prefix, field.name)}" for field in dataclasses.fields(type_of(make))]

@@ -51,8 +51,8 @@ class Muon(AbstractOptimiser):
     """Momentum that is orthogonalised layer by layer, for the matrices of the blocks; AdamW for all else.
 
     Jordan et al. 2024, https://kellerjordan.github.io/posts/muon. The matrices of the blocks are the leaves named
-    `kernel` or `weight` under an attribute `blocks` (`orthogonalised`). Embeddings, positions, tokens, heads, modulation
-    and all vectors are under AdamW, as there. Queries, keys and values are one matrix.
+    `kernel` or `weight` under an attribute `blocks` (`orthogonalised`). Embeddings, positions, tokens, heads,
+    modulation and all vectors are under AdamW, as there. Queries, keys and values are one matrix.
 
     The update of a matrix of a x b numbers is scaled by `rms` sqrt(max(a, b)), so that the root of its mean square is
     `rms`, about that of AdamW's updates (Liu et al. 2025, arXiv 2502.16982, section 2.2): the learning rate and the

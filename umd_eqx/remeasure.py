@@ -38,10 +38,8 @@ def not_yet_measured(
     **Raises:** `BadInput` where `config.json` cannot be read.
     """
     try:
-        trained_with = json.loads((run_dir / "config.json").read_text())["config"].get("eval") or {}
-        changes = {
-            name: changed(upgraded(trained_with[name]), e) for name, e in evaluators.items() if name in trained_with
-        }
+        trained_with = upgraded(json.loads((run_dir / "config.json").read_text())["config"].get("eval") or {})
+        changes = {name: changed(trained_with[name], e) for name, e in evaluators.items() if name in trained_with}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         problem = f"{run_dir / 'config.json'} cannot be read"
         raise BadInput("--run-dir", problem, "Choose another directory") from error

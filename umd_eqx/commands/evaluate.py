@@ -55,7 +55,9 @@ class Evaluate:
 
 
 def evaluate(words: list[str], types: Types | None = None) -> int:
-    """Runs the evaluation command; gives its exit code. `types` are the reader's own, by the names that flags give them.
+    """Runs the evaluation command; gives its exit code.
+
+    `types` are the reader's own, by the names that flags give them.
 
     **Raises:** `BadInput` naming the flag at fault.
     """

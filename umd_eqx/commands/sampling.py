@@ -31,7 +31,9 @@ class SamplingFlags:
     """Which weights of a run: raw, or their average where one is kept."""
     tokenizer: str | None = None
     """Where the tokenizer of a network of latents lies. None: where it lay when the network was trained."""
-    sampler: Annotated[AbstractSampler, tyro.conf.arg(name="")] = DPMSolverPP(steps=32, head="v")
+    sampler: Annotated[AbstractSampler, tyro.conf.arg(name="")] = dataclasses.field(
+        default_factory=functools.partial(DPMSolverPP, steps=32, head="v")
+    )
     cfg_scale: float | None = None
     """Classifier-free guidance: 1 is none. None: 2 for a network with labels."""
     cfg_interval: tuple[float, float] | None = None
