@@ -91,7 +91,7 @@ def choose(default: T, words: Sequence[str], kinds: Kinds) -> tuple[T, list[str]
     rest, choices = list(words), []
 
     def visit(value: Any, prefix: str) -> Any:
-        if isinstance(value, Mapping) or not dataclasses.is_dataclass(value):
+        if not dataclasses.is_dataclass(value) or isinstance(value, type):
             return value
         hints = typing.get_type_hints(type(value), include_extras=True)
         fields = [field.name for field in dataclasses.fields(value) if field.init]

@@ -186,9 +186,11 @@ def _layer_by_layer(rule: optax.GradientTransformation) -> optax.GradientTransfo
     """A rule without a state, applied to each layer of a stacked leaf alone."""
 
     def update(updates: PyTree, state: optax.OptState, params: PyTree | None = None) -> tuple[PyTree, optax.OptState]:
-        def one(path: tuple[Any, ...], gradient: jax.Array, weights: jax.Array) -> jax.Array:
-            apply = lambda g, w: rule.update(g, state, w)[0]  # noqa: E731
-            return (jax.vmap(apply) if is_stacked(path) else apply)(gradient, weights)
+        def layer(gradient: jax.Array, weights: jax.Array) -> Any:
+            return rule.update(gradient, state, weights)[0]
+
+        def one(path: tuple[Any, ...], gradient: jax.Array, weights: jax.Array) -> Any:
+            return (jax.vmap(layer) if is_stacked(path) else layer)(gradient, weights)
 
         return jax.tree_util.tree_map_with_path(one, updates, params), state
 
