@@ -9,7 +9,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args
 
 import equinox as eqx
 import jax
@@ -28,22 +28,37 @@ from umd_eqx.eval.generation import path_for, real_images, reference, score
 from umd_eqx.eval.protocol import UMD10K, labels_for, scale
 from umd_eqx.paths import AbstractPath
 from umd_eqx.pretrained import from_pretrained
-from umd_eqx.sampling import AbstractDenoiser, Adaptive, SamplerConfig, guide, sample
+from umd_eqx.sampling import (
+    DDIM,
+    AbstractDenoiser,
+    AbstractSampler,
+    Adaptive,
+    DPMSolverPP,
+    Euler,
+    Heun,
+    ReverseSDE,
+    UniformGrid,
+    guide,
+    in_force,
+    sample,
+)
 from umd_eqx.sampling.batch import image_noise
 from umd_eqx.sharding import make_mesh, whole_batch
 
-SAMPLERS = {
-    "DDIM, eta 0": SamplerConfig(name="ddim", eta=0.0, grid="uniform", head="v"),
-    "DDIM, eta 1": SamplerConfig(name="ddim", eta=1.0, grid="uniform", head="v"),
-    "Euler": SamplerConfig(name="euler", head="v"),
-    "Heun": SamplerConfig(name="heun", head="v"),
-    "DPM-Solver++(2M)": SamplerConfig(name="dpmpp", head="v"),
-    "reverse SDE": SamplerConfig(name="sde", head="v"),
+Method = Literal["tsit5", "dopri5"]
+
+SAMPLERS: dict[str, AbstractSampler] = {
+    "DDIM, eta 0": DDIM(eta=0.0, grid=UniformGrid(), head="v"),
+    "DDIM, eta 1": DDIM(eta=1.0, grid=UniformGrid(), head="v"),
+    "Euler": Euler(head="v"),
+    "Heun": Heun(head="v"),
+    "DPM-Solver++(2M)": DPMSolverPP(head="v"),
+    "reverse SDE": ReverseSDE(head="v"),
 }
 
 ADAPTIVE = {
-    f"{name}, rtol {rtol:g}": SamplerConfig(name=name, rtol=rtol, atol=rtol, head="v")
-    for name in ("tsit5", "dopri5")
+    f"{method}, rtol {rtol:g}": Adaptive(method=method, rtol=rtol, atol=rtol, head="v")
+    for method in get_args(Method)
     for rtol in (1e-1, 1e-2)
 }
 
@@ -96,8 +111,8 @@ def main(words: list[str]) -> int:
     labels = labels_for(protocol, source.model.num_classes)
     options: dict[str, Any] = {"batch_size": arguments.batch_size, "mesh": mesh}
     rows = []
-    for name, config in points(source.path, arguments.calls):
-        path, sampler = path_for(config, source.path), config.build(latents=source.tokenizer is not None)
+    for name, asked in points(source.path, arguments.calls):
+        path, sampler = path_for(asked, source.path), in_force(asked, latents=source.tokenizer is not None)
         denoiser = guide(sampler.denoiser(source.model, path), arguments.cfg_scale)
         images = sample(denoiser, sampler, labels, jax.random.key(0), **options)
         found = score(images, labels, real, extractor, protocol, context, classes=source.model.num_classes)
@@ -116,24 +131,25 @@ def main(words: list[str]) -> int:
     return 0
 
 
-def points(path: AbstractPath, calls: Sequence[int]) -> list[tuple[str, SamplerConfig]]:
+def points(path: AbstractPath, calls: Sequence[int]) -> list[tuple[str, AbstractSampler]]:
     """What is measured: each sampler with each number of calls, or with each tolerance where it chooses its steps."""
     fixed = [
-        (name, dataclasses.replace(config, steps=steps_for(config, path_for(config, path), count)))
-        for name, config in SAMPLERS.items()
+        (name, with_steps(sampler, steps_for(sampler, path_for(sampler, path), count)))
+        for name, sampler in SAMPLERS.items()
         for count in calls
     ]
     return [*fixed, *ADAPTIVE.items()]
 
 
-def steps_for(config: SamplerConfig, path: AbstractPath, calls: int) -> int:
+def with_steps(sampler: AbstractSampler, steps: int) -> AbstractSampler:
+    """The sampler with another number of steps."""
+    return dataclasses.replace(sampler, steps=steps)  # pyright: ignore[reportCallIssue]
+
+
+def steps_for(sampler: AbstractSampler, path: AbstractPath, calls: int) -> int:
     """The most steps, up to `calls`, that take no more than so many calls of the network; 1 at least."""
 
-    def count(steps: int) -> int | None:
-        sampler = dataclasses.replace(config, steps=steps).build(latents=False)  # clipping changes no count
-        return sampler.evaluations(path)
-
-    counts = {steps: count(steps) for steps in range(2, calls + 1)}
+    counts = {steps: with_steps(sampler, steps).evaluations(path) for steps in range(2, calls + 1)}
     return max((steps for steps, count in counts.items() if (count or 0) <= calls), default=1)
 
 

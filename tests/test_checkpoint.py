@@ -21,7 +21,7 @@ from umd_eqx import checkpoint
 from umd_eqx.checkpoint import Checkpoints, require_space
 from umd_eqx.config import Built, build
 from umd_eqx.errors import BadInput
-from umd_eqx.optim import OptimConfig
+from umd_eqx.optimisers import AdamW
 from umd_eqx.presets import umd
 from umd_eqx.sharding import make_mesh, place, replicated
 from umd_eqx.train import TrainState
@@ -35,7 +35,7 @@ def built() -> Built:
     config = umd()
     model = dataclasses.replace(config.model, variant="mu/7")
     data = dataclasses.replace(config.data, eval_batch_size=8)
-    optim = OptimConfig(steps=9, mu_dtype="bfloat16")
+    optim = AdamW(steps=9, mu_dtype="bfloat16")
     return build(dataclasses.replace(config, model=model, data=data, optim=optim), SPEC)
 
 

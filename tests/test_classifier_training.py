@@ -16,7 +16,7 @@ from faults.tiny import arrays, assert_equal_bit_for_bit, numbers, on_one_device
 from faults.tiny import compilation_cache as compilation_cache
 
 from umd_eqx.classifier_training import TRAINED, classifier, command_of, lacks_classifier, recipe_facts
-from umd_eqx.cli import Command
+from umd_eqx.commands.training import Command
 from umd_eqx.config import Config, build
 from umd_eqx.data.loader import training_batches
 from umd_eqx.data.source import open_source

@@ -14,7 +14,8 @@ from umd_eqx.dump import run_identity
 from umd_eqx.errors import BadInput
 from umd_eqx.eval import Denoising, FewShot, Generation, Reconstruction
 from umd_eqx.objectives import masked_reconstruction, unified
-from umd_eqx.optim import EmaConfig, OptimConfig
+from umd_eqx.optim import EmaConfig
+from umd_eqx.optimisers import AdamW
 from umd_eqx.presets import umd
 from umd_eqx.sharding import make_mesh
 from umd_eqx.types import DataSpec
@@ -54,14 +55,14 @@ def test_an_average_is_kept_where_it_is_asked_for(labels, only_with_labels, aver
 
 
 def test_the_length_of_a_run_is_given_in_steps_or_in_epochs():
-    steps = build(small(optim=OptimConfig(steps=100, warmup=0.1)), SPEC)
+    steps = build(small(optim=AdamW(steps=100, warmup=0.1)), SPEC)
     assert (steps.warmup, steps.total) == (10, 100)
-    epochs = build(small(optim=OptimConfig(epochs=2, warmup=0.5)), SPEC)
+    epochs = build(small(optim=AdamW(epochs=2, warmup=0.5)), SPEC)
     assert (epochs.warmup, epochs.total) == (7_500, 15_000)
     assert epochs.parts.schedule(7_500) == pytest.approx(1.5e-4 * 8 / 256)
 
 
-@pytest.mark.parametrize("optim", [OptimConfig(), OptimConfig(steps=1, epochs=1.0)])
+@pytest.mark.parametrize("optim", [AdamW(), AdamW(steps=1, epochs=1.0)])
 def test_a_length_that_is_given_not_at_all_or_twice_is_refused(optim):
     with pytest.raises(BadInput, match="give either epochs or steps"):
         build(small(optim=optim), SPEC)
@@ -69,7 +70,7 @@ def test_a_length_that_is_given_not_at_all_or_twice_is_refused(optim):
 
 def test_so_few_epochs_that_there_is_no_step_are_refused():
     with pytest.raises(BadInput, match="is no step") as error:
-        build(small(optim=OptimConfig(epochs=1e-6)), SPEC)
+        build(small(optim=AdamW(epochs=1e-6)), SPEC)
     assert error.value.field == "--optim.epochs"
 
 

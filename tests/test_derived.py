@@ -24,11 +24,12 @@ from umd_eqx.objectives import (
     masked_reconstruction,
     unified,
 )
-from umd_eqx.optim import OptimConfig
+from umd_eqx.optimisers import AdamW
 from umd_eqx.paths import RectifiedFlow
 from umd_eqx.presets import PRETRAIN, PUBLISHED_NOISY_TIME
 from umd_eqx.pretrained import export, from_pretrained
 from umd_eqx.run import run
+from umd_eqx.sampling import DDIM
 
 
 @pytest.fixture(autouse=True)
@@ -151,13 +152,13 @@ def test_only_a_network_that_has_seen_clean_images_goes_on_reconstructing_them(s
 
 def test_a_schedule_in_epochs_is_shortened_as_the_published_one(source):
     theirs = from_pretrained(source)
-    long = dump(OptimConfig(lr=1.5e-4, epochs=800.0, mu_dtype="bfloat16", accumulate=2))
+    long = dump(AdamW(lr=1.5e-4, epochs=800.0, mu_dtype="bfloat16", accumulate=2))
     config = derived_recipe(theirs, {**theirs.trained, "optim": long})
     assert (config.optim.epochs, config.optim.steps, config.optim.lr_batch_size) == (50.0, None, 256)
     assert (config.optim.accumulate, config.data.batch_size) == (2, 32)
     assert config.objective.period(config.data.batch_size) == 16
     assert config.ema.rate_for(256, labels=True) == pytest.approx(1e-4)
-    assert (config.eval["generation"].sampler.name, config.eval["generation"].samples) == ("ddim", 10_240)
+    assert (config.eval["generation"].sampler, config.eval["generation"].samples) == (DDIM(), 10_240)
 
 
 def test_an_export_does_not_say_how_it_was_trained(source, tmp_path):

@@ -46,7 +46,7 @@ def last_row(run_dir):
 
 
 def test_each_file_is_under_40_lines():
-    assert set(FILES) == {"my_objective.py", "my_evaluator.py", "my_data.py", "my_run.py"}
+    assert set(FILES) == {"my_objective.py", "my_evaluator.py", "my_optimiser.py", "my_data.py", "my_run.py"}
     for text in FILES.values():
         lines = [line for line in text.splitlines() if line.strip()]
         assert len(lines) < 40
@@ -71,6 +71,15 @@ def test_an_evaluator_in_one_file(beside):
     words = ["umd-rank", "--model.variant", "mu/7", "--eval.rank.images", "32", *SMALL, *NOISE]
     row = last_row(beside[1]("my_evaluator.py", *words))
     assert 1.0 <= row["eval/rank/patches"] <= 32.0
+
+
+def test_an_optimiser_in_one_file(beside):
+    words = ["umd", "--optim", "lion", "--optim.beta2", "0.9", "--model.variant", "mu/7", *SMALL, *NOISE]
+    run_dir = beside[1]("my_optimiser.py", *words)
+    optim = json.loads((run_dir / "config.json").read_text())["config"]["optim"]
+    assert (optim["type"], optim["beta2"], optim["weight_decay"]) == ("Lion", 0.9, 0.05)
+    beside[1]("my_optimiser.py", "export", "--run", "run", "--out", "lion.safetensors")
+    assert (run_dir.parent / "lion.safetensors").exists()
 
 
 def test_a_data_set_in_one_file(beside):

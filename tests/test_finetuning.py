@@ -18,6 +18,7 @@ from umd_eqx.objectives import MaskedDenoising, Term, Unified
 from umd_eqx.paths import CosineTable
 from umd_eqx.pretrained import from_pretrained
 from umd_eqx.run import run
+from umd_eqx.sampling import DDIM
 
 PUBLISHED = [name for name in FINETUNE if "in64" in name]
 DIT = MaskedDenoising((Term("x0", "all", 0.5), Term("eps", "all", 0.5)), 0.0)
@@ -61,7 +62,7 @@ def test_the_published_recipes_have_the_published_numbers(name):
     generation = config.eval["generation"]
     assert (generation.every, generation.samples, generation.cfg_scales) == (25_000, 10_240, (1.0, 2.0, 4.0))
     assert (generation.protocol, generation.weights) == ("umd10k", "ema")
-    assert (generation.sampler.name, generation.sampler.steps, generation.sampler.eta) == ("ddim", 125, 1.0)
+    assert generation.sampler == DDIM(steps=125, eta=1.0)
 
 
 @pytest.mark.parametrize("name", FINETUNE)

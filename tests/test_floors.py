@@ -22,6 +22,7 @@ FLOORS = {
     "sampling": 2,
     "data": 2,
     "optim": 2,
+    "optimisers": 2,
     "sharding": 2,
     "flops": 2,
     "programs": 0,
@@ -34,6 +35,7 @@ FLOORS = {
     "config": 4,
     "presets": 4,
     "dump": 4,
+    "leaves": 4,
     "upgrade": 3,
     "dryrun": 4,
     "memory": 4,
@@ -50,7 +52,7 @@ FLOORS = {
     "tokenizers": 4,
     "tokenizer_training": 4,
     "encoding": 4,
-    "cli": 5,
+    "cli": 6,
     "commands": 5,
 }
 
@@ -64,6 +66,8 @@ NEIGHBOURS = {
     ("predictions", "paths"),  # its conversions
     ("tensors", "errors"),
     ("sampling", "sharding"),  # batches of samples over the devices
+    ("optimisers", "optim"),  # the base of each
+    ("leaves", "dump"),
     ("flops", "objectives"),  # the passes that a batch takes
     ("checkpoint", "train"),  # holds a TrainState
     ("presets", "config"),
@@ -110,7 +114,6 @@ NEIGHBOURS = {
     ("finetuning", "derived"),
     ("finetuning", "presets"),
     ("finetuning", "pretrained"),
-    ("commands", "cli"),
     ("run", "workspace"),
 }
 

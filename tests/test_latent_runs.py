@@ -31,6 +31,7 @@ from umd_eqx.paths import LinearTable
 from umd_eqx.presets import PRETRAIN, latent_umd
 from umd_eqx.pretrained import from_pretrained
 from umd_eqx.run import run
+from umd_eqx.sampling import ReferenceGrid, in_force
 from umd_eqx.sharding import make_mesh
 from umd_eqx.tokenizer_training import is_written, kl
 from umd_eqx.tokenizers import load_tokenizer, resolve, save_tokenizer, with_statistics
@@ -286,8 +287,8 @@ def test_a_published_row_of_latents_has_its_numbers(name):
     assert (config.ema.rate_for(256, labels=config.model.labels) is None) != scratch
     for evaluator in config.eval.values():
         if isinstance(evaluator, Generation):
-            sampler = evaluator.sampler.in_force(latents=config.latent is not None)
-            assert (sampler.clip, sampler.steps, sampler.eta, sampler.grid) == (False, 125, 1.0, "reference")
+            sampler = in_force(evaluator.sampler, latents=config.latent is not None)
+            assert (sampler.clip, sampler.steps, sampler.eta, sampler.grid) == (False, 125, 1.0, ReferenceGrid())
     built = build(config, config.data.expected)
     # The blocks of a ViT-L and of a third of it, each with an AdaLN of 6 d^2.
     model = built.abstract_state().model
@@ -301,7 +302,7 @@ def test_the_fine_tuned_rows_of_latents_are_not_clipped():
         config = FINETUNE[name]()
         assert isinstance(config.objective, Unified)
         assert config.objective.no_noise_prob == 0.05
-        assert config.eval["generation"].sampler.build(latents=config.latent is not None).clip is False
+        assert in_force(config.eval["generation"].sampler, latents=config.latent is not None).clip is False
         assert config.path == LinearTable()
     assert (config.data.batch_size, config.data.size, config.optim.epochs) == (256, 256, 50)
 

@@ -8,12 +8,13 @@ import optax
 import pytest
 
 from umd_eqx.errors import BadInput
-from umd_eqx.optim import EmaConfig, OptimConfig, adamw, decayed, ema_update, horizon, schedule
+from umd_eqx.optim import EmaConfig, decayed, ema_update, horizon, schedule
+from umd_eqx.optimisers import AdamW
 
 
 def test_the_schedule_by_hand():
     # 1000 images in batches of 100 for 40 epochs: 400 steps, of which 5 % of the epochs, 2, are the first 20.
-    config = OptimConfig(lr=1e-3, lr_batch_size=50, epochs=40.0)
+    config = AdamW(lr=1e-3, lr_batch_size=50, epochs=40.0)
     lr = schedule(config, 1000, 100)
     peak = 1e-3 * 100 / 50
 
@@ -31,11 +32,11 @@ def test_the_schedule_by_hand():
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
-        (OptimConfig(epochs=800.0), (40 * 1000 // 32, 25_000)),
-        (OptimConfig(epochs=30.0), (1 * 1000 // 32, round(30 * 1000 / 32))),  # int(1.5) epochs of warm-up
-        (OptimConfig(epochs=10.0), (0, round(10 * 1000 / 32))),
-        (OptimConfig(epochs=0.5, warmup=0.5), (0, 16)),
-        (OptimConfig(steps=777, warmup=0.1), (77, 777)),
+        (AdamW(epochs=800.0), (40 * 1000 // 32, 25_000)),
+        (AdamW(epochs=30.0), (1 * 1000 // 32, round(30 * 1000 / 32))),  # int(1.5) epochs of warm-up
+        (AdamW(epochs=10.0), (0, round(10 * 1000 / 32))),
+        (AdamW(epochs=0.5, warmup=0.5), (0, 16)),
+        (AdamW(steps=777, warmup=0.1), (77, 777)),
     ],
 )
 def test_the_horizon_is_counted_as_the_reference_does(config, expected):
@@ -45,13 +46,13 @@ def test_the_horizon_is_counted_as_the_reference_does(config, expected):
 def test_the_peak_follows_the_batch_only_where_it_is_told_to():
     peaks = {}
     for lr_batch_size in (256, None):
-        config = OptimConfig(lr=1.5e-4, lr_batch_size=lr_batch_size, steps=100, warmup=0.1)
+        config = AdamW(lr=1.5e-4, lr_batch_size=lr_batch_size, steps=100, warmup=0.1)
         peaks[lr_batch_size] = float(schedule(config, 1, 1024)(10))
     assert peaks == {256: pytest.approx(6e-4), None: pytest.approx(1.5e-4)}
 
 
 def test_one_step_is_a_schedule_too():
-    assert np.isfinite(float(schedule(OptimConfig(steps=1, warmup=0.0), 10, 10)(0)))
+    assert np.isfinite(float(schedule(AdamW(steps=1, warmup=0.0), 10, 10)(0)))
 
 
 def test_biases_class_tokens_and_mask_embedding_are_not_decayed(random_model):
@@ -73,8 +74,8 @@ def two_parameters():
 
 
 def test_an_update_is_clipped_then_adam_then_decay_then_rate(two_parameters):
-    config = OptimConfig(steps=10, weight_decay=0.1, clip=0.5, beta1=0.9, beta2=0.95)
-    optimiser = adamw(config, lambda _: 0.01)
+    config = AdamW(steps=10, weight_decay=0.1, clip=0.5, beta1=0.9, beta2=0.95)
+    optimiser = config.transformation(lambda _: 0.01)
     weights, gradients = (2.0, 3.0), ((3.0, 4.0), (0.03, 0.04))  # of norm 5, clipped to 0.5, and of norm 0.05
     params = eqx.filter(two_parameters, eqx.is_inexact_array)
     state = optimiser.init(params)
@@ -93,7 +94,7 @@ def test_an_update_is_clipped_then_adam_then_decay_then_rate(two_parameters):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_first_moment_is_kept_as_asked(two_parameters, dtype):
     params = eqx.filter(two_parameters, eqx.is_inexact_array)
-    state = adamw(OptimConfig(steps=1, mu_dtype=dtype), optax.constant_schedule(1.0)).init(params)
+    state = AdamW(steps=1, mu_dtype=dtype).transformation(optax.constant_schedule(1.0)).init(params)
     (adam,) = [part for part in state if isinstance(part, optax.ScaleByAdamState)]
     assert {leaf.dtype for leaf in jax.tree.leaves(adam.mu)} == {jnp.dtype(dtype)}
     assert {leaf.dtype for leaf in jax.tree.leaves(adam.nu)} == {jnp.dtype("float32")}
@@ -118,9 +119,9 @@ def test_the_first_moment_is_kept_as_asked(two_parameters, dtype):
     ],
 )
 def test_values_that_cannot_work_are_refused_by_name(field, values):
-    OptimConfig(**{"steps": None if "epochs" in values else 1}, epochs=1.0 if "epochs" in values else None).validate()
+    AdamW(**{"steps": None if "epochs" in values else 1}, epochs=1.0 if "epochs" in values else None).validate()
     with pytest.raises(BadInput, match=field) as refusal:
-        OptimConfig(**values).validate()
+        AdamW(**values).validate()
     assert refusal.value.field == field
 
 

@@ -12,9 +12,10 @@ from umd_eqx.models.blocks import BlockConfig
 from umd_eqx.models.classifier_configs import FashionClassifierConfig
 from umd_eqx.models.tokenizer_configs import FSQTokenizer, KLTokenizer
 from umd_eqx.objectives import Classification, Tokenizing, unified
-from umd_eqx.optim import OptimConfig, adamw, schedule
+from umd_eqx.optim import schedule
+from umd_eqx.optimisers import AdamW
 from umd_eqx.paths import Clean, CosineTable, LinearTable, RectifiedFlow
-from umd_eqx.sampling import SamplerConfig
+from umd_eqx.sampling import SAMPLERS
 from umd_eqx.sharding import make_mesh
 from umd_eqx.train import Parts, TrainState, train_step
 from umd_eqx.types import Batch
@@ -66,9 +67,9 @@ def _equations(jaxpr):
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_what_is_trained_is_float32_and_a_step_leaves_it_so(name):
     config, objective, path = SYSTEMS[name]
-    optim = OptimConfig(steps=10, warmup=0.1)
+    optim = AdamW(steps=10, warmup=0.1)
     lr = schedule(optim, 100, 8)
-    parts = Parts(objective, path, adamw(optim, lr), lr, make_mesh(jax.devices()[:1]), 0, 0.1)
+    parts = Parts(objective, path, optim.transformation(lr), lr, make_mesh(jax.devices()[:1]), 0, 0.1)
 
     def init() -> TrainState:
         return TrainState.init(config.build(SIZE, 1, 10, key=KEY), parts.optimiser, ema=True)
@@ -104,7 +105,7 @@ def test_weights_and_draws_are_those_without_64_bit_floats():
 @pytest.mark.parametrize("name", ["ddim", "dpmpp"])
 def test_samples_are_float32(name):
     model = eqx.filter_eval_shape(lambda: VIT.build(SIZE, 1, 10, key=KEY))
-    sampler, noise = SamplerConfig(name=name, steps=3).build(latents=False), jnp.zeros((SIZE, SIZE, 1), jnp.float32)
+    sampler, noise = SAMPLERS[name](steps=3), jnp.zeros((SIZE, SIZE, 1), jnp.float32)
 
     def sampled(model):
         return sampler(sampler.denoiser(model, CosineTable(), model.cond(0)), noise, KEY)

@@ -8,7 +8,8 @@ import pytest
 
 from umd_eqx.errors import BadInput
 from umd_eqx.objectives import unified
-from umd_eqx.optim import OptimConfig, adamw, schedule
+from umd_eqx.optim import AbstractOptimiser, schedule
+from umd_eqx.optimisers import LARS, AdamW, Muon
 from umd_eqx.paths import CosineTable
 from umd_eqx.sharding import batch_sharding, in_pieces, make_mesh, micro_batches, place, replicated, validate_batch
 from umd_eqx.train import Parts, Trainable, TrainState, compile_step
@@ -31,11 +32,17 @@ def images(batch_size: int) -> Batch:
 def compiled(random_model):
     """`compiled(devices, batch_size, accumulate, trainable)`: a step, its first arguments, and a first state."""
 
-    def make(devices: int, batch_size: int = 16, accumulate: int = 1, trainable: Trainable = EVERYTHING):
+    def make(
+        devices: int,
+        batch_size: int = 16,
+        accumulate: int = 1,
+        trainable: Trainable = EVERYTHING,
+        optimiser: type[AbstractOptimiser] = AdamW,
+    ):
         mesh = make_mesh(jax.devices()[:devices])
-        config = OptimConfig(lr=1e-3, lr_batch_size=None, steps=20, warmup=0.1)
+        config = optimiser(lr=1e-3, lr_batch_size=None, steps=20, warmup=0.1)
         lr = schedule(config, 1, 1)
-        parts = Parts(unified(), CosineTable(), adamw(config, lr), lr, mesh, 0, 0.1, accumulate, trainable)
+        parts = Parts(unified(), CosineTable(), config.transformation(lr), lr, mesh, 0, 0.1, accumulate, trainable)
         state = TrainState.init(random_model(labels=True), parts.optimiser, ema=True, trainable=trainable)
         state = place(state, replicated(mesh))
         batch = place(images(batch_size), batch_sharding(mesh))
@@ -82,6 +89,12 @@ def test_eight_devices_train_a_part_as_one_does(compiled):
         found[devices] = np.array(rows)
     assert len(set(found[1][:, 0].round(4))) == STEPS  # it does train
     np.testing.assert_allclose(found[8], found[1], rtol=2e-5)
+
+
+@pytest.mark.parametrize("optimiser", [Muon, LARS])
+def test_eight_devices_train_as_one_does_with_another_optimiser(compiled, optimiser):
+    alone, together = (losses(*compiled(devices, optimiser=optimiser)) for devices in (1, 8))
+    np.testing.assert_allclose(together, alone, rtol=1e-4)
 
 
 def test_no_image_leaves_its_device(on_eight):

@@ -254,7 +254,7 @@ def edited(saved, tmp_path, **fields):
         ({"format": 99}, "was written by a newer version"),
         ({"kind": "network"}, "holds no tokenizer"),
         ({"sha256": "0"}, "is not the file that its card describes"),
-        ({"model": {"type": "Popen"}}, "'Popen' is no type that this program knows"),
+        ({"model": {"type": "Popen"}}, "'Popen' is not a type that this program knows"),
         ({"model": {"type": "LinearTable"}}, "t.json cannot be read"),
         ({"model": {"type": "FashionClassifierConfig"}}, "t.json cannot be read"),
         ({"channels": 10**9}, "t.json cannot be read"),

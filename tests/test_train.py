@@ -10,7 +10,8 @@ import pytest
 from umd_eqx.flops import product_flops, step_flops
 from umd_eqx.models.classifier import FEATURES, FashionClassifier
 from umd_eqx.objectives import Classification, masked_reconstruction, unified
-from umd_eqx.optim import OptimConfig, adamw, schedule
+from umd_eqx.optim import schedule
+from umd_eqx.optimisers import AdamW
 from umd_eqx.paths import Clean, CosineTable
 from umd_eqx.sharding import batch_sharding, make_mesh, place, replicated
 from umd_eqx.train import Parts, TrainState, loss_and_grads, train_step
@@ -155,10 +156,10 @@ PARTS_TRAINED = {
 
 def partly(trainable, accumulate: int = 1) -> Parts:
     """Steps of AdamW, whose decay and clipping would reach what is frozen if they were given it."""
-    config = OptimConfig(lr=1e-2, lr_batch_size=None, steps=10, warmup=0.0, weight_decay=0.5, clip=1e-3)
+    config = AdamW(lr=1e-2, lr_batch_size=None, steps=10, warmup=0.0, weight_decay=0.5, clip=1e-3)
     lr = schedule(config, 1, 1)
     mesh = make_mesh(jax.devices()[:1])
-    return Parts(OBJECTIVES["umd"], CosineTable(), adamw(config, lr), lr, mesh, 0, RATE, accumulate, trainable)
+    return Parts(OBJECTIVES["umd"], CosineTable(), config.transformation(lr), lr, mesh, 0, RATE, accumulate, trainable)
 
 
 @pytest.fixture(scope="module")

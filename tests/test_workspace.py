@@ -9,6 +9,7 @@ import pytest
 
 from umd_eqx.data.source_configs import TFDS
 from umd_eqx.errors import BadInput
+from umd_eqx.optimisers import Muon
 from umd_eqx.presets import PRETRAIN
 from umd_eqx.workspace import LONGEST_NAME, claim, default_run_dir, environment, own, record, save_json
 
@@ -28,6 +29,16 @@ def test_the_directory_has_the_name_of_the_preset_and_of_what_was_changed():
     assert str(default_run_dir("umd", changed, UMD)) == "runs/umd,model.variant=mu-7,optim.lr=0.0003"
     changed = replaced(UMD, data__train_split="train[:99%]")
     assert str(default_run_dir("umd", changed, UMD)) == "runs/umd,data.train_split=train-99"
+
+
+def test_of_another_type_only_what_is_not_its_default_is_in_the_name():
+    recipe = UMD.optim
+    muon = Muon(recipe.lr, recipe.lr_batch_size, recipe.epochs, recipe.steps, recipe.warmup)
+    names = []
+    for optim in (muon, dataclasses.replace(muon, lr=Muon().lr), dataclasses.replace(muon, rms=None)):
+        names.append(default_run_dir("umd", dataclasses.replace(UMD, optim=optim), UMD).name)
+    others = ("umd,optim.lr=0.00015,optim.type=Muon", "umd,optim.rms=None,optim.type=Muon")
+    assert names == ["umd,optim.type=Muon", *others]
 
 
 def test_what_makes_no_other_run_makes_no_other_directory():

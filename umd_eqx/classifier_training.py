@@ -15,7 +15,8 @@ from umd_eqx.models.classifier import SIDE, FashionClassifier
 from umd_eqx.models.classifier_configs import FashionClassifierConfig
 from umd_eqx.models.fashion import load_fashion_classifier, read_card, save_fashion_classifier
 from umd_eqx.objectives import Classification
-from umd_eqx.optim import EmaConfig, OptimConfig
+from umd_eqx.optim import EmaConfig
+from umd_eqx.optimisers import AdamW
 from umd_eqx.paths import Clean
 from umd_eqx.presets import FASHION_MNIST, Preset
 from umd_eqx.pretrained import restored
@@ -35,7 +36,7 @@ def classifier() -> Config:
         objective=Classification(),
         path=Clean(),
         data=DataConfig(size=SIDE, area_min=90.0, flip=True, batch_size=64, expected=FASHION_MNIST),
-        optim=OptimConfig(lr=2e-3, lr_batch_size=None, steps=steps, warmup=0.05, beta2=0.99, weight_decay=0.05),
+        optim=AdamW(lr=2e-3, lr_batch_size=None, steps=steps, warmup=0.05, beta2=0.99, weight_decay=0.05),
         ema=EmaConfig(rate=None, batch_size=None),
         eval={"accuracy": Accuracy(every=steps // 4)},
         checkpoint=CheckpointConfig(every=1000),

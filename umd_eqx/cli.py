@@ -1,66 +1,54 @@
-"""The command line: a preset as the first word, numbers as flags, one line for what is wrong."""
+"""The command line: which command the words belong to, and one line for what is wrong."""
 
-import dataclasses
-import difflib
 import functools
-import inspect
-import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import NoReturn
 
-import tyro
-
-from umd_eqx.config import Config
-from umd_eqx.dryrun import dry_run
-from umd_eqx.dump import dump
-from umd_eqx.errors import BadInput, disk_errors, require_writable
+from umd_eqx.commands.evaluate import evaluate
+from umd_eqx.commands.export import export_weights
+from umd_eqx.commands.finetune import finetune
+from umd_eqx.commands.pretrain import pretrain
+from umd_eqx.commands.sample import sample
+from umd_eqx.errors import BadInput
 from umd_eqx.presets import Preset
-from umd_eqx.report import read_metrics
-from umd_eqx.run import run
 from umd_eqx.signals import EXIT_INTERRUPTED, end_interrupted
-from umd_eqx.tokenizers import resolve, with_latents_of
-from umd_eqx.workspace import default_run_dir, save_json
 
 EXIT_BAD_INPUT = 2
 INTERRUPTED = "interrupted: the last checkpoint, if there is one, is as it was"
 
-SWITCHES = (
-    *("--dry-run", "--print-config", "--log.wandb", "--data.flip", "--model.labels", "--model.scan"),
-    *("--model.block.rotary", "--model.block.qk-norm"),
-    *("--ema.only-with-labels", "--eval.fewshot.raw-pixels", "--eval.generation.sampler.clip"),
-)
-"""Flags that take no value, so that a word behind one is not theirs."""
 
-
-@dataclasses.dataclass(frozen=True)
-class Command:
-    """What is asked for on the command line."""
-
-    config: Annotated[Config, tyro.conf.arg(name="")]
-    run_dir: str | None = None
-    """Where everything is written. None: runs/<preset>, with what was changed of the recipe."""
-    limit_steps: int | None = None
-    """Stop after this step, measure and report; the learning rate goes by the whole length all the same."""
-    dry_run: bool = False
-    """Print parameters, FLOPs, memory, shapes and time, and exit."""
-    print_config: bool = False
-    """Print the whole configuration as JSON, and exit."""
-    json: str | None = None
-    """A file for the last figures of each kind, when the run is over."""
-
-
-def main(presets: Mapping[str, Preset], arguments: Sequence[str] | None = None) -> None:
-    """Runs the pre-training command and exits, as `exit_with` says.
+def main(
+    presets: Mapping[str, Preset],
+    arguments: Sequence[str] | None = None,
+    *,
+    types: Mapping[str, type] | None = None,
+) -> None:
+    """Runs the pre-training command, or the one that the first word names, and exits, as `exit_with` says.
 
     **Arguments:**
 
     - `presets`: recipes by name; the first is the default. Add your own: `main({**PRETRAIN, "mine": recipe})`.
-    - `arguments`: the words of the command line, without the program.
+    - `arguments`: the words of the command line, without the program. `sample`, `finetune`, `evaluate` or `export` as
+        the first word runs that command, if no preset has its name.
+    - `types`: your own samplers, optimisers, grids, objectives, evaluators and networks by name. `--sampler NAME`,
+        `--optim NAME` and so on choose them, and what was trained with them is loaded by these commands.
     """
-    exit_with(lambda words: _main(presets, words), arguments)
+    types = types or {}
+    commands = {
+        "sample": functools.partial(sample, types=types),
+        "finetune": functools.partial(finetune, types=types),
+        "evaluate": functools.partial(evaluate, types=types),
+        "export": functools.partial(export_weights, types=types),
+    }
+
+    def command(words: list[str]) -> int:
+        if words and words[0] in commands and words[0] not in presets:
+            return commands[words[0]](words[1:])
+        return pretrain(words, presets, types)
+
+    exit_with(command, arguments)
 
 
 def exit_with(command: Callable[[list[str]], int], arguments: Sequence[str] | None = None) -> NoReturn:
@@ -87,77 +75,3 @@ def exit_with(command: Callable[[list[str]], int], arguments: Sequence[str] | No
     except BrokenPipeError:  # `--help | head`: whoever read has read enough, and nothing more may be written at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
-
-
-def _main(presets: Mapping[str, Preset], arguments: list[str]) -> int:
-    name, flags = split_preset(presets, arguments)
-    recipe = presets[name]()
-    what = "Pre-train a masked or diffusion auto-encoder."
-    command = tyro.cli(Command, default=Command(recipe), args=flags, description=describe_presets(what, presets, name))
-    return train(command, name, recipe, functools.partial(default_run_dir, name))
-
-
-def train(command: Command, preset: str, recipe: Config, place: Callable[[Config, Config], Path]) -> int:
-    """Does what is asked for: shows the configuration or what it takes, or runs it. Gives the exit code.
-
-    `place` names the run's directory, if the command does not, from the configuration and the recipe.
-    """
-    if command.print_config:
-        print(json.dumps(dump(command.config), indent=2))
-        return 0
-    if command.dry_run:
-        print(dry_run(command.config, recipe=recipe, limit_steps=command.limit_steps))
-        return 0
-    if command.json is not None:
-        require_writable("--json", command.json)
-    config = resolve(command.config)
-    directory = command.run_dir or place(config, with_latents_of(recipe, config))
-    options = {"run_dir": directory, "limit_steps": command.limit_steps}
-    with disk_errors(directory):
-        outcome = run(config, preset=preset, recipe=recipe, **options)
-        if command.json is not None:
-            last: dict[str, float] = {}
-            for row in read_metrics(outcome.run_dir / "metrics.jsonl"):
-                last |= row
-            save_json(Path(command.json), [{"preset": preset, "run_dir": str(outcome.run_dir)} | last])
-    return outcome.exit_code
-
-
-def split_preset(presets: Mapping[str, Preset], arguments: Sequence[str]) -> tuple[str, list[str]]:
-    """The preset (the first word, or else the first preset) and the flags.
-
-    Raises `BadInput` for a word that is no preset, and for a preset that comes after a flag.
-    """
-    name, flags = next(iter(presets)), list(arguments)
-    if flags and not flags[0].startswith("-"):
-        name, flags = flags[0], flags[1:]
-        if name not in presets:
-            close = difflib.get_close_matches(name, presets, n=1)
-            hint = f"Did you mean {close[0]}? " if close else ""
-            raise BadInput("preset", f"there is no {name!r}", f"{hint}There are: {', '.join(presets)}")
-    for before, word in zip(["", *flags], flags, strict=False):
-        before = before.replace("--no-", "--").replace(".no-", ".")
-        if word in presets and (not before.startswith("--") or before in SWITCHES or "=" in before):
-            raise BadInput("preset", f"{word!r} comes after a flag", f"Write the preset first: {word} --flag VALUE ...")
-    return name, flags
-
-
-def flag_value(words: Sequence[str], flag: str) -> str | None:
-    """What a flag is given as among the words of a command line, before they are parsed; None where it is not there."""
-    found = None
-    for i, word in enumerate(words):
-        name, equals, value = word.partition("=")
-        if name == flag:
-            found = value if equals else next(iter(words[i + 1 : i + 2]), None)
-    return found
-
-
-def describe_presets(what: str, presets: Mapping[str, Preset], chosen: str) -> str:
-    """What `--help` begins with: what the command does, and a line for each preset."""
-    width = max(map(len, presets)) + 2
-    lines = [f"{'*' if name == chosen else ' '} {name:{width}}{_first_line(p)}" for name, p in presets.items()]
-    return "\n".join([f"{what} The first word is a preset (* is the one shown here):\n", *lines])
-
-
-def _first_line(preset: Preset) -> str:
-    return (inspect.getdoc(preset) or "").partition("\n")[0]

@@ -18,7 +18,7 @@ from umd_eqx.models import AbstractModel
 from umd_eqx.models.variants import AbstractModelConfig
 from umd_eqx.models.warm_start import warm_start
 from umd_eqx.objectives import AbstractObjective
-from umd_eqx.optim import EmaConfig, OptimConfig, adamw, horizon, schedule
+from umd_eqx.optim import AbstractOptimiser, EmaConfig, horizon, schedule
 from umd_eqx.paths import AbstractPath
 from umd_eqx.sharding import make_mesh, validate_batch
 from umd_eqx.train import Parts, TrainState
@@ -143,7 +143,7 @@ class Config:
     objective: AbstractObjective
     path: AbstractPath
     data: DataConfig
-    optim: OptimConfig
+    optim: AbstractOptimiser
     tokenizer: str | None = None
     """What makes the latents that the network is trained on: a run of train_tokenizer.py, an export, a folder or cached
     repository of a Stable Diffusion VAE, or fashion-kl or fashion-fsq, which come with the package. None: pixels."""
@@ -279,7 +279,7 @@ def build(config: Config, spec: DataSpec, mesh: Mesh | None = None) -> Built:
     parts = Parts(
         objective=config.objective,
         path=config.path,
-        optimiser=adamw(config.optim, lr),
+        optimiser=config.optim.transformation(lr),
         schedule=lr,
         mesh=mesh,
         seed=config.seed,

@@ -1,17 +1,17 @@
 """A fine-tuning recipe for a run that none was published for, derived from how the run was trained."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from umd_eqx.config import CheckpointConfig, Config, DataConfig, LogConfig
 from umd_eqx.dump import load
 from umd_eqx.eval import AbstractEvaluator, Denoising, FewShot, Generation, Reconstruction
 from umd_eqx.objectives import AbstractObjective, Unified, denoising, masked_reconstruction
-from umd_eqx.optim import EmaConfig, OptimConfig
+from umd_eqx.optim import AbstractOptimiser, EmaConfig
 from umd_eqx.presets import PUBLISHED_NOISY_TIME, what_it_learns
 from umd_eqx.pretrained import Pretrained
-from umd_eqx.sampling import SamplerConfig
+from umd_eqx.sampling import DDIM, DPMSolverPP
 
 CLEAN_SHARE = 1 / 16
 """Share of a batch that still reconstructs. Published is a twentieth; a sixteenth divides over micro-batches."""
@@ -23,7 +23,7 @@ LONGER = 1.5
 """By how much it is longer where the schedule is in steps: 3,000 for 2,000, as in the recipes of the shipped images."""
 
 
-def derived_recipe(source: Pretrained, trained: Mapping[str, Any]) -> Config:
+def derived_recipe(source: Pretrained, trained: Mapping[str, Any], types: Iterable[type] = ()) -> Config:
     """The recipe that makes a class-conditional generator of a network, whatever it was trained for.
 
     Data, network, path, tokenizer, learning rate, batch and intervals are those of the run. What fine-tuning changes is
@@ -36,10 +36,11 @@ def derived_recipe(source: Pretrained, trained: Mapping[str, Any]) -> Config:
     - `source`: the network.
     - `trained`: the configuration of its run, as `umd_eqx.dump.dump` writes it. The objective and the evaluators may be
         a reader's own classes: these are not loaded.
+    - `types`: the reader's own, of which its optimiser may be.
 
     **Raises:** `BadInput` for an optimiser or intervals that cannot be read.
     """
-    optim: OptimConfig = load(trained["optim"])
+    optim: AbstractOptimiser = load(trained["optim"], types)
     clean = sees_clean_images(trained["objective"])
     objective: AbstractObjective = denoising()
     if clean:
@@ -53,7 +54,7 @@ def derived_recipe(source: Pretrained, trained: Mapping[str, Any]) -> Config:
         objective=objective,
         path=source.path,
         data=_data(source.data, optim),
-        optim=dataclasses.replace(optim, epochs=epochs, steps=steps, warmup=0.05, beta2=0.999, weight_decay=0.0),
+        optim=_changed(optim, epochs=epochs, steps=steps, warmup=0.05, beta2=0.999, weight_decay=0.0),
         tokenizer=None if source.latents is None else source.latents.source,
         latent=None if source.latents is None else source.latents.spec,
         # Over so many steps this rate leaves 0.2 % of the first weights.
@@ -87,7 +88,13 @@ def recorded_probe(trained: Mapping[str, Any]) -> FewShot | None:
     return next((load(dumped) for dumped in evaluators.values() if dumped["type"] == FewShot.__name__), None)
 
 
-def _data(data: DataConfig, optim: OptimConfig) -> DataConfig:
+def _changed(optim: AbstractOptimiser, **fields: Any) -> AbstractOptimiser:
+    """With those of the fields that this optimiser has: not every one has two betas."""
+    names = {field.name for field in dataclasses.fields(optim)}
+    return dataclasses.replace(optim, **{name: value for name, value in fields.items() if name in names})
+
+
+def _data(data: DataConfig, optim: AbstractOptimiser) -> DataConfig:
     # Whole batches of which a sixteenth can be told apart in each micro-batch.
     least = round(1 / CLEAN_SHARE) * optim.accumulate
     batch_size = -(-data.batch_size // least) * least
@@ -101,11 +108,11 @@ def _evaluators(
     probe = recorded_probe(trained) or FewShot(l2=None, test_images=5000, raw_pixels=False)
     clip = source.latents is None
     if steps is None:
-        sampler = SamplerConfig(name="ddim", steps=125, eta=1.0, grid="reference", clip=clip)
+        sampler = DDIM(steps=125, eta=1.0, clip=clip)
         reconstruction, noised = Reconstruction(every=25_000), Denoising(every=25_000)
         probed, generated, samples = 10_000, 25_000, 10_240
     else:
-        sampler = SamplerConfig(name="dpmpp", steps=16, head="v", clip=clip)
+        sampler = DPMSolverPP(steps=16, head="v", clip=clip)
         reconstruction, noised = Reconstruction(every=steps, images=250), Denoising(every=steps, images=125)
         probed, generated, samples = steps, max(1, steps // 3), 200
     time = 0.0 if isinstance(objective, Unified) else PUBLISHED_NOISY_TIME

@@ -21,9 +21,23 @@ from umd_eqx.objectives import (
     Tokenizing,
     Unified,
 )
-from umd_eqx.optim import EmaConfig, OptimConfig
+from umd_eqx.optim import EmaConfig
+from umd_eqx.optimisers import LARS, AdamW, Muon
 from umd_eqx.paths import Clean, CosinePath, CosineTable, LinearTable, RectifiedFlow, SmoothTable
-from umd_eqx.sampling import SamplerConfig
+from umd_eqx.sampling import (
+    DDIM,
+    Adaptive,
+    DPMSolverPP,
+    EDMGrid,
+    Euler,
+    Heun,
+    LogSNRGrid,
+    MeanFlowSampler,
+    ReferenceGrid,
+    ReverseSDE,
+    ShiftedGrid,
+    UniformGrid,
+)
 from umd_eqx.trainable import AllExcept, Only
 from umd_eqx.types import DataSpec, LatentSpec
 from umd_eqx.upgrade import upgraded
@@ -38,7 +52,6 @@ TYPES: tuple[type, ...] = (
         ImageFolder,
         DataSpec,
         LatentSpec,
-        OptimConfig,
         EmaConfig,
         CheckpointConfig,
         LogConfig,
@@ -48,7 +61,10 @@ TYPES: tuple[type, ...] = (
     *(Term, MaskedDenoising, Unified, PatchNoise, MeanFlow, Tokenizing, Classification),
     *(AllExcept, Only),
     *(Clean, CosineTable, LinearTable, CosinePath, RectifiedFlow, SmoothTable),
-    *(FewShot, Reconstruction, Denoising, Generation, SamplerConfig, TokenizerQuality, Accuracy),
+    *(FewShot, Reconstruction, Denoising, Generation, TokenizerQuality, Accuracy),
+    *(AdamW, Muon, LARS),
+    *(DDIM, DPMSolverPP, Euler, Heun, Adaptive, ReverseSDE, MeanFlowSampler),
+    *(ReferenceGrid, UniformGrid, EDMGrid, LogSNRGrid, ShiftedGrid),
 )
 """What a dump may hold. A reader's own types are passed to `load` beside them."""
 
@@ -93,7 +109,8 @@ def load(data: Any, types: Iterable[type] = ()) -> Any:
             return {name: build(item) for name, item in data.items()}
         name = data["type"]
         if not isinstance(name, str) or name not in known:
-            raise BadInput("config.json", f"{name!r} is no type that this program knows", "Pass it to load(types=...)")
+            way_out = "Run the command by the file that defines it (python my_file.py sample ...), or pass types=[...]"
+            raise BadInput("config.json", f"{name!r} is not a type that this program knows", way_out)
         try:
             return known[name](**{key: build(item) for key, item in data.items() if key != "type"})
         except TypeError as error:
@@ -156,9 +173,11 @@ def only_the_run(flat: Mapping[str, Any]) -> dict[str, Any]:
 def as_flag(name: str) -> str:
     """The flag, without its dashes, that sets a leaf of a configuration: `data.name` sets `data.source.name`.
 
-    `data.source` chooses `data.source.type`.
+    A type is chosen by the flag of its part: `data.source.type` by `data.source`, `optim.type` by `optim`.
     """
-    return "data.source" if name == "data.source.type" else name.replace("data.source.", "data.", 1)
+    if name.endswith(".type"):
+        return name.removesuffix(".type")
+    return name.replace("data.source.", "data.", 1)
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

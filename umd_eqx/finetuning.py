@@ -6,7 +6,7 @@ Labels in, fresh label table and label MLP, fresh optimiser, no mask on noised i
 import dataclasses
 import operator
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import equinox as eqx
@@ -21,7 +21,8 @@ from umd_eqx.eval import Denoising, FewShot, Generation, Reconstruction
 from umd_eqx.models import AbstractModel, ModelConfig
 from umd_eqx.models.warm_start import warm_start
 from umd_eqx.objectives import AbstractObjective, Unified, denoising, masked_reconstruction
-from umd_eqx.optim import EmaConfig, OptimConfig
+from umd_eqx.optim import EmaConfig
+from umd_eqx.optimisers import AdamW
 from umd_eqx.paths import CosineTable
 from umd_eqx.presets import (
     FASHION_MNIST,
@@ -134,7 +135,11 @@ def starts_from_weights(preset: str) -> bool:
 
 
 def follow(
-    presets: Mapping[str, Preset], name: str | None, path: str | os.PathLike[str], weights: Weights
+    presets: Mapping[str, Preset],
+    name: str | None,
+    path: str | os.PathLike[str],
+    weights: Weights,
+    types: Iterable[type] = (),
 ) -> tuple[str, Config]:
     """The recipe for fine-tuning what lies at `path`: its name, and its configuration with the weights to start from.
 
@@ -145,10 +150,11 @@ def follow(
         the source's network, path and data, or derives one from the run where there is none (`derived_recipe`).
     - `path`: a run directory or an export.
     - `weights`: of a run, the weights or their average.
+    - `types`: the reader's own, of which the run may be made.
 
     **Raises:** `BadInput` where there is no recipe for the system of an export, and as `from_pretrained` does.
     """
-    source = from_pretrained(path, weights=weights, field="--from")
+    source = from_pretrained(path, weights=weights, field="--from", types=types)
     if not isinstance(source.config, ModelConfig):
         problem = f"there is no fine-tuning recipe for {source.config.title}"
         raise BadInput("--from", problem, "Write one: a Config with `start` (umd_eqx.config.Start)")
@@ -157,7 +163,7 @@ def follow(
         return name, dataclasses.replace(presets[name](), start=start)
     name = source.preset if source.preset in presets else f"{source.preset.removesuffix('-ft')}-ft"
     if name not in presets and source.trained is not None:
-        return name, dataclasses.replace(derived_recipe(source, source.trained), start=start)
+        return name, dataclasses.replace(derived_recipe(source, source.trained, types), start=start)
     if name not in presets:
         problem = f"there is no recipe {name!r} for what lies in {path}"
         way_out = f"Give the run that it was exported from, or put one of these first: {', '.join(presets)}"
@@ -239,7 +245,7 @@ def _small(objective: AbstractObjective, time: float = 0.0) -> Config:
         objective=objective,
         path=CosineTable(),
         data=DataConfig(area_min=100.0, flip=False, batch_size=64, expected=FASHION_MNIST),
-        optim=OptimConfig(lr=1e-3, lr_batch_size=None, steps=steps, warmup=0.05, beta2=0.999, weight_decay=0.0),
+        optim=AdamW(lr=1e-3, lr_batch_size=None, steps=steps, warmup=0.05, beta2=0.999, weight_decay=0.0),
         ema=ema,
         eval=evaluators,
         checkpoint=CheckpointConfig(every=500),
@@ -270,7 +276,7 @@ def _imagenet64(objective: AbstractObjective, *, epochs: float = 50.0, time: flo
             eval_batch_size=1024,
             expected=IMAGENET,
         ),
-        optim=OptimConfig(lr=1.5e-4, epochs=epochs, beta2=0.999, weight_decay=0.0, mu_dtype="bfloat16"),
+        optim=AdamW(lr=1.5e-4, epochs=epochs, beta2=0.999, weight_decay=0.0, mu_dtype="bfloat16"),
         ema=EmaConfig(rate=1e-4, only_with_labels=True),
         eval=evaluators,
     )

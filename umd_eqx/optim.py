@@ -1,12 +1,13 @@
-"""The optimiser of every recipe: AdamW with warm-up and cosine, and the average of the weights."""
+"""What every optimiser has in common: its schedule, its weight decay, and the average of the weights."""
 
+import abc
 import dataclasses
+import itertools
 import math
-from typing import Literal
+from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
@@ -15,10 +16,13 @@ from umd_eqx.errors import BadInput
 UNDECAYED = frozenset({"bias", "class_tokens", "registers", "mask_token"})
 """Parameters that the reference does not decay. Scales and positions are decayed."""
 
+STACKED = ("blocks", "layers")
+"""Attributes of a network whose leaves have a leading axis of the depth."""
+
 
 @dataclasses.dataclass(frozen=True)
-class OptimConfig:
-    """AdamW, and for how long."""
+class AbstractOptimiser(abc.ABC):
+    """How the weights are updated, and for how long. `umd_eqx.optimisers` has those of this package."""
 
     lr: float = 1.5e-4
     """Peak learning rate, for a batch of `lr_batch_size` images."""
@@ -30,40 +34,54 @@ class OptimConfig:
     """How long to train, in steps."""
     warmup: float = 0.05
     """Share of the run in which the learning rate rises from 0 (of whole epochs, where `epochs` is given)."""
-    beta1: float = 0.9
-    """Decay of the first moment."""
-    beta2: float = 0.95
-    """Decay of the second moment."""
     weight_decay: float = 0.05
     """Decoupled weight decay, on everything but biases, class tokens and mask embedding."""
     clip: float = 1.0
     """Largest global norm of the gradient."""
-    mu_dtype: Literal["float32", "bfloat16"] = "float32"
-    """What the first moment is kept in."""
     accumulate: int = 1
     """Micro-batches a step: less memory, the same gradient."""
+
+    @abc.abstractmethod
+    def transformation(self, lr: optax.Schedule) -> optax.GradientTransformation:
+        """The chain of optax that turns gradients into updates.
+
+        **Arguments:**
+
+        - `lr`: learning rate by step, as `schedule` makes it.
+
+        The parameters are those leaves of the model that are floating-point arrays, with None for the others. A leaf
+        with a leading axis of the depth (`is_stacked`) holds the parameters of that many layers.
+        """
 
     def validate(self) -> None:
         """Raises `BadInput` for values that cannot work."""
         if (self.epochs is None) == (self.steps is None):
             raise BadInput("--optim.epochs", "give either epochs or steps", "Set the other one to None")
-        for name in ("lr", "clip"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise BadInput(f"--optim.{name}", f"{getattr(self, name)} is not positive", "Use a positive number")
-        for name in ("warmup", "beta1", "beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise BadInput(f"--optim.{name}", f"{getattr(self, name)} is outside [0, 1)", "Use a share below 1")
+        require_positive(self, "lr", "clip")
+        require_shares(self, "warmup")
         if not 0 <= self.weight_decay < math.inf:
-            problem = f"{self.weight_decay} is {'negative' if self.weight_decay < 0 else 'no finite number'}"
+            problem = f"{self.weight_decay} is {'negative' if self.weight_decay < 0 else 'not a finite number'}"
             raise BadInput("--optim.weight-decay", problem, "Use 0 or more")
-        for name in ("epochs", "steps", "accumulate", "lr_batch_size"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                flag = f"--optim.{name.replace('_', '-')}"
-                raise BadInput(flag, f"{value} is not positive", "Use a positive number")
+        require_positive(self, "epochs", "steps", "accumulate", "lr_batch_size")
 
 
-def horizon(config: OptimConfig, num_train: int, batch_size: int) -> tuple[int, int]:
+def require_positive(config: AbstractOptimiser, *names: str) -> None:
+    """Raises `BadInput` for the first of these fields that is neither None nor a positive finite number."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not 0 < value < math.inf:
+            raise BadInput(f"--optim.{name.replace('_', '-')}", f"{value} is not positive", "Use a positive number")
+
+
+def require_shares(config: AbstractOptimiser, *names: str) -> None:
+    """Raises `BadInput` for the first of these fields that is outside [0, 1)."""
+    for name in names:
+        if not 0 <= getattr(config, name) < 1:
+            problem = f"{getattr(config, name)} is outside [0, 1)"
+            raise BadInput(f"--optim.{name.replace('_', '-')}", problem, "Use a share below 1")
+
+
+def horizon(config: AbstractOptimiser, num_train: int, batch_size: int) -> tuple[int, int]:
     """(warm-up steps, all steps) of a run over `num_train` images, as the reference counts them."""
     if config.epochs is not None:
         warmup_epochs = int(config.warmup * config.epochs)
@@ -72,7 +90,7 @@ def horizon(config: OptimConfig, num_train: int, batch_size: int) -> tuple[int, 
     return int(config.warmup * config.steps), config.steps
 
 
-def schedule(config: OptimConfig, num_train: int, batch_size: int) -> optax.Schedule:
+def schedule(config: AbstractOptimiser, num_train: int, batch_size: int) -> optax.Schedule:
     """Learning rate by step: linear from 0 to the peak, cosine to 0, then 0."""
     warmup, total = horizon(config, num_train, batch_size)
     scale = 1.0 if config.lr_batch_size is None else batch_size / config.lr_batch_size
@@ -81,21 +99,21 @@ def schedule(config: OptimConfig, num_train: int, batch_size: int) -> optax.Sche
 
 def decayed(params: PyTree) -> PyTree:
     """True for each parameter that weight decay applies to, as in the reference."""
-
-    def is_decayed(path: tuple[jax.tree_util.KeyEntry, ...], _: jax.Array) -> bool:
-        return not UNDECAYED & {getattr(entry, "name", None) for entry in path}
-
-    return jax.tree_util.tree_map_with_path(is_decayed, params)
+    return jax.tree_util.tree_map_with_path(lambda path, _: not UNDECAYED & set(names_of(path)), params)
 
 
-def adamw(config: OptimConfig, lr: optax.Schedule) -> optax.GradientTransformation:
-    """Clipping, Adam, decoupled decay, learning rate: in this order, as the reference."""
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip),
-        optax.scale_by_adam(config.beta1, config.beta2, eps=1e-8, mu_dtype=jnp.dtype(config.mu_dtype)),
-        optax.add_decayed_weights(config.weight_decay, mask=decayed),
-        optax.scale_by_learning_rate(lr),
-    )
+def names_of(path: tuple[Any, ...]) -> list[str | None]:
+    """The attributes that lead to a leaf; None for an index or a key of a dictionary."""
+    return [getattr(entry, "name", None) for entry in path]
+
+
+def is_stacked(path: tuple[Any, ...]) -> bool:
+    """Whether a leaf at this path has a leading axis of the depth, as the blocks of a `Stack` and their conditioning.
+
+    In a list of blocks each layer has leaves of its own, which have no such axis.
+    """
+    names = names_of(path)
+    return any(name in STACKED and following is not None for name, following in itertools.pairwise([*names, ""]))
 
 
 @dataclasses.dataclass(frozen=True)

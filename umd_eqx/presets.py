@@ -12,9 +12,10 @@ from umd_eqx.data.source_configs import TFDS
 from umd_eqx.eval import AbstractEvaluator, Denoising, FewShot, Generation, Reconstruction
 from umd_eqx.models import ModelConfig
 from umd_eqx.objectives import AbstractObjective, denoising, masked_denoising, masked_reconstruction, unified
-from umd_eqx.optim import EmaConfig, OptimConfig
+from umd_eqx.optim import EmaConfig
+from umd_eqx.optimisers import AdamW
 from umd_eqx.paths import CosineTable, LinearTable
-from umd_eqx.sampling import SamplerConfig
+from umd_eqx.sampling import DDIM, DPMSolverPP
 from umd_eqx.types import DataSpec, LatentSpec
 
 Preset = Callable[[], Config]
@@ -30,8 +31,8 @@ SMALL_LATENT = LatentSpec(4, 4)
 
 # Few steps, because a laptop has minutes. v goes by the predicted clean image where there is most noise: there the
 # predicted noise says nothing of the image (alpha is 5e-5), and after so little training this is seen.
-SMALL_SAMPLER = SamplerConfig(name="dpmpp", steps=16, head="v")
-PUBLISHED_SAMPLER = SamplerConfig(name="ddim", steps=125, eta=1.0, grid="reference")
+SMALL_SAMPLER = DPMSolverPP(steps=16, head="v")
+PUBLISHED_SAMPLER = DDIM(steps=125, eta=1.0)
 
 PUBLISHED_NOISY_TIME = 0.051
 """Where the reference reads the features of systems that never saw a clean image: diffusion index 50, step 51."""
@@ -188,7 +189,7 @@ def _small(objective: AbstractObjective, steps: int, *, time: float = 0.0, mask_
         objective=objective,
         path=CosineTable(),
         data=DataConfig(area_min=100.0, flip=False, batch_size=32, expected=FASHION_MNIST),
-        optim=OptimConfig(lr=1e-3, lr_batch_size=None, steps=steps, warmup=0.1),
+        optim=AdamW(lr=1e-3, lr_batch_size=None, steps=steps, warmup=0.1),
         ema=EmaConfig(rate=4e-3, batch_size=None),
         eval=evaluators,
         checkpoint=CheckpointConfig(every=400),
@@ -215,7 +216,7 @@ def _imagenet64(objective: AbstractObjective, *, batch_size: int, time: float = 
             eval_batch_size=1024,
             expected=IMAGENET,
         ),
-        optim=OptimConfig(lr=1.5e-4, epochs=800.0, mu_dtype="bfloat16"),
+        optim=AdamW(lr=1.5e-4, epochs=800.0, mu_dtype="bfloat16"),
         ema=EmaConfig(rate=1e-4, only_with_labels=True),
         eval={"fewshot": probe} | learned,
     )

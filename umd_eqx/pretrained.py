@@ -5,7 +5,7 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -99,6 +99,7 @@ def from_pretrained(
     tokenizer: str | None = None,
     field: str = "--run",
     say: Callable[[str], None] = print,
+    types: Iterable[type] = (),
 ) -> Pretrained:
     """A trained network from a run directory or from an export.
 
@@ -111,13 +112,14 @@ def from_pretrained(
     - `tokenizer`: where the tokenizer of a network of latents lies now; None: where it lay when it was trained.
     - `field`: the flag that named the path.
     - `say`: told of a checkpoint that is damaged and passed over.
+    - `types`: the reader's own classes, of which the run's configuration may be made.
 
     **Raises:** `BadInput` for what is no such thing, cannot be read, or does not fit its card. No pickle is loaded.
     """
     place = SHIPPED if path is None else Path(path)
     if place.is_dir():
         if (place / "config.json").exists():
-            return _from_run(place, weights, tokenizer, field, say)
+            return _from_run(place, weights, tokenizer, field, say, tuple(types))
         exports = sorted(place.glob("*.safetensors"))
         if len(exports) != 1:
             found = f"{len(exports)} exports" if exports else "neither a run nor an export"
@@ -125,15 +127,15 @@ def from_pretrained(
         place = exports[0]
     if not place.exists():
         raise BadInput(field, f"there is no {place}", "Give a run directory or a .safetensors file")
-    return _from_export(place, tokenizer, field)
+    return _from_export(place, tokenizer, field, tuple(types))
 
 
-def first_weights(start: Start, say: Callable[[str], None] = print) -> AbstractModel:
+def first_weights(start: Start, say: Callable[[str], None] = print, types: Iterable[type] = ()) -> AbstractModel:
     """The weights that a run begins with.
 
     **Raises:** `BadInput` as `from_pretrained` does, and where the weights are not those that the run was made for.
     """
-    source = from_pretrained(start.source, weights=start.weights, field="--from", say=say)
+    source = from_pretrained(start.source, weights=start.weights, field="--from", say=say, types=types)
     if source.digest != start.digest:
         problem = f"the weights in {start.source} are not those that this run was made for"
         raise BadInput("--from", problem, "Give the old ones, or another --run-dir to start a new run")
@@ -184,15 +186,20 @@ def new_weights(path: str | os.PathLike[str]) -> Path:
 
 
 def _from_run(
-    place: Path, weights: Weights, tokenizer: str | None, field: str, say: Callable[[str], None]
+    place: Path,
+    weights: Weights,
+    tokenizer: str | None,
+    field: str,
+    say: Callable[[str], None],
+    types: tuple[type, ...],
 ) -> Pretrained:
     try:
         kept = json.loads((place / "config.json").read_text())
-        parts = {name: load(kept["config"][name]) for name in ("model", "path", "data", "optim", "ema")}
+        parts = {name: load(kept["config"][name], types) for name in ("model", "path", "data", "optim", "ema")}
         # Runs of pixels from before there were latents have neither.
         parts |= {name: load(kept["config"].get(name)) for name in ("tokenizer", "latent")}
         if "trainable" in kept["config"]:  # runs from before there was a choice trained everything
-            parts["trainable"] = load(kept["config"]["trainable"])
+            parts["trainable"] = load(kept["config"]["trainable"], types)
         facts = json.loads((place / "environment.json").read_text())
         spec = DataSpec(**facts["data"])
     except FileNotFoundError as error:
@@ -217,15 +224,15 @@ def _from_run(
     model = state.model if average is None else average
     assert isinstance(model, AbstractModel)
     kind = "raw" if average is None else "ema"
-    denoises = _denoises(kept["config"].get("objective"))
+    denoises = _denoises(kept["config"].get("objective"), types)
     rest = (config.data, spec, kept["preset"], step, kind, latents, denoises, kept["config"])
     return Pretrained(model, parts["model"], config.path, *rest)
 
 
-def _denoises(objective: Any) -> bool | None:
-    """Whether the objective of a `config.json` noises images. None for one that is not ours, or cannot be read."""
+def _denoises(objective: Any, types: tuple[type, ...]) -> bool | None:
+    """Whether the objective of a `config.json` noises images. None for one that is not known, or cannot be read."""
     try:
-        found = load(objective)
+        found = load(objective, types)
     except (ValueError, TypeError, AttributeError):
         return None
     return found.denoises if isinstance(found, AbstractObjective) else None
@@ -263,14 +270,14 @@ def _on_any_machine(data: DataConfig) -> DataConfig:
     return dataclasses.replace(data, batch_size=devices, eval_batch_size=devices)
 
 
-def _from_export(place: Path, tokenizer: str | None, field: str) -> Pretrained:
+def _from_export(place: Path, tokenizer: str | None, field: str, types: tuple[type, ...]) -> Pretrained:
     tensors, _ = read_tensors(place, field)
     card_path = place.with_suffix(".json")
     try:
         card = json.loads(card_path.read_text())
         if card["format"] > FORMAT:
             raise BadInput(field, f"{card_path} was written by a newer version of this program", "Update it")
-        parts = {name: load(card[name]) for name in ("model", "path", "data", "spec")}
+        parts = {name: load(card[name], types) for name in ("model", "path", "data", "spec")}
         preset, step, kind, digest = (card[name] for name in ("preset", "step", "weights", "sha256"))
         named, latent = card.get("tokenizer"), load(card.get("latent"))
         denoises = card.get("denoises")

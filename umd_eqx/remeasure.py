@@ -12,6 +12,7 @@ from umd_eqx.dump import default_of, dump
 from umd_eqx.errors import BadInput
 from umd_eqx.eval import AbstractEvaluator
 from umd_eqx.report import Pictures, Wandb, insert_row, save_pictures
+from umd_eqx.upgrade import upgraded
 
 NO_MEASUREMENT = ("every", "headline")
 """Settings that say when something is measured, or which of its numbers is shown first, and change no number."""
@@ -37,7 +38,7 @@ def not_yet_measured(
     **Raises:** `BadInput` where `config.json` cannot be read.
     """
     try:
-        trained_with = json.loads((run_dir / "config.json").read_text())["config"].get("eval") or {}
+        trained_with = upgraded(json.loads((run_dir / "config.json").read_text())["config"].get("eval") or {})
         changes = {name: changed(trained_with[name], e) for name, e in evaluators.items() if name in trained_with}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         problem = f"{run_dir / 'config.json'} cannot be read"
@@ -70,13 +71,14 @@ def changed(recorded: Any, asked: Any, prefix: str = "") -> dict[str, Any]:
     """The settings of `asked` (a dataclass) that differ from a dump of the same, by dotted name.
 
     A field that the dump does not have is compared with its default: the dump is then of an older version. Tuples are
-    compared as a whole. `NO_MEASUREMENT` is left out.
+    compared as a whole. Of another type than the recorded one, all fields are compared with their defaults.
+    `NO_MEASUREMENT` is left out.
     """
     if not (dataclasses.is_dataclass(asked) and isinstance(recorded, Mapping)) or isinstance(asked, type):
         return {} if dump(asked) == recorded else {prefix.removesuffix("."): dump(asked)}
+    found: dict[str, Any] = {}
     if recorded.get("type") != type(asked).__name__:
-        return {f"{prefix}type": type(asked).__name__}
-    found = {}
+        found, recorded = {f"{prefix}type": type(asked).__name__}, {}
     for field in dataclasses.fields(asked):
         if prefix or field.name not in NO_MEASUREMENT:
             before = recorded[field.name] if field.name in recorded else dump(default_of(field))

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from pathlib import Path
 
 import jax
@@ -66,6 +66,7 @@ def run(
     preset: str | None = None,
     recipe: Config | None = None,
     limit_steps: int | None = None,
+    types: Iterable[type] = (),
 ) -> Outcome:
     """Trains and measures as `config` says; in a directory with an unfinished run of the same kind, goes on with it.
 
@@ -79,6 +80,7 @@ def run(
     - `preset`, `recipe`: what the configuration was made from, for the reader of the results and the name of the
       directory. If not given, the published preset that it has most in common with.
     - `limit_steps`: stop after this step, measure and report. The learning rate goes by the whole length all the same.
+    - `types`: the reader's own classes, of which the run that the first weights come from may be made.
 
     Raises `BadInput` for whatever the caller can mend, and where the run was started as several processes.
     """
@@ -99,7 +101,7 @@ def run(
     with own(directory):
         if claim(directory, config, asked):
             record(directory, config, preset, recipe)
-        return _Run(built, directory, preset, recipe, stop_at).start()
+        return _Run(built, directory, preset, recipe, stop_at, tuple(types)).start()
 
 
 def nearest_preset(config: Config) -> tuple[str, Config]:
@@ -118,9 +120,9 @@ def nearest_preset(config: Config) -> tuple[str, Config]:
 class _Run:
     """The wiring of one run; what it does is in `start`, from top to bottom."""
 
-    def __init__(self, built: Built, directory: Path, preset: str, recipe: Config, stop_at: int):
+    def __init__(self, built: Built, directory: Path, preset: str, recipe: Config, stop_at: int, types: Iterable[type]):
         self.built, self.config, self.parts = built, built.config, built.parts
-        self.directory, self.preset, self.recipe, self.stop_at = directory, preset, recipe, stop_at
+        self.directory, self.preset, self.recipe, self.stop_at, self.types = directory, preset, recipe, stop_at, types
         self.metrics_path = directory / "metrics.jsonl"
 
     def start(self) -> Outcome:
@@ -176,7 +178,7 @@ class _Run:
         found = checkpoints.restore(self.built.abstract_state(), everywhere, terminal.warn)
         if found is None:
             start = self.config.start
-            source = None if start is None else first_weights(start, terminal.say)
+            source = None if start is None else first_weights(start, terminal.say, self.types)
             return 0, place(self.built.init(source), everywhere)
         terminal.say(f"resuming {self.directory} at step {found[0]} of {self.built.total}")
         return found

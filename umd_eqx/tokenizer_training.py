@@ -22,7 +22,8 @@ from umd_eqx.models.tokenizer import AbstractTokenizer
 from umd_eqx.models.tokenizer_configs import FSQTokenizer, KLTokenizer
 from umd_eqx.models.variants import AbstractModelConfig
 from umd_eqx.objectives import Tokenizing
-from umd_eqx.optim import EmaConfig, OptimConfig
+from umd_eqx.optim import EmaConfig
+from umd_eqx.optimisers import AdamW
 from umd_eqx.paths import Clean
 from umd_eqx.presets import FASHION_MNIST, Preset
 from umd_eqx.pretrained import restored
@@ -126,7 +127,7 @@ def _small(model: AbstractModelConfig, objective: Tokenizing) -> Config:
         objective=objective,
         path=Clean(),
         data=DataConfig(area_min=100.0, flip=True, batch_size=64, expected=FASHION_MNIST),
-        optim=OptimConfig(lr=2e-3, lr_batch_size=None, steps=steps, warmup=0.05, beta2=0.99, weight_decay=0.0),
+        optim=AdamW(lr=2e-3, lr_batch_size=None, steps=steps, warmup=0.05, beta2=0.99, weight_decay=0.0),
         ema=EmaConfig(rate=5e-3, batch_size=None),
         eval={"tokenizer": TokenizerQuality(every=steps // 4)},
         checkpoint=CheckpointConfig(every=500),

@@ -36,10 +36,13 @@ LONGEST_NAME = 100
 def default_run_dir(preset: str, config: Config, recipe: Config, *, parent: Path = Path("runs")) -> Path:
     """`runs/<preset>`, followed by what was changed of the recipe where that makes another run.
 
-    A name that grew too long ends in a hash instead. `parent` is another folder in the place of `runs`.
+    A field that the recipe does not have, because a part of it is of another type, is left out at its default. A name
+    that grew too long ends in a hash instead. `parent` is another folder in the place of `runs`.
     """
-    changed = _new_by_flag(run_identity(recipe), run_identity(config))
-    words = [f"{flag}={_plain(new)}" for flag, new in sorted(changed.items())]
+    old, new = run_identity(recipe), run_identity(config)
+    changed = {name for name, value in new.items() if name not in old or old[name] != value}
+    told = {name: new[name] for name in changed if not _by_default(name, old, new)}
+    words = [f"{as_flag(name)}={_plain(value)}" for name, value in sorted(told.items())]
     name = ",".join([preset, *words])
     if len(name) > LONGEST_NAME:
         name = f"{name[:LONGEST_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
@@ -126,7 +129,8 @@ def require_same_format(run_dir: Path) -> None:
 
 def record(run_dir: Path, config: Config, preset: str, recipe: Config) -> None:
     """Writes `config.json`: `RUN_FORMAT`, the preset, what was changed of its recipe, and the whole configuration."""
-    overrides = _new_by_flag(flatten(dump(recipe)), flatten(dump(config)))
+    changed = differences(flatten(dump(recipe)), flatten(dump(config)))
+    overrides = {as_flag(name): new for name, (_, new) in changed.items()}
     content = {"format": RUN_FORMAT, "preset": preset, "overrides": overrides, "config": dump(config)}
     save_json(run_dir / "config.json", content)
 
@@ -151,13 +155,13 @@ def save_json(path: Path, value: Any) -> None:
     write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
-def _new_by_flag(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """The leaves that differ between two flat dumps, by their flags and as they are in the second one.
-
-    Fields that a source of another type does not have are left out.
-    """
-    changed = differences(old, new)
-    return {as_flag(name): new.get(name) for name in changed if name in new or not name.startswith("data.source.")}
+def _by_default(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether a value is the default of a field that only the type has which a part has now."""
+    parent, _, field = name.rpartition(".")
+    if name in old or f"{parent}.type" not in new:
+        return False
+    defaults = flatten(completed({"type": new[f"{parent}.type"]}))
+    return field in defaults and defaults[field] == new[name]
 
 
 def _plain(value: Any) -> str:

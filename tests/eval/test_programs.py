@@ -11,10 +11,10 @@ from known_tokenizers import Rearranged
 
 from umd_eqx.eval import Denoising, FewShot, Generation, Reconstruction, TokenizerQuality
 from umd_eqx.programs import Program, abstract, is_shape
-from umd_eqx.sampling import SamplerConfig
+from umd_eqx.sampling import DDIM
 
 KEY = jax.random.key(0)
-SAMPLER = SamplerConfig(name="ddim", steps=2, clip=False)
+SAMPLER = DDIM(steps=2, clip=False)
 EVALUATORS = {
     "denoising": Denoising(images=8, pictures=2, levels=(0.3,), shown_levels=(0.3,)),
     "reconstruction": Reconstruction(images=8, pictures=2),
@@ -109,7 +109,7 @@ def test_images_in_pieces_have_the_numbers_of_all_at_once(evaluator, tokenizer):
 
 
 def test_a_film_decodes_the_steps_that_it_shows_and_no_others():
-    evaluator = dataclasses.replace(EVALUATORS["generation"], sampler=SamplerConfig(name="ddim", steps=9), frames=3)
+    evaluator = dataclasses.replace(EVALUATORS["generation"], sampler=DDIM(steps=9), frames=3)
     given = dataclasses.replace(context(noise(8), noise(8)), tokenizer=abstract(Rearranged.init()))
     (films,) = jax.tree.leaves(evaluator.programs(LATENTS, given)["film"].lower().out_info)
     assert films.shape == (4, 3, 8, 8, 1)

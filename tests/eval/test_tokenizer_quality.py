@@ -15,7 +15,7 @@ from umd_eqx.eval.base import decoded
 from umd_eqx.eval.tokenizer_quality import codebook_use
 from umd_eqx.models.fsq import FSQ
 from umd_eqx.models.vae import VAEConfig
-from umd_eqx.sampling import SamplerConfig
+from umd_eqx.sampling import DDIM
 
 KEY = jax.random.key(0)
 TEST = noise(37)
@@ -104,7 +104,7 @@ def test_the_probe_reads_the_latents_and_raw_pixels_are_pixels():
 
 
 def test_samples_are_decoded_before_they_are_compared():
-    sampler = SamplerConfig(name="ddim", steps=2, clip=False)
+    sampler = DDIM(steps=2, clip=False)
     evaluator = Generation(samples=20, sampler=sampler, columns=1, frames=2, extractor="fashion", batch_size=8)
     ours = evaluator.build(of_latents())(LATENT, KEY)
     shown = {name: image.shape for name, image in ours.images.items()}
@@ -116,7 +116,7 @@ def test_samples_are_decoded_before_they_are_compared():
 def test_samples_of_latents_are_not_clipped_by_a_sampler_that_clips_pixels():
     # Latents four times as large as pixels: clipped at 1 they would be images within a quarter of the range.
     def measured(network, where, clip):
-        sampler = SamplerConfig(name="ddim", steps=2, clip=clip)
+        sampler = DDIM(steps=2, clip=clip)
         options = {"columns": 1, "frames": 2, "extractor": "fashion", "batch_size": 8}
         return Generation(samples=20, sampler=sampler, **options).build(where)(network, KEY)
 

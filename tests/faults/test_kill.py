@@ -23,13 +23,16 @@ from faults.tiny import (
     compilation_cache as compilation_cache,
 )
 
+from umd_eqx.config import Config
+from umd_eqx.optimisers import Muon
 from umd_eqx.workspace import own
 
 
-def same_as(run_dir: Path, whole: Path) -> None:
+def same_as(run_dir: Path, whole: Path, config: Config | None = None) -> None:
+    config = config or tiny()
     assert [row["step"] for row in rows(run_dir)] == list(range(1, STEPS + 1))
     assert numbers(run_dir) == numbers(whole)
-    assert_equal_bit_for_bit(arrays(run_dir, tiny()), arrays(whole, tiny()))
+    assert_equal_bit_for_bit(arrays(run_dir, config), arrays(whole, config))
 
 
 def kill(process: subprocess.Popen[str]) -> None:
@@ -65,6 +68,25 @@ def test_a_run_killed_and_stopped_again_and_again_is_the_run_that_never_was(tmp_
     assert (code, error) == (0, "")
     assert "denoising/eps/t0.50" in out
     same_as(run_dir, whole)
+
+
+def test_a_killed_run_of_another_optimiser_is_the_run_that_never_was(tmp_path):
+    whole, run_dir = tmp_path / "whole", tmp_path / "run"
+    flags = ("--optim", "muon", "--optim.momentum", "0.9")
+    uninterrupted = start(whole, *flags)
+    process = start(run_dir, *flags, hold_after=5)
+    wait_until_held(process, run_dir)
+    kill(process)
+    # Without the words that chose it, it is another run.
+    code, _, error = ended(start(run_dir))
+    assert (code, error[:16]) == (2, "error: --optim: ")
+    code, out, _ = ended(start(run_dir, *flags))
+    assert code == 0
+    assert f"resuming {run_dir} at step 4 of 12" in out
+    assert ended(uninterrupted)[0] == 0
+    optim = tiny().optim
+    muon = Muon(optim.lr, optim.lr_batch_size, steps=STEPS, warmup=optim.warmup, momentum=0.9)
+    same_as(run_dir, whole, tiny(optim=muon))
 
 
 def test_a_second_ctrl_c_is_one_line_and_leaves_the_last_checkpoint(tmp_path):

@@ -26,6 +26,7 @@ from umd_eqx.config import Config, build
 from umd_eqx.errors import BadInput
 from umd_eqx.objectives import masked_reconstruction
 from umd_eqx.optim import EmaConfig
+from umd_eqx.optimisers import Muon
 from umd_eqx.pretrained import from_pretrained
 from umd_eqx.run import run
 from umd_eqx.trainable import AllExcept
@@ -49,6 +50,11 @@ def mae() -> Config:
     )
 
 
+def muon() -> Config:
+    """With a state in two parts, of the matrices and of all else."""
+    return tiny(optim=Muon(lr=1e-3, lr_batch_size=None, steps=STEPS, mu_dtype="bfloat16", adam_lr=5e-4), eval={})
+
+
 def frozen() -> Config:
     """With an average, and a decoder that alone is trained."""
     return tiny(trainable=FROZEN, eval={})
@@ -57,7 +63,7 @@ def frozen() -> Config:
 FROZEN = AllExcept(("embed", "positions", "class_tokens", "condition", "encoder"))
 
 
-@pytest.mark.parametrize(("recipe", "pieces"), [(unified, (1, 5)), (mae, (5,)), (frozen, (5,))])
+@pytest.mark.parametrize(("recipe", "pieces"), [(unified, (1, 5)), (mae, (5,)), (frozen, (5,)), (muon, (5,))])
 def test_a_run_in_pieces_equals_the_run_in_one(recipe, pieces, tmp_path):
     config = recipe()
     assert run(config, run_dir=tmp_path / "whole").step == STEPS
@@ -115,6 +121,7 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"data__batch_size": 16}, "--data.batch-size"),
         ({"data__flip": True}, "--data.flip"),
         ({"data__train_split": "train[:50%]"}, "--data.train-split"),
+        ({"optim": Muon(steps=STEPS)}, "--optim"),
         ({"seed": 1}, "--seed"),
         ({"ema__rate": 0.5}, "--ema.rate"),
         ({"trainable": AllExcept(("encoder",))}, "--trainable.frozen.0"),

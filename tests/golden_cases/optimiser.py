@@ -14,7 +14,8 @@ from golden_cases.base import Comparison, Folder, GoldenError, Group, close, exa
 from golden_cases.layout import Arrays, to_reference
 from golden_cases.training import norm
 from umd_eqx.models import AutoEncoder, from_reference
-from umd_eqx.optim import OptimConfig, adamw, decayed, horizon, schedule
+from umd_eqx.optim import decayed, horizon, schedule
+from umd_eqx.optimisers import AdamW
 
 Kind = Literal["eager", "jit", "f32mu"]
 SUFFIX: dict[Kind, str] = {"eager": "", "jit": "_jit", "f32mu": "_f32mu"}
@@ -70,11 +71,11 @@ def _decays(model: AutoEncoder) -> dict[str, np.ndarray]:
     return to_reference(jax.tree.map(lambda flag, leaf: np.full(leaf.shape, flag), decayed(model), model))
 
 
-def _config(folder: Folder, kind: Kind) -> OptimConfig:
+def _config(folder: Folder, kind: Kind) -> AdamW:
     b1, b2, eps, decay, clip, peak, warmup, total = (float(value) for value in folder.files["adamw"]["hparams"])
     if eps != 1e-8:
         raise GoldenError(f"adamw.npz: recorded with eps {eps}; ours is always 1e-8")
-    config = OptimConfig(
+    config = AdamW(
         lr=peak,
         lr_batch_size=None,
         steps=int(total),
@@ -91,9 +92,9 @@ def _config(folder: Folder, kind: Kind) -> OptimConfig:
 
 
 @cache
-def _adamw(config: OptimConfig) -> optax.GradientTransformation:
+def _adamw(config: AdamW) -> optax.GradientTransformation:
     # Made once for each configuration: the compiler knows functions by identity.
-    return adamw(config, schedule(config, 1, 1))
+    return config.transformation(schedule(config, 1, 1))
 
 
 def _step(optimiser: optax.GradientTransformation, model: Any, state: Any, grads: Any) -> tuple[Any, Any, Any]:
@@ -192,7 +193,7 @@ def _schedules(folder: Folder) -> Iterator[Comparison]:
     recorded = folder.files["lr_schedule"]
     for name in [key.removesuffix("/lr") for key in recorded if key.endswith("/lr")]:
         ntrain, batch = int(recorded.scalar(f"{name}/ntrain")), int(recorded.scalar(f"{name}/batch"))
-        config = OptimConfig(lr=recorded.scalar(f"{name}/peak_lr"), epochs=recorded.scalar(f"{name}/epochs"))
+        config = AdamW(lr=recorded.scalar(f"{name}/peak_lr"), epochs=recorded.scalar(f"{name}/epochs"))
         warmup, total = horizon(config, ntrain, batch)
         # Whole steps: one too many is 1 in a group whose tolerance is millionths.
         yield exact(f"{name}/warmup_steps", np.asarray(warmup), recorded[f"{name}/warmup_steps"])

@@ -1,10 +1,13 @@
-import dataclasses
+"""The samplers by name, what they refuse, and what is in force."""
 
 import pytest
 
 from umd_eqx.errors import BadInput
+from umd_eqx.eval import Generation
 from umd_eqx.sampling import (
     DDIM,
+    GRIDS,
+    SAMPLERS,
     Adaptive,
     DPMSolverPP,
     EDMGrid,
@@ -13,33 +16,38 @@ from umd_eqx.sampling import (
     LogSNRGrid,
     ReferenceGrid,
     ReverseSDE,
-    SamplerConfig,
     ShiftedGrid,
     UniformGrid,
+    in_force,
 )
 
 
 @pytest.mark.parametrize(
-    ("changes", "flag"),
+    ("sampler", "flag"),
     [
-        ({"steps": 0}, "steps"),
-        ({"steps": -5}, "steps"),
-        ({"eta": -0.1}, "eta"),
-        ({"eta": 1.5}, "eta"),
-        ({"eta": float("nan")}, "eta"),
-        ({"rtol": 0.0}, "rtol"),
-        ({"atol": -1.0}, "atol"),
+        *((SAMPLERS[name](steps=steps), "steps") for name in SAMPLERS for steps in (0, -5)),
+        (DDIM(eta=-0.1), "eta"),
+        (DDIM(eta=1.5), "eta"),
+        (DDIM(eta=float("nan")), "eta"),
+        (Adaptive(rtol=0.0), "rtol"),
+        (Adaptive(atol=-1.0), "atol"),
+        (DPMSolverPP(max_ratio=0.0), "max-ratio"),
+        *((kind(grid=EDMGrid(rho=0.0)), "grid.rho") for kind in (DDIM, DPMSolverPP, Euler, Heun, ReverseSDE)),
+        (Heun(grid=EDMGrid(sigma_min=0.0)), "grid.sigma-min"),
+        (Heun(grid=EDMGrid(sigma_min=90.0)), "grid.sigma-min"),
+        (DPMSolverPP(grid=LogSNRGrid(sigma_max=float("inf"))), "grid.sigma-min"),
+        (Euler(grid=ShiftedGrid(base=0)), "grid.base"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_numbers_that_cannot_work(changes, flag):
-    config = SamplerConfig(**changes)
+def test_numbers_that_cannot_work(sampler, flag):
     for prefix, said in (("", f"--{flag}"), ("--eval.generation.sampler", f"--eval.generation.sampler.{flag}")):
         with pytest.raises(BadInput) as error:
-            config.validate(prefix)
+            sampler.validate(prefix)
         assert error.value.field == said
         assert len(str(error.value)) < 120
     with pytest.raises(BadInput):
-        config.build(latents=False)
+        Generation(sampler=sampler).validate()
 
 
 @pytest.mark.parametrize(
@@ -52,42 +60,39 @@ def test_numbers_that_cannot_work(changes, flag):
         ("sde", ReverseSDE, EDMGrid),
     ],
 )
-def test_a_name_is_a_sampler(name, kind, grid):
-    config = SamplerConfig(name=name, steps=7, head="v", clip=False)
-    sampler = config.build(latents=False)
-    assert type(sampler) is kind
-    assert type(sampler.grid) is grid
-    assert (sampler.steps, sampler.head, sampler.clip) == (7, "v", False)
-    assert type(dataclasses.replace(config, grid="shifted").build(latents=False).grid) is ShiftedGrid
+def test_a_name_is_a_sampler_with_its_usual_grid(name, kind, grid):
+    sampler = SAMPLERS[name]()
+    sampler.validate()
+    assert (type(sampler), type(sampler.grid)) == (kind, grid)
+    assert sampler.needs_rates == (name not in ("ddim", "dpmpp"))
 
 
 @pytest.mark.parametrize("name", ["tsit5", "dopri5"])
-def test_adaptive_samplers_take_tolerances(name):
-    sampler = SamplerConfig(name=name, rtol=1e-4, atol=1e-5).build(latents=False)
-    assert type(sampler) is Adaptive
-    assert (sampler.method, sampler.rtol, sampler.atol) == (name, 1e-4, 1e-5)
+def test_adaptive_samplers_have_a_method_and_no_grid(name):
+    sampler = SAMPLERS[name]()
+    assert (type(sampler), sampler.method, sampler.needs_rates) == (Adaptive, name, True)
+    assert not hasattr(sampler, "grid")
 
 
-@pytest.mark.parametrize("name", ["ddim", "dpmpp", "euler", "heun", "sde", "tsit5"])
+def test_every_grid_has_a_name():
+    assert {make for make in GRIDS.values()} == {ReferenceGrid, UniformGrid, EDMGrid, LogSNRGrid, ShiftedGrid}
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
 def test_latents_are_never_clipped(name):
     for clip in (True, False):
-        config = SamplerConfig(name=name, clip=clip)
-        assert (config.build(latents=True).clip, config.build(latents=False).clip) == (False, clip)
-        assert (config.in_force(latents=True).clip, config.in_force(latents=False).clip) == (False, clip)
+        sampler = SAMPLERS[name](clip=clip)
+        assert (in_force(sampler, latents=True).clip, in_force(sampler, latents=False).clip) == (False, clip)
+        assert in_force(sampler, latents=False) == sampler
 
 
 def test_what_is_sampled_has_to_be_said():
     with pytest.raises(TypeError, match="latents"):
-        SamplerConfig().build()
-
-
-def test_a_configuration_in_force_names_its_grid():
-    assert SamplerConfig(name="dpmpp").in_force(latents=False).grid == "logsnr"
-    assert SamplerConfig(name="dpmpp", grid="uniform").in_force(latents=False).grid == "uniform"
-    assert SamplerConfig(name="tsit5", grid="uniform").in_force(latents=False).grid is None
+        in_force(DDIM())
 
 
 def test_the_default_is_the_published_sampler():
-    sampler = SamplerConfig().build(latents=False)
+    sampler = Generation().sampler
     assert isinstance(sampler, DDIM)
-    assert (sampler.steps, sampler.eta, sampler.head, sampler.clip) == (125, 1.0, "eps", True)
+    assert (sampler.steps, sampler.eta, sampler.grid) == (125, 1.0, ReferenceGrid())
+    assert (sampler.head, sampler.clip) == ("eps", True)

@@ -1,1 +1,1 @@
-"""The commands beside pre-training: each a function of the words of its command line that returns an exit code."""
+"""The commands: each a function of the words of its command line that returns an exit code."""

@@ -12,9 +12,10 @@ import tyro
 from umd_eqx.config import DataConfig
 from umd_eqx.data.broken import SkipBroken
 from umd_eqx.data.latents import MANIFEST, Manifest, Settings, source_hash
-from umd_eqx.data.source_configs import TFDS, AbstractSource
+from umd_eqx.data.source_configs import SOURCES, TFDS, AbstractSource
 from umd_eqx.encoding import Progress, begin, encode
 from umd_eqx.errors import BadInput, disk_errors, require_writable
+from umd_eqx.leaves import KINDS, choose
 from umd_eqx.report import Terminal
 from umd_eqx.sharding import make_mesh
 from umd_eqx.signals import EXIT_STOPPED, Stop
@@ -67,6 +68,11 @@ class EncodeLatents:
     """A file for the figures: images, views, bytes, mean and standard deviation, seconds, views a second."""
 
 
+@dataclasses.dataclass(frozen=True)
+class _Images:
+    data: EncodedData
+
+
 def encode_latents(words: list[str], data: EncodedData | None = None) -> int:
     """Runs the command; gives its exit code: 75 where a signal stopped it, and the same command goes on.
 
@@ -74,8 +80,10 @@ def encode_latents(words: list[str], data: EncodedData | None = None) -> int:
 
     **Raises:** `BadInput` naming the flag at fault.
     """
-    make = functools.partial(EncodeLatents, data=data or EncodedData())
-    command = tyro.cli(make, args=words, description="Encode a data set once, for networks of latents.")
+    images, words, _ = choose(_Images(data or EncodedData()), words, KINDS)
+    make = functools.partial(EncodeLatents, data=images.data)
+    what = f"Encode a data set once, for networks of latents. --data.source is one of {', '.join(SOURCES)}."
+    command = tyro.cli(make, args=words, description=what)
     _validate(command)
     folder, data = Path(command.out), command.data
     loaded = load_tokenizer(command.tokenizer)

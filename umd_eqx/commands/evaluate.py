@@ -6,15 +6,15 @@ Or, with `--benchmark probe`, those of the representation: `umd_eqx.commands.pro
 import dataclasses
 import sys
 import time
-from typing import Literal
+from typing import Any, Literal
 
 import jax
-import tyro
 
-from umd_eqx.cli import flag_value
 from umd_eqx.commands.probe import measure_probe
 from umd_eqx.commands.results import keep, open_data, tag
-from umd_eqx.commands.sampling import Flags, SamplingFlags
+from umd_eqx.commands.sampling import Flags, SamplingFlags, Types, sampling_kinds
+from umd_eqx.commands.training import flag_value
+from umd_eqx.dump import dump
 from umd_eqx.errors import BadInput, require_writable
 from umd_eqx.eval import EvalContext
 from umd_eqx.eval.activations import Features, activations
@@ -23,6 +23,7 @@ from umd_eqx.eval.extractors import ExtractorName, choose_extractor, unfamiliar
 from umd_eqx.eval.generation import PROTOCOLS, ProtocolName, real_images, reference, score
 from umd_eqx.eval.measure import metric_names
 from umd_eqx.eval.protocol import Protocol, generation_result, labels_for, scale
+from umd_eqx.leaves import parse
 from umd_eqx.models.extractor import AbstractExtractor
 from umd_eqx.pretrained import Pretrained
 from umd_eqx.report import Terminal
@@ -53,23 +54,27 @@ class Evaluate:
     """A file for the result. It is kept in the run directory, too, in eval/."""
 
 
-def evaluate(words: list[str]) -> int:
+def evaluate(words: list[str], types: Types | None = None) -> int:
     """Runs the evaluation command; gives its exit code.
+
+    `types` are the reader's own, by the names that flags give them.
 
     **Raises:** `BadInput` naming the flag at fault.
     """
+    types = types or {}
     if flag_value(words, "--benchmark") == "probe":
-        return measure_probe(words)
-    command = tyro.cli(Evaluate, args=words, description="Measure the images that a trained network generates.")
+        return measure_probe(words, types)
+    description = "Measure the images that a trained network generates."
+    command = parse(Evaluate, words, sampling_kinds(types), default=Evaluate(), description=description)
     flags, protocol = command.flags, _protocol(command)
     if command.json is not None:
         require_writable("--json", command.json)
-    config = flags.sampler_config()
-    source = flags.source()
-    denoiser, sampler = flags.guided(source)
+    flags.validate()
+    source = flags.source(types)
+    denoiser, sampler = flags.guided(source, types)
     train, test = open_data(source, command.data_dir)
     extractor = choose_extractor(command.extractor, command.inception_weights, train.spec, port=protocol.port)
-    print(flags.describe(source))
+    print(flags.describe(source, types))
     warnings = flags.warnings(source)
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
@@ -101,8 +106,8 @@ def evaluate(words: list[str]) -> int:
         real.statistics,
         extractor,
         {name: value for name, value in found.items() if name in metric_names(extractor.name)},
-        sampler=dataclasses.asdict(config.in_force(latents=source.tokenizer is not None)) | {"seed": flags.seed},
-        guidance=flags.guidance(source),
+        sampler={"name": flags.sampler_name(types)} | dump(sampler) | {"seed": flags.seed},
+        guidance=flags.guidance(source, types),
         precision=source.config.precision,
     ).to_json()
     extra = {name: value for name, value in found.items() if name not in metric_names(extractor.name)}
@@ -141,8 +146,8 @@ def _print(protocol: Protocol, found: dict[str, float]) -> None:
         print(f"  {name:{width}}{value:.4f}")
 
 
-def _keep(command: Evaluate, protocol: Protocol, source: Pretrained, result: dict[str, object]) -> None:
+def _keep(command: Evaluate, protocol: Protocol, source: Pretrained, result: dict[str, Any]) -> None:
     scale_name = f"cfg{command.flags.scale(source):g}"
     settled = {name: result[name] for name in ("sampler", "guidance", "weights", "extractor", "reference")}
-    name = f"{protocol.name}-{command.flags.sampler}-{scale_name}-{source.weights}-step{source.step}-{tag(settled)}"
+    name = f"{protocol.name}-{result['sampler']['name']}-{scale_name}-{source.weights}-step{source.step}-{tag(settled)}"
     keep(result, name, command.flags.run, command.json)

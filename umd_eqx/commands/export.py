@@ -1,6 +1,7 @@
 """`experiments/export.py`: the weights of a run as one safetensors file with a JSON card."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -23,13 +24,16 @@ class Export:
     """Keep the parameters in float16: half the size."""
 
 
-def export_weights(words: list[str]) -> int:
-    """Runs the export command; gives its exit code. Raises `BadInput` naming the flag at fault."""
+def export_weights(words: list[str], types: Mapping[str, type] | None = None) -> int:
+    """Runs the export command; gives its exit code. Raises `BadInput` naming the flag at fault.
+
+    `types` are the reader's own, of which the run may be made.
+    """
     command = tyro.cli(Export, args=words, description="Write the weights of a run as safetensors, with a JSON card.")
     require_writable("--out", command.out)
     if (Path(command.run) / TRAINED).exists():
         return _export_tokenizer(command)
-    source = from_pretrained(command.run, weights=command.weights)
+    source = from_pretrained(command.run, weights=command.weights, types=(types or {}).values())
     with disk_errors(command.out, "--out", goes_on=""):
         card = export(source, command.out, half=command.half)
     print(f"{source.describe()}: {command.out}, {card}")

@@ -8,10 +8,11 @@ from typing import Annotated
 
 import tyro
 
-from umd_eqx.cli import Command, describe_presets, flag_value, split_preset, train
+from umd_eqx.commands.training import Command, describe_presets, flag_value, split_preset, train
 from umd_eqx.config import Config
 from umd_eqx.errors import BadInput
 from umd_eqx.finetuning import FINETUNE, finetuned_dir, follow, require_fitting, starts_from_weights
+from umd_eqx.leaves import KINDS, parse, with_types
 from umd_eqx.presets import Preset
 from umd_eqx.pretrained import Weights, from_pretrained
 from umd_eqx.workspace import default_run_dir
@@ -27,13 +28,17 @@ class Finetune(Command):
     """Which weights of a run: raw, or their average (the raw ones where it keeps none)."""
 
 
-def finetune(words: list[str], presets: Mapping[str, Preset] = FINETUNE) -> int:
+def finetune(
+    words: list[str], presets: Mapping[str, Preset] = FINETUNE, types: Mapping[str, type] | None = None
+) -> int:
     """Runs the fine-tuning command; gives its exit code.
 
-    The run is kept beside its source, with `-ft` behind its name, if `--run-dir` does not say otherwise.
+    The run is kept beside its source, with `-ft` behind its name, if `--run-dir` does not say otherwise. `types` are
+    the reader's own, by the names that flags give them.
 
     **Raises:** `BadInput` where there is no source, a bad one, or one of another network.
     """
+    types = types or {}
     named = bool(words) and not words[0].startswith("-")
     name, flags = split_preset(presets, words)
     path, weights = _peek(flags)
@@ -42,16 +47,17 @@ def finetune(words: list[str], presets: Mapping[str, Preset] = FINETUNE) -> int:
     else:
         if named and not starts_from_weights(name):
             raise BadInput("--from", f"{name} starts from nothing", "Leave it out, or take another preset")
-        name, recipe = follow(presets, name if named else None, path, weights)
+        name, recipe = follow(presets, name if named else None, path, weights, types.values())
     what = "Fine-tune a pre-trained network with labels, to generate by class."
     description = describe_presets(what, presets, name)
     default = Finetune(recipe, source=path, weights=weights)
-    command = tyro.cli(Finetune, default=default, args=flags, description=description)
+    command = parse(Finetune, flags, with_types(KINDS, types), default=default, description=description)
     if command.source is None:
         if starts_from_weights(name) and not (command.dry_run or command.print_config):
             raise BadInput("--from", "there is nothing to start from", "Give a run: --from runs/umd")
-        return train(command, name, recipe, functools.partial(default_run_dir, name))
-    require_fitting(command.config, from_pretrained(command.source, weights=command.weights, field="--from"))
+        return train(command, name, recipe, functools.partial(default_run_dir, name), types.values())
+    options = {"weights": command.weights, "field": "--from", "types": types.values()}
+    require_fitting(command.config, from_pretrained(command.source, **options))
     beside = finetuned_dir(command.source)
 
     def place(config: Config, recipe: Config) -> Path:
@@ -60,7 +66,7 @@ def finetune(words: list[str], presets: Mapping[str, Preset] = FINETUNE) -> int:
         usual = dataclasses.replace(recipe, start=dataclasses.replace(recipe.start, weights="ema"))
         return default_run_dir(beside.name, config, usual, parent=beside.parent)
 
-    return train(command, name, recipe, place)
+    return train(command, name, recipe, place, types.values())
 
 
 def _peek(flags: list[str]) -> tuple[str | None, Weights]:

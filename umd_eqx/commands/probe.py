@@ -4,14 +4,15 @@ import dataclasses
 import importlib.metadata
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import jax
 import tyro
 
-from umd_eqx.cli import flag_value
 from umd_eqx.commands.results import keep, open_data, tag
+from umd_eqx.commands.training import flag_value
 from umd_eqx.data.latents import source_hash
 from umd_eqx.derived import recorded_probe
 from umd_eqx.dump import dump
@@ -51,8 +52,8 @@ class Probe:
     """A file for the result. It is kept in the run directory, too, in eval/."""
 
 
-def measure_probe(words: list[str]) -> int:
-    """Runs the command; gives its exit code.
+def measure_probe(words: list[str], types: Mapping[str, type] | None = None) -> int:
+    """Runs the command; gives its exit code. `types` are the reader's own, of which the run may be made.
 
     The settings are those that the run's own probe has, if not given; of an export, which does not hold them, those of
     `FewShot`. With the run's own settings and seed the numbers are those that it measured of its last checkpoint.
@@ -73,7 +74,8 @@ def measure_probe(words: list[str]) -> int:
         raise BadInput("--seed", f"{command.seed} is outside 0 .. 2^32 - 1", "Choose a number in that range")
     if command.json is not None:
         require_writable("--json", command.json)
-    source = from_pretrained(command.run, weights=command.settings.weights, tokenizer=command.tokenizer)
+    options = {"weights": command.settings.weights, "tokenizer": command.tokenizer}
+    source = from_pretrained(command.run, **options, types=(types or {}).values())
     result = _measured(command, source)
     settled = {name: result[name] for name in ("settings", "seed", "weights", "data", "tokenizer")}
     keep(result, f"probe-{source.weights}-step{source.step}-{tag(settled)}", command.run, command.json)

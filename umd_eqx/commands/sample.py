@@ -13,11 +13,12 @@ import numpy as np
 import tyro
 from jaxtyping import Int
 
-from umd_eqx.commands.sampling import Flags, SamplingFlags
+from umd_eqx.commands.sampling import Flags, SamplingFlags, Types, sampling_kinds
 from umd_eqx.errors import BadInput, disk_errors, require_writable
 from umd_eqx.eval.base import decoded
 from umd_eqx.eval.generation import film
 from umd_eqx.eval.pictures import grid
+from umd_eqx.leaves import parse
 from umd_eqx.models.tokenizer import Identity
 from umd_eqx.pretrained import Pretrained
 from umd_eqx.report import Terminal, save_png
@@ -45,23 +46,25 @@ class Sample:
     """A file for the figures: images, seconds, calls of the network."""
 
 
-def sample(words: list[str]) -> int:
-    """Runs the sampling command; gives its exit code.
+def sample(words: list[str], types: Types | None = None) -> int:
+    """Runs the sampling command; gives its exit code. `types` are the reader's own, by the names that flags give them.
 
     **Raises:** `BadInput` naming the flag at fault, before anything is computed.
     """
-    command = tyro.cli(Sample, args=words, description="Sample images from a trained network, and write one picture.")
+    types = types or {}
+    description = "Sample images from a trained network, and write one picture."
+    command = parse(Sample, words, sampling_kinds(types), default=Sample(), description=description)
     flags = command.flags
     if command.num < 1:
         raise BadInput("--num", f"{command.num} is no number of images", "Use 1 or more")
     for flag, name in (("--out", command.out), ("--film", command.film), ("--json", command.json)):
         if name is not None:
             require_writable(flag, name)
-    flags.sampler_config()
-    source = flags.source()
+    flags.validate()
+    source = flags.source(types)
     labels = _labels(command, source)
-    denoiser, sampler = flags.guided(source)
-    print(flags.describe(source))
+    denoiser, sampler = flags.guided(source, types)
+    print(flags.describe(source, types))
     for warning in flags.warnings(source):
         print(f"warning: {warning}", file=sys.stderr)
     key, began = jax.random.key(flags.seed), time.perf_counter()

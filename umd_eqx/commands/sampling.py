@@ -1,22 +1,30 @@
 """What `sample.py` and `evaluate.py` have in common: the flags of a sampler, and the model that they make of a run."""
 
 import dataclasses
-from typing import Annotated, Literal
+import functools
+from collections.abc import Mapping
+from typing import Annotated
 
 import tyro
 
 from umd_eqx.errors import BadInput
 from umd_eqx.eval.generation import path_for
+from umd_eqx.leaves import KINDS, Kinds, name_of, with_types
 from umd_eqx.pretrained import Pretrained, Weights, from_pretrained
 from umd_eqx.sampling import (
+    DDIM,
     AbstractDenoiser,
     AbstractSampler,
     Autoguidance,
     ClassifierFree,
+    DPMSolverPP,
     Interval,
-    SamplerConfig,
+    in_force,
 )
 from umd_eqx.types import same_tokenizer
+
+Types = Mapping[str, type]
+"""A reader's own classes, by the names that flags give them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,25 +37,9 @@ class SamplingFlags:
     """Which weights of a run: raw, or their average where one is kept."""
     tokenizer: str | None = None
     """Where the tokenizer of a network of latents lies. None: where it lay when the network was trained."""
-    sampler: Literal["ddim", "euler", "heun", "dpmpp", "tsit5", "dopri5", "sde"] = "dpmpp"
-    """How the noise is taken away. tsit5 and dopri5 choose their steps themselves."""
-    steps: int = 32
-    """Steps of the sampler; heun calls the network twice in each."""
-    eta: float = 0.0
-    """Of ddim: 0 is deterministic, 1 adds as much noise as ancestral sampling (the reference's)."""
-    grid: Literal["reference", "uniform", "edm", "logsnr", "shifted"] | None = None
-    """Where the steps lie: as the reference's, evenly in time, as EDM's rho, evenly in the log-SNR, or shifted to
-    noise. None: the sampler's own."""
-    head: Literal["eps", "x0", "v"] = "v"
-    """Which output of the network is believed: the noise (as published), the clean image, or v, which goes by the one
-    where there is little noise and by the other where there is much."""
-    clip: bool = True
-    """Keep each prediction of the clean image in [-1, 1] where pixels are sampled, as published. Latents are never
-    clipped."""
-    rtol: float = 1e-3
-    """Relative tolerance of tsit5 and dopri5."""
-    atol: float = 1e-3
-    """Absolute tolerance of tsit5 and dopri5."""
+    sampler: Annotated[AbstractSampler, tyro.conf.arg(name="")] = dataclasses.field(
+        default_factory=functools.partial(DPMSolverPP, steps=32, head="v")
+    )
     cfg_scale: float | None = None
     """Classifier-free guidance: 1 is none. None: 2 for a network with labels."""
     cfg_interval: tuple[float, float] | None = None
@@ -59,25 +51,22 @@ class SamplingFlags:
     batch_size: int = 64
     """Images sampled at once."""
 
-    def sampler_config(self) -> SamplerConfig:
-        """The sampler that the flags ask for. Raises `BadInput` naming the flag."""
-        names = ("steps", "eta", "grid", "head", "clip", "rtol", "atol")
-        config = SamplerConfig(name=self.sampler, **{name: getattr(self, name) for name in names})
-        config.validate("")
+    def validate(self) -> None:
+        """Raises `BadInput` naming the flag, before anything is read."""
+        self.sampler.validate()
         if self.batch_size < 1:
             raise BadInput("--batch-size", f"{self.batch_size} images make no batch", "Use 1 or more")
         if not 0 <= self.seed < 2**32:
             raise BadInput("--seed", f"{self.seed} is outside 0 .. 2^32 - 1", "Choose a number in that range")
-        return config
 
-    def source(self) -> Pretrained:
-        """The trained network. Raises `BadInput` naming `--run`."""
-        return from_pretrained(self.run, weights=self.weights, tokenizer=self.tokenizer)
+    def source(self, types: Types) -> Pretrained:
+        """The trained network; `types` are the reader's own, by name. Raises `BadInput` naming `--run`."""
+        return from_pretrained(self.run, weights=self.weights, tokenizer=self.tokenizer, types=types.values())
 
-    def guidance(self, source: Pretrained) -> dict[str, object]:
+    def guidance(self, source: Pretrained, types: Types) -> dict[str, object]:
         """What the guidance is, for a result file."""
         kind = "none" if self.scale(source) == 1 else "classifier-free" if self.weak is None else "autoguidance"
-        weak = {} if self.weak is None else {"weak": self._weaker(source).digest}
+        weak = {} if self.weak is None else {"weak": self._weaker(source, types).digest}
         return {"kind": kind, "cfg_scale": self.scale(source), "interval": self.cfg_interval, **weak}
 
     def scale(self, source: Pretrained) -> float:
@@ -94,23 +83,25 @@ class SamplingFlags:
             raise BadInput("--cfg-scale", "1 is no guidance", way_out)
         return scale
 
-    def guided(self, source: Pretrained) -> tuple[AbstractDenoiser, AbstractSampler]:
+    def guided(self, source: Pretrained, types: Types) -> tuple[AbstractDenoiser, AbstractSampler]:
         """The network with its guidance as a denoiser, and the sampler. Raises `BadInput` naming the flag at fault."""
-        config = self.sampler_config()
-        sampler, path = config.build(latents=source.tokenizer is not None), path_for(config, source.path)
+        sampler, path = (
+            in_force(self.sampler, latents=source.tokenizer is not None),
+            path_for(self.sampler, source.path),
+        )
         scale, denoiser = self.scale(source), sampler.denoiser(source.model, path)
         if scale == 1:
             return denoiser, sampler
         if self.weak is None:
             guided = ClassifierFree(denoiser, scale)
         else:
-            guided = Autoguidance(denoiser, sampler.denoiser(self._weaker(source).model, path), scale)
+            guided = Autoguidance(denoiser, sampler.denoiser(self._weaker(source, types).model, path), scale)
         if self.cfg_interval is None:
             return guided, sampler
         return Interval(guided, denoiser, *self.cfg_interval), sampler
 
-    def _weaker(self, source: Pretrained) -> Pretrained:
-        weak = from_pretrained(self.weak, tokenizer=self.tokenizer, field="--weak")
+    def _weaker(self, source: Pretrained, types: Types) -> Pretrained:
+        weak = from_pretrained(self.weak, tokenizer=self.tokenizer, field="--weak", types=types.values())
         if weak.path != source.path:
             problem = f"it was trained on {type(weak.path).__name__} and not on {type(source.path).__name__}"
             raise BadInput("--weak", problem, "Take a checkpoint of the same path")
@@ -125,11 +116,22 @@ class SamplingFlags:
             return []
         return [f"{source.preset} was never trained on noised images: what is sampled from it looks like noise"]
 
-    def describe(self, source: Pretrained) -> str:
+    def describe(self, source: Pretrained, types: Types) -> str:
         """One line for a person."""
-        adaptive = self.sampler in ("tsit5", "dopri5")
-        how = f"rtol {self.rtol:g}" if adaptive else f"{self.steps} steps"
-        return f"{source.describe()}; {self.sampler}, {how}, guidance {self.scale(source):g}"
+        rtol, steps = (getattr(self.sampler, name, None) for name in ("rtol", "steps"))
+        how = [f"rtol {rtol:g}"] if rtol is not None else [f"{steps} steps"] if steps is not None else []
+        parts = [self.sampler_name(types), *how, f"guidance {self.scale(source):g}"]
+        return f"{source.describe()}; {', '.join(parts)}"
+
+    def sampler_name(self, types: Types) -> str:
+        """What `--sampler` calls the sampler."""
+        return name_of(self.sampler, sampling_kinds(types)[AbstractSampler])
+
+
+def sampling_kinds(types: Types) -> Kinds:
+    """What can be chosen by name in these commands; `types` are the reader's own. DDIM is deterministic here."""
+    samplers = {**KINDS[AbstractSampler], "ddim": functools.partial(DDIM, eta=0.0)}
+    return with_types({**KINDS, AbstractSampler: samplers}, types)
 
 
 Flags = Annotated[SamplingFlags, tyro.conf.arg(name="")]

@@ -4,11 +4,10 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
-import tyro
-
 from umd_eqx.classifier_training import CLASSIFIERS, TRAINED
-from umd_eqx.cli import Command, describe_presets, split_preset, train
+from umd_eqx.commands.training import Command, describe_presets, split_preset, train
 from umd_eqx.errors import BadInput, disk_errors
+from umd_eqx.leaves import KINDS, parse
 from umd_eqx.models.fashion import card_of
 from umd_eqx.presets import Preset
 from umd_eqx.report import write_atomically
@@ -51,8 +50,8 @@ def train_classifier(words: list[str], presets: Mapping[str, Preset] = CLASSIFIE
         "Train the small classifier of Fashion-MNIST: its features are what fd_fashion is measured in. "
         f"Without their first part, too: {short}."
     )
-    default = TrainClassifier(recipe)
-    command = tyro.cli(TrainClassifier, default=default, args=flags, description=describe_presets(what, presets, name))
+    description = describe_presets(what, presets, name)
+    command = parse(TrainClassifier, flags, KINDS, default=TrainClassifier(recipe), description=description)
     out = None if command.out is None else _free(command.out)
     directory = Path(command.run_dir or default_run_dir(name, command.config, recipe))
     code = train(command, name, recipe, lambda *_: directory)

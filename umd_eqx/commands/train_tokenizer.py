@@ -3,9 +3,8 @@
 import functools
 from collections.abc import Mapping
 
-import tyro
-
-from umd_eqx.cli import Command, describe_presets, split_preset, train
+from umd_eqx.commands.training import Command, describe_presets, split_preset, train
+from umd_eqx.leaves import KINDS, parse
 from umd_eqx.presets import Preset
 from umd_eqx.tokenizer_training import TOKENIZERS
 from umd_eqx.workspace import default_run_dir
@@ -22,5 +21,6 @@ def train_tokenizer(words: list[str], presets: Mapping[str, Preset] = TOKENIZERS
     name, flags = split_preset(presets, words)
     recipe = presets[name]()
     what = "Train a tokenizer, which makes latents of images."
-    command = tyro.cli(Command, default=Command(recipe), args=flags, description=describe_presets(what, presets, name))
+    description = describe_presets(what, presets, name)
+    command = parse(Command, flags, KINDS, default=Command(recipe), description=description)
     return train(command, name, recipe, functools.partial(default_run_dir, name))

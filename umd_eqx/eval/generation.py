@@ -22,7 +22,7 @@ from umd_eqx.models.extractor import AbstractExtractor
 from umd_eqx.models.tokenizer import AbstractTokenizer
 from umd_eqx.paths import AbstractDiscretePath, AbstractPath, smooth
 from umd_eqx.programs import Program, abstract
-from umd_eqx.sampling import AbstractDenoiser, AbstractSampler, SamplerConfig, guide, sample
+from umd_eqx.sampling import DDIM, AbstractDenoiser, AbstractSampler, guide, in_force, sample
 from umd_eqx.sampling.batch import image_noise, sample_batch
 from umd_eqx.sharding import batch_sharding, replicated, whole_batch
 from umd_eqx.types import NO_CLASS, Label, Report
@@ -57,7 +57,7 @@ class Generation(AbstractEvaluator):
     """How many samples are measured at each scale; another number than the protocol's is told by its name."""
     cfg_scales: tuple[float, ...] = (1.0, 2.0, 4.0)
     """Guidance scales; 1 is none."""
-    sampler: SamplerConfig = dataclasses.field(default_factory=SamplerConfig)
+    sampler: AbstractSampler = dataclasses.field(default_factory=DDIM)
     """From noise to images."""
     batch_size: int = 64
     """Images sampled at once."""
@@ -143,12 +143,11 @@ class Generation(AbstractEvaluator):
         }
 
     def _way(self, model: AbstractModel, context: EvalContext) -> tuple[AbstractDenoiser, AbstractSampler]:
-        # Latents are not clipped, whatever the recipe was written for.
-        sampler = self.sampler.build(latents=context.tokenizer is not None)
+        sampler = in_force(self.sampler, latents=context.tokenizer is not None)
         return sampler.denoiser(model, path_for(self.sampler, context.path)), sampler
 
 
-def path_for(sampler: SamplerConfig, path: AbstractPath) -> AbstractPath:
+def path_for(sampler: AbstractSampler, path: AbstractPath) -> AbstractPath:
     """The path that a sampler can go along: a table is smoothed for those that need rates."""
     if sampler.needs_rates and isinstance(path, AbstractDiscretePath):
         return smooth(path)

@@ -2,12 +2,14 @@
 
 from umd_eqx.sampling.base import AbstractSampler as AbstractSampler
 from umd_eqx.sampling.batch import sample as sample
-from umd_eqx.sampling.config import SamplerConfig as SamplerConfig
+from umd_eqx.sampling.config import SAMPLERS as SAMPLERS
+from umd_eqx.sampling.config import in_force as in_force
 from umd_eqx.sampling.denoisers import AbstractDenoiser as AbstractDenoiser
 from umd_eqx.sampling.denoisers import Clipped as Clipped
 from umd_eqx.sampling.denoisers import ModelDenoiser as ModelDenoiser
 from umd_eqx.sampling.exponential import DDIM as DDIM
 from umd_eqx.sampling.exponential import DPMSolverPP as DPMSolverPP
+from umd_eqx.sampling.grids import GRIDS as GRIDS
 from umd_eqx.sampling.grids import AbstractGrid as AbstractGrid
 from umd_eqx.sampling.grids import EDMGrid as EDMGrid
 from umd_eqx.sampling.grids import LogSNRGrid as LogSNRGrid

@@ -32,6 +32,17 @@ class AbstractSampler(eqx.Module):
     head: eqx.AbstractVar[Head]
     clip: eqx.AbstractVar[bool]
 
+    @property
+    def needs_rates(self) -> bool:
+        """Whether the path must be smooth: a table is then replaced by `smooth(path)`. False unless it says so."""
+        return False
+
+    def validate(self, field: str = "") -> None:
+        """Raises `BadInput` for values that cannot work; `field` is the sampler's own flag, if it has one.
+
+        Nothing is refused unless a sampler says so.
+        """
+
     @abc.abstractmethod
     def __call__(self, denoiser: AbstractDenoiser, noise: Image, key: PRNGKeyArray) -> Image:
         """An image from standard normal `noise`. `key` is used by samplers that add noise on the way.

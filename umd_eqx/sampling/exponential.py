@@ -16,10 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float64, PRNGKeyArray
 
+from umd_eqx.errors import BadInput
 from umd_eqx.paths import AbstractPath
 from umd_eqx.predictions import Head
 from umd_eqx.sampling.base import AbstractSampler, States, begin
 from umd_eqx.sampling.denoisers import AbstractDenoiser, Ends, end_times
+from umd_eqx.sampling.fields import flag, require_steps
 from umd_eqx.sampling.grids import AbstractGrid, LogSNRGrid, ReferenceGrid
 from umd_eqx.sampling.levels import levels
 from umd_eqx.types import Image
@@ -35,10 +37,23 @@ class DDIM(AbstractSampler):
     """
 
     steps: int = eqx.field(static=True, default=125)
+    """Steps from noise to the image, one call of the network each."""
     eta: float = eqx.field(static=True, default=1.0)
+    """0 is deterministic, 1 adds as much noise as ancestral sampling (as published)."""
     grid: AbstractGrid = eqx.field(default_factory=ReferenceGrid)
+    """Where the steps lie."""
     head: Head = eqx.field(static=True, default="eps")
+    """Which output of the network is used: the noise (as published), the clean image, or v, computed from both."""
     clip: bool = eqx.field(static=True, default=True)
+    """Clip predicted clean images to [-1, 1] where pixels are sampled, as published. Latents are never clipped."""
+
+    def validate(self, field: str = "") -> None:
+        """Raises `BadInput` for numbers that cannot work."""
+        require_steps(self.steps, field)
+        self.grid.validate(flag(field, "grid"))
+        if not 0 <= self.eta <= 1:
+            problem = f"{self.eta} is outside [0, 1]"
+            raise BadInput(flag(field, "eta"), problem, "0 adds no noise, 1 as much as published")
 
     def __call__(
         self,
@@ -107,11 +122,23 @@ class DPMSolverPP(AbstractSampler):
     """
 
     steps: int = eqx.field(static=True, default=32)
+    """Steps from noise to the image, one call of the network each."""
     grid: AbstractGrid = eqx.field(default_factory=LogSNRGrid)
+    """Where the steps lie."""
     head: Head = eqx.field(static=True, default="eps")
+    """Which output of the network is used: the noise (as published), the clean image, or v, computed from both."""
     clip: bool = eqx.field(static=True, default=True)
-    max_ratio: float = eqx.field(static=True, default=math.inf)
-    """The largest h / h_before that the extrapolation uses. Infinite is the published rule."""
+    """Clip predicted clean images to [-1, 1] where pixels are sampled, as published. Latents are never clipped."""
+    max_ratio: float | None = eqx.field(static=True, default=None)
+    """The largest h / h_before that the extrapolation uses. None: no limit, the published rule."""
+
+    def validate(self, field: str = "") -> None:
+        """Raises `BadInput` for numbers that cannot work."""
+        require_steps(self.steps, field)
+        self.grid.validate(flag(field, "grid"))
+        if self.max_ratio is not None and not self.max_ratio > 0:
+            problem = f"{self.max_ratio} is not positive"
+            raise BadInput(flag(field, "max-ratio"), problem, "1 is a usual limit, None is none")
 
     def __call__(self, denoiser: AbstractDenoiser, noise: Image, key: PRNGKeyArray) -> Image:
         """An image from noise; `key` is not used."""
@@ -133,9 +160,10 @@ class DPMSolverPP(AbstractSampler):
             half_log_snr = np.log(alpha) - np.log(sigma)
         h = np.diff(half_log_snr)  # infinite in the last step, and in the first where alpha is 0 there
         clean = -alpha[1:] * np.expm1(-h)
+        largest = math.inf if self.max_ratio is None else self.max_ratio
         extrapolated = np.zeros_like(h)  # 1 / (2 r) of the paper, r the ratio of the step before to this one
         middle = np.isfinite(h[1:]) & np.isfinite(h[:-1])
-        extrapolated[1:][middle] = np.minimum(h[1:][middle] / h[:-1][middle], self.max_ratio) / 2
+        extrapolated[1:][middle] = np.minimum(h[1:][middle] / h[:-1][middle], largest) / 2
         return sigma[1:] / sigma[:-1], clean * (1 + extrapolated), -clean * extrapolated
 
     def _solve(self, denoiser: AbstractDenoiser, noise: Image, *, all_states: bool) -> States:

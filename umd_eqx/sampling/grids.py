@@ -2,13 +2,16 @@
 
 import abc
 import math
+from collections.abc import Callable, Mapping
 
 import equinox as eqx
 import numpy as np
 from jaxtyping import Float64
 
+from umd_eqx.errors import BadInput
 from umd_eqx.paths import NETWORK_STEPS, AbstractDiscretePath, AbstractPath
 from umd_eqx.sampling.denoisers import Ends
+from umd_eqx.sampling.fields import flag, require_levels
 from umd_eqx.sampling.levels import log_noise_to_signal, times_of
 
 Times = Float64[np.ndarray, "k"]
@@ -22,6 +25,12 @@ class AbstractGrid(eqx.Module):
         """Falling times in (0, 1], `steps` of them or, on a table, fewer where two would be one.
 
         `side` is that of the image in pixels; `ends` are the last and the first time (`AbstractDenoiser.ends`).
+        """
+
+    def validate(self, field: str = "") -> None:
+        """Raises `BadInput` for values that cannot work; `field` is the grid's own flag.
+
+        Nothing is refused unless a grid says so.
         """
 
 
@@ -53,8 +62,17 @@ class EDMGrid(AbstractGrid):
     """Evenly in the rho-th root of sigma / alpha (Karras et al. 2022, eq. 5), within [sigma_min, sigma_max]."""
 
     rho: float = eqx.field(static=True, default=7.0)
+    """The larger, the shorter the steps at low noise; 1 is evenly in sigma / alpha."""
     sigma_min: float = eqx.field(static=True, default=0.002)
+    """Smallest sigma / alpha."""
     sigma_max: float = eqx.field(static=True, default=80.0)
+    """Largest sigma / alpha."""
+
+    def validate(self, field: str = "") -> None:
+        """Raises `BadInput` for values that cannot work."""
+        require_levels(self.sigma_min, self.sigma_max, field)
+        if not 0 < self.rho < math.inf:
+            raise BadInput(flag(field, "rho"), f"{self.rho} is not positive", "Published is 7")
 
     def times(self, path: AbstractPath, steps: int, side: int, ends: Ends) -> Times:
         """The times of these noise levels, as far as the path has them."""
@@ -75,7 +93,13 @@ class LogSNRGrid(AbstractGrid):
     """
 
     sigma_min: float = eqx.field(static=True, default=0.002)
+    """Smallest sigma / alpha."""
     sigma_max: float = eqx.field(static=True, default=80.0)
+    """Largest sigma / alpha, but for the first time."""
+
+    def validate(self, field: str = "") -> None:
+        """Raises `BadInput` for values that cannot work."""
+        require_levels(self.sigma_min, self.sigma_max, field)
 
     def times(self, path: AbstractPath, steps: int, side: int, ends: Ends) -> Times:
         """The first time of the path, then those of these levels, as far as the path has them."""
@@ -95,12 +119,28 @@ class ShiftedGrid(AbstractGrid):
     """
 
     base: int = eqx.field(static=True, default=64)
+    """The side, in pixels, of images whose times are not shifted."""
+
+    def validate(self, field: str = "") -> None:
+        """Raises `BadInput` for values that cannot work."""
+        if self.base < 1:
+            raise BadInput(flag(field, "base"), f"{self.base} is too small", "Use 1 or more; published is 64")
 
     def times(self, path: AbstractPath, steps: int, side: int, ends: Ends) -> Times:
         """The shifted times."""
         times = UniformGrid().times(path, steps, side, ends)
         inner = log_noise_to_signal(path, times[1:-1]) + math.log(side / self.base)
         return _on(path, np.concatenate([times[:1], times_of(path, inner, ends), times[1:][-1:]]))
+
+
+GRIDS: Mapping[str, Callable[[], AbstractGrid]] = {
+    "reference": ReferenceGrid,
+    "uniform": UniformGrid,
+    "edm": EDMGrid,
+    "logsnr": LogSNRGrid,
+    "shifted": ShiftedGrid,
+}
+"""What `--grid` can name."""
 
 
 def _on(path: AbstractPath, times: Float64[np.ndarray, "asked"]) -> Times:

@@ -10,6 +10,7 @@ from umd_eqx.paths import AbstractPath
 from umd_eqx.predictions import Head
 from umd_eqx.sampling.base import AbstractSampler, States
 from umd_eqx.sampling.denoisers import AbstractDenoiser, ModelDenoiser
+from umd_eqx.sampling.fields import require_steps
 from umd_eqx.types import Image
 
 
@@ -23,7 +24,13 @@ class MeanFlowSampler(AbstractSampler):
     steps: int = eqx.field(static=True, default=1)
     """Steps; the network is asked once in each."""
     head: Head = eqx.field(static=True, default="v")
+    """Not used: the network has one output."""
     clip: bool = eqx.field(static=True, default=True)
+    """Clip the image to [-1, 1] where pixels are sampled. Latents are never clipped."""
+
+    def validate(self, field: str = "") -> None:
+        """Raises `BadInput` for fewer steps than one."""
+        require_steps(self.steps, field)
 
     def __call__(self, denoiser: AbstractDenoiser, noise: Image, key: PRNGKeyArray) -> Image:
         """An image from noise; `key` is not used. Raises `BadInput` naming `--sampler` for any other denoiser."""

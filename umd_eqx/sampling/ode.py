@@ -13,10 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float64, Int, PRNGKeyArray
 
+from umd_eqx.errors import BadInput
 from umd_eqx.paths import AbstractPath
 from umd_eqx.predictions import Head
 from umd_eqx.sampling.base import AbstractSampler, States, begin, require_smooth
 from umd_eqx.sampling.denoisers import AbstractDenoiser, end_times
+from umd_eqx.sampling.fields import flag, require_steps
 from umd_eqx.sampling.grids import AbstractGrid, EDMGrid, UniformGrid
 from umd_eqx.types import Image
 
@@ -28,9 +30,23 @@ class Euler(AbstractSampler):
     """Euler's method in t: first order, one call of the network a step."""
 
     steps: int = eqx.field(static=True, default=32)
+    """Steps from noise to the image, one call of the network each."""
     grid: AbstractGrid = eqx.field(default_factory=UniformGrid)
+    """Where the steps lie."""
     head: Head = eqx.field(static=True, default="eps")
+    """Which output of the network is used: the noise (as published), the clean image, or v, computed from both."""
     clip: bool = eqx.field(static=True, default=True)
+    """Clip predicted clean images to [-1, 1] where pixels are sampled, as published. Latents are never clipped."""
+
+    @property
+    def needs_rates(self) -> bool:
+        """The rates of the path are what it follows."""
+        return True
+
+    def validate(self, field: str = "") -> None:
+        """Raises `BadInput` for numbers that cannot work."""
+        require_steps(self.steps, field)
+        self.grid.validate(flag(field, "grid"))
 
     def __call__(self, denoiser: AbstractDenoiser, noise: Image, key: PRNGKeyArray) -> Image:
         """An image from noise; `key` is not used. Raises `BadInput` naming `--sampler` for a table."""
@@ -56,9 +72,23 @@ class Heun(AbstractSampler):
     """
 
     steps: int = eqx.field(static=True, default=18)
+    """Steps from noise to the image, two calls of the network each."""
     grid: AbstractGrid = eqx.field(default_factory=EDMGrid)
+    """Where the steps lie."""
     head: Head = eqx.field(static=True, default="eps")
+    """Which output of the network is used: the noise (as published), the clean image, or v, computed from both."""
     clip: bool = eqx.field(static=True, default=True)
+    """Clip predicted clean images to [-1, 1] where pixels are sampled, as published. Latents are never clipped."""
+
+    @property
+    def needs_rates(self) -> bool:
+        """The rates of the path are what it follows."""
+        return True
+
+    def validate(self, field: str = "") -> None:
+        """Raises `BadInput` for numbers that cannot work."""
+        require_steps(self.steps, field)
+        self.grid.validate(flag(field, "grid"))
 
     def __call__(self, denoiser: AbstractDenoiser, noise: Image, key: PRNGKeyArray) -> Image:
         """An image from noise; `key` is not used. Raises `BadInput` naming `--sampler` for a table."""
@@ -81,12 +111,35 @@ class Adaptive(AbstractSampler):
     """A Runge-Kutta method of fifth order that chooses its steps by a tolerance, for each image alone."""
 
     method: Literal["tsit5", "dopri5"] = eqx.field(static=True, default="tsit5")
+    """Tsitouras's method or Dormand and Prince's."""
     rtol: float = eqx.field(static=True, default=1e-3)
+    """Relative tolerance."""
     atol: float = eqx.field(static=True, default=1e-3)
-    shown: int = eqx.field(static=True, default=32)
-    """How many states are given, evenly in t."""
+    """Absolute tolerance."""
+    steps: int = eqx.field(static=True, default=32)
+    """How many states a trajectory shows, evenly in t. The solver chooses its own steps."""
     head: Head = eqx.field(static=True, default="eps")
+    """Which output of the network is used: the noise (as published), the clean image, or v, computed from both."""
     clip: bool = eqx.field(static=True, default=True)
+    """Clip predicted clean images to [-1, 1] where pixels are sampled, as published. Latents are never clipped."""
+
+    @property
+    def needs_rates(self) -> bool:
+        """The rates of the path are what it follows."""
+        return True
+
+    @property
+    def shown(self) -> int:
+        """`steps`, by what it means here."""
+        return self.steps
+
+    def validate(self, field: str = "") -> None:
+        """Raises `BadInput` for numbers that cannot work."""
+        require_steps(self.steps, field)
+        for name in ("rtol", "atol"):
+            if not 0 < getattr(self, name) < 1:
+                problem = f"{getattr(self, name)} is outside (0, 1)"
+                raise BadInput(flag(field, name), problem, "Use a small number such as 1e-3")
 
     def __call__(self, denoiser: AbstractDenoiser, noise: Image, key: PRNGKeyArray) -> Image:
         """An image from noise; `key` is not used. Raises `BadInput` naming `--sampler` for a table."""

@@ -13,6 +13,7 @@ from umd_eqx.paths import AbstractPath, AbstractSmoothPath
 from umd_eqx.predictions import Head
 from umd_eqx.sampling.base import AbstractSampler, States, begin, require_smooth
 from umd_eqx.sampling.denoisers import AbstractDenoiser, Ends, end_times
+from umd_eqx.sampling.fields import flag, require_steps
 from umd_eqx.sampling.grids import AbstractGrid, EDMGrid
 from umd_eqx.sampling.levels import levels
 from umd_eqx.types import Image, Scalar, Time
@@ -26,9 +27,23 @@ class ReverseSDE(AbstractSampler):
     """
 
     steps: int = eqx.field(static=True, default=64)
+    """Steps from noise to the image, one call of the network each."""
     grid: AbstractGrid = eqx.field(default_factory=EDMGrid)
+    """Where the steps lie."""
     head: Head = eqx.field(static=True, default="eps")
+    """Which output of the network is used: the noise (as published), the clean image, or v, computed from both."""
     clip: bool = eqx.field(static=True, default=True)
+    """Clip predicted clean images to [-1, 1] where pixels are sampled, as published. Latents are never clipped."""
+
+    @property
+    def needs_rates(self) -> bool:
+        """The rates of the path are what it follows."""
+        return True
+
+    def validate(self, field: str = "") -> None:
+        """Raises `BadInput` for numbers that cannot work."""
+        require_steps(self.steps, field)
+        self.grid.validate(flag(field, "grid"))
 
     def __call__(self, denoiser: AbstractDenoiser, noise: Image, key: PRNGKeyArray) -> Image:
         """An image from noise; `key` gives the noise on the way. Raises `BadInput` naming `--sampler` for a table."""
