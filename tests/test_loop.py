@@ -18,8 +18,9 @@ from umd_eqx.eval import AbstractEvaluator
 from umd_eqx.loop import Evaluations, Guard, Meter
 from umd_eqx.models import AbstractModel
 from umd_eqx.objectives import MaskedDenoising, Term
+from umd_eqx.predictions import PredictionType
 from umd_eqx.train import TrainState
-from umd_eqx.types import Batch, Report
+from umd_eqx.types import NO_CLASS, Batch, Report
 
 FINE, SKIPPED = {"skipped": jnp.asarray(0)}, {"skipped": jnp.asarray(1)}
 
@@ -110,13 +111,12 @@ class Number(AbstractModel):
     value: float
     image_shape: tuple[int, int, int] = (1, 1, 1)
     num_classes: int | None = None
-    patch: int = 1
-    num_patches: int = 1
+    prediction: PredictionType = "v"
 
-    def __call__(self, x, t, y, view=None, *, key=None):
+    def cond(self, y=NO_CLASS):
         raise NotImplementedError
 
-    def represent(self, x, t, y):
+    def __call__(self, x, cond, view=None, *, key=None):
         raise NotImplementedError
 
 

@@ -119,7 +119,7 @@ def _denoise(
         x_t = path.interpolate(x0, eps, t)
         prediction = model(x_t, model.cond(label).at(path.network_time(t)))
         predicted = codec.decode(prediction.read("x0", path, x_t, t))
-        errors = jnp.mean((predicted - image) ** 2), jnp.mean(prediction.error("eps", path, x0, eps, t) ** 2)
+        errors = jnp.mean((predicted - image) ** 2), jnp.mean((prediction.read("eps", path, x_t, t) - eps) ** 2)
         # By way of the noise, as the reference samples: with a mask, the x0 head never learned visible patches.
         clean = prediction.denoised("eps", path, x_t, t).x0
         return errors, (image, codec.decode(x_t), codec.decode(clean))
