@@ -10,7 +10,8 @@ own. Needs `pip install -e ".[parity]"`; `torch_weights.py` gives it the weights
 
 Shapes: b images of h x w x c; n patches of p x p pixels, k of them visible; s tokens; width d.
 """
-# The types of PyTorch are checked where it is installed. pyright: reportMissingImports=false
+# pyright: reportMissingImports=false
+# Types are checked where PyTorch is installed.
 
 import math
 from collections.abc import Callable

@@ -1,5 +1,6 @@
 """What the PyTorch side of the speed benchmark is given: the weights of our network, inputs, and all cores."""
-# The types of PyTorch are checked where it is installed. pyright: reportMissingImports=false
+# pyright: reportMissingImports=false
+# Types are checked where PyTorch is installed.
 
 import os
 import re

@@ -6,7 +6,7 @@ Flax is in the published setting (layers scanned, everything rematerialised); Py
 All sides start from the same weights, which must give the same loss on the same draws. Their steps are timed in turn
 (ours, Flax, PyTorch, ours, ...), so that a machine whose speed drifts is fair to all; times are medians, and ratios are
 ours to theirs. The peak is measured between them. Each side computes with all cores. Needs `pip install -e ".[bench]"`,
-and `".[parity]"` for PyTorch, whose memory is not measured: no compiler tells it.
+and `".[parity]"` for PyTorch. Memory is what the compiler says, so PyTorch has no figure for it.
 """
 
 import dataclasses
