@@ -1,20 +1,20 @@
-"""Time and memory of a training step, side by side in one run with a plain Flax rendering in the published setting.
+"""Time and memory of a training step, side by side in one run with plain Flax and, where installed, plain PyTorch.
 
     python benchmarks/train_step.py [--systems umd mae dit maskdit] [--steps 5] [--parts] [--json FILE]
 
-Both sides start from the same weights, which must give the same loss on the same draws. Their steps are timed in turn
-(ours, theirs, ours, ...), so that a machine whose speed drifts is fair to both; times are medians. The peak is measured
-between them. Needs `pip install -e ".[bench]"`.
+Flax is in the published setting (layers scanned, everything rematerialised); PyTorch is eager, without checkpointing.
+All sides start from the same weights, which must give the same loss on the same draws. Their steps are timed in turn
+(ours, Flax, PyTorch, ours, ...), so that a machine whose speed drifts is fair to all; times are medians, and ratios are
+ours to theirs. The peak is measured between them. Each side computes with all cores. Needs `pip install -e ".[bench]"`,
+and `".[parity]"` for PyTorch. Memory is what the compiler says, so PyTorch has no figure for it.
 """
 
 import dataclasses
+import importlib.util
 import json
-import statistics
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -24,22 +24,30 @@ import optax
 import tyro
 
 from umd_eqx import presets
+from umd_eqx.cli import exit_with
 from umd_eqx.config import Built, build
+from umd_eqx.errors import BadInput, require_writable
 from umd_eqx.flops import measured_peak_flops
 from umd_eqx.models import AutoEncoder, from_reference
 from umd_eqx.models.stack import Remat
 from umd_eqx.objectives import Draw
-from umd_eqx.train import TrainState, compile_step, loss_and_grads
+from umd_eqx.train import loss_and_grads
 from umd_eqx.types import Batch
 
 try:
     import flax_baseline
+    from sides import Side, flax_side, our_side, torch_side
 except ModuleNotFoundError as error:
     print(f'error: {error}. The other side needs an extra: pip install -e ".[bench]"', file=sys.stderr)
     sys.exit(2)
 
 System = Literal["umd", "mae", "dit", "maskdit"]
 SAME_LOSS = 1e-5
+
+
+def has_torch() -> bool:
+    """Whether PyTorch is installed."""
+    return importlib.util.find_spec("torch") is not None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,72 +69,24 @@ class Options:
     scan: bool = True
     """Scan our layers."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """What our tokens are computed in; the other side is float32, as published."""
+    """What our tokens are computed in; the other sides are float32, as published."""
     parts: bool = False
     """Also time our forward pass and our gradient alone."""
+    torch: bool = dataclasses.field(default_factory=lambda: has_torch())
+    """Also time PyTorch, on a CPU. By default where it is installed."""
     json: Path | None = None
     """Write the rows there."""
 
-
-@dataclasses.dataclass
-class Side:
-    """One implementation: a step to call, and what the compiler said of it."""
-
-    step: Callable[[], Any]
-    compile_s: float
-    temp_bytes: int
-    peak_bytes: int
-    times: list[float] = dataclasses.field(default_factory=list)
-
-    def time_once(self) -> None:
-        """Runs a step and keeps its time."""
-        start = time.perf_counter()
-        jax.block_until_ready(self.step())
-        self.times.append(time.perf_counter() - start)
-
-    @property
-    def ms(self) -> float:
-        """The median, without the first step."""
-        return 1e3 * statistics.median(self.times[1:])
-
-
-def compiled_side(compile_: Callable[[], Any], step_of: Callable[[Any], Callable[[], Any]]) -> Side:
-    """Compiles, and reads the memory off the result: temporaries, and all that is alive at once."""
-    start = time.perf_counter()
-    compiled = compile_()
-    seconds = time.perf_counter() - start
-    memory = getattr(compiled, "compiled", compiled).memory_analysis()
-    alive = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    return Side(step_of(compiled), seconds, memory.temp_size_in_bytes, memory.temp_size_in_bytes + alive)
-
-
-def ours(options: Options, built: Built, model: AutoEncoder, batch: Batch) -> Side:
-    """Our step as it trains, its draws included."""
-    state = TrainState.init(model, built.parts.optimiser, ema=False)
-    holder = [jax.tree.map(lambda x: jnp.array(x) if eqx.is_array(x) else x, state)]
-
-    def step_of(compiled: Any) -> Callable[[], Any]:
-        def step() -> Any:
-            holder[0], metrics = compiled((built.parts, batch), holder[0])
-            return metrics
-
-        return step
-
-    return compiled_side(lambda: compile_step(built.parts, holder[0], batch), step_of)
-
-
-def theirs(baseline: flax_baseline.Baseline, params: Any, inputs: flax_baseline.Inputs) -> Side:
-    """The Flax step, given its draws."""
-    holder = [jax.tree.map(jnp.array, params), baseline.optimiser.init(params)]
-
-    def step_of(compiled: Any) -> Callable[[], Any]:
-        def step() -> Any:
-            holder[0], holder[1], loss = compiled(holder[0], holder[1], inputs)
-            return loss
-
-        return step
-
-    return compiled_side(lambda: baseline.train_step.lower(holder[0], holder[1], inputs).compile(), step_of)
+    def validate(self) -> None:
+        """Raises `BadInput` naming the flag at fault."""
+        for name in ("size", "batch", "steps"):
+            if getattr(self, name) < 1:
+                raise BadInput(f"--{name}", f"{getattr(self, name)} is too small", "Use 1 or more")
+        if self.torch and not has_torch():
+            way_out = 'Run pip install -e ".[parity]", or leave the flag out'
+            raise BadInput("--torch", "PyTorch is not installed", way_out)
+        if self.json is not None:
+            require_writable("--json", self.json)
 
 
 def our_inputs(built: Built, inputs: flax_baseline.Inputs, num_patches: int) -> tuple[Batch, Draw]:
@@ -153,56 +113,78 @@ def our_inputs(built: Built, inputs: flax_baseline.Inputs, num_patches: int) -> 
     return Batch(inputs.image[order], jnp.zeros(size, jnp.int32), jnp.ones(size, bool)), draw
 
 
+class Case(NamedTuple):
+    """One system to measure: our side and Flax's, with the same weights and inputs."""
+
+    system: System
+    built: Built
+    model: AutoEncoder
+    batch: Batch
+    draw: Draw
+    baseline: flax_baseline.Baseline
+    params: Any
+    inputs: flax_baseline.Inputs
+
+    @classmethod
+    def of(cls, options: Options, system: System) -> "Case":
+        """The preset of the system, in the size and with the options that are asked for."""
+        config = presets.PRETRAIN[f"{system}-b4-in64"]()
+        model_config = dataclasses.replace(
+            config.model, variant=f"{options.variant}/4", remat=options.remat, scan=options.scan, dtype=options.dtype
+        )
+        data = dataclasses.replace(config.data, size=options.size, batch_size=options.batch)
+        config = dataclasses.replace(config, model=model_config, data=data)
+        assert config.data.expected is not None
+        built = build(config, config.data.expected)
+
+        baseline = flax_baseline.build(system, options.variant, 4, options.size)
+        params = baseline.init(jax.random.key(0))
+        flat = {name: np.asarray(leaf) for name, leaf in flax_baseline.flatten(params).items()}
+        model = from_reference(flat, scan=options.scan, remat=options.remat, dtype=options.dtype)
+        shape = (options.size, options.size, 3)
+        inputs = flax_baseline.draw(system, jax.random.key(1), options.batch, model.num_patches, shape)
+        batch, draw = our_inputs(built, inputs, model.num_patches)
+        return cls(system, built, model, batch, draw, baseline, params, inputs)
+
+
 def measure(options: Options, system: System) -> dict[str, Any]:
-    """One row: both sides of one system."""
-    config = presets.PRETRAIN[f"{system}-b4-in64"]()
-    model_config = dataclasses.replace(
-        config.model, variant=f"{options.variant}/4", remat=options.remat, scan=options.scan, dtype=options.dtype
-    )
-    data = dataclasses.replace(config.data, size=options.size, batch_size=options.batch)
-    config = dataclasses.replace(config, model=model_config, data=data)
-    assert config.data.expected is not None
-    built = build(config, config.data.expected)
+    """One row: all sides of one system. Ends the process where their losses differ."""
+    case = Case.of(options, system)
+    built, model, batch, draw = case.built, case.model, case.batch, case.draw
+    row: dict[str, Any] = {"system": system}
+    row["loss"] = float(eqx.filter_jit(built.parts.objective.loss)(model, built.parts.path, batch, draw)[0])
+    row["baseline_loss"] = float(jax.jit(case.baseline.loss)(case.params, case.inputs))
+    pytorch = {}
+    if options.torch:
+        pytorch["torch_"], numbers = torch_side(system, built, model, case.inputs)
+        row |= numbers
+    for loss in (row[name] for name in ("baseline_loss", "torch_loss") if name in row):
+        if options.dtype == "float32" and not abs(row["loss"] - loss) <= SAME_LOSS:
+            sys.exit(f"error: {system}: our loss is {row['loss']}, theirs {loss}: the networks are not the same")
 
-    baseline = flax_baseline.build(system, options.variant, 4, options.size)
-    params = baseline.init(jax.random.key(0))
-    flat = {name: np.asarray(leaf) for name, leaf in flax_baseline.flatten(params).items()}
-    model = from_reference(flat, scan=options.scan, remat=options.remat, dtype=options.dtype)
-    shape = (options.size, options.size, 3)
-    inputs = flax_baseline.draw(system, jax.random.key(1), options.batch, model.num_patches, shape)
-    batch, draw = our_inputs(built, inputs, model.num_patches)
-
-    loss = float(eqx.filter_jit(built.parts.objective.loss)(model, built.parts.path, batch, draw)[0])
-    their_loss = float(jax.jit(baseline.loss)(params, inputs))
-    if options.dtype == "float32" and abs(loss - their_loss) > SAME_LOSS:
-        sys.exit(f"error: {system}: our loss is {loss}, theirs {their_loss}: the networks are not the same")
-
-    us, them = ours(options, built, model, batch), theirs(baseline, params, inputs)
+    # Keys of our own numbers begin with nothing, those of Flax with "baseline_".
+    sides: dict[str, Side] = {
+        "": our_side(built, model, batch),
+        "baseline_": flax_side(case.baseline, case.params, case.inputs),
+        **pytorch,
+    }
     peaks = []
     for _ in range(options.steps + 1):
-        us.time_once()
+        for side in sides.values():
+            side.time_once()
         peaks.append(measured_peak_flops(seconds=0.5))
-        them.time_once()
-    flops, peak = built.step_flops(), max(peaks)
-    row = {
-        "system": system,
-        "ms": us.ms,
-        "baseline_ms": them.ms,
-        "ratio": us.ms / them.ms,
-        "mfu": flops / (us.ms / 1e3) / peak,
-        "baseline_mfu": flops / (them.ms / 1e3) / peak,
-        "flops": flops,
-        "peak_flops": peak,
-        "temp_bytes": us.temp_bytes,
-        "baseline_temp_bytes": them.temp_bytes,
-        "peak_bytes": us.peak_bytes,
-        "baseline_peak_bytes": them.peak_bytes,
-        "memory_ratio": us.peak_bytes / them.peak_bytes,
-        "compile_s": us.compile_s,
-        "baseline_compile_s": them.compile_s,
-        "loss": loss,
-        "baseline_loss": their_loss,
-    }
+    row |= {"flops": built.step_flops(), "peak_flops": max(peaks)}
+    for prefix, side in sides.items():
+        row[f"{prefix}ms"] = side.ms
+        row[f"{prefix}times_ms"] = [1e3 * seconds for seconds in side.times[1:]]
+        row[f"{prefix}mfu"] = row["flops"] / (side.ms / 1e3) / row["peak_flops"]
+        if side.compile_s > 0:
+            numbers = {"temp_bytes": side.temp_bytes, "peak_bytes": side.peak_bytes, "compile_s": side.compile_s}
+            row |= {f"{prefix}{name}": number for name, number in numbers.items()}
+    row["ratio"] = row["ms"] / row["baseline_ms"]
+    row["memory_ratio"] = row["peak_bytes"] / row["baseline_peak_bytes"]
+    if options.torch:
+        row["torch_ratio"] = row["ms"] / row["torch_ms"]
     return row | (time_parts(options, built, model, batch, draw) if options.parts else {})
 
 
@@ -213,29 +195,51 @@ def time_parts(options: Options, built: Built, model: AutoEncoder, batch: Batch,
     gradient = eqx.filter_jit(lambda m, b, d: optax.tree.norm(loss_and_grads(built.parts, m, b, d)[1]))
     result = {}
     for name, function in (("forward_ms", forward), ("gradient_ms", gradient)):
-        side = Side(lambda f=function: f(model, batch, draw), 0.0, 0, 0)
+        side = Side(lambda f=function: f(model, batch, draw))
         for _ in range(options.steps + 1):
             side.time_once()
         result[name] = side.ms
     return result
 
 
+# Heading, key of a row, unit and format.
+COLUMNS = (
+    ("system", "system", None, ""),
+    ("ms", "ms", 1, ",.0f"),
+    ("Flax ms", "baseline_ms", 1, ",.0f"),
+    ("ratio", "ratio", 1, ".2f"),
+    ("PyTorch ms", "torch_ms", 1, ",.0f"),
+    ("PyTorch ratio", "torch_ratio", 1, ".2f"),
+    ("MFU", "mfu", 1, ".2f"),
+    ("Flax MFU", "baseline_mfu", 1, ".2f"),
+    ("PyTorch MFU", "torch_mfu", 1, ".2f"),
+    ("GFLOP", "flops", 1e9, ",.0f"),
+    ("temp MB", "temp_bytes", 1e6, ",.0f"),
+    ("Flax temp MB", "baseline_temp_bytes", 1e6, ",.0f"),
+    ("memory ratio", "memory_ratio", 1, ".2f"),
+    ("compile s", "compile_s", 1, ".0f"),
+    ("Flax compile s", "baseline_compile_s", 1, ".0f"),
+)
+
+
 def table(rows: list[dict[str, Any]]) -> str:
-    """The rows as Markdown."""
-    names = ("system", "ms", "Flax ms", "ratio", "MFU", "Flax MFU", "GFLOP", "temp MB", "Flax temp MB", "memory ratio")
-    lines = [[*names, "compile s", "Flax compile s"]]
-    lines.append(["---"] * len(lines[0]))
-    for r in rows:
-        numbers = [f"{r['ms']:,.0f}", f"{r['baseline_ms']:,.0f}", f"{r['ratio']:.2f}", f"{r['mfu']:.2f}"]
-        numbers += [f"{r['baseline_mfu']:.2f}", f"{r['flops'] / 1e9:,.0f}", f"{r['temp_bytes'] / 1e6:,.0f}"]
-        numbers += [f"{r['baseline_temp_bytes'] / 1e6:,.0f}", f"{r['memory_ratio']:.2f}"]
-        lines.append([r["system"], *numbers, f"{r['compile_s']:.0f}", f"{r['baseline_compile_s']:.0f}"])
+    """The rows as Markdown, with the columns that were measured."""
+    columns = [column for column in COLUMNS if column[1] in rows[0]]
+    lines = [[heading for heading, *_ in columns], ["---"] * len(columns)]
+    for row in rows:
+        lines.append([f"{row[key] if unit is None else row[key] / unit:{style}}" for _, key, unit, style in columns])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def main() -> None:
-    """Measures, prints the table, and writes the rows."""
-    options = tyro.cli(Options, description=__doc__)
+def main(words: list[str]) -> int:
+    """Measures, prints the table, and writes the rows. Raises `BadInput` naming the flag at fault."""
+    options = tyro.cli(Options, args=words, description=__doc__)
+    options.validate()
+    if not has_torch():
+        print('PyTorch is not installed, its columns are left out: pip install -e ".[parity]"', file=sys.stderr)
+    elif options.torch and jax.default_backend() != "cpu":
+        print("PyTorch is timed on a CPU only, its columns are left out", file=sys.stderr)
+        options = dataclasses.replace(options, torch=False)
     rows = []
     for system in options.systems:
         rows.append(measure(options, system))
@@ -244,10 +248,12 @@ def main() -> None:
     device = jax.devices()[0].device_kind
     shape = f"{options.variant}/4, {options.size} px, batch {options.batch}, {options.dtype}, remat {options.remat}"
     peak = max(row["peak_flops"] for row in rows)
-    print(f"\n{shape}; {device}, {peak / 1e9:,.0f} GFLOP/s at matrix products in this run\n\n{table(rows)}")
+    threads = f"; threads of PyTorch: {rows[0]['torch_threads']}" if options.torch else ""
+    print(f"\n{shape}; {device}, {peak / 1e9:,.0f} GFLOP/s at matrix products in this run{threads}\n\n{table(rows)}")
     if options.json is not None:
         options.json.write_text(json.dumps(rows, indent=2) + "\n")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    exit_with(main)

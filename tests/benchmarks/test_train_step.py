@@ -12,6 +12,7 @@ pytest.importorskip("flax")
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 CONTRACT = {"system", "ms", "baseline_ms", "ratio", "mfu", "flops", "peak_flops", "temp_bytes", "compile_s"}
+TORCH_CONTRACT = {"torch_ms", "torch_ratio", "torch_mfu", "torch_loss", "torch_threads"}
 
 
 @pytest.fixture
@@ -25,18 +26,70 @@ def train_step(monkeypatch):
         yield module
 
 
+SMALL = ("--systems", "umd", "--variant", "S", "--size", "16", "--batch", "8", "--steps", "1")
+
+
 def test_a_row_has_what_was_promised_and_both_sides_the_same_loss(train_step, tmp_path, monkeypatch, capsys):
     file = tmp_path / "rows.json"
-    words = ["--systems", "umd", "--variant", "S", "--size", "16", "--batch", "8", "--steps", "1", "--json", str(file)]
-    monkeypatch.setattr(sys, "argv", ["train_step.py", *words])
-    train_step.main()
+    monkeypatch.setattr(train_step, "has_torch", lambda: False)
+    assert train_step.main([*SMALL, "--json", str(file)]) == 0
     (row,) = json.loads(file.read_text())
     assert row.keys() >= CONTRACT
+    assert not row.keys() & TORCH_CONTRACT
     assert row["system"] == "umd"
     assert row["ratio"] == pytest.approx(row["ms"] / row["baseline_ms"])
     assert row["loss"] == pytest.approx(row["baseline_loss"], abs=1e-5)
     assert min(row["ms"], row["baseline_ms"], row["temp_bytes"], row["compile_s"]) > 0
-    assert "| umd |" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "| umd |" in printed.out
+    assert "PyTorch" not in printed.out
+    assert printed.err == 'PyTorch is not installed, its columns are left out: pip install -e ".[parity]"\n'
+
+
+def test_pytorch_has_columns_where_it_is_installed(train_step, tmp_path, monkeypatch, capsys):
+    torch = pytest.importorskip("torch")
+    # Threads of PyTorch that wait for each other on a busy machine are many times slower than one.
+    one_thread = lambda: torch.set_num_threads(1) or 1  # noqa: E731
+    monkeypatch.setattr(importlib.import_module("torch_weights"), "use_all_cores", one_thread)
+    for compiled in ("our_side", "flax_side"):  # these are timed in the test above
+        monkeypatch.setattr(train_step, compiled, lambda *_: train_step.Side(lambda: 0.0, 1.0, 1, 1))
+    file, threads = tmp_path / "rows.json", torch.get_num_threads()
+    try:
+        assert train_step.main([*SMALL, "--json", str(file)]) == 0
+    finally:
+        torch.set_num_threads(threads)
+    (row,) = json.loads(file.read_text())
+    assert row.keys() >= CONTRACT | TORCH_CONTRACT
+    assert row["torch_ratio"] == pytest.approx(row["ms"] / row["torch_ms"])
+    assert row["torch_loss"] == pytest.approx(row["loss"], abs=1e-5)
+    assert row["torch_ms"] > 0
+    printed = capsys.readouterr().out
+    assert "| PyTorch ms | PyTorch ratio |" in printed
+    assert "threads of PyTorch: 1" in printed
+
+
+def test_a_pytorch_network_that_differs_is_not_compared(train_step, monkeypatch):
+    monkeypatch.setattr(train_step, "torch_side", lambda *_: (None, {"torch_loss": 0.0, "torch_threads": 1}))
+    options = train_step.Options(systems=("mae",), variant="S", size=8, batch=8, steps=1, torch=True)
+    with pytest.raises(SystemExit, match=r"theirs 0\.0: the networks are not the same"):
+        train_step.measure(options, "mae")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--steps", "0"], "--steps: 0 is too small. Use 1 or more"),
+        (["--batch", "1"], "--objective.no-noise-prob: 0.5 of a batch of 1 is no image at all"),
+        (["--size", "10"], "a patch of 4 does not divide an image of 10 x 10 pixels"),
+        (["--json", "/nowhere/rows.json"], "--json: there is no folder /nowhere"),
+        (["--torch"], '--torch: PyTorch is not installed. Run pip install -e ".[parity]", or leave the flag out'),
+    ],
+)
+def test_bad_input_is_named(train_step, monkeypatch, words, message):
+    monkeypatch.setattr(train_step, "has_torch", lambda: False)
+    with pytest.raises(train_step.BadInput) as caught:
+        train_step.main(["--systems", "umd", *words])
+    assert message in str(caught.value)
 
 
 def test_networks_that_differ_are_not_compared(train_step, monkeypatch):
@@ -47,6 +100,6 @@ def test_networks_that_differ_are_not_compared(train_step, monkeypatch):
         return baseline._replace(loss=lambda *given: baseline.loss(*given) + 1.0)
 
     monkeypatch.setattr(train_step.flax_baseline, "build", another)
-    options = train_step.Options(systems=("mae",), variant="S", size=8, batch=8, steps=1)
+    options = train_step.Options(systems=("mae",), variant="S", size=8, batch=8, steps=1, torch=False)
     with pytest.raises(SystemExit, match="the networks are not the same"):
         train_step.measure(options, "mae")
