@@ -64,8 +64,8 @@ def test_every_recipe_measures_what_it_trains_and_nothing_else(name):
         parts = [(objective.denoising, 1 - r), (objective.reconstruction, r)]
     parts = [part for part, share in parts if share > 0]
     expected = {"fewshot"}
-    expected |= {"denoising"} if any(part.noised for part in parts) else set()
-    expected |= {"reconstruction"} if any(part.mask_ratio > 0 for part in parts) else set()
+    expected |= {"denoising"} if any(getattr(part, "noised", True) for part in parts) else set()
+    expected |= {"reconstruction"} if any(getattr(part, "mask_ratio", 0) > 0 for part in parts) else set()
     # Generation only with labels.
     expected |= {"generation"} if config.model.labels else set()
     assert set(config.eval) == expected

@@ -11,11 +11,22 @@ from umd_eqx.config import CheckpointConfig, Config, DataConfig, LogConfig
 from umd_eqx.data.source_configs import TFDS
 from umd_eqx.eval import AbstractEvaluator, Denoising, FewShot, Generation, Reconstruction
 from umd_eqx.models import ModelConfig
-from umd_eqx.objectives import AbstractObjective, denoising, masked_denoising, masked_reconstruction, unified
+from umd_eqx.objectives import (
+    AbstractObjective,
+    MaskedDenoising,
+    MeanFlow,
+    PatchNoise,
+    Term,
+    denoising,
+    masked_denoising,
+    masked_reconstruction,
+    unified,
+)
 from umd_eqx.optim import EmaConfig
 from umd_eqx.optimisers import AdamW
-from umd_eqx.paths import CosineTable, LinearTable
-from umd_eqx.sampling import DDIM, DPMSolverPP
+from umd_eqx.paths import AbstractPath, CosineTable, LinearTable, RectifiedFlow
+from umd_eqx.predictions import PredictionType
+from umd_eqx.sampling import DDIM, AbstractSampler, DPMSolverPP, Heun, MeanFlowSampler
 from umd_eqx.types import DataSpec, LatentSpec
 
 Preset = Callable[[], Config]
@@ -59,6 +70,22 @@ def maskdit() -> Config:
     return _small(masked_denoising(), 1400, time=PUBLISHED_NOISY_TIME, mask_ratio=0.5)
 
 
+def x_prediction() -> Config:
+    """The clean image predicted and v compared, with labels, on the rectified flow (arXiv 2511.13720)."""
+    objective = MaskedDenoising((Term("v", "all", 1.0),), mask_ratio=0.0)
+    return _generator(objective, "x0", RectifiedFlow(), Heun(steps=16))
+
+
+def mean_flow() -> Config:
+    """Average velocities, with labels: an image in one call of the network (arXiv 2505.13447)."""
+    return _generator(MeanFlow(), "u", RectifiedFlow(), MeanFlowSampler(steps=1), cfg_scales=(1.0,))
+
+
+def patch_noise() -> Config:
+    """Denoising with a noise level for each patch, with labels."""
+    return _generator(PatchNoise(), "x0_eps", CosineTable(), SMALL_SAMPLER)
+
+
 def umd_b4_in64() -> Config:
     """UMD-B/4 on ImageNet at 64 px, as published (100-shot probe 31.8 %)."""
     return _imagenet64(unified(), batch_size=1024)
@@ -99,15 +126,7 @@ def latent_umd_fsq() -> Config:
 
 def latent_dit() -> Config:
     """DiT on the latents of the shipped images, with labels from the first step."""
-    steps = 3000
-    generation = Generation(every=steps // 3, samples=200, sampler=SMALL_SAMPLER)
-    config = small_latents(_small(denoising(), steps, time=PUBLISHED_NOISY_TIME))
-    evaluators = config.eval | {"generation": generation}
-    optim = dataclasses.replace(config.optim, beta2=0.999, weight_decay=0.0, warmup=0.05)
-    data = dataclasses.replace(config.data, batch_size=64)
-    model = dataclasses.replace(config.model, labels=True)
-    changes = {"model": model, "data": data, "optim": optim, "eval": evaluators}
-    return dataclasses.replace(config, ema=EmaConfig(2e-3, batch_size=None), **changes)
+    return small_latents(_generator(denoising(), "x0_eps", CosineTable(), SMALL_SAMPLER))
 
 
 def latent_umd_l2_in256() -> Config:
@@ -131,6 +150,9 @@ PRETRAIN: dict[str, Preset] = {
     "mae": mae,
     "dit": dit,
     "maskdit": maskdit,
+    "x-prediction": x_prediction,
+    "mean-flow": mean_flow,
+    "patch-noise": patch_noise,
     "umd-b4-in64": umd_b4_in64,
     "mae-b4-in64": mae_b4_in64,
     "dit-b4-in64": dit_b4_in64,
@@ -194,6 +216,29 @@ def _small(objective: AbstractObjective, steps: int, *, time: float = 0.0, mask_
         eval=evaluators,
         checkpoint=CheckpointConfig(every=400),
         log=LogConfig(every=50),
+    )
+
+
+def _generator(
+    objective: AbstractObjective,
+    prediction: PredictionType,
+    path: AbstractPath,
+    sampler: AbstractSampler,
+    *,
+    steps: int = 3000,
+    cfg_scales: tuple[float, ...] = (1.0, 2.0, 4.0),
+) -> Config:
+    """Class-conditional generation of the shipped images from scratch, as long as `dit-scratch` of `finetune.py`."""
+    config = _small(objective, steps, time=PUBLISHED_NOISY_TIME)
+    generation = Generation(every=steps // 3, samples=200, sampler=sampler, cfg_scales=cfg_scales)
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, labels=True, prediction=prediction),
+        path=path,
+        data=dataclasses.replace(config.data, batch_size=64),
+        optim=dataclasses.replace(config.optim, beta2=0.999, weight_decay=0.0, warmup=0.05),
+        ema=EmaConfig(2e-3, batch_size=None),
+        eval=config.eval | {"generation": generation},
     )
 
 
