@@ -23,6 +23,7 @@ from faults.tiny import (
 )
 
 from umd_eqx.config import Config, build
+from umd_eqx.data.source_configs import TFDS
 from umd_eqx.errors import BadInput
 from umd_eqx.objectives import masked_reconstruction
 from umd_eqx.optim import EmaConfig
@@ -143,7 +144,7 @@ def test_what_does_not_make_the_run_may_change(begun):
         max_skipped=3,
         data__eval_batch_size=16,
         eval=tiny().eval,
-        data__dir=str(Path(__file__).parents[2] / "umd_eqx/data/embedded"),
+        data__source=TFDS(dir=str(Path(__file__).parents[2] / "umd_eqx/data/embedded")),
     )
     assert run(config, run_dir=begun, limit_steps=4, preset="tiny").step == 4
     assert [row["step"] for row in rows(begun)] == [1, 2, 4]
