@@ -240,7 +240,7 @@ def test_types_of_a_readers_own_stand_beside_the_others():
     assert set(kinds[AbstractObjective]) == {"masked", "needy"}
     assert "mine" not in KINDS[AbstractGrid]
     # Parts that no name is known for have no flag; a part that is declared as a concrete type has none either.
-    assert {choice.flag for choice in choose(umd(), [], KINDS)[2]} == {"optim"}
+    assert {choice.flag for choice in choose(umd(), [], KINDS)[2]} == {"data.source", "optim"}
     flags = {choice.flag for choice in choose(umd(), [], kinds)[2]}
     assert "objective" in flags
     assert isinstance(umd().objective, Unified)

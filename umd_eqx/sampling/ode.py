@@ -128,11 +128,6 @@ class Adaptive(AbstractSampler):
         """The rates of the path are what it follows."""
         return True
 
-    @property
-    def shown(self) -> int:
-        """`steps`, by what it means here."""
-        return self.steps
-
     def validate(self, field: str = "") -> None:
         """Raises `BadInput` for numbers that cannot work."""
         require_steps(self.steps, field)
@@ -149,9 +144,9 @@ class Adaptive(AbstractSampler):
         return jnp.where(solution.result == diffrax.RESULTS.successful, image, jnp.nan)
 
     def states(self, denoiser: AbstractDenoiser, noise: Image, key: PRNGKeyArray) -> tuple[Float[Array, "k"], States]:
-        """`shown` states evenly in t, interpolated; `key` is not used."""
+        """`steps` states evenly in t, interpolated; `key` is not used."""
         low, high = denoiser.ends
-        shown = jnp.linspace(high, low, self.shown, dtype=noise.dtype)
+        shown = jnp.linspace(high, low, self.steps, dtype=noise.dtype)
         _, solution = self._solve(denoiser, noise, diffrax.SaveAt(ts=shown))
         assert solution.ys is not None
         return shown, solution.ys
