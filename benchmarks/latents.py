@@ -8,7 +8,6 @@ batch on the host to the new state.
 """
 
 import dataclasses
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +22,7 @@ import tyro
 from umd_eqx.cli import exit_with
 from umd_eqx.config import build
 from umd_eqx.errors import BadInput, require_writable
+from umd_eqx.files import save_json
 from umd_eqx.flops import encode_flops, measured_peak_flops
 from umd_eqx.latents import draw_stored, encode_batch, join_moments
 from umd_eqx.models.tokenizer import AbstractTokenizer
@@ -128,7 +128,7 @@ def run(words: list[str]) -> int:
             rows.append({"what": f"step, latents {kind}", "tokenizer": options.tokenizer, **row})
             print(f"{kind:12}{row['ms']:,.0f} ms a step, {row['images_per_s']:,.0f} images/s, ratio {row['ratio']:.2f}")
     if options.json is not None:
-        options.json.write_text(json.dumps(rows, indent=2) + "\n")
+        save_json(options.json, rows)
     return 0
 
 

@@ -10,7 +10,6 @@ are those of the largest program that the part compiles.
 
 import dataclasses
 import hashlib
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -24,13 +23,16 @@ from umd_eqx.classifier_training import CLASSIFIERS
 from umd_eqx.cli import exit_with
 from umd_eqx.config import Config, build
 from umd_eqx.errors import BadInput, require_writable
+from umd_eqx.eval.averages import mean_program
+from umd_eqx.files import save_json
 from umd_eqx.finetuning import FINETUNE
 from umd_eqx.memory import STEP, programs
 from umd_eqx.models.tokenizer import AbstractTokenizer
+from umd_eqx.models.tokenizer_file import latent_moments
 from umd_eqx.presets import PRETRAIN
 from umd_eqx.programs import Memory, Program, abstract, compiled_memory
 from umd_eqx.sharding import batch_sharding, make_mesh, replicated
-from umd_eqx.tokenizer_training import TOKENIZERS, statistics_program
+from umd_eqx.tokenizer_training import TOKENIZERS
 
 RECIPES = {
     **PRETRAIN,
@@ -81,7 +83,7 @@ def config_parts(config: Config, devices: int) -> Parts:
     if isinstance(model, AbstractTokenizer):
         shape = (config.data.eval_batch_size, *config.image_shape(built.spec))
         images = abstract(jax.ShapeDtypeStruct(shape, "float32"), batch_sharding(mesh))
-        parts["statistics"] = {"encode": statistics_program(abstract(model, replicated(mesh)), images, mesh)}
+        parts["statistics"] = {"encode": mean_program(latent_moments, abstract(model, replicated(mesh)), images, mesh)}
     return parts
 
 
@@ -143,7 +145,7 @@ def run(words: list[str]) -> int:
             print(f"{preset} on {devices}: {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
         jax.clear_caches()
         if options.json is not None:
-            options.json.write_text(json.dumps(rows, indent=2) + "\n")
+            save_json(options.json, rows)
     print(f"GB on each device, compiled for {jax.devices()[0].device_kind}\n\n{table(rows)}")
     return 0
 

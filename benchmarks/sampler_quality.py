@@ -6,9 +6,8 @@ the class that was asked for. Guidance doubles the work of a call and is not cou
 """
 
 import dataclasses
-import json
+import functools
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import equinox as eqx
@@ -21,11 +20,11 @@ from jaxtyping import Array, Int
 from umd_eqx.cli import exit_with
 from umd_eqx.errors import BadInput, require_writable
 from umd_eqx.eval import EvalContext
-from umd_eqx.eval.activations import activations
-from umd_eqx.eval.distances import frechet_distance
 from umd_eqx.eval.extractors import choose_extractor
-from umd_eqx.eval.generation import path_for, real_images, reference, score
+from umd_eqx.eval.generation import path_for
 from umd_eqx.eval.protocol import UMD10K, labels_for, scale
+from umd_eqx.eval.yardstick import Yardstick, measure_generation
+from umd_eqx.files import save_json
 from umd_eqx.paths import AbstractPath
 from umd_eqx.pretrained import from_pretrained
 from umd_eqx.sampling import (
@@ -102,9 +101,8 @@ def main(words: list[str]) -> int:
         tokenizer=source.tokenizer,
     )
     extractor = choose_extractor("fashion", None, source.spec)
-    real = reference(extractor, protocol, context)
-    others = activations(extractor, real_images(context, protocol, "train", arguments.samples), mesh)
-    floor = frechet_distance(real.statistics, others.statistics)
+    yardstick = Yardstick(context, protocol, extractor)
+    floor = yardstick.floor()
     print(f"{source.describe()}; guidance {arguments.cfg_scale:g}; {arguments.samples} samples a point")
     print(f"as many real training images: fd_fashion {floor:.2f}\n")
     print(f"{'sampler':<18} {'calls':>5} {'fd_fashion':>10} {'recognised':>10}")
@@ -114,8 +112,8 @@ def main(words: list[str]) -> int:
     for name, asked in points(source.path, arguments.calls):
         path, sampler = path_for(asked, source.path), in_force(asked, latents=source.tokenizer is not None)
         denoiser = guide(sampler.denoiser(source.model, path), arguments.cfg_scale)
-        images = sample(denoiser, sampler, labels, jax.random.key(0), **options)
-        found = score(images, labels, real, extractor, protocol, context, classes=source.model.num_classes)
+        draw = functools.partial(sample, denoiser, sampler, key=jax.random.key(0), **options)
+        found = measure_generation(draw, yardstick, source.model.num_classes)
         calls = (
             mean_calls(sampler, denoiser, labels[: arguments.batch_size])
             if isinstance(sampler, Adaptive)
@@ -125,7 +123,7 @@ def main(words: list[str]) -> int:
         rows.append({"sampler": name, "calls": calls, "floor": floor} | kept)
         print(f"{name:<18} {calls:>5.0f} {found['fd_fashion']:>10.2f} {found['recognised']:>10.1%}", flush=True)
     if arguments.json is not None:
-        Path(arguments.json).write_text(json.dumps(rows, indent=2) + "\n")
+        save_json(arguments.json, rows)
     if arguments.plot is not None:
         plot(rows, arguments, arguments.plot)
     return 0

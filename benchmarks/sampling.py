@@ -8,7 +8,6 @@ times are the least of the rounds. The network is fresh: its weights do not chan
 """
 
 import dataclasses
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from umd_eqx.cli import exit_with
 from umd_eqx.errors import BadInput
+from umd_eqx.files import save_json
 from umd_eqx.models import AbstractModel, ModelConfig
 from umd_eqx.paths import NETWORK_STEPS, AbstractSmoothPath, CosinePath
 from umd_eqx.predictions import X0EpsPrediction
@@ -241,7 +241,7 @@ def main(words: list[str]) -> int:
     shape = f"{options.variant}, {options.size} px, batch {options.batch}, {options.steps} steps, float32"
     print(f"\n{shape}; {jax.devices()[0].device_kind}; least of {options.rounds} rounds\n\n{table(rows)}")
     if options.json is not None:
-        options.json.write_text(json.dumps(rows, indent=2) + "\n")
+        save_json(options.json, rows)
     return 0
 
 

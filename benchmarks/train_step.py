@@ -27,6 +27,7 @@ from umd_eqx import presets
 from umd_eqx.cli import exit_with
 from umd_eqx.config import Built, build
 from umd_eqx.errors import BadInput, require_writable
+from umd_eqx.files import save_json
 from umd_eqx.flops import measured_peak_flops
 from umd_eqx.models import AutoEncoder, from_reference
 from umd_eqx.models.stack import Remat
@@ -251,7 +252,7 @@ def main(words: list[str]) -> int:
     threads = f"; threads of PyTorch: {rows[0]['torch_threads']}" if options.torch else ""
     print(f"\n{shape}; {device}, {peak / 1e9:,.0f} GFLOP/s at matrix products in this run{threads}\n\n{table(rows)}")
     if options.json is not None:
-        options.json.write_text(json.dumps(rows, indent=2) + "\n")
+        save_json(options.json, rows)
     return 0
 
 

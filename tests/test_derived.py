@@ -16,7 +16,7 @@ from umd_eqx.derived import derived_recipe, sees_clean_images
 from umd_eqx.dump import dump
 from umd_eqx.errors import BadInput
 from umd_eqx.eval import FewShot
-from umd_eqx.finetuning import FINETUNE, follow, require_fitting
+from umd_eqx.finetuning import FINETUNE, follow, resolve_fitting, start_from
 from umd_eqx.objectives import (
     Unified,
     denoising,
@@ -85,7 +85,7 @@ def recorded_as(source, directory, preset, objective):
 
 
 def test_data_network_and_path_are_the_runs_and_the_changes_are_the_published_ones(source, photos):
-    name, config = follow(FINETUNE, None, source, "ema")
+    name, config = follow(FINETUNE, None, *start_from(source, "ema"))
     there = own_recipe(photos, unified())
     assert name == "umd-photos-ft"
     assert config.model == dataclasses.replace(there.model, labels=True)
@@ -96,7 +96,7 @@ def test_data_network_and_path_are_the_runs_and_the_changes_are_the_published_on
     assert config.optim == dataclasses.replace(there.optim, **changes)
     assert config.eval["fewshot"] == dataclasses.replace(there.eval["fewshot"], every=18)
     assert config.eval["generation"].sampler.clip
-    require_fitting(config, from_pretrained(source))
+    resolve_fitting(config, from_pretrained(source))
 
 
 def test_a_run_of_ones_own_is_fine_tuned_by_the_plain_command(source, capsys):
@@ -112,22 +112,22 @@ def test_a_run_of_ones_own_is_fine_tuned_by_the_plain_command(source, capsys):
     assert (tuned.preset, tuned.model.num_classes) == ("umd-photos-ft", 3)
     assert tuned.model.image_shape == (16, 16, 3)
     # ... and what was fine-tuned can be fine-tuned again.
-    name, config = follow(FINETUNE, None, directory, "ema")
-    require_fitting(config, tuned)
+    name, config = follow(FINETUNE, None, *start_from(directory, "ema"))
+    resolve_fitting(config, tuned)
     assert name == "umd-photos-ft"
 
 
 def test_an_objective_of_ones_own_is_fine_tuned_as_one_that_saw_clean_images(source, tmp_path):
     directory = recorded_as(source, tmp_path / "run", "umd-photos", Mine())
-    _, config = follow(FINETUNE, None, directory, "raw")
+    _, config = follow(FINETUNE, None, *start_from(directory, "raw"))
     assert isinstance(config.objective, Unified)
-    require_fitting(config, from_pretrained(directory, weights="raw"))
+    resolve_fitting(config, from_pretrained(directory, weights="raw"))
 
 
 def test_a_preset_without_a_published_recipe_is_followed_too(source, tmp_path):
     assert {"latent-dit", "latent-dit-ft"} & {*PRETRAIN, *FINETUNE} == {"latent-dit"}
     directory = recorded_as(source, tmp_path / "run", "latent-dit", denoising())
-    name, recipe = follow(FINETUNE, None, directory, "ema")
+    name, recipe = follow(FINETUNE, None, *start_from(directory, "ema"))
     assert (name, recipe.objective) == ("latent-dit-ft", denoising())
 
 
@@ -165,4 +165,4 @@ def test_an_export_does_not_say_how_it_was_trained(source, tmp_path):
     path = tmp_path / "mine.safetensors"
     export(from_pretrained(source), path)
     with pytest.raises(BadInput, match=r"there is no recipe 'umd-photos-ft' .*Give the run that it was exported from"):
-        follow(FINETUNE, None, path, "ema")
+        follow(FINETUNE, None, *start_from(path, "ema"))

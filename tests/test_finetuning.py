@@ -13,7 +13,7 @@ from umd_eqx.cli import exit_with
 from umd_eqx.commands.finetune import finetune
 from umd_eqx.config import build
 from umd_eqx.errors import BadInput
-from umd_eqx.finetuning import FINETUNE, follow, starts_from_weights
+from umd_eqx.finetuning import FINETUNE, follow, start_from, starts_from_weights
 from umd_eqx.objectives import MaskedDenoising, Term, Unified
 from umd_eqx.paths import CosineTable
 from umd_eqx.pretrained import from_pretrained
@@ -78,7 +78,7 @@ def test_umd_and_mae_still_reconstruct_a_twentieth_and_nothing_noised_is_masked(
 
 
 def test_the_recipe_follows_the_sources_system_network_and_data(source):
-    name, config = follow(FINETUNE, None, source, "raw")
+    name, config = follow(FINETUNE, None, *start_from(source, "raw"))
     there = tiny()
     assert name == "umd-ft"
     assert config.model == dataclasses.replace(there.model, labels=True)
@@ -88,7 +88,7 @@ def test_the_recipe_follows_the_sources_system_network_and_data(source):
 
 
 def test_training_begins_with_the_sources_weights_and_fresh_labels(source):
-    _, config = follow(FINETUNE, None, source, "ema")
+    _, config = follow(FINETUNE, None, *start_from(source, "ema"))
     theirs = from_pretrained(source)
     model = build(config, theirs.spec).init(theirs.model).model
     assert model.num_classes == 10
@@ -132,7 +132,7 @@ def test_a_source_that_changed_is_refused(source, tmp_path, capsys):
     flags = ("--from", str(source), "--run-dir", str(directory), *CHEAP)
     assert called(*flags, "--weights", "raw", "--print-config") == 0
     assert json.loads(capsys.readouterr().out)["start"]["weights"] == "raw"
-    _, config = follow(FINETUNE, None, source, "raw")
+    _, config = follow(FINETUNE, None, *start_from(source, "raw"))
     wrong = dataclasses.replace(config, start=dataclasses.replace(config.start, digest="0"), eval={})
     with pytest.raises(BadInput, match=r"--from: the weights in .* are not those that this run was made for"):
         run(wrong, run_dir=directory, preset="umd-ft", limit_steps=1)
@@ -172,7 +172,7 @@ def test_what_cannot_be_fine_tuned_is_told_in_one_line(source, tmp_path, monkeyp
 
 
 def test_another_image_size_begins_with_resampled_positions(source):
-    _, config = follow(FINETUNE, None, source, "ema")
+    _, config = follow(FINETUNE, None, *start_from(source, "ema"))
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, size=56))
     theirs = from_pretrained(source)
     built = build(config, theirs.spec)

@@ -23,18 +23,21 @@ from umd_eqx.commands.train_tokenizer import train_tokenizer
 from umd_eqx.config import build
 from umd_eqx.errors import BadInput
 from umd_eqx.eval import Generation, Reconstruction
-from umd_eqx.finetuning import FINETUNE, follow, require_fitting
+from umd_eqx.finetuning import FINETUNE, follow, resolve_fitting, start_from
+from umd_eqx.models.tokenizer import with_statistics
 from umd_eqx.models.tokenizer_configs import KLTokenizer
+from umd_eqx.models.tokenizer_file import is_written
 from umd_eqx.models.variants import num_parameters
 from umd_eqx.objectives import Unified, denoising, unified
 from umd_eqx.paths import LinearTable
 from umd_eqx.presets import PRETRAIN, latent_umd
 from umd_eqx.pretrained import from_pretrained
+from umd_eqx.resolved import resolve
 from umd_eqx.run import run
 from umd_eqx.sampling import ReferenceGrid, in_force
 from umd_eqx.sharding import make_mesh
-from umd_eqx.tokenizer_training import is_written, kl
-from umd_eqx.tokenizers import load_tokenizer, resolve, save_tokenizer, with_statistics
+from umd_eqx.tokenizer_training import kl
+from umd_eqx.tokenizers import load_tokenizer, save_tokenizer
 from umd_eqx.train import train_step
 from umd_eqx.types import LatentSpec
 
@@ -51,7 +54,7 @@ def one_device_and_few_images(monkeypatch):
     on_one_device(monkeypatch)
     for room in ("sample", "evaluate"):
         monkeypatch.setattr(f"umd_eqx.commands.{room}.make_mesh", lambda: make_mesh(jax.devices()[:1]))
-    monkeypatch.setattr("umd_eqx.tokenizer_training.MEASURED", 64)
+    monkeypatch.setattr("umd_eqx.models.tokenizer_file.MEASURED", 64)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +97,7 @@ def test_a_run_of_latents_in_pieces_is_the_run_in_one(tokenizer, whole, tmp_path
     for steps in (2, 3, 6):
         run(config, run_dir=tmp_path / "run", preset="latent-umd", limit_steps=steps)
     assert [row["train/loss"] for row in rows(tmp_path / "run")] == [row["train/loss"] for row in rows(whole)]
-    assert_equal_bit_for_bit(arrays(tmp_path / "run", resolve(config)), arrays(whole, resolve(config)))
+    assert_equal_bit_for_bit(arrays(tmp_path / "run", resolve(config).config), arrays(whole, resolve(config).config))
     measured = rows(whole)[-1]
     assert measured["eval/reconstruction/error"] > 0
     assert measured["eval/reconstruction/latent_error"] > 0
@@ -133,17 +136,17 @@ def test_stored_latents_are_trained_on_by_the_same_data_path(tokenizer, tmp_path
 
 def test_fine_tuning_follows_the_run_with_its_tokenizer(tokenizer, whole, capsys):
     # No preset is named: the recipe follows the run, its network, path and tokenizer with it.
-    name, config = follow(FINETUNE, None, whole, "ema")
+    name, config = follow(FINETUNE, None, *start_from(whole, "ema"))
     source = from_pretrained(whole)
     assert (name, config.tokenizer, config.path) == ("latent-umd-ft", tokenizer, LinearTable())
-    require_fitting(config, source)
-    model = build(resolve(config), config.data.describe()).abstract_state().model
+    resolve_fitting(config, source)
+    model = build(resolve(config).config, config.data.describe()).abstract_state().model
     assert (model.image_shape, model.num_classes) == ((7, 7, 2), 10)
     other = dataclasses.replace(config, tokenizer="fashion-kl")
     with pytest.raises(
         BadInput, match=f"--from: it was trained on the latents of {tokenizer}, the recipe has fashion-"
     ):
-        require_fitting(other, source)
+        resolve_fitting(other, source)
     code, _, error = called(capsys, finetune, "latent-umd-ft", "--from", whole)
     assert (code, error.splitlines()[0][:60]) == (2, f"error: --from: {whole} holds another network: --model.v"[:60])
 
@@ -242,7 +245,7 @@ def test_runs_and_exports_with_the_former_fingerprint_of_their_tokenizer_are_rea
     assert source.digest == from_pretrained(whole).digest
     run(small(tokenizer), run_dir=directory, preset="latent-umd", limit_steps=6)  # claimed as its own
     assert "is finished" in capsys.readouterr().out
-    require_fitting(follow(FINETUNE, None, directory, "ema")[1], source)
+    resolve_fitting(follow(FINETUNE, None, *start_from(directory, "ema"))[1], source)
     kept["config"]["latent"]["digest"] = former[::-1]
     (directory / "config.json").write_text(json.dumps(kept))
     with pytest.raises(BadInput, match="is not the tokenizer that the network was trained on"):
@@ -262,7 +265,7 @@ def test_a_tokenizer_with_codes_is_trained_too(tmp_path, capsys, monkeypatch):
 
 
 def test_the_latent_of_a_run_is_its_own_at_every_step(tokenizer):
-    config = resolve(small(tokenizer))
+    config = resolve(small(tokenizer)).config
     assert config.latent == LatentSpec(4, 2, load_tokenizer(tokenizer).digest)
     assert config.image_shape(config.data.describe()) == (7, 7, 2)
 
@@ -310,7 +313,7 @@ def test_the_fine_tuned_rows_of_latents_are_not_clipped():
 def test_what_comes_with_the_package_is_what_its_presets_expect():
     for name in ("latent-umd", "latent-umd-fsq", "latent-dit"):
         config = PRETRAIN[name]()
-        found = resolve(config)
+        found = resolve(config).config
         assert found.latent._replace(digest=None) == config.latent
         shapes = build(found, found.data.expected).abstract_state()
         assert eqx.filter(shapes, eqx.is_array_like) is not None

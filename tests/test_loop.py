@@ -139,6 +139,9 @@ class Value(AbstractEvaluator):
     def untrained(self) -> bool:
         return self.beaten
 
+    def is_baseline(self, name: str) -> bool:
+        return name.startswith("raw_pixels/")
+
 
 def evaluations(
     *, untrained=lambda: Number(-1.0), last: int = 10, beaten: Iterable[str] = (), **evaluators: Value

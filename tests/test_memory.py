@@ -10,13 +10,15 @@ from umd_eqx.classifier_training import CLASSIFIERS
 from umd_eqx.config import Built, build
 from umd_eqx.errors import BadInput
 from umd_eqx.eval import TokenizerQuality
+from umd_eqx.eval.averages import mean_program
 from umd_eqx.finetuning import FINETUNE
 from umd_eqx.memory import programs, step_program
+from umd_eqx.models.tokenizer_file import latent_moments
 from umd_eqx.models.vae import SD_V1, AutoencoderKL
 from umd_eqx.presets import PRETRAIN, latent_umd_l2_in256, mae, umd
 from umd_eqx.programs import abstract, is_shape
 from umd_eqx.sharding import make_mesh
-from umd_eqx.tokenizer_training import TOKENIZERS, statistics_program
+from umd_eqx.tokenizer_training import TOKENIZERS
 from umd_eqx.tokenizers import tokenizer_shapes
 from umd_eqx.train import train_step
 from umd_eqx.types import LatentSpec
@@ -44,7 +46,7 @@ def test_a_tokenizer_of_large_images_is_measured_in_what_a_device_has():
     source = noise(1, size=256)
     given = context(source, source, batch_size=256, devices=1)
     (there_and_back,) = TokenizerQuality().programs(tokenizer, given).values()
-    for program in (there_and_back, statistics_program(tokenizer, given.image_shapes, given.mesh)):
+    for program in (there_and_back, mean_program(latent_moments, tokenizer, given.image_shapes, given.mesh)):
         assert program.memory().total < MOST / 8
 
 

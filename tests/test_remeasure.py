@@ -10,11 +10,12 @@ from faults.tiny import on_one_device, rows, tiny
 
 from umd_eqx.cli import exit_with
 from umd_eqx.commands.evaluate import evaluate
+from umd_eqx.config import Built
 from umd_eqx.dump import dump
 from umd_eqx.errors import BadInput
 from umd_eqx.eval import Denoising, FewShot, Generation
 from umd_eqx.remeasure import changed, label, not_yet_measured
-from umd_eqx.report import insert_row, read_metrics
+from umd_eqx.report import RunDirectory, insert_row, read_metrics
 from umd_eqx.run import run
 from umd_eqx.sharding import make_mesh
 
@@ -108,15 +109,15 @@ def test_a_damaged_configuration_is_one_line(tmp_path):
     for text in ("[]", "{", '{"config": 3}', '{"config": {"eval": 3}}'):
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(BadInput, match=r"--run-dir: .*config.json cannot be read"):
-            not_yet_measured(tmp_path, {"fewshot": PROBE}, [], 2)
+            not_yet_measured(RunDirectory.read(tmp_path), {"fewshot": PROBE}, 2)
 
 
 def test_a_further_row_is_put_behind_those_of_its_step(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "a": 1.5}\n{"step": 2, "a": null}\n{"step": 3, "a": 1e-07}\n{"step": 4, "to')
-    insert_row(path, 2, {"b": float("nan"), "c": 3})
+    rows = insert_row(path, read_metrics(path), 2, {"b": float("nan"), "c": 3})
     expected = [(1, {"a": 1.5}), (2, {"a": None}), (2, {"b": None, "c": 3}), (3, {"a": 1e-07})]
-    assert read_metrics(path) == [{"step": step, **row} for step, row in expected]
+    assert rows == read_metrics(path) == [{"step": step, **row} for step, row in expected]
 
 
 def test_the_probe_of_a_finished_run_is_that_of_the_run(finished, tmp_path, capsys, monkeypatch):
@@ -140,3 +141,11 @@ def test_the_probe_of_a_finished_run_is_that_of_the_run(finished, tmp_path, caps
     assert other["weights"] != result["weights"]
     kept = [json.loads(path.read_text())[0] for path in (finished / "eval").glob("probe-*.json")]
     assert sorted(it["settings"]["shots"] for it in kept) == [2, 3]
+
+
+def test_for_the_line_to_beat_only_a_model_is_built_and_no_second_training_state(tmp_path, monkeypatch):
+    made, init = [], Built.init
+    monkeypatch.setattr(Built, "init", lambda self, source=None: made.append(1) or init(self, source))
+    run(CONFIG, run_dir=tmp_path / "run", preset="tiny", limit_steps=1)
+    assert "eval/untrained/fewshot/both/top1" in rows(tmp_path / "run")[0]
+    assert made == [1]

@@ -26,12 +26,12 @@ from umd_eqx.config import Config, build
 from umd_eqx.data.source import BrokenImage, TfdsSource
 from umd_eqx.errors import BadInput
 from umd_eqx.eval import FewShot, Reconstruction
-from umd_eqx.finetuning import FINETUNE, follow
+from umd_eqx.finetuning import FINETUNE, follow, start_from
 from umd_eqx.presets import PRETRAIN
 from umd_eqx.pretrained import from_pretrained
-from umd_eqx.run import Outcome, nearest_preset, run
+from umd_eqx.run import Outcome, run
 from umd_eqx.signals import Stop
-from umd_eqx.workspace import RUN_FORMAT, default_run_dir
+from umd_eqx.workspace import RUN_FORMAT, default_run_dir, nearest_preset
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -130,7 +130,7 @@ def test_an_unfinished_run_of_older_code_is_refused_and_a_finished_one_is_read(t
     assert run(QUIET, run_dir=directory, preset="umd", limit_steps=2).step == 2
     assert "is finished" in capsys.readouterr().out
     assert from_pretrained(directory).step == 2
-    assert follow(FINETUNE, None, directory, "ema")[0] == "umd-ft"
+    assert follow(FINETUNE, None, *start_from(directory, "ema"))[0] == "umd-ft"
     (directory / "config.json").write_text(json.dumps(json.loads(before[directory / "config.json"]) | {"format": 99}))
     with pytest.raises(BadInput, match="was begun by a newer version"):
         run(QUIET, run_dir=directory, preset="umd", limit_steps=4)

@@ -17,13 +17,16 @@ from umd_eqx.cards import sealed
 from umd_eqx.config import build
 from umd_eqx.data.source import open_source
 from umd_eqx.errors import BadInput
+from umd_eqx.eval.averages import mean_over_images
 from umd_eqx.models.diffusers_vae import CONFIG, WEIGHTS, write_diffusers
+from umd_eqx.models.tokenizer import with_statistics
 from umd_eqx.models.tokenizer_configs import FSQTokenizer, KLTokenizer
+from umd_eqx.models.tokenizer_file import latent_moments, mean_and_deviation
 from umd_eqx.models.vae import AutoencoderKL, VAEConfig
 from umd_eqx.presets import PUBLISHED_TOKENIZER, latent_umd, latent_umd_l2_in256, umd
+from umd_eqx.resolved import resolve
 from umd_eqx.tensors import read_tensors, write_tensors
-from umd_eqx.tokenizer_training import latent_statistics
-from umd_eqx.tokenizers import SHIPPED, fingerprint, load_tokenizer, resolve, save_tokenizer, with_statistics
+from umd_eqx.tokenizers import SHIPPED, fingerprint, load_tokenizer, save_tokenizer
 from umd_eqx.types import LatentSpec, same_tokenizer
 
 KL = KLTokenizer(latent_channels=2, widths=(4, 8), groups=2)
@@ -206,19 +209,19 @@ def test_statistics_are_those_of_latents_as_they_are_drawn():
     encoder = dataclasses.replace(tokenizer.encoder, last=quiet)
     tokenizer = dataclasses.replace(tokenizer, encoder=encoder, quant_conv=conv)
     source = open_source("fashion_mnist", None, "test[:20]")
-    mean, std = latent_statistics(tokenizer, source, 28, batch_size=8)
+    mean, std = mean_and_deviation(mean_over_images(latent_moments, tokenizer, source, 28, batch_size=8))
     assert mean == pytest.approx(0.7, abs=1e-5)
     assert std == pytest.approx(np.sqrt(0.04 + np.exp(-1)), rel=1e-5)
 
 
 def test_a_configuration_is_told_what_its_tokenizer_makes(saved):
     config = dataclasses.replace(latent_umd(), tokenizer=str(saved), latent=None)
-    found = resolve(config)
+    found = resolve(config).config
     assert found.latent == LatentSpec(2, 2, load_tokenizer(str(saved)).digest)
     assert found.side == 14
     built = build(found, found.data.describe())
     assert built.abstract_state().model.image_shape == (14, 14, 2)
-    assert resolve(umd()) == umd()
+    assert resolve(umd()).config == umd()
 
 
 @pytest.mark.parametrize(

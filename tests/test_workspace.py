@@ -9,9 +9,10 @@ import pytest
 
 from umd_eqx.data.source_configs import TFDS
 from umd_eqx.errors import BadInput
+from umd_eqx.files import save_json
 from umd_eqx.optimisers import Muon
 from umd_eqx.presets import PRETRAIN
-from umd_eqx.workspace import LONGEST_NAME, claim, default_run_dir, environment, own, record, save_json
+from umd_eqx.workspace import LONGEST_NAME, claim, default_run_dir, environment, own, record
 
 UMD = PRETRAIN["umd"]()
 
@@ -94,10 +95,10 @@ def test_a_place_that_cannot_be_written_to_is_refused(tmp_path):
 
 
 def test_a_claim_is_kept_and_told_apart_from_another_run(tmp_path):
-    assert claim(tmp_path, UMD, "umd")
+    assert claim(tmp_path, UMD, "umd") is None
     record(tmp_path, UMD, "umd", UMD)
     often = replaced(UMD, log__every=1)
-    assert not claim(tmp_path, often, "umd")
+    assert claim(tmp_path, often, "umd") == json.loads((tmp_path / "config.json").read_text())
     assert json.loads((tmp_path / "config.json").read_text())["config"]["log"]["every"] == 50  # checked, not written
     record(tmp_path, often, "umd", UMD)
     kept = json.loads((tmp_path / "config.json").read_text())
@@ -114,7 +115,7 @@ def test_a_field_that_a_run_was_begun_without_is_compared_with_its_default(tmp_p
     content = json.loads((tmp_path / "config.json").read_text())
     del content["config"]["model"]["registers"], content["config"]["model"]["block"]
     save_json(tmp_path / "config.json", content)
-    assert not claim(tmp_path, UMD, "umd")
+    assert claim(tmp_path, UMD, "umd") == content
     with pytest.raises(BadInput, match="registers"):
         claim(tmp_path, replaced(UMD, model__registers=4), "umd")
 

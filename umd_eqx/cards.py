@@ -1,105 +1,109 @@
-"""The JSON cards beside exported weights: what one may say, and the checksum that notices a change of it."""
+"""The JSON cards beside weights: how exports, tokenizers and classifiers are written, and how they are read, once.
 
-import dataclasses
-import hashlib
+A card lies beside its safetensors file, under the same name with `.json` behind it. It holds the SHA-256 of that file
+and the number of its parameters; some cards also have a checksum of themselves. What else a card says is its owner's.
+"""
+
+import contextlib
 import json
-import math
-from collections.abc import Mapping
-from typing import Any, Literal, get_args
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
-from umd_eqx.config import DataConfig
-from umd_eqx.data.source_configs import AbstractSource
-from umd_eqx.models import ModelConfig
-from umd_eqx.models.blocks import BlockConfig
-from umd_eqx.models.stack import Remat
-from umd_eqx.models.tokenizer_configs import FSQTokenizer, KLTokenizer
-from umd_eqx.paths import AbstractPath
-from umd_eqx.predictions import PredictionType
-from umd_eqx.types import DataSpec, LatentSpec
+import numpy as np
+from jaxtyping import PyTree
+from numpy.typing import DTypeLike
 
-Weights = Literal["raw", "ema"]
-
-LARGEST_SIDE = 4096
-"""Of the images of a network that a card describes."""
-
-LARGEST_COUNT = 2**16
-"""Of anything that a tokenizer's card counts: channels, groups, levels."""
-
-MOST_LAYERS, MOST_SIZES = 16, 16
-"""Of a tokenizer that a card describes: to build a deeper one, even as shapes, would take minutes."""
+from umd_eqx.errors import BadInput
+from umd_eqx.files import save_json
+from umd_eqx.hashes import sha256_of_json
+from umd_eqx.tensors import TensorFile, named_leaves, read_tensor_file, write_tensors
 
 CHECKSUM = "checksum"
+
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError)
+"""What reading a damaged or a hostile card may raise."""
+
+
+def card_of(path: str | os.PathLike[str]) -> Path:
+    """Where the card of a weights file lies."""
+    return Path(path).with_suffix(".json")
+
+
+def save_weights(
+    path: str | os.PathLike[str],
+    tree: PyTree,
+    card: Mapping[str, Any],
+    *,
+    dtype: DTypeLike = np.float32,
+    seal: bool = False,
+) -> Path:
+    """Writes the arrays of a PyTree as safetensors, and their card beside them; returns the path of the card.
+
+    **Arguments:**
+
+    - `path`: of the weights; an existing file is replaced.
+    - `card`: plain data; `parameters` and `sha256` are added.
+    - `dtype`: in which the arrays are stored.
+    - `seal`: whether the card gets a checksum of itself.
+
+    **Raises:** `OSError` if the disk refuses.
+    """
+    tensors = {name: np.asarray(leaf, dtype) for name, leaf in named_leaves(tree).items()}
+    sha256 = write_tensors(path, tensors)
+    content = {**card, "parameters": sum(tensor.size for tensor in tensors.values()), "sha256": sha256}
+    save_json(card_of(path), sealed(content) if seal else content)
+    return card_of(path)
+
+
+def read_weights(path: str | os.PathLike[str], field: str) -> TensorFile:
+    """The weights, opened and read once. Raises `BadInput` as `umd_eqx.tensors.read_tensor_file` does."""
+    return read_tensor_file(path, field)
+
+
+@contextlib.contextmanager
+def open_card(
+    path: str | os.PathLike[str], field: str, way_out: str, *, newest: int | None = None
+) -> Iterator[dict[str, Any]]:
+    """The card beside `path`, for a `with` block that takes apart what it says.
+
+    **Arguments:**
+
+    - `path`: of the weights.
+    - `field`: the flag that named them.
+    - `way_out`: what to do about a card that cannot be read.
+    - `newest`: the largest `format` that is read; None where cards of this kind have none.
+
+    **Raises:** `BadInput` where there is no card, where it is of a later format, and for whatever the block raises of
+    `UNREADABLE`. A `BadInput` of the block is left as it is.
+    """
+    card = card_of(path)
+    try:
+        content = json.loads(card.read_text())
+        if newest is not None and content["format"] > newest:
+            raise BadInput(field, f"{card} was written by a newer version of this program", "Update it")
+        yield content
+    except FileNotFoundError as error:
+        raise BadInput(field, f"{path} has no card beside it", f"Put {card.name} into the same folder") from error
+    except BadInput:
+        raise
+    except UNREADABLE as error:
+        raise BadInput(field, f"{card} cannot be read", way_out) from error
+
+
+def require_described(path: str | os.PathLike[str], weights: TensorFile, sha256: Any, field: str, way_out: str) -> None:
+    """Raises `BadInput` where `sha256`, which a card says, is not that of the weights that were read."""
+    if sha256 != weights.sha256:
+        raise BadInput(field, f"{path} is not the file that its card describes", way_out)
 
 
 def sealed(card: Mapping[str, Any]) -> dict[str, Any]:
     """A card with its checksum, of everything else that it says: 16 hexadecimal digits. It must be plain JSON."""
     rest = {name: value for name, value in card.items() if name != CHECKSUM}
-    text = json.dumps(rest, sort_keys=True)
-    return rest | {CHECKSUM: hashlib.sha256(text.encode()).hexdigest()[:16]}
+    return rest | {CHECKSUM: sha256_of_json(rest)[:16]}
 
 
 def is_intact(card: Mapping[str, Any]) -> bool:
     """Whether a card that was read says what it said when it was sealed."""
     return card.get(CHECKSUM) == sealed(card)[CHECKSUM]
-
-
-def require_sane_network(parts: Mapping[str, Any], preset: Any, step: Any, kind: Any) -> None:
-    """Raises `TypeError` or `ValueError` for what no export of a network has written.
-
-    `parts` are its model, path, data and spec as they were loaded.
-    """
-    for name, cls in {"model": ModelConfig, "path": AbstractPath, "data": DataConfig, "spec": DataSpec}.items():
-        if not isinstance(parts[name], cls):
-            raise TypeError(name)
-    model, data, spec = parts["model"], parts["data"], parts["spec"]
-    if not isinstance(data.source, AbstractSource):
-        raise TypeError("source")
-    counts = (data.size, data.eval_batch_size, model.class_tokens, model.registers)
-    counts += (spec.channels, spec.num_classes, step)
-    if any(type(count) is not int or not 0 <= count < 2**31 for count in counts):
-        raise TypeError("a count")
-    if data.size > LARGEST_SIDE or kind not in get_args(Weights):
-        raise ValueError("size or weights")
-    if not (isinstance(preset, str) and preset.isprintable() and isinstance(model.variant, str)):
-        raise TypeError("preset or variant")
-    if model.prediction not in get_args(PredictionType):
-        raise ValueError("prediction")
-    if model.dtype not in ("float32", "bfloat16") or model.remat not in get_args(Remat):
-        raise ValueError("dtype or remat")
-    if not isinstance(model.block, BlockConfig) or model.block.mlp not in ("gelu", "swiglu"):
-        raise ValueError("block")
-    switches = (model.labels, model.scan, model.block.rotary, model.block.qk_norm)
-    if any(type(switch) is not bool for switch in switches):
-        raise TypeError("a switch")
-
-
-def require_sane_latents(tokenizer: Any, latent: Any) -> None:
-    """The same for what it says of latents."""
-    if (tokenizer is None) != (latent is None):
-        raise TypeError("tokenizer or latent")
-    if latent is None:
-        return
-    if not (isinstance(tokenizer, str) and isinstance(latent, LatentSpec) and isinstance(latent.digest, str)):
-        raise TypeError("tokenizer or latent")
-    if any(type(count) is not int or not 0 < count < 2**10 for count in (latent.factor, latent.channels)):
-        raise TypeError("factor or channels")
-
-
-def require_sane_tokenizer(config: Any, channels: Any, shift: Any, scale: Any) -> None:
-    """Raises `TypeError` or `ValueError` for what no export of a tokenizer has written.
-
-    Every field of `config` must be a count, or a few of them; `shift` and `scale` finite numbers, the latter positive.
-    Whether they fit one another is for `AbstractModelConfig.validate` to say.
-    """
-    if not isinstance(config, KLTokenizer | FSQTokenizer):
-        raise TypeError("model")
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        some = value if isinstance(value, tuple) else (value,)
-        most = MOST_LAYERS if field.name == "layers" else LARGEST_COUNT
-        if len(some) > MOST_SIZES or any(type(count) is not int or not 0 < count <= most for count in some):
-            raise ValueError(field.name)
-    if type(channels) is not int or not 0 < channels < 2**10:
-        raise TypeError("channels")
-    if not all(type(number) in (int, float) and math.isfinite(number) for number in (shift, scale)) or scale <= 0:
-        raise ValueError("shift or scale")

@@ -21,6 +21,7 @@ from etils import epath
 from jaxtyping import PyTree
 
 from umd_eqx.errors import BadInput, disk_errors
+from umd_eqx.files import write_atomically
 from umd_eqx.train import TrainState
 
 FOLDER = "checkpoints"
@@ -136,9 +137,7 @@ class Checkpoints:
             return
         seal = self.directory / str(step) / SEAL
         # In one piece: half a seal would make a sound checkpoint look damaged.
-        unfinished = seal.with_name(f"{SEAL}.tmp")
-        unfinished.write_text(json.dumps(_digests(seal.parent)))
-        unfinished.replace(seal)
+        write_atomically(seal, json.dumps(_digests(seal.parent)).encode())
 
     def _read(self, step: int, abstract: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
         sealed = False
@@ -174,7 +173,7 @@ def _digests(folder: epath.Path) -> dict[str, int]:
     for entry in sorted(folder.iterdir()):  # epath has no recursive glob, which would be dear on a bucket
         if entry.is_dir():
             digests |= {f"{entry.name}/{name}": digest for name, digest in _digests(entry).items()}
-        elif entry.name not in (SEAL, f"{SEAL}.tmp"):
+        elif not (entry.name == SEAL or (entry.name.startswith(f"{SEAL}.") and entry.name.endswith(".tmp"))):
             digests[entry.name] = zlib.crc32(entry.read_bytes())
     return digests
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import jax
 
-from umd_eqx.config import Built, CheckpointConfig, Config, DataConfig, LogConfig, build
+from umd_eqx.config import Built, CheckpointConfig, Config, DataConfig, LogConfig
+from umd_eqx.data.source import DataSource
 from umd_eqx.dump import as_flag, differences, run_identity
 from umd_eqx.errors import BadInput
 from umd_eqx.eval import Accuracy, EvalContext
@@ -19,8 +20,8 @@ from umd_eqx.optim import EmaConfig
 from umd_eqx.optimisers import AdamW
 from umd_eqx.paths import Clean
 from umd_eqx.presets import FASHION_MNIST, Preset
-from umd_eqx.pretrained import restored
 from umd_eqx.sharding import place, replicated
+from umd_eqx.train import TrainState
 
 TRAINED = "fashion_classifier.safetensors"
 """The weights that a finished run leaves in its directory; their card lies beside them as `.json`."""
@@ -48,21 +49,22 @@ CLASSIFIERS: dict[str, Preset] = {"classifier": classifier}
 """The presets of `experiments/train_classifier.py`; the first is its default."""
 
 
-def write_classifier(config: Config, run_dir: Path) -> Path:
+def write_classifier(
+    built: Built, run_dir: Path, step: int, state: TrainState, splits: tuple[DataSource, DataSource]
+) -> Path:
     """Writes the classifier of a run into its directory, with its card.
 
     The averaged weights where the run keeps an average. The card has the share of the test split that is recognised,
     the recipe, the data, the command that trains the same weights, and the versions of the libraries.
 
-    **Returns:** the path of the weights.
+    **Arguments:** the run, its last state with the step of that, and its two splits.
 
-    **Raises:** `BadInput` where the run has no checkpoint.
+    **Returns:** the path of the weights.
     """
-    built = build(config, config.data.describe())
-    step, state = restored(built, run_dir, "--run-dir", print)
+    config = built.config
     model = state.model if state.ema is None else state.ema
     assert isinstance(model, FashionClassifier)
-    train, test = config.data.open()
+    train, test = splits
     mesh, data = built.parts.mesh, config.data
     context = EvalContext(train, test, config.path, data.size, data.eval_batch_size, mesh, threads=data.workers)
     report = Accuracy().build(context)(place(model, replicated(mesh)), jax.random.key(0))

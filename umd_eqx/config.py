@@ -148,7 +148,7 @@ class Config:
     """What makes the latents that the network is trained on: a run of train_tokenizer.py, an export, a folder or cached
     repository of a Stable Diffusion VAE, or fashion-kl or fashion-fsq, which come with the package. None: pixels."""
     latent: Annotated[LatentSpec | None, tyro.conf.Suppress] = None
-    """What it makes of them (`umd_eqx.tokenizers.resolve` looks)."""
+    """What it makes of them (`umd_eqx.resolved.resolve` looks)."""
     trainable: AbstractTrainable = EVERYTHING
     ema: EmaConfig = dataclasses.field(default_factory=EmaConfig)
     eval: dict[str, AbstractEvaluator] = dataclasses.field(default_factory=dict)
@@ -204,9 +204,7 @@ class Config:
             way_out = "Name the tokenizer that made them, too"
             raise BadInput("--data.latents", "latents are nothing to a system in pixels", way_out)
         if self.tokenizer is not None and self.latent is None:
-            raise BadInput(
-                "--tokenizer", f"{self.tokenizer} was not looked at", "Call umd_eqx.tokenizers.resolve first"
-            )
+            raise BadInput("--tokenizer", f"{self.tokenizer} was not looked at", "Call umd_eqx.resolved.resolve first")
         factor = 1 if self.latent is None else self.latent.factor
         if self.data.size % factor:
             problem = f"{self.data.size} pixels are no whole number of latents of {factor} pixels"
@@ -238,9 +236,7 @@ class Built:
         return eqx.filter_jit(self._init)(source)
 
     def _init(self, source: AbstractModel | None = None) -> TrainState:
-        key = jax.random.key(self.config.seed)
-        size, _, channels = self.config.image_shape(self.spec)
-        model = self.config.model.build(size, channels, self.spec.num_classes, key=key)
+        model = self._model()
         if source is not None:
             if not isinstance(model, AbstractModel):
                 problem = f"{self.config.model.title} is not a network that weights of another one fit"
@@ -248,6 +244,15 @@ class Built:
             model = warm_start(model, source)
         parts = self.parts
         return TrainState.init(model, parts.optimiser, ema=parts.ema_rate is not None, trainable=parts.trainable)
+
+    def init_model(self) -> eqx.Module:
+        """The model of `init` alone, from the seed: without an optimiser's state and without an average."""
+        return eqx.filter_jit(self._model)()
+
+    def _model(self) -> eqx.Module:
+        key = jax.random.key(self.config.seed)
+        size, _, channels = self.config.image_shape(self.spec)
+        return self.config.model.build(size, channels, self.spec.num_classes, key=key)
 
     def step_flops(self) -> int:
         """Model FLOPs of one step, `umd_eqx.flops`; the encoding of images on the way is not the network's."""

@@ -11,14 +11,14 @@ from umd_eqx.memory import ENCODING, STEP, programs
 from umd_eqx.models.variants import num_parameters
 from umd_eqx.programs import Memory
 from umd_eqx.report.terminal import duration
-from umd_eqx.tokenizers import resolve
+from umd_eqx.resolved import Data, Resolved, resolve
 from umd_eqx.types import DataSpec
 
 USUAL_MFU = 0.4
 """Share of the peak that the estimate of the time goes by."""
 
 
-def dry_run(config: Config, *, recipe: Config | None = None, limit_steps: int | None = None) -> str:
+def dry_run(config: Config | Resolved, *, recipe: Config | None = None, limit_steps: int | None = None) -> str:
     """Parameters, FLOPs a step, memory, shapes and time of a run, as lines of text.
 
     Compiles the step and what the evaluators compile, from shapes alone; allocates and runs nothing.
@@ -26,16 +26,19 @@ def dry_run(config: Config, *, recipe: Config | None = None, limit_steps: int | 
     Where the data are not on this machine, the figures of `recipe` (the preset; None: the configuration itself) are
     taken for them if it asks for the same data, and the text says so. Raises `BadInput` as a run would.
     """
-    recipe = config if recipe is None else recipe
-    spec, note = _spec(config, recipe)
-    config, missing = _resolved(config, recipe)
-    note += missing
+    found = config if isinstance(config, Resolved) else None
+    asked = config.config if isinstance(config, Resolved) else config
+    recipe = asked if recipe is None else recipe
+    data = Data(asked.data) if found is None else found.data
+    spec, note = _spec(asked, recipe, data)
+    resolved, missing = _resolved(asked, recipe, data) if found is None else (found, "")
+    config, note = resolved.config, note + missing
     built = build(config, spec)
     steps = built.steps(limit_steps)
     mesh, batch_size = built.parts.mesh, config.data.batch_size
     model = built.abstract_state().model
     image = (batch_size, *config.image_shape(spec))
-    memory, evaluations = _memory(built)
+    memory, evaluations = _memory(built, resolved)
     flops = built.step_flops()
     peak, source = peak_flops()
     seconds = flops / (peak * mesh.size * USUAL_MFU)
@@ -59,11 +62,11 @@ def dry_run(config: Config, *, recipe: Config | None = None, limit_steps: int | 
     return "\n".join(f"{name:{width}}{value}" for name, value in lines.items() if value)
 
 
-def _spec(config: Config, recipe: Config) -> tuple[DataSpec, str]:
+def _spec(config: Config, recipe: Config, data: Data) -> tuple[DataSpec, str]:
     try:
-        return config.data.describe(), ""
+        return data.spec, ""
     except BadInput as error:
-        asked, known = ((data.source, data.train_split, data.test_split) for data in (config.data, recipe.data))
+        asked, known = ((it.source, it.train_split, it.test_split) for it in (config.data, recipe.data))
         # Nothing was said of a folder, so what is wrong with it is that there is none.
         missing = error.field == "--data.dir" and config.data == config.data.moved(None)
         if recipe.data.expected is None or asked != known or not missing:
@@ -71,20 +74,21 @@ def _spec(config: Config, recipe: Config) -> tuple[DataSpec, str]:
         return recipe.data.expected, " (not on this machine: the recipe's own figures)"
 
 
-def _resolved(config: Config, recipe: Config) -> tuple[Config, str]:
+def _resolved(config: Config, recipe: Config, data: Data) -> tuple[Resolved, str]:
     try:
-        return resolve(config), ""
+        return resolve(config, data=data), ""
     except BadInput as error:
         # The recipe says what its own tokenizer makes of images.
         if recipe.latent is None or error.field != "--tokenizer" or config.tokenizer != recipe.tokenizer:
             raise
-        latents = dataclasses.replace(config.data, latents=None)
-        return dataclasses.replace(config, data=latents), f" ({config.tokenizer} is not on this machine)"
+        without = dataclasses.replace(config.data, latents=None)
+        note = f" ({config.tokenizer} is not on this machine)"
+        return Resolved(dataclasses.replace(config, data=without), data), note
 
 
-def _memory(built: Built) -> tuple[Memory, str]:
+def _memory(built: Built, resolved: Resolved) -> tuple[Memory, str]:
     """What a step takes, and in words what the evaluations take at most; no words where none is known."""
-    parts = programs(built)
+    parts = programs(built, None if resolved.latents is None else resolved.latents.tokenizer)
     (step,) = parts.pop(STEP).values()
     parts.pop(ENCODING, None)  # bounded whatever the batch
     found = {part: max(p.memory().total for p in some.values()) for part, some in parts.items() if some}

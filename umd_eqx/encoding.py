@@ -24,9 +24,9 @@ from umd_eqx.data.loader import evaluation_batches
 from umd_eqx.data.source import DataSource, Example
 from umd_eqx.data.transforms import TrainTransform
 from umd_eqx.errors import BadInput
+from umd_eqx.files import save_json, write_atomically
 from umd_eqx.latents import join_moments
 from umd_eqx.models.tokenizer import AbstractTokenizer
-from umd_eqx.report import write_atomically
 from umd_eqx.sharding import batch_sharding, in_pieces, place, replicated, whole_batch
 from umd_eqx.types import DataSpec
 
@@ -247,7 +247,7 @@ def _write_shard(
         "sum": mean.sum(axis=axes).tolist(),
         "square": square.sum(axis=axes).tolist(),
     }
-    write_atomically(_sums_path(folder, settings, shard), (json.dumps(sums) + "\n").encode())
+    save_json(_sums_path(folder, settings, shard), sums)
 
 
 def _manifest(folder: Path, settings: Settings, spec: DataSpec) -> Manifest:

@@ -36,7 +36,7 @@ from umd_eqx.presets import (
     what_it_learns,
 )
 from umd_eqx.pretrained import Pretrained, Weights, from_pretrained
-from umd_eqx.tokenizers import resolve
+from umd_eqx.resolved import Resolved, resolve
 from umd_eqx.types import same_tokenizer
 
 SAME_NETWORK = (
@@ -134,38 +134,50 @@ def starts_from_weights(preset: str) -> bool:
     return not preset.endswith("-scratch")
 
 
+def start_from(path: str | os.PathLike[str], weights: Weights, types: Iterable[type] = ()) -> tuple[Start, Pretrained]:
+    """What lies at `path`, and how a configuration names it as the weights to start from.
+
+    **Arguments:**
+
+    - `path`: a run directory or an export.
+    - `weights`: of a run, the weights or their average.
+    - `types`: the reader's own, of which the run may be made.
+
+    **Raises:** `BadInput` naming `--from` as `from_pretrained` does.
+    """
+    source = from_pretrained(path, weights=weights, field="--from", types=types)
+    return Start(os.fspath(path), weights, source.digest), source
+
+
 def follow(
     presets: Mapping[str, Preset],
     name: str | None,
-    path: str | os.PathLike[str],
-    weights: Weights,
+    start: Start,
+    source: Pretrained,
     types: Iterable[type] = (),
 ) -> tuple[str, Config]:
-    """The recipe for fine-tuning what lies at `path`: its name, and its configuration with the weights to start from.
+    """The recipe for fine-tuning a network: its name, and its configuration with the weights to start from.
 
     **Arguments:**
 
     - `presets`: recipes by name.
     - `name`: one of them, which is then taken as it is; None takes the one that belongs to the source's system, with
         the source's network, path and data, or derives one from the run where there is none (`derived_recipe`).
-    - `path`: a run directory or an export.
-    - `weights`: of a run, the weights or their average.
+    - `start`, `source`: what `start_from` gives.
     - `types`: the reader's own, of which the run may be made.
 
-    **Raises:** `BadInput` where there is no recipe for the system of an export, and as `from_pretrained` does.
+    **Raises:** `BadInput` where there is no recipe for the system of an export.
     """
-    source = from_pretrained(path, weights=weights, field="--from", types=types)
     if not isinstance(source.config, ModelConfig):
         problem = f"there is no fine-tuning recipe for {source.config.title}"
         raise BadInput("--from", problem, "Write one: a Config with `start` (umd_eqx.config.Start)")
-    start = Start(os.fspath(path), weights, source.digest)
     if name is not None:
         return name, dataclasses.replace(presets[name](), start=start)
     name = source.preset if source.preset in presets else f"{source.preset.removesuffix('-ft')}-ft"
     if name not in presets and source.trained is not None:
         return name, dataclasses.replace(derived_recipe(source, source.trained, types), start=start)
     if name not in presets:
-        problem = f"there is no recipe {name!r} for what lies in {path}"
+        problem = f"there is no recipe {name!r} for what lies in {start.source}"
         way_out = f"Give the run that it was exported from, or put one of these first: {', '.join(presets)}"
         raise BadInput("preset", problem, way_out)
     recipe = presets[name]()
@@ -178,10 +190,11 @@ def follow(
     return name, dataclasses.replace(recipe, tokenizer=source.latents.source, latent=source.latents.spec)
 
 
-def require_fitting(config: Config, source: Pretrained) -> None:
-    """Raises `BadInput`, field by field, where the source's weights do not fit the network that `config` builds.
+def resolve_fitting(config: Config, source: Pretrained) -> Resolved:
+    """Resolves a configuration that starts from `source`, whose weights must fit the network that it builds.
 
-    Also for another path than the source's, and for data with other channels.
+    **Raises:** `BadInput`, field by field, where they do not; also for another path than the source's, for data with
+    other channels, and as `umd_eqx.resolved.resolve` does.
     """
     assert isinstance(source.config, ModelConfig)
     pairs = {name: tuple(map(operator.attrgetter(name), (source.config, config.model))) for name in SAME_NETWORK}
@@ -196,13 +209,15 @@ def require_fitting(config: Config, source: Pretrained) -> None:
     if config.path != source.path:
         problem = f"it was trained on {type(source.path).__name__}, the recipe has {type(config.path).__name__}"
         raise BadInput("--from", problem, "Name no preset: the recipe then follows the source")
-    config = resolve(config)
+    resolved = resolve(config, source)
+    config = resolved.config
     made_by = None if source.latents is None else source.latents.spec.digest
     if not same_tokenizer(made_by, None if config.latent is None else config.latent.digest):
         kind = "pixels" if source.latents is None else f"the latents of {source.latents.source}"
         problem = f"it was trained on {kind}, the recipe has {config.tokenizer or 'pixels'}"
         raise BadInput("--from", problem, "Name no preset: the recipe then follows the source")
-    spec = source.spec if config.data.source.moved(None) == source.data.source.moved(None) else config.data.describe()
+    same_data = config.data.source.moved(None) == source.data.source.moved(None)
+    spec = source.spec if same_data else resolved.data.spec
     size, _, channels = config.image_shape(spec)
     config.model.validate(size)
 
@@ -212,6 +227,7 @@ def require_fitting(config: Config, source: Pretrained) -> None:
         return warm_start(fresh, source.model)
 
     eqx.filter_eval_shape(started, jax.random.key(0))
+    return resolved
 
 
 def finetuned_dir(path: str | os.PathLike[str]) -> Path:

@@ -3,7 +3,6 @@
 import functools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
 
 import equinox as eqx
 import jax
@@ -13,7 +12,7 @@ from jaxtyping import PRNGKeyArray, UInt8
 from umd_eqx.checkpoint import Checkpoints
 from umd_eqx.errors import BadInput
 from umd_eqx.eval import AbstractEvaluator, Evaluate
-from umd_eqx.report import MetricsFile, Terminal, Wandb, save_pictures, write_webpage
+from umd_eqx.report import MetricsFile, RunDirectory, Terminal, Wandb, save_pictures, write_webpage
 from umd_eqx.signals import Stop
 from umd_eqx.train import Parts, TrainState, train_step
 from umd_eqx.types import Batch, Metrics
@@ -73,17 +72,23 @@ class Evaluations:
         row = {}
         for name in names:
             say(f"evaluating {name} of the untrained network")
-            scalars = self.evaluators[name][1](model, self.key).scalars
-            row |= {f"eval/untrained/{name}/{key}": v for key, v in scalars.items() if "raw_pixels" not in key}
+            evaluator, evaluate = self.evaluators[name]
+            scalars = evaluate(model, self.key).scalars
+            row |= {f"eval/untrained/{name}/{key}": v for key, v in scalars.items() if not evaluator.is_baseline(key)}
             self.beaten.add(name)
         return row
 
 
 class Sinks:
-    """Everything that a run writes to."""
+    """Everything that a run writes to.
 
-    def __init__(self, directory: Path, terminal: Terminal, metrics: MetricsFile, wandb: Wandb | None):
-        self.directory, self.terminal, self.metrics, self.wandb = directory, terminal, metrics, wandb
+    **Arguments:**
+
+    - `run`: the run as its page shows it, with the rows of `metrics`.
+    """
+
+    def __init__(self, run: RunDirectory, terminal: Terminal, metrics: MetricsFile, wandb: Wandb | None):
+        self.run, self.terminal, self.metrics, self.wandb = run, terminal, metrics, wandb
 
     def write(self, step: int, row: Row, pictures: Pictures) -> None:
         """Writes one step's numbers and pictures, and the page if there are pictures."""
@@ -92,8 +97,8 @@ class Sinks:
         if self.wandb is not None:
             self.wandb.log(step, row)
         if pictures:
-            save_pictures(self.directory, step, pictures)
-            write_webpage(self.directory)
+            save_pictures(self.run.path, step, pictures)
+            write_webpage(self.run)
             if self.wandb is not None:
                 self.wandb.images(step, pictures)
 
@@ -201,8 +206,8 @@ def fit(
     meter: Meter,
     guard: Guard,
     stop: Stop,
-) -> int:
-    """Trains from step `steps.start` to `steps.stop`, or until `stop` is asked for; gives the steps done.
+) -> tuple[int, TrainState]:
+    """Trains from step `steps.start` to `steps.stop`, or until `stop` is asked for; gives the steps done and the state.
 
     A step's row is on the disk before its checkpoint begins, so that a run restored from there has every row.
     """
@@ -229,4 +234,4 @@ def fit(
             checkpoints.save(done, state)
         if stop.asked:
             break
-    return done
+    return done, state

@@ -21,14 +21,16 @@ STEP, ENCODING = "step", "encoding"
 """The parts of a run that are no evaluators."""
 
 
-def programs(built: Built) -> dict[str, dict[str, Program]]:
+def programs(built: Built, tokenizer: AbstractTokenizer | None = None) -> dict[str, dict[str, Program]]:
     """The computations of each part of a run, by name, at their full size and on the devices of its mesh.
 
     The first part is `step`, the second `encoding` where a run encodes images on the way; the others are its
     evaluators, by their names. Nothing is allocated, and neither the data nor the weights of a tokenizer need be on
-    this machine. Raises `BadInput` naming `--tokenizer` for one whose shapes are not known.
+    this machine; `tokenizer` is that of the configuration where it was loaded already. Raises `BadInput` naming
+    `--tokenizer` for one whose shapes are not known.
     """
-    tokenizer = abstract(tokenizer_shapes(built.config), replicated(built.parts.mesh))
+    tokenizer = tokenizer_shapes(built.config) if tokenizer is None else tokenizer
+    tokenizer = abstract(tokenizer, replicated(built.parts.mesh))
     parts = {STEP: {"update": step_program(built)}}
     if tokenizer is not None and built.config.data.latents is None:
         parts[ENCODING] = {"encode": encoding_program(built, tokenizer)}

@@ -2,22 +2,23 @@
 
 import dataclasses
 import functools
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 from etils import epath
 
-from umd_eqx.cards import Weights, require_sane_latents, require_sane_network
+from umd_eqx.card_checks import Weights, require_sane_latents, require_sane_network
+from umd_eqx.cards import card_of, open_card, read_weights, require_described, save_weights
 from umd_eqx.checkpoint import FOLDER, Checkpoints
 from umd_eqx.config import Built, Config, DataConfig, Start, build
 from umd_eqx.dump import dump, load
 from umd_eqx.errors import BadInput
+from umd_eqx.hashes import sha256_of_weights
 from umd_eqx.models import AbstractModel
 from umd_eqx.models.classifier_configs import FashionClassifierConfig
 from umd_eqx.models.tokenizer import AbstractTokenizer
@@ -25,8 +26,8 @@ from umd_eqx.models.variants import AbstractModelConfig
 from umd_eqx.objectives import AbstractObjective, denoising
 from umd_eqx.paths import AbstractPath
 from umd_eqx.sharding import make_mesh, replicated
-from umd_eqx.tensors import fill, named_leaves, read_tensors, sha256_of, write_tensors
-from umd_eqx.tokenizers import load_tokenizer
+from umd_eqx.tensors import fill, named_leaves
+from umd_eqx.tokenizers import Latents, load_latents
 from umd_eqx.train import TrainState
 from umd_eqx.types import DataSpec, LatentSpec, same_tokenizer
 
@@ -35,14 +36,6 @@ FORMAT = 1
 
 SHIPPED = Path(__file__).parent / "weights" / "umd-ft.safetensors"
 """Small weights that come with the package: UMD on the embedded images, fine-tuned with labels."""
-
-
-class Latents(NamedTuple):
-    """What a network's latents are made by: as it is named, what it makes, and the tokenizer itself."""
-
-    source: str
-    spec: LatentSpec
-    tokenizer: AbstractTokenizer
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -77,14 +70,10 @@ class Pretrained:
         """What its latents are made by; None for a network of pixels."""
         return None if self.latents is None else self.latents.tokenizer
 
-    @property
+    @functools.cached_property
     def digest(self) -> str:
         """A fingerprint of the weights alone, whatever file they lie in."""
-        total = hashlib.sha256()
-        for name, tensor in sorted(named_leaves(self.model).items()):
-            total.update(name.encode())
-            total.update(np.ascontiguousarray(tensor, np.float32).tobytes())
-        return total.hexdigest()
+        return sha256_of_weights(named_leaves(self.model))
 
     def describe(self) -> str:
         """One line for a person."""
@@ -97,6 +86,7 @@ def from_pretrained(
     *,
     weights: Weights = "ema",
     tokenizer: str | None = None,
+    known: Latents | None = None,
     field: str = "--run",
     say: Callable[[str], None] = print,
     types: Iterable[type] = (),
@@ -110,6 +100,7 @@ def from_pretrained(
     - `weights`: of a run, the weights or their average. Where a run keeps no average, the weights. An export has one
         kind, whichever was asked for when it was made.
     - `tokenizer`: where the tokenizer of a network of latents lies now; None: where it lay when it was trained.
+    - `known`: a tokenizer that was loaded already, taken where the network's has the same name.
     - `field`: the flag that named the path.
     - `say`: told of a checkpoint that is damaged and passed over.
     - `types`: the reader's own classes, of which the run's configuration may be made.
@@ -119,7 +110,7 @@ def from_pretrained(
     place = SHIPPED if path is None else Path(path)
     if place.is_dir():
         if (place / "config.json").exists():
-            return _from_run(place, weights, tokenizer, field, say, tuple(types))
+            return _from_run(place, weights, tokenizer, known, field, say, tuple(types))
         exports = sorted(place.glob("*.safetensors"))
         if len(exports) != 1:
             found = f"{len(exports)} exports" if exports else "neither a run nor an export"
@@ -127,15 +118,21 @@ def from_pretrained(
         place = exports[0]
     if not place.exists():
         raise BadInput(field, f"there is no {place}", "Give a run directory or a .safetensors file")
-    return _from_export(place, tokenizer, field, tuple(types))
+    return _from_export(place, tokenizer, known, field, tuple(types))
 
 
-def first_weights(start: Start, say: Callable[[str], None] = print, types: Iterable[type] = ()) -> AbstractModel:
-    """The weights that a run begins with.
+def first_weights(
+    start: Start,
+    source: Pretrained | None = None,
+    say: Callable[[str], None] = print,
+    types: Iterable[type] = (),
+) -> AbstractModel:
+    """The weights that a run begins with: those of `source`, or else loaded from where they lie.
 
     **Raises:** `BadInput` as `from_pretrained` does, and where the weights are not those that the run was made for.
     """
-    source = from_pretrained(start.source, weights=start.weights, field="--from", say=say, types=types)
+    if source is None:
+        source = from_pretrained(start.source, weights=start.weights, field="--from", say=say, types=types)
     if source.digest != start.digest:
         problem = f"the weights in {start.source} are not those that this run was made for"
         raise BadInput("--from", problem, "Give the old ones, or another --run-dir to start a new run")
@@ -151,16 +148,11 @@ def export(source: Pretrained, path: str | os.PathLike[str], *, half: bool = Fal
     **Raises:** `BadInput` naming `--out` where the name does not end in .safetensors, or the files exist already.
     """
     place = new_weights(path)
-    card = place.with_suffix(".json")
-    dtype = np.float16 if half else np.float32
-    write_tensors(place, {name: np.asarray(tensor, dtype) for name, tensor in named_leaves(source.model).items()})
     content = {
         "format": FORMAT,
         "preset": source.preset,
         "step": source.step,
         "weights": source.weights,
-        "parameters": sum(tensor.size for tensor in named_leaves(source.model).values()),
-        "sha256": sha256_of(place),
         "model": dump(source.config),
         "path": dump(source.path),
         # Where the data lay is of no use to anybody else.
@@ -170,8 +162,7 @@ def export(source: Pretrained, path: str | os.PathLike[str], *, half: bool = Fal
     }
     if source.latents is not None:
         content |= {"tokenizer": source.latents.source, "latent": dump(source.latents.spec)}
-    card.write_text(json.dumps(content, indent=2) + "\n")
-    return card
+    return save_weights(place, source.model, content, dtype=np.float16 if half else np.float32)
 
 
 def new_weights(path: str | os.PathLike[str]) -> Path:
@@ -179,7 +170,7 @@ def new_weights(path: str | os.PathLike[str]) -> Path:
     place = Path(path)
     if place.suffix != ".safetensors":
         raise BadInput("--out", f"{place} is no name for weights", "Let it end in .safetensors")
-    for existing in (place, place.with_suffix(".json")):
+    for existing in (place, card_of(place)):
         if existing.exists():
             raise BadInput("--out", f"{existing} exists already", "Choose another name, or delete it")
     return place
@@ -189,6 +180,7 @@ def _from_run(
     place: Path,
     weights: Weights,
     tokenizer: str | None,
+    known: Latents | None,
     field: str,
     say: Callable[[str], None],
     types: tuple[type, ...],
@@ -209,7 +201,7 @@ def _from_run(
         if isinstance(error, BadInput):
             raise
         raise BadInput(field, f"the configuration in {place} cannot be read", "Choose another run") from error
-    latents = _latents(tokenizer or parts["tokenizer"], parts["latent"])
+    latents = _latents(tokenizer or parts["tokenizer"], parts["latent"], known)
     # Which objective and evaluators the run had does not matter here, and they may be a reader's own classes.
     parts["optim"] = dataclasses.replace(parts["optim"], accumulate=1)
     config = Config(objective=denoising(), **parts)
@@ -253,15 +245,15 @@ def restored(built: Built, run_dir: Path, field: str, say: Callable[[str], None]
     return found
 
 
-def _latents(source: str | None, spec: LatentSpec | None) -> Latents | None:
+def _latents(source: str | None, spec: LatentSpec | None, known: Latents | None) -> Latents | None:
     """The tokenizer that a network was trained on the latents of. Raises `BadInput` naming `--tokenizer`."""
     if source is None or spec is None:
         return None
-    loaded = load_tokenizer(source)
-    if not same_tokenizer(loaded.digest, spec.digest):
+    latents = load_latents(source, known=known)
+    if not same_tokenizer(latents.spec.digest, spec.digest):
         problem = f"{source} is not the tokenizer that the network was trained on the latents of"
         raise BadInput("--tokenizer", problem, "Give the one that it was trained on")
-    return Latents(source, loaded.spec, loaded.tokenizer)
+    return latents
 
 
 def _on_any_machine(data: DataConfig) -> DataConfig:
@@ -270,13 +262,12 @@ def _on_any_machine(data: DataConfig) -> DataConfig:
     return dataclasses.replace(data, batch_size=devices, eval_batch_size=devices)
 
 
-def _from_export(place: Path, tokenizer: str | None, field: str, types: tuple[type, ...]) -> Pretrained:
-    tensors, _ = read_tensors(place, field)
-    card_path = place.with_suffix(".json")
-    try:
-        card = json.loads(card_path.read_text())
-        if card["format"] > FORMAT:
-            raise BadInput(field, f"{card_path} was written by a newer version of this program", "Update it")
+def _from_export(
+    place: Path, tokenizer: str | None, known: Latents | None, field: str, types: tuple[type, ...]
+) -> Pretrained:
+    anew = "Export the weights anew"
+    file = read_weights(place, field)
+    with open_card(place, field, anew, newest=FORMAT) as card:
         parts = {name: load(card[name], types) for name in ("model", "path", "data", "spec")}
         preset, step, kind, digest = (card[name] for name in ("preset", "step", "weights", "sha256"))
         named, latent = card.get("tokenizer"), load(card.get("latent"))
@@ -288,17 +279,10 @@ def _from_export(place: Path, tokenizer: str | None, field: str, types: tuple[ty
         side = parts["data"].size // (1 if latent is None else latent.factor)
         parts["model"].validate(side)
         parts["path"].validate(field)
-    except FileNotFoundError as error:
-        raise BadInput(field, f"{place} has no card beside it", f"Put {card_path.name} into the same folder") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
-        if isinstance(error, BadInput):
-            raise
-        raise BadInput(field, f"{card_path} cannot be read", "Export the weights anew") from error
-    if digest != sha256_of(place):
-        raise BadInput(field, f"{place} is not the file that its card describes", "Export the weights anew")
-    spec, latents = parts["spec"], _latents(tokenizer or named, latent)
+    require_described(place, file, digest, field, anew)
+    spec, latents = parts["spec"], _latents(tokenizer or named, latent, known)
     channels = spec.channels if latent is None else latent.channels
     make = functools.partial(parts["model"].build, side, channels, spec.num_classes)
     like = jax.eval_shape(lambda key: make(key=key), jax.random.key(0))
-    model = fill(like, tensors, place, field, "Export the weights anew")
+    model = fill(like, file.tensors, place, field, anew)
     return Pretrained(model, parts["model"], parts["path"], parts["data"], spec, preset, step, kind, latents, denoises)

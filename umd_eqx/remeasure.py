@@ -1,17 +1,16 @@
 """What a finished run is asked to measure that it has not measured yet: evaluators whose settings were changed."""
 
+import contextlib
 import dataclasses
-import hashlib
-import json
 import re
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-from umd_eqx.dump import default_of, dump
+from umd_eqx.dump import default_of, dump, load
 from umd_eqx.errors import BadInput
 from umd_eqx.eval import AbstractEvaluator
-from umd_eqx.report import Pictures, Wandb, insert_row, save_pictures
+from umd_eqx.hashes import sha256_of
+from umd_eqx.report import Pictures, RunDirectory, Wandb, insert_row, save_pictures
 from umd_eqx.upgrade import upgraded
 
 NO_MEASUREMENT = ("every", "headline")
@@ -22,15 +21,14 @@ LONGEST_LABEL = 80
 
 
 def not_yet_measured(
-    run_dir: Path, evaluators: Mapping[str, AbstractEvaluator], rows: Iterable[Mapping[str, Any]], step: int
+    run: RunDirectory, evaluators: Mapping[str, AbstractEvaluator], step: int
 ) -> dict[str, AbstractEvaluator]:
     """The evaluators that were changed since a run was trained, or are new, and have no numbers at `step` yet.
 
     **Arguments:**
 
-    - `run_dir`: its `config.json` holds the evaluators that the run was trained with.
+    - `run`: its `config.json` holds the evaluators that the run was trained with.
     - `evaluators`: those that are asked for now, by name.
-    - `rows`: those of its `metrics.jsonl`.
     - `step`: the step of its newest checkpoint.
 
     **Returns:** by the name that its numbers get: its own where it is new, else `label` of what was changed.
@@ -38,33 +36,49 @@ def not_yet_measured(
     **Raises:** `BadInput` where `config.json` cannot be read.
     """
     try:
-        trained_with = upgraded(json.loads((run_dir / "config.json").read_text())["config"].get("eval") or {})
+        trained_with = upgraded(run.config["config"].get("eval") or {})
         changes = {name: changed(trained_with[name], e) for name, e in evaluators.items() if name in trained_with}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        problem = f"{run_dir / 'config.json'} cannot be read"
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        problem = f"{run.path / 'config.json'} cannot be read"
         raise BadInput("--run-dir", problem, "Choose another directory") from error
     asked = {
         label(name, changes.get(name, {})): evaluator
         for name, evaluator in evaluators.items()
         if changes.get(name) != {}  # what was not changed was measured while the run was trained
     }
-    there = {name.split("/")[1] for row in rows if row["step"] == step for name in row if name.startswith("eval/")}
+    there = {name.split("/")[1] for row in run.rows if row["step"] == step for name in row if name.startswith("eval/")}
     return {name: evaluator for name, evaluator in asked.items() if name not in there}
 
 
+def as_recorded(recorded: Any, evaluators: Mapping[str, AbstractEvaluator]) -> dict[str, AbstractEvaluator]:
+    """The evaluators of a run with the settings that it was begun with, so that a report shows what was fixed then.
+
+    **Arguments:**
+
+    - `recorded`: what its `config.json` holds.
+    - `evaluators`: those that are asked for now: taken where they are new, or what is recorded cannot be read.
+    """
+    found = dict(evaluators)
+    for name, dumped in (recorded["config"].get("eval") or {}).items():
+        with contextlib.suppress(BadInput, TypeError, AttributeError):
+            found[name] = load(dumped, types=[type(evaluators[name])] if name in evaluators else [])
+    return found
+
+
 def add_measurement(
-    run_dir: Path, step: int, row: Mapping[str, float], pictures: Pictures, wandb: Wandb | None
-) -> None:
+    run: RunDirectory, step: int, row: Mapping[str, float], pictures: Pictures, wandb: Wandb | None
+) -> RunDirectory:
     """Writes what was measured of a finished run: a further row of its step, and pictures; `wandb` is closed.
 
-    Raises `BadInput` where `metrics.jsonl` cannot be read, `OSError` if the disk refuses.
+    Returns the run as it is now. Raises `OSError` if the disk refuses.
     """
-    insert_row(run_dir / "metrics.jsonl", step, row)
-    save_pictures(run_dir, step, pictures)
+    rows = insert_row(run.path / "metrics.jsonl", run.rows, step, row)
+    save_pictures(run.path, step, pictures)
     if wandb is not None:
         wandb.log(step, row)
         wandb.images(step, pictures)
         wandb.finish()
+    return dataclasses.replace(run, rows=rows)
 
 
 def changed(recorded: Any, asked: Any, prefix: str = "") -> dict[str, Any]:
@@ -93,7 +107,7 @@ def label(name: str, changes: Mapping[str, Any]) -> str:
     exact = ",".join(f"{key}={_word(value)}" for key, value in sorted(changes.items()))
     plain = re.sub(r"[^A-Za-z0-9.,=+_-]+", "-", exact)
     if plain != exact or len(plain) > LONGEST_LABEL:
-        plain = f"{plain[:LONGEST_LABEL]}-{hashlib.sha256(exact.encode()).hexdigest()[:8]}"
+        plain = f"{plain[:LONGEST_LABEL]}-{sha256_of(exact.encode())[:8]}"
     return f"{name}[{plain}]"
 
 

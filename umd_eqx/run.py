@@ -3,55 +3,56 @@
 import contextlib
 import dataclasses
 import functools
-import hashlib
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 from etils import epath
 
+from umd_eqx.batches import run_batches
 from umd_eqx.checkpoint import Checkpoints, require_space
-from umd_eqx.classifier_training import lacks_classifier, write_classifier
 from umd_eqx.config import Built, Config, build
-from umd_eqx.data.broken import SkipBroken
-from umd_eqx.data.latents import ChooseView, LatentSource
-from umd_eqx.data.loader import training_batches
-from umd_eqx.data.source import DataSource
-from umd_eqx.dump import differences, dump, flatten, run_identity
+from umd_eqx.display import Display
+from umd_eqx.dump import dump
 from umd_eqx.errors import BadInput
 from umd_eqx.eval import AbstractEvaluator, EvalContext
+from umd_eqx.files import save_json
+from umd_eqx.finishing import finish
 from umd_eqx.flops import peak_flops
-from umd_eqx.latents import as_latents
+from umd_eqx.hashes import sha256_of
 from umd_eqx.loop import Evaluations, Guard, Meter, Sinks, fit
 from umd_eqx.models.tokenizer import AbstractTokenizer
 from umd_eqx.models.variants import num_parameters
-from umd_eqx.presets import PRETRAIN
 from umd_eqx.pretrained import first_weights
-from umd_eqx.remeasure import add_measurement, not_yet_measured
-from umd_eqx.report import MetricsFile, Terminal, Wandb, read_metrics, results_table, write_webpage
-from umd_eqx.report.rundir import RunDirectory
-from umd_eqx.sharding import batch_sharding, place, replicated
+from umd_eqx.remeasure import add_measurement, as_recorded, not_yet_measured
+from umd_eqx.report import MetricsFile, RunDirectory, Terminal, Wandb, results_table, write_webpage
+from umd_eqx.resolved import Resolved, resolve, with_latents_of
+from umd_eqx.sharding import place, replicated
 from umd_eqx.signals import EXIT_STOPPED, Stop
-from umd_eqx.tokenizer_training import finish, is_written
-from umd_eqx.tokenizers import load_tokenizer, resolve, with_latents_of
 from umd_eqx.train import TrainState
-from umd_eqx.types import Batch
-from umd_eqx.workspace import claim, default_run_dir, environment, own, record, require_same_format, save_json
+from umd_eqx.workspace import (
+    claim,
+    default_run_dir,
+    environment,
+    nearest_preset,
+    own,
+    record,
+    require_same_format,
+)
 
 EVALUATION_KEY = 2**32 - 1
 """Folded into the seed for evaluations: no training step has this number."""
 
-LATENT_KEY = 2**32 - 2
-"""The same for drawing latents from what a tokenizer says of an image."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How a run ended: where it lies, at which step, and the signal that stopped it, if one did."""
+    """How a run ended: where it lies, at which step, the signal that stopped it, if one did, and its last numbers."""
 
     run_dir: Path
     step: int
     stopped_by: str | None
+    last: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False)
 
     @property
     def exit_code(self) -> int:
@@ -60,7 +61,7 @@ class Outcome:
 
 
 def run(
-    config: Config,
+    config: Config | Resolved,
     *,
     run_dir: str | Path | None = None,
     preset: str | None = None,
@@ -70,12 +71,13 @@ def run(
 ) -> Outcome:
     """Trains and measures as `config` says; in a directory with an unfinished run of the same kind, goes on with it.
 
-    A run of a tokenizer or of the embedded classifier ends in writing it. A run that is finished already is measured
-    again where `config` has evaluators that were changed since (`remeasure.not_yet_measured`).
+    What a run ends in besides its checkpoints is up to the configuration of its model (`finishing.finish`): a tokenizer
+    and the embedded classifier are written. A run that is finished already is measured again where `config` has
+    evaluators that were changed since (`remeasure.not_yet_measured`).
 
     **Arguments:**
 
-    - `config`: from a preset, changed with `dataclasses.replace`.
+    - `config`: from a preset, changed with `dataclasses.replace`; or with what it names already looked up.
     - `run_dir`: where everything is written; if not given, `runs/<preset>` with what was changed of it.
     - `preset`, `recipe`: what the configuration was made from, for the reader of the results and the name of the
       directory. If not given, the published preset that it has most in common with.
@@ -87,42 +89,42 @@ def run(
     if (processes := jax.process_count()) > 1:
         problem = f"this run was started as {processes} processes, and only one is supported so far"
         raise BadInput("jax.distributed", problem, "Start one process that has all of its machine's devices")
-    asked = preset
+    asked, given = preset, config.config if isinstance(config, Resolved) else config
     if preset is None or recipe is None:
-        preset, recipe = nearest_preset(config) if preset is None else (preset, config)
+        preset, recipe = nearest_preset(given) if preset is None else (preset, given)
     if "://" in str(run_dir):
         raise BadInput("--run-dir", f"{run_dir} is not a folder of this machine", "Give a local or a mounted folder")
-    config = resolve(config)
+    resolved = config if isinstance(config, Resolved) else resolve(config)
+    config = resolved.config
     recipe = with_latents_of(recipe, config)
     directory = default_run_dir(preset, config, recipe) if run_dir is None else Path(run_dir)
-    built = build(config, config.data.describe())
+    built = build(config, resolved.data.spec)
     built.abstract_state()  # raises what is wrong with the network before anything is written
     stop_at = built.steps(limit_steps)
     with own(directory):
-        if claim(directory, config, asked):
-            record(directory, config, preset, recipe)
-        return _Run(built, directory, preset, recipe, stop_at, tuple(types)).start()
-
-
-def nearest_preset(config: Config) -> tuple[str, Config]:
-    """The preset of which least was changed to make this configuration: its name and recipe."""
-    recipes = {name: preset() for name, preset in PRETRAIN.items()}
-
-    def distance(name: str) -> tuple[int, int]:
-        recipe = recipes[name]
-        made = differences(run_identity(recipe), run_identity(config))
-        return len(made), len(differences(flatten(dump(recipe)), flatten(dump(config))))  # tokenizers tell some apart
-
-    name = min(recipes, key=distance)
-    return name, recipes[name]
+        kept = claim(directory, config, asked)
+        if kept is None:
+            kept = record(directory, config, preset, recipe)
+        return _Run(resolved, built, directory, kept, preset, recipe, stop_at, tuple(types)).start()
 
 
 class _Run:
     """The wiring of one run; what it does is in `start`, from top to bottom."""
 
-    def __init__(self, built: Built, directory: Path, preset: str, recipe: Config, stop_at: int, types: Iterable[type]):
-        self.built, self.config, self.parts = built, built.config, built.parts
-        self.directory, self.preset, self.recipe, self.stop_at, self.types = directory, preset, recipe, stop_at, types
+    def __init__(
+        self,
+        resolved: Resolved,
+        built: Built,
+        directory: Path,
+        kept: dict[str, Any],
+        preset: str,
+        recipe: Config,
+        stop_at: int,
+        types: tuple[type, ...],
+    ):
+        self.resolved, self.built, self.config, self.parts = resolved, built, built.config, built.parts
+        self.directory, self.kept, self.preset, self.recipe = directory, kept, preset, recipe
+        self.stop_at, self.types = stop_at, types
         self.metrics_path = directory / "metrics.jsonl"
 
     def start(self) -> Outcome:
@@ -134,28 +136,30 @@ class _Run:
             if newest >= self.stop_at:
                 return self._already_done(newest, checkpoints)
             if newest:
-                require_same_format(self.directory)
-            record(self.directory, self.config, self.preset, self.recipe)  # what may differ may have changed
+                require_same_format(self.directory, self.kept)
+            # What may differ may have changed.
+            self.kept = record(self.directory, self.config, self.preset, self.recipe)
             require_space(epath.Path(self.directory), self.built.abstract_state(), self.config.checkpoint.keep)
             terminal = stack.enter_context(Terminal(self.stop_at, start=newest))
             stop = stack.enter_context(Stop(terminal.warn))
-            train, test = self.config.data.open()
+            train, test = self.resolved.data.splits
             self.tokenizer = self._tokenizer()
             first, state = self._restore(checkpoints, terminal)
             metrics = stack.enter_context(MetricsFile.open(self.metrics_path, first or None))
-            meter = self._describe(state)
+            shown, meter = self._describe(state, metrics)
             terminal.say(self._headline(state))
-            sinks = Sinks(self.directory, terminal, metrics, self._wandb(terminal))
+            sinks = Sinks(shown, terminal, metrics, self._wandb(terminal))
             stack.push(lambda kind, *_: sinks.close(failed=kind is not None))
-            batches = stack.enter_context(contextlib.closing(self._batches(train, first)))
-            step = fit(
+            given = run_batches(self.resolved, self.tokenizer, self.parts.mesh, first)
+            batches = stack.enter_context(contextlib.closing(given))
+            step, state = fit(
                 self.parts,
                 state,
                 range(first, self.stop_at),
                 batches,
                 log_every=self.config.log.every,
                 checkpoint_every=self.config.checkpoint.every,
-                evaluations=self._evaluations(train, test, terminal, self.config.eval),
+                evaluations=self._evaluations(terminal, self.config.eval, metrics.rows),
                 checkpoints=checkpoints,
                 sinks=sinks,
                 meter=meter,
@@ -168,46 +172,30 @@ class _Run:
                     terminal.warn(f"{len(found)} {name} images could not be read and were skipped: {some}")
             terminal.phase("saving", step)
             checkpoints.wait()
-            write_webpage(self.directory)
+            write_webpage(shown)
         if step == self.stop_at:
-            self._write_trained(step)
-        return self._goodbye(step, stop.asked if step < self.stop_at else None)
+            finish(self.built, self.directory, step, lambda: self.resolved.data.splits, lambda: (step, state))
+        return self._goodbye(shown, step, stop.asked if step < self.stop_at else None)
 
     def _restore(self, checkpoints: Checkpoints, terminal: Terminal) -> tuple[int, TrainState]:
         everywhere = replicated(self.parts.mesh)
         found = checkpoints.restore(self.built.abstract_state(), everywhere, terminal.warn)
+        source = self.resolved.take_source()
         if found is None:
             start = self.config.start
-            source = None if start is None else first_weights(start, terminal.say, self.types)
-            return 0, place(self.built.init(source), everywhere)
+            weights = None if start is None else first_weights(start, source, terminal.say, self.types)
+            return 0, place(self.built.init(weights), everywhere)
         terminal.say(f"resuming {self.directory} at step {found[0]} of {self.built.total}")
         return found
 
     def _tokenizer(self) -> AbstractTokenizer | None:
-        if self.config.tokenizer is None:
-            return None
-        return place(load_tokenizer(self.config.tokenizer).tokenizer, replicated(self.parts.mesh))
-
-    def _batches(self, train: DataSource, first: int) -> Generator[Batch, None, None]:
-        data, stored = self.config.data, self.config.data.latents
-        batches = training_batches(
-            train if stored is None else SkipBroken(LatentSource(stored), data.max_broken, split=stored),
-            data.transform() if stored is None else ChooseView(),
-            batch_size=data.batch_size,
-            seed=self.config.seed,
-            start_step=first,
-            sharding=batch_sharding(self.parts.mesh),
-            threads=data.workers,
-        )
-        if self.tokenizer is None:
-            return batches
-        key = jax.random.fold_in(jax.random.key(self.config.seed), LATENT_KEY)
-        return as_latents(batches, self.tokenizer, key, first, mesh=self.parts.mesh, stored=stored is not None)
+        latents = self.resolved.latents
+        return None if latents is None else place(latents.tokenizer, replicated(self.parts.mesh))
 
     def _evaluations(
-        self, train: DataSource, test: DataSource, terminal: Terminal, evaluators: Mapping[str, AbstractEvaluator]
+        self, terminal: Terminal, evaluators: Mapping[str, AbstractEvaluator], rows: Sequence[Mapping[str, Any]]
     ) -> Evaluations:
-        data = self.config.data
+        data, (train, test) = self.config.data, self.resolved.data.splits
         mesh, path = self.parts.mesh, self.parts.path
         context = EvalContext(
             *(train, test, path, data.size, data.eval_batch_size, mesh),
@@ -217,18 +205,18 @@ class _Run:
             say=terminal.say,
             phase=terminal.phase,
         )
-        names = {name for row in read_metrics(self.metrics_path) for name in row}
+        names = {name for row in rows for name in row}
         beaten = {name.split("/")[2] for name in names if name.startswith("eval/untrained/")}
         return Evaluations(
             {name: (evaluator, evaluator.build(context)) for name, evaluator in evaluators.items()},
             jax.random.fold_in(jax.random.key(self.config.seed), EVALUATION_KEY),
             last=self.stop_at,
             # Weights that something was trained for already are no line to beat.
-            untrained=(lambda: self.built.init().model) if self.config.start is None else None,
+            untrained=self.built.init_model if self.config.start is None else None,
             beaten=beaten,
         )
 
-    def _describe(self, state: TrainState) -> Meter:
+    def _describe(self, state: TrainState, metrics: MetricsFile) -> tuple[RunDirectory, Meter]:
         flops = self.built.step_flops()
         peak, source = peak_flops()
         facts = {
@@ -239,9 +227,15 @@ class _Run:
             "peak_from": source,
             "data": self.built.spec._asdict(),
         }
-        save_json(self.directory / "environment.json", environment(self.preset, facts))
-        walls = (row.get("throughput/wall_seconds", 0.0) for row in read_metrics(self.metrics_path))
-        return Meter(self.config.data.batch_size, flops, peak * self.parts.mesh.size, wall=max(walls, default=0.0))
+        described = environment(self.preset, facts)
+        save_json(self.directory / "environment.json", described)
+        wall = max((row.get("throughput/wall_seconds", 0.0) for row in metrics.rows), default=0.0)
+        meter = Meter(self.config.data.batch_size, flops, peak * self.parts.mesh.size, wall=wall)
+        return RunDirectory(self.directory, metrics.rows, self.kept, described, self._displays()), meter
+
+    def _displays(self) -> dict[str, Display]:
+        evaluators = as_recorded(self.kept, self.config.eval)
+        return {name: evaluator.display(self.built.spec.name) for name, evaluator in evaluators.items()}
 
     def _headline(self, state: TrainState) -> str:
         data, spec, mesh = self.config.data, self.built.spec, self.parts.mesh
@@ -254,47 +248,50 @@ class _Run:
 
     def _wandb(self, terminal: Terminal) -> Wandb | None:
         name = self.directory.name
-        run_id = hashlib.sha256(str(self.directory.absolute()).encode()).hexdigest()[:16]
+        run_id = sha256_of(str(self.directory.absolute()).encode())[:16]
         return Wandb.maybe(self.config.log.wandb, self.directory, name, dump(self.config), run_id, say=terminal.say)
 
     def _already_done(self, step: int, checkpoints: Checkpoints) -> Outcome:
         print(f"{self.directory} is finished: it is at step {step}, and {self.stop_at} was asked for. Its results:\n")
-        changed = not_yet_measured(self.directory, self.config.eval, read_metrics(self.metrics_path), step)
-        if changed:
-            self._measure(changed, checkpoints)
-        self._write_trained(step)
-        print(results_table(read_metrics(self.metrics_path), RunDirectory.read(self.directory).headlines()))
-        print(f"\nreport: {write_webpage(self.directory)}")
-        return Outcome(self.directory, step, None)
+        shown = RunDirectory.read(self.directory, self._displays(), config=self.kept)
 
-    def _measure(self, evaluators: Mapping[str, AbstractEvaluator], checkpoints: Checkpoints) -> None:
+        @functools.cache
+        def trained() -> tuple[int, TrainState]:
+            everywhere = replicated(self.parts.mesh)
+            found = checkpoints.restore(self.built.abstract_state(), everywhere, lambda text: print(f"warning: {text}"))
+            assert found is not None, "a finished run has a checkpoint"
+            return found
+
+        changed = not_yet_measured(shown, self.config.eval, step)
+        if changed:
+            shown = self._measure(changed, shown, trained)
+        finish(self.built, self.directory, step, lambda: self.resolved.data.splits, trained)
+        print(results_table(shown.rows, shown.headlines()))
+        print(f"\nreport: {write_webpage(shown)}")
+        return Outcome(self.directory, step, None, shown.last_values())
+
+    def _measure(
+        self,
+        evaluators: Mapping[str, AbstractEvaluator],
+        shown: RunDirectory,
+        trained: Callable[[], tuple[int, TrainState]],
+    ) -> RunDirectory:
         """Measures the newest checkpoint of a finished run, and adds its numbers to those of the training."""
         with Terminal(self.stop_at, start=self.stop_at) as terminal:
             terminal.say(f"measuring what was asked for otherwise: {', '.join(evaluators)}")
-            found = checkpoints.restore(self.built.abstract_state(), replicated(self.parts.mesh), terminal.warn)
-            assert found is not None, "a finished run has a checkpoint"
-            step, state = found
-            train, test = self.config.data.open()
             self.tokenizer = self._tokenizer()
-            evaluations = self._evaluations(train, test, terminal, evaluators)
+            evaluations = self._evaluations(terminal, evaluators, shown.rows)
+            step, state = trained()
             row, pictures = evaluations.measure([*evaluators], state, functools.partial(terminal.phase, step=step))
-            add_measurement(self.directory, step, row, pictures, self._wandb(terminal))
+            return add_measurement(shown, step, row, pictures, self._wandb(terminal))
 
-    def _write_trained(self, step: int) -> None:
-        """Writes the tokenizer or the classifier of a run that trained one, if that of this step is not there yet."""
-        trained = isinstance(self.built.abstract_state().model, AbstractTokenizer)
-        if trained and not is_written(self.directory, step):
-            print(f"tokenizer: {finish(self.config, self.directory)}")
-        if lacks_classifier(self.built, self.directory, step):
-            print(f"classifier: {write_classifier(self.config, self.directory)}")
-
-    def _goodbye(self, step: int, stopped_by: str | None) -> Outcome:
+    def _goodbye(self, shown: RunDirectory, step: int, stopped_by: str | None) -> Outcome:
         if stopped_by is not None:
             print(f"stopped by {stopped_by} at step {step} of {self.built.total}, saved. The same command goes on")
         else:
-            rows = read_metrics(self.metrics_path)
-            print(f"\n{results_table(rows, RunDirectory.read(self.directory).headlines())}\n")
+            rows = shown.rows
+            print(f"\n{results_table(rows, shown.headlines())}\n")
             if skipped := int((rows[-1] if rows else {}).get("train/skipped_total") or 0):
                 print(f"{skipped} of {step} steps were skipped: their loss or gradient was not finite")
             print(f"report: {self.directory / 'report.html'}")
-        return Outcome(self.directory, step, stopped_by)
+        return Outcome(self.directory, step, stopped_by, shown.last_values())

@@ -1,27 +1,52 @@
 """Arrays by name in a safetensors file: a format that holds numbers and text and nothing that could be executed."""
 
 import dataclasses
-import hashlib
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp  # numpy then knows bfloat16 by its name, which is how safetensors asks for it
+import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
 
 from umd_eqx.errors import BadInput
+from umd_eqx.files import write_atomically
+from umd_eqx.hashes import sha256_of
 
 Tensors = Mapping[str, np.ndarray]
+
+KINDS = {
+    **{"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16, "BOOL": np.bool_},
+    **{f"{kind}{bits}": f"{name}{bits}" for kind, name in (("I", "int"), ("U", "uint")) for bits in (8, 16, 32, 64)},
+    "C64": np.complex64,
+}
+"""What a safetensors file calls the kinds of numbers that are read."""
+
+
+class TensorFile(NamedTuple):
+    """A safetensors file that was read once: its arrays by name, the texts of its header, its SHA-256."""
+
+    tensors: dict[str, np.ndarray]
+    texts: dict[str, str]
+    sha256: str
 
 
 def read_tensors(
     path: str | os.PathLike[str], field: str = "--weights"
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """The arrays of a safetensors file by name, and the texts of its header.
+
+    **Arguments:** as for `read_tensor_file`, which also gives the file's hash and raises the same.
+    """
+    return read_tensor_file(path, field)[:2]
+
+
+def read_tensor_file(path: str | os.PathLike[str], field: str = "--weights") -> TensorFile:
+    """A safetensors file, opened and read once.
 
     **Arguments:**
 
@@ -30,16 +55,21 @@ def read_tensors(
 
     **Raises:** `BadInput` for a file that is missing, cannot be read, is no safetensors file (a pickle, for example),
     whose header does not fit its length, or that holds numbers of a kind unknown to numpy (bfloat16 is known). Nothing
-    of the file is executed, and no more is allocated than it holds.
+    of the file is executed, and no more is allocated than a small multiple of its size.
     """
     way_out = "Give a .safetensors file"
     if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
         raise BadInput(field, f"{path} is no file", way_out)
     try:
-        with safetensors.safe_open(os.fspath(path), framework="numpy") as file:
-            names = list(file.keys())
-            return {name: np.asarray(file.get_tensor(name)) for name in names}, dict(file.metadata() or {})
-    except FileNotFoundError as error:
+        data = Path(path).read_bytes()
+        tensors = {
+            name: np.frombuffer(found["data"], KINDS[found["dtype"]]).reshape(found["shape"])
+            for name, found in safetensors.deserialize(data)
+        }
+        # `deserialize` has checked the header and leaves out its texts.
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        return TensorFile(tensors, dict(header.get("__metadata__") or {}), sha256_of(data))
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise BadInput(field, f"there is no file {path}", way_out) from error
     except OSError as error:
         raise BadInput(field, f"{path} cannot be read ({error.strerror or error})", way_out) from error
@@ -50,16 +80,15 @@ def read_tensors(
         raise BadInput(field, problem, f"{way_out}; nothing in this one was executed") from error
 
 
-def write_tensors(path: str | os.PathLike[str], tensors: Tensors, texts: Mapping[str, str] | None = None) -> None:
-    """Writes arrays by name, and texts into the header, as one safetensors file, in one piece.
+def write_tensors(path: str | os.PathLike[str], tensors: Tensors, texts: Mapping[str, str] | None = None) -> str:
+    """Writes arrays by name, and texts into the header, as one safetensors file, in one piece; returns its SHA-256.
 
     Raises `OSError` if the disk refuses.
     """
-    path = Path(path)
-    unfinished = path.with_name(f"{path.name}.tmp")
     contiguous = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
-    unfinished.write_bytes(safetensors.numpy.save(contiguous, dict(texts) if texts else None))
-    unfinished.replace(path)
+    data = safetensors.numpy.save(contiguous, dict(texts) if texts else None)
+    write_atomically(path, data)
+    return sha256_of(data)
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:
@@ -103,9 +132,3 @@ def fill(like: Any, tensors: Tensors, path: str | os.PathLike[str], field: str, 
             raise BadInput(field, f"{path} {what}", way_out)
     filled = [jnp.asarray(tensors[name], leaf.dtype) for name, leaf in leaves.items()]
     return jax.tree.unflatten(jax.tree.structure(like), filled)
-
-
-def sha256_of(path: str | os.PathLike[str]) -> str:
-    """Of a file, in hexadecimal. Raises `OSError` if it cannot be read."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

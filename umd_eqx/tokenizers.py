@@ -2,40 +2,29 @@
 
 import dataclasses
 import functools
-import hashlib
-import json
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
-import numpy as np
 
-from umd_eqx.cards import CHECKSUM, MOST_SIZES, is_intact, require_sane_tokenizer, sealed
+from umd_eqx.card_checks import MOST_SIZES, require_sane_tokenizer
+from umd_eqx.cards import card_of, is_intact, open_card, read_weights, require_described
 from umd_eqx.config import Config
-from umd_eqx.data.latents import Manifest, check, source_hash
 from umd_eqx.dump import dump, load
 from umd_eqx.errors import BadInput
+from umd_eqx.hashes import sha256_of_json, sha256_of_weights
 from umd_eqx.models.diffusers_vae import CONFIG, WEIGHTS, is_diffusers, read_diffusers
-from umd_eqx.models.tokenizer import AbstractTokenizer
+from umd_eqx.models.tokenizer import AbstractTokenizer, with_statistics
+from umd_eqx.models.tokenizer_file import FORMAT, OWN, TRAINED, write_tokenizer
 from umd_eqx.models.vae import SD_V1, SD_V3, AutoencoderKL
 from umd_eqx.models.variants import AbstractModelConfig
 from umd_eqx.programs import abstract
-from umd_eqx.report import write_atomically
-from umd_eqx.tensors import fill, named_leaves, named_settings, read_tensors, sha256_of, write_tensors
+from umd_eqx.tensors import fill, named_leaves, named_settings
 from umd_eqx.types import LatentSpec
-
-FORMAT = 2
-"""Of the card. A reader refuses a larger one. Cards of format 1 have no checksum, and are read without."""
-
-OWN = ("format", "kind", "model", "channels", "shift", "scale", "parameters", "sha256", CHECKSUM)
-"""What a card says by itself, besides the facts that it is given."""
-
-TRAINED = "tokenizer.safetensors"
-"""What `experiments/train_tokenizer.py` leaves in its run directory, with its card."""
 
 SHIPPED = {name: Path(__file__).parent / "weights" / f"{name}.safetensors" for name in ("fashion-kl", "fashion-fsq")}
 """Small tokenizers of the embedded images that come with the package, by name."""
@@ -63,6 +52,14 @@ class LoadedTokenizer:
     def spec(self) -> LatentSpec:
         """What it makes of images."""
         return LatentSpec(self.tokenizer.factor, self.tokenizer.latent_channels, self.digest)
+
+
+class Latents(NamedTuple):
+    """What a network's latents are made by: as it is named, what it makes, and the tokenizer itself."""
+
+    source: str
+    spec: LatentSpec
+    tokenizer: AbstractTokenizer
 
 
 def load_tokenizer(source: str, field: str = "--tokenizer") -> LoadedTokenizer:
@@ -94,6 +91,14 @@ def load_tokenizer(source: str, field: str = "--tokenizer") -> LoadedTokenizer:
     return _from_card(place, source, field)
 
 
+def load_latents(source: str, *, known: Latents | None = None) -> Latents:
+    """The tokenizer of that name, `known` where it is that; else loaded. Raises `BadInput` naming `--tokenizer`."""
+    if known is not None and known.source == source:
+        return known
+    loaded = load_tokenizer(source)
+    return Latents(source, loaded.spec, loaded.tokenizer)
+
+
 def save_tokenizer(
     tokenizer: AbstractTokenizer,
     config: AbstractModelConfig,
@@ -102,54 +107,12 @@ def save_tokenizer(
     *,
     half: bool = False,
 ) -> Path:
-    """Writes the weights as safetensors, and a JSON card beside them; gives the path of the card.
+    """Writes the weights as safetensors, and a JSON card beside them; returns the path of the card.
 
     `config` is what it was built by; `facts` go into the card as they are. `half` keeps the parameters in float16, read
     back as float32. Raises `OSError` if the disk refuses.
     """
-    place, dtype = Path(path), np.float16 if half else np.float32
-    tensors = {name: np.asarray(leaf, dtype) for name, leaf in named_leaves(tokenizer).items()}
-    write_tensors(place, tensors)
-    card = {
-        "format": FORMAT,
-        "kind": "tokenizer",
-        "model": dump(config),
-        "channels": tokenizer.channels,
-        "shift": tokenizer.shift,
-        "scale": tokenizer.scale,
-        "parameters": sum(tensor.size for tensor in tensors.values()),
-        "sha256": sha256_of(place),
-        **facts,
-    }
-    write_atomically(place.with_suffix(".json"), (json.dumps(sealed(card), indent=2) + "\n").encode())
-    return place.with_suffix(".json")
-
-
-def resolve(config: Config) -> Config:
-    """The configuration with `latent` filled in: what its tokenizer makes of images, and the latents on the disk.
-
-    Raises `BadInput` naming `--tokenizer` or `--data.latents` where one of them cannot be read, or they do not belong
-    together or to the data.
-    """
-    if config.tokenizer is None:
-        return config
-    loaded = load_tokenizer(config.tokenizer)
-    latent, data = loaded.spec, config.data
-    if data.latents is not None:
-        manifest = Manifest.read(data.latents)
-        train, _ = data.open()
-        check(
-            manifest,
-            digest=loaded.digest,
-            shift=loaded.tokenizer.shift,
-            scale=loaded.tokenizer.scale,
-            size=data.size,
-            area_min=data.area_min,
-            flip=data.flip,
-            source_hash=source_hash(train),
-        )
-        latent = latent._replace(stored=manifest.digest[:16])
-    return dataclasses.replace(config, latent=latent)
+    return write_tokenizer(tokenizer, dump(config), path, facts, half=half)
 
 
 def tokenizer_shapes(config: Config) -> AbstractTokenizer | None:
@@ -171,38 +134,20 @@ def tokenizer_shapes(config: Config) -> AbstractTokenizer | None:
         return eqx.filter_eval_shape(functools.partial(AutoencoderKL.init, size), key=jax.random.key(0))
 
 
-def with_latents_of(recipe: Config, config: Config) -> Config:
-    """A recipe with what `resolve` found for a configuration of the same tokenizer and latents; else as it is."""
-    same = recipe.tokenizer == config.tokenizer and recipe.data.latents == config.data.latents
-    return dataclasses.replace(recipe, latent=config.latent) if same else recipe
-
-
 def fingerprint(tokenizer: AbstractTokenizer) -> str:
     """A fingerprint of all that a latent depends on, whatever file it lies in: 32 hexadecimal digits.
 
     The first 16 are of the weights, the shift and the scale, the others of every setting: the tokenizer's kind, its
     channels, levels, groups, ... See `umd_eqx.types.same_tokenizer` for fingerprints that have the first part alone.
     """
-    weights = hashlib.sha256(f"{tokenizer.shift} {tokenizer.scale}".encode())
-    for name, tensor in sorted(named_leaves(tokenizer).items()):
-        weights.update(name.encode())
-        weights.update(np.ascontiguousarray(tensor, np.float32).tobytes())
-    settings = hashlib.sha256(json.dumps(named_settings(tokenizer), sort_keys=True).encode())
-    return weights.hexdigest()[:16] + settings.hexdigest()[:16]
-
-
-def with_statistics(tokenizer: AbstractTokenizer, shift: float, scale: float) -> AbstractTokenizer:
-    """The same weights with another shift and scale."""
-    return dataclasses.replace(tokenizer, shift=shift, scale=scale)
+    weights = sha256_of_weights(named_leaves(tokenizer), f"{tokenizer.shift} {tokenizer.scale}".encode())
+    return weights[:16] + sha256_of_json(named_settings(tokenizer))[:16]
 
 
 def _from_card(place: Path, source: str, field: str) -> LoadedTokenizer:
-    tensors, _ = read_tensors(place, field)
-    card_path = place.with_suffix(".json")
-    try:
-        card = json.loads(card_path.read_text())
-        if card["format"] > FORMAT:
-            raise BadInput(field, f"{card_path} was written by a newer version of this program", "Update it")
+    anew = "Train or export it anew"
+    weights = read_weights(place, field)
+    with open_card(place, field, "Train or export the tokenizer anew", newest=FORMAT) as card:
         if card.get("kind") != "tokenizer":
             raise BadInput(field, f"{place} holds no tokenizer", WAY_OUT + ", ".join(SHIPPED))
         config, digest = load(card["model"]), card["sha256"]
@@ -211,17 +156,11 @@ def _from_card(place: Path, source: str, field: str) -> LoadedTokenizer:
         config.validate(LARGEST_FACTOR)
         make = functools.partial(config.build, 0, channels, 1)
         like = jax.eval_shape(lambda key: make(key=key), jax.random.key(0))
-    except FileNotFoundError as error:
-        raise BadInput(field, f"{place} has no card beside it", f"Put {card_path.name} into the same folder") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
-        if isinstance(error, BadInput):
-            raise
-        raise BadInput(field, f"{card_path} cannot be read", "Train or export the tokenizer anew") from error
-    if digest != sha256_of(place):
-        raise BadInput(field, f"{place} is not the file that its card describes", "Train or export it anew")
-    filled = fill(like, tensors, place, field, "Train or export it anew")
+    require_described(place, weights, digest, field, anew)
+    filled = fill(like, weights.tensors, place, field, anew)
     if card["format"] > 1 and not is_intact(card):
-        raise BadInput(field, f"{card_path} was changed after it was written", "Train or export the tokenizer anew")
+        problem = f"{card_of(place)} was changed after it was written"
+        raise BadInput(field, problem, "Train or export the tokenizer anew")
     tokenizer = with_statistics(filled, float(shift), float(scale))
     title = f"{source}, {config.title}, {_shape_of(tokenizer)}"
     facts = {name: value for name, value in card.items() if name not in OWN}

@@ -3,7 +3,6 @@
 import contextlib
 import datetime
 import fcntl
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -20,7 +19,9 @@ import jax
 from umd_eqx.config import Config
 from umd_eqx.dump import as_flag, completed, differences, dump, flatten, only_the_run, run_identity
 from umd_eqx.errors import BadInput
-from umd_eqx.report import write_atomically
+from umd_eqx.files import save_json
+from umd_eqx.hashes import sha256_of
+from umd_eqx.presets import PRETRAIN
 from umd_eqx.types import same_tokenizer
 
 RUN_FORMAT = 2
@@ -45,8 +46,21 @@ def default_run_dir(preset: str, config: Config, recipe: Config, *, parent: Path
     words = [f"{as_flag(name)}={_plain(value)}" for name, value in sorted(told.items())]
     name = ",".join([preset, *words])
     if len(name) > LONGEST_NAME:
-        name = f"{name[:LONGEST_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+        name = f"{name[:LONGEST_NAME]}-{sha256_of(name.encode())[:8]}"
     return parent / name
+
+
+def nearest_preset(config: Config) -> tuple[str, Config]:
+    """The preset of which least was changed to make this configuration: its name and recipe."""
+    recipes = {name: preset() for name, preset in PRETRAIN.items()}
+
+    def distance(name: str) -> tuple[int, int]:
+        recipe = recipes[name]
+        made = differences(run_identity(recipe), run_identity(config))
+        return len(made), len(differences(flatten(dump(recipe)), flatten(dump(config))))  # tokenizers tell some apart
+
+    name = min(recipes, key=distance)
+    return name, recipes[name]
 
 
 @contextlib.contextmanager
@@ -69,10 +83,12 @@ def own(run_dir: Path, field: str = "--run-dir") -> Iterator[None]:
         yield
 
 
-def claim(run_dir: Path, config: Config, preset: str | None) -> bool:
-    """Checks that the directory is this run's, or nobody's yet: then True. Writes nothing: see `record`.
+def claim(run_dir: Path, config: Config, preset: str | None) -> dict[str, Any] | None:
+    """Checks that the directory is this run's, or nobody's yet. Writes nothing: see `record`.
 
     `preset` is the one that was asked for, None if none was by its name.
+
+    **Returns:** what its `config.json` holds; None where it is nobody's yet.
 
     Raises `BadInput`, naming the field, if it holds a run that a different configuration made, or no run at all but
     something else.
@@ -83,7 +99,7 @@ def claim(run_dir: Path, config: Config, preset: str | None) -> bool:
         if foreign:
             problem = f"{run_dir} holds {foreign[0]!r} and no run"
             raise BadInput("--run-dir", problem, "Choose an empty or a new directory")
-        return True
+        return None
     try:
         kept = json.loads(path.read_text())
         old = only_the_run(flatten(completed(kept["config"])))
@@ -108,15 +124,16 @@ def claim(run_dir: Path, config: Config, preset: str | None) -> bool:
             f"the run in {run_dir} was started with {_plain(was)}, and now it is {_plain(now)}",
             "Ask for the old value to go on with it, or for another --run-dir to start a new run",
         )
-    return False
+    return kept
 
 
-def require_same_format(run_dir: Path) -> None:
+def require_same_format(run_dir: Path, recorded: Mapping[str, Any]) -> None:
     """Raises `BadInput` where the run in a directory was begun by a version that would have trained other weights.
 
-    For a run that is to be continued: finished ones of any format are read everywhere.
+    `recorded` is what its `config.json` holds. For a run that is to be continued: finished ones of any format are read
+    everywhere.
     """
-    kept = json.loads((run_dir / "config.json").read_text()).get("format", 1)
+    kept = recorded.get("format", 1)
     if kept == RUN_FORMAT:
         return
     version = "a newer" if isinstance(kept, int) and kept > RUN_FORMAT else "an older"
@@ -127,12 +144,16 @@ def require_same_format(run_dir: Path) -> None:
     )
 
 
-def record(run_dir: Path, config: Config, preset: str, recipe: Config) -> None:
-    """Writes `config.json`: `RUN_FORMAT`, the preset, what was changed of its recipe, and the whole configuration."""
+def record(run_dir: Path, config: Config, preset: str, recipe: Config) -> dict[str, Any]:
+    """Writes `config.json`: `RUN_FORMAT`, the preset, what was changed of its recipe, and the whole configuration.
+
+    Returns what it holds.
+    """
     changed = differences(flatten(dump(recipe)), flatten(dump(config)))
     overrides = {as_flag(name): new for name, (_, new) in changed.items()}
     content = {"format": RUN_FORMAT, "preset": preset, "overrides": overrides, "config": dump(config)}
     save_json(run_dir / "config.json", content)
+    return content
 
 
 def environment(preset: str, facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -148,11 +169,6 @@ def environment(preset: str, facts: Mapping[str, Any]) -> dict[str, Any]:
         "cpus": os.cpu_count(),
         **facts,
     }
-
-
-def save_json(path: Path, value: Any) -> None:
-    """Writes a JSON file in one piece."""
-    write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
 def _by_default(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:

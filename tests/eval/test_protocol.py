@@ -22,8 +22,8 @@ from umd_eqx.eval.protocol import (
     scale,
     statistics_hash,
     to_uint8,
-    weights_hash,
 )
+from umd_eqx.hashes import sha256_of_tree
 from umd_eqx.models.extractor import AbstractExtractor, Activations
 from umd_eqx.types import NO_CLASS
 
@@ -163,7 +163,7 @@ class TestRecord:
         assert found["protocol"]["samples"] == 100
         assert {"labels", "rounding", "resize", "reference", "splits"} <= set(found["protocol"])
         assert found["reference"] == {"sha256": statistics_hash(STATISTICS), "count": 20}
-        assert found["extractor"] == {"name": "fashion", "sha256": weights_hash(TINY)}
+        assert found["extractor"] == {"name": "fashion", "sha256": sha256_of_tree(TINY)}
         assert found["sampler"]["steps"] == 125
         assert found["guidance"] == {"scale": 2.0}
         assert found["precision"] == "float32"
@@ -187,5 +187,5 @@ class TestRecord:
             STATISTICS
         )
         moved = (Tiny(jnp.asarray([0.0, 2.0, 1.0])), Tiny(jnp.arange(3)), Tiny(jnp.arange(3.0)[None]))
-        assert len({weights_hash(tiny) for tiny in (TINY, *moved)}) == 4
-        assert weights_hash(Tiny(jnp.arange(3.0))) == weights_hash(TINY)
+        assert len({sha256_of_tree(tiny) for tiny in (TINY, *moved)}) == 4
+        assert sha256_of_tree(Tiny(jnp.arange(3.0))) == sha256_of_tree(TINY)

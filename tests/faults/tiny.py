@@ -52,7 +52,8 @@ def tiny(**fields: Any) -> Config:
     return config
 
 
-def _cache_dir() -> str:
+def cache_dir() -> str:
+    """Where the runs of a session, in this process and in others, keep what the compiler made."""
     # One for the whole session.
     return os.environ.setdefault("UMD_EQX_TEST_CACHE", tempfile.mkdtemp(prefix="umd_eqx_compiled_"))
 
@@ -62,7 +63,7 @@ def compilation_cache() -> Iterator[None]:
     """Lets the runs of a session share what the compiler made (each run has a step function of its own), in a hurry."""
     settings = {
         "jax_disable_most_optimizations": True,  # halves the time to compile; a step here takes milliseconds anyway
-        "jax_compilation_cache_dir": _cache_dir(),
+        "jax_compilation_cache_dir": cache_dir(),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
         "jax_persistent_cache_min_entry_size_bytes": -1,
     }
@@ -135,7 +136,7 @@ def start(
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("XLA_", "JAX_", "UMD_"))}
     environment |= {
         "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": _cache_dir(),
+        "JAX_COMPILATION_CACHE_DIR": cache_dir(),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "0" if optimise else "1",

@@ -8,6 +8,8 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 
+from umd_eqx.display import Chart, Display, Section
+from umd_eqx.eval import Denoising, FewShot, Generation
 from umd_eqx.report import MetricsFile, save_pictures
 from umd_eqx.report.curves import smooth, sparkline
 from umd_eqx.report.rundir import RunDirectory
@@ -49,8 +51,15 @@ class Page(HTMLParser):
         self.text += data
 
 
-def check(run_dir):
-    path = write_webpage(run_dir)
+EVALUATORS = {"fewshot": FewShot(), "denoising": Denoising(), "generation": Generation()}
+
+
+def read(run_dir, data=None, **evaluators):
+    return RunDirectory.read(run_dir, {name: e.display(data) for name, e in (EVALUATORS | evaluators).items()})
+
+
+def check(run_dir, data=None, **evaluators):
+    path = write_webpage(read(run_dir, data, **evaluators))
     assert path == run_dir / "report.html"
     text = path.read_text(encoding="utf-8")
     assert text.startswith("<!DOCTYPE html>\n")
@@ -125,21 +134,17 @@ def test_a_full_run(tmp_path):
 @pytest.mark.parametrize(
     ("probe", "kind"),
     [
-        (None, "class_tokens"),
-        ({"headline": "patches", "features": ["class_tokens", "patches", "both"]}, "patches"),
-        ({"headline": None, "features": ["patches", "both"]}, "patches"),
-        ({"headline": "both"}, "both"),
-        ({"headline": "of a newer version", "features": 3}, "class_tokens"),
-        ("not a mapping", "class_tokens"),
+        (FewShot(), "class_tokens"),
+        (FewShot(headline="patches"), "patches"),
+        (FewShot(features=("patches", "both")), "patches"),
+        (FewShot(headline="both"), "both"),
     ],
 )
 def test_the_headline_is_the_kind_of_features_that_the_recipe_names_and_not_the_best(tmp_path, probe, kind):
     # Of the three kinds "both" is the best of each run, and "patches" the worst.
     run_dir = tmp_path / "run"
     make_run(run_dir)
-    evaluators = {} if probe is None else {"fewshot": probe}
-    (run_dir / "config.json").write_text(json.dumps({"config": {"eval": evaluators}}))
-    text, page = check(run_dir)
+    text, page = check(run_dir, fewshot=probe)
     accuracies = {"class_tokens": 80.0, "patches": 72.0, "both": 88.0}
     name = kind.replace("_", " ")
     assert f"<dt>few-shot top-1, {name}</dt><dd>{accuracies[kind]:.1f}%</dd>" in text
@@ -149,15 +154,16 @@ def test_the_headline_is_the_kind_of_features_that_the_recipe_names_and_not_the_
         assert f"{other.replace('_', ' ')}{mark} {accuracy:.1f}%" in page.text
     assert page.text.count("(headline)") == 1
     assert "the best of them would be a choice made on the test images" in page.text
-    assert RunDirectory.read(run_dir).headlines() == [f"eval/fewshot/{kind}/top1"]
+    assert [*read(run_dir, fewshot=probe).headlines()] == [f"eval/fewshot/{kind}/top1"]
 
 
 def test_what_was_measured_again_has_the_headline_of_its_evaluation(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"config": {"eval": {"fewshot": {"headline": "both"}}}}))
+    probe = FewShot(headline="both")
     kinds = {f"eval/fewshot{again}/{kind}/top1": 1.0 for again in ("", "[knn=5]") for kind in ("patches", "both")}
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1} | kinds) + "\n")
-    assert RunDirectory.read(tmp_path).headlines() == ["eval/fewshot/both/top1", "eval/fewshot[knn=5]/both/top1"]
-    text, _ = check(tmp_path)
+    names = ["eval/fewshot/both/top1", "eval/fewshot[knn=5]/both/top1"]
+    assert [*read(tmp_path, fewshot=probe).headlines()] == names
+    text, _ = check(tmp_path, fewshot=probe)
     assert "<dt>fewshot[knn=5] top-1, both</dt>" in text
 
 
@@ -165,18 +171,15 @@ def test_what_was_measured_again_has_the_headline_of_its_evaluation(tmp_path):
 def test_pixels_at_any_side_are_the_line_to_beat_and_never_the_headline(tmp_path, pixels):
     row = {f"eval/fewshot/{kind}/top1": value for kind, value in ((pixels, 90.0), ("patches", 60.0))}
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps({"step": step} | row) + "\n" for step in (1, 2)))
-    assert RunDirectory.read(tmp_path).headlines() == ["eval/fewshot/patches/top1"]
+    assert [*read(tmp_path).headlines()] == ["eval/fewshot/patches/top1"]
     assert "Dashed: a probe of the raw pixels." in check(tmp_path)[1].text
 
 
-@pytest.mark.parametrize(
-    ("data", "warned"), [({"name": "stripes"}, True), ({"name": "fashion_mnist"}, False), (3, False)]
-)
+@pytest.mark.parametrize(("data", "warned"), [("stripes", True), ("fashion_mnist", False), (None, False)])
 def test_images_that_the_classifier_of_clothes_does_not_know_are_shown_with_a_warning(tmp_path, data, warned):
     run_dir = tmp_path / "run"
     make_run(run_dir)
-    (run_dir / "environment.json").write_text(json.dumps({"data": data}))
-    _, page = check(run_dir)
+    _, page = check(run_dir, data)
     assert ("Warning: images of stripes are scored by a classifier of clothes" in page.text) is warned
 
 
@@ -184,8 +187,8 @@ def test_the_same_run_gives_the_same_page_and_leaves_nothing_behind(tmp_path):
     run_dir = tmp_path / "run"
     make_run(run_dir)
     settings = dict(mpl.rcParams)
-    first = write_webpage(run_dir).read_bytes()
-    assert write_webpage(run_dir).read_bytes() == first
+    first = write_webpage(RunDirectory.read(run_dir)).read_bytes()
+    assert write_webpage(RunDirectory.read(run_dir)).read_bytes() == first
     assert dict(mpl.rcParams) == settings
     assert not list(run_dir.glob("*.tmp"))
 
@@ -267,3 +270,24 @@ def test_smoothing_keeps_a_constant_and_passes_over_gaps():
 def test_sparklines_need_two_points():
     assert sparkline([1.0, float("nan")]) == ""
     assert sparkline([1.0, 1.0]).startswith("<svg")
+
+
+def test_an_evaluation_of_a_readers_own_is_drawn_as_it_says(tmp_path):
+    # Nothing in the report knows an evaluator by name.
+    rows = [{"step": step, "eval/rank/of/patches": step / 2, "eval/rank/of/noise": 7.0} for step in (2, 4)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    section = Section("Directions in use", (Chart("rank", "Effective rank", "of/(?P<line>.+)"),), note="Of 192.")
+    shown = Display(
+        (section,),
+        title="rank",
+        headline="of/(?P<line>.+)",
+        headline_text="of {line}",
+        baseline="noise",
+        percent="of/.*",
+    )
+    run = RunDirectory.read(tmp_path, {"rank": shown})
+    assert run.headlines() == {"eval/rank/of/patches": "rank of patches"}
+    page = write_webpage(run).read_text()
+    for text in ("<h2>Directions in use</h2>", "Effective rank", "patches (headline)", "Of 192.", "<dd>2.0%</dd>"):
+        assert text in page, text
+    assert "Effective rank" not in write_webpage(RunDirectory.read(tmp_path)).read_text()

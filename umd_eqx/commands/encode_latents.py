@@ -15,12 +15,13 @@ from umd_eqx.data.latents import MANIFEST, Manifest, Settings, source_hash
 from umd_eqx.data.source_configs import SOURCES, TFDS, AbstractSource
 from umd_eqx.encoding import Progress, begin, encode
 from umd_eqx.errors import BadInput, disk_errors, require_writable
+from umd_eqx.files import save_json
 from umd_eqx.leaves import KINDS, choose
 from umd_eqx.report import Terminal
 from umd_eqx.sharding import make_mesh
 from umd_eqx.signals import EXIT_STOPPED, Stop
 from umd_eqx.tokenizers import LoadedTokenizer, load_tokenizer
-from umd_eqx.workspace import own, save_json
+from umd_eqx.workspace import own
 
 
 @dataclasses.dataclass(frozen=True)

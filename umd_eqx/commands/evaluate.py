@@ -9,6 +9,8 @@ import time
 from typing import Any, Literal
 
 import jax
+import numpy as np
+from jaxtyping import Float, Int
 
 from umd_eqx.commands.probe import measure_probe
 from umd_eqx.commands.results import keep, open_data, tag
@@ -17,14 +19,12 @@ from umd_eqx.commands.training import flag_value
 from umd_eqx.dump import dump
 from umd_eqx.errors import BadInput, require_writable
 from umd_eqx.eval import EvalContext
-from umd_eqx.eval.activations import Features, activations
-from umd_eqx.eval.distances import frechet_distance
 from umd_eqx.eval.extractors import ExtractorName, choose_extractor, unfamiliar
-from umd_eqx.eval.generation import PROTOCOLS, ProtocolName, real_images, reference, score
+from umd_eqx.eval.generation import PROTOCOLS, ProtocolName
 from umd_eqx.eval.measure import metric_names
-from umd_eqx.eval.protocol import Protocol, generation_result, labels_for, scale
+from umd_eqx.eval.protocol import Protocol, generation_result, scale
+from umd_eqx.eval.yardstick import Yardstick, measure_generation
 from umd_eqx.leaves import parse
-from umd_eqx.models.extractor import AbstractExtractor
 from umd_eqx.pretrained import Pretrained
 from umd_eqx.report import Terminal
 from umd_eqx.sampling import sample as sample_images
@@ -71,7 +71,8 @@ def evaluate(words: list[str], types: Types | None = None) -> int:
         require_writable("--json", command.json)
     flags.validate()
     source = flags.source(types)
-    denoiser, sampler = flags.guided(source, types)
+    weak = flags.weaker(source, types)
+    denoiser, sampler = flags.guided(source, weak)
     train, test = open_data(source, command.data_dir)
     extractor = choose_extractor(command.extractor, command.inception_weights, train.spec, port=protocol.port)
     print(flags.describe(source, types))
@@ -79,7 +80,7 @@ def evaluate(words: list[str], types: Types | None = None) -> int:
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
     mesh = make_mesh()
-    labels, began = labels_for(protocol, source.model.num_classes, flags.seed), time.perf_counter()
+    began = time.perf_counter()
     with Terminal(protocol.samples, work="sampling", unit="image") as terminal:
         context = EvalContext(
             *(train, test, source.path, source.data.size, whole_batch(source.data.eval_batch_size, mesh), mesh),
@@ -87,17 +88,22 @@ def evaluate(words: list[str], types: Types | None = None) -> int:
             say=terminal.say,
             phase=terminal.phase,
         )
-        real = reference(extractor, protocol, context)
-        found = _floor(command, protocol, context, extractor, real)
+        yardstick = Yardstick(context, protocol, extractor)
+        real = yardstick.real
+        found = {f"floor_{metric_names(extractor.name).frechet}": yardstick.floor()} if command.floor else {}
         terminal.phase("sampling")
-        images = sample_images(
-            *(denoiser, sampler, labels, jax.random.key(flags.seed)),
-            batch_size=min(flags.batch_size, protocol.samples),
-            mesh=context.mesh,
-            progress=lambda done, _: terminal.update(done, {}),
-        )
-        terminal.phase("measuring")
-        found |= score(images, labels, real, extractor, protocol, context, classes=source.model.num_classes)
+
+        def draw(labels: Int[np.ndarray, "n"]) -> Float[np.ndarray, "n h w c"]:
+            images = sample_images(
+                *(denoiser, sampler, labels, jax.random.key(flags.seed)),
+                batch_size=min(flags.batch_size, protocol.samples),
+                mesh=context.mesh,
+                progress=lambda done, _: terminal.update(done, {}),
+            )
+            terminal.phase("measuring")
+            return images
+
+        found |= measure_generation(draw, yardstick, source.model.num_classes, seed=flags.seed)
     if "not_finite" in found:
         problem = f"{found['not_finite']:.1%} of the samples are not finite"
         raise BadInput("--sampler", problem, "Use more steps, or another sampler")
@@ -107,7 +113,7 @@ def evaluate(words: list[str], types: Types | None = None) -> int:
         extractor,
         {name: value for name, value in found.items() if name in metric_names(extractor.name)},
         sampler={"name": flags.sampler_name(types)} | dump(sampler) | {"seed": flags.seed},
-        guidance=flags.guidance(source, types),
+        guidance=flags.guidance(source, weak),
         precision=source.config.precision,
     ).to_json()
     extra = {name: value for name, value in found.items() if name not in metric_names(extractor.name)}
@@ -126,17 +132,6 @@ def _protocol(command: Evaluate) -> Protocol:
     if command.samples < 10:
         raise BadInput("--samples", f"{command.samples} are too few to measure", "Use 10 or more")
     return scale(protocol, command.samples)
-
-
-def _floor(
-    command: Evaluate, protocol: Protocol, context: EvalContext, extractor: AbstractExtractor, real: Features
-) -> dict[str, float]:
-    """What as many real images of the other split come to."""
-    if not command.floor:
-        return {}
-    split = "train" if protocol.reference == "validation" else "test"
-    others = activations(extractor, real_images(context, protocol, split, protocol.samples), context.mesh)
-    return {f"floor_{metric_names(extractor.name).frechet}": frechet_distance(real.statistics, others.statistics)}
 
 
 def _print(protocol: Protocol, found: dict[str, float]) -> None:

@@ -11,10 +11,10 @@ import tyro
 from umd_eqx.commands.training import Command, describe_presets, flag_value, split_preset, train
 from umd_eqx.config import Config
 from umd_eqx.errors import BadInput
-from umd_eqx.finetuning import FINETUNE, finetuned_dir, follow, require_fitting, starts_from_weights
+from umd_eqx.finetuning import FINETUNE, finetuned_dir, follow, resolve_fitting, start_from, starts_from_weights
 from umd_eqx.leaves import KINDS, parse, with_types
 from umd_eqx.presets import Preset
-from umd_eqx.pretrained import Weights, from_pretrained
+from umd_eqx.pretrained import Weights
 from umd_eqx.workspace import default_run_dir
 
 
@@ -42,23 +42,26 @@ def finetune(
     named = bool(words) and not words[0].startswith("-")
     name, flags = split_preset(presets, words)
     path, weights = _peek(flags)
+    source = None
     if path is None:
         recipe = presets[name]()
     else:
         if named and not starts_from_weights(name):
             raise BadInput("--from", f"{name} starts from nothing", "Leave it out, or take another preset")
-        name, recipe = follow(presets, name if named else None, path, weights, types.values())
+        start, source = start_from(path, weights, types.values())
+        name, recipe = follow(presets, name if named else None, start, source, types.values())
     what = "Fine-tune a pre-trained network with labels, to generate by class."
     description = describe_presets(what, presets, name)
     default = Finetune(recipe, source=path, weights=weights)
     command = parse(Finetune, flags, with_types(KINDS, types), default=default, description=description)
-    if command.source is None:
+    if source is None:
         if starts_from_weights(name) and not (command.dry_run or command.print_config):
             raise BadInput("--from", "there is nothing to start from", "Give a run: --from runs/umd")
         return train(command, name, recipe, functools.partial(default_run_dir, name), types.values())
-    options = {"weights": command.weights, "field": "--from", "types": types.values()}
-    require_fitting(command.config, from_pretrained(command.source, **options))
-    beside = finetuned_dir(command.source)
+    assert path is not None
+    resolved = resolve_fitting(command.config, source)
+    del source  # `resolved` gives it to the run, and nobody keeps its weights in memory while others are trained
+    beside = finetuned_dir(path)
 
     def place(config: Config, recipe: Config) -> Path:
         assert recipe.start is not None
@@ -66,7 +69,7 @@ def finetune(
         usual = dataclasses.replace(recipe, start=dataclasses.replace(recipe.start, weights="ema"))
         return default_run_dir(beside.name, config, usual, parent=beside.parent)
 
-    return train(command, name, recipe, place, types.values())
+    return train(command, name, recipe, place, types.values(), resolved)
 
 
 def _peek(flags: list[str]) -> tuple[str | None, Weights]:

@@ -1,15 +1,14 @@
 """What the benchmarks of `experiments/evaluate.py` have in common: the images, and where results go."""
 
-import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from umd_eqx.data.broken import CountBroken, SkipBroken
 from umd_eqx.errors import BadInput, disk_errors
+from umd_eqx.files import save_json
+from umd_eqx.hashes import sha256_of_json
 from umd_eqx.pretrained import Pretrained
-from umd_eqx.report import write_atomically
 
 
 def open_data(source: Pretrained, data_dir: str | None) -> tuple[SkipBroken, CountBroken]:
@@ -30,7 +29,7 @@ def open_data(source: Pretrained, data_dir: str | None) -> tuple[SkipBroken, Cou
 
 def tag(settled: Mapping[str, Any]) -> str:
     """8 hexadecimal digits of all that a result depends on, so that no result takes the place of another."""
-    return hashlib.sha256(json.dumps(settled, sort_keys=True).encode()).hexdigest()[:8]
+    return sha256_of_json(settled)[:8]
 
 
 def keep(result: Mapping[str, Any], name: str, run: str | None, file: str | None) -> None:
@@ -38,12 +37,11 @@ def keep(result: Mapping[str, Any], name: str, run: str | None, file: str | None
 
     Raises `BadInput` where the disk is full.
     """
-    text = (json.dumps([result], indent=2) + "\n").encode()
     places = [] if file is None else [Path(file)]
     if run is not None and (Path(run) / "config.json").exists():
         places.append(Path(run) / "eval" / f"{name}.json")
     for place in places:
         with disk_errors(place.parent):
             place.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(place, text)
+            save_json(place, [result])
         print(f"result: {place}")

@@ -1,7 +1,6 @@
 """`experiments/sample.py`: a picture of samples, and a film of how they come out of the noise."""
 
 import dataclasses
-import json
 import math
 import sys
 import time
@@ -18,6 +17,7 @@ from umd_eqx.errors import BadInput, disk_errors, require_writable
 from umd_eqx.eval.base import decoded
 from umd_eqx.eval.generation import film
 from umd_eqx.eval.pictures import grid
+from umd_eqx.files import save_json
 from umd_eqx.leaves import parse
 from umd_eqx.models.tokenizer import Identity
 from umd_eqx.pretrained import Pretrained
@@ -63,7 +63,7 @@ def sample(words: list[str], types: Types | None = None) -> int:
     flags.validate()
     source = flags.source(types)
     labels = _labels(command, source)
-    denoiser, sampler = flags.guided(source, types)
+    denoiser, sampler = flags.guided(source, flags.weaker(source, types))
     print(flags.describe(source, types))
     for warning in flags.warnings(source):
         print(f"warning: {warning}", file=sys.stderr)
@@ -88,7 +88,7 @@ def sample(words: list[str], types: Types | None = None) -> int:
             save_png(command.film, film(denoiser, sampler, codec, labels[:FILM_ROWS], key, FILM_FRAMES))
         if command.json is not None:
             figures = {"images": command.num, "seconds": seconds, "evaluations": sampler.evaluations(denoiser.path)}
-            Path(command.json).write_text(json.dumps([figures], indent=2) + "\n")
+            save_json(command.json, [figures])
     print(f"{command.num} images in {seconds:.1f} s, compilation included: {command.out}")
     return 0
 

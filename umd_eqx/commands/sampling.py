@@ -63,11 +63,11 @@ class SamplingFlags:
         """The trained network; `types` are the reader's own, by name. Raises `BadInput` naming `--run`."""
         return from_pretrained(self.run, weights=self.weights, tokenizer=self.tokenizer, types=types.values())
 
-    def guidance(self, source: Pretrained, types: Types) -> dict[str, object]:
-        """What the guidance is, for a result file."""
+    def guidance(self, source: Pretrained, weak: Pretrained | None) -> dict[str, object]:
+        """What the guidance is, for a result file; `weak` is what `weaker` gave."""
         kind = "none" if self.scale(source) == 1 else "classifier-free" if self.weak is None else "autoguidance"
-        weak = {} if self.weak is None else {"weak": self._weaker(source, types).digest}
-        return {"kind": kind, "cfg_scale": self.scale(source), "interval": self.cfg_interval, **weak}
+        by = {} if weak is None else {"weak": weak.digest}
+        return {"kind": kind, "cfg_scale": self.scale(source), "interval": self.cfg_interval, **by}
 
     def scale(self, source: Pretrained) -> float:
         """The guidance scale, chosen where it is not given. Raises `BadInput` naming `--cfg-scale`."""
@@ -83,8 +83,11 @@ class SamplingFlags:
             raise BadInput("--cfg-scale", "1 is no guidance", way_out)
         return scale
 
-    def guided(self, source: Pretrained, types: Types) -> tuple[AbstractDenoiser, AbstractSampler]:
-        """The network with its guidance as a denoiser, and the sampler. Raises `BadInput` naming the flag at fault."""
+    def guided(self, source: Pretrained, weak: Pretrained | None) -> tuple[AbstractDenoiser, AbstractSampler]:
+        """The network with its guidance as a denoiser, and the sampler. Raises `BadInput` naming the flag at fault.
+
+        `weak` is what `weaker` gave.
+        """
         sampler, path = (
             in_force(self.sampler, latents=source.tokenizer is not None),
             path_for(self.sampler, source.path),
@@ -92,16 +95,21 @@ class SamplingFlags:
         scale, denoiser = self.scale(source), sampler.denoiser(source.model, path)
         if scale == 1:
             return denoiser, sampler
-        if self.weak is None:
+        if weak is None:
             guided = ClassifierFree(denoiser, scale)
         else:
-            guided = Autoguidance(denoiser, sampler.denoiser(self._weaker(source, types).model, path), scale)
+            guided = Autoguidance(denoiser, sampler.denoiser(weak.model, path), scale)
         if self.cfg_interval is None:
             return guided, sampler
         return Interval(guided, denoiser, *self.cfg_interval), sampler
 
-    def _weaker(self, source: Pretrained, types: Types) -> Pretrained:
-        weak = from_pretrained(self.weak, tokenizer=self.tokenizer, field="--weak", types=types.values())
+    def weaker(self, source: Pretrained, types: Types) -> Pretrained | None:
+        """The weaker network to guide by, loaded once; None where there is none. Raises `BadInput` naming the flag."""
+        self.scale(source)  # what is wrong with it is told before anything is loaded
+        if self.weak is None:
+            return None
+        options = {"tokenizer": self.tokenizer, "known": source.latents, "types": types.values()}
+        weak = from_pretrained(self.weak, field="--weak", **options)
         if weak.path != source.path:
             problem = f"it was trained on {type(weak.path).__name__} and not on {type(source.path).__name__}"
             raise BadInput("--weak", problem, "Take a checkpoint of the same path")

@@ -7,10 +7,10 @@ from pathlib import Path
 from umd_eqx.classifier_training import CLASSIFIERS, TRAINED
 from umd_eqx.commands.training import Command, describe_presets, split_preset, train
 from umd_eqx.errors import BadInput, disk_errors
+from umd_eqx.files import write_atomically
 from umd_eqx.leaves import KINDS, parse
 from umd_eqx.models.fashion import card_of
 from umd_eqx.presets import Preset
-from umd_eqx.report import write_atomically
 from umd_eqx.workspace import default_run_dir
 
 SHORT = {

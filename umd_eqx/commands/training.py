@@ -14,11 +14,10 @@ from umd_eqx.config import Config
 from umd_eqx.dryrun import dry_run
 from umd_eqx.dump import dump
 from umd_eqx.errors import BadInput, disk_errors, require_writable
+from umd_eqx.files import save_json
 from umd_eqx.presets import Preset
-from umd_eqx.report import read_metrics
+from umd_eqx.resolved import Resolved, resolve, with_latents_of
 from umd_eqx.run import run
-from umd_eqx.tokenizers import resolve, with_latents_of
-from umd_eqx.workspace import save_json
 
 SWITCHES = (
     *("--dry-run", "--print-config", "--log.wandb", "--data.flip", "--model.labels", "--model.scan"),
@@ -51,30 +50,30 @@ def train(
     recipe: Config,
     place: Callable[[Config, Config], Path],
     types: Iterable[type] = (),
+    resolved: Resolved | None = None,
 ) -> int:
     """Does what is asked for: shows the configuration or what it takes, or runs it. Gives the exit code.
 
     `place` names the run's directory, if the command does not, from the configuration and the recipe. `types` are the
-    reader's own, of which the run that the first weights come from may be made.
+    reader's own, of which the run that the first weights come from may be made. `resolved` is what `command.config`
+    names, where that was looked up already.
     """
     if command.print_config:
         print(json.dumps(dump(command.config), indent=2))
         return 0
     if command.dry_run:
-        print(dry_run(command.config, recipe=recipe, limit_steps=command.limit_steps))
+        print(dry_run(resolved or command.config, recipe=recipe, limit_steps=command.limit_steps))
         return 0
     if command.json is not None:
         require_writable("--json", command.json)
-    config = resolve(command.config)
+    resolved = resolve(command.config) if resolved is None else resolved
+    config = resolved.config
     directory = command.run_dir or place(config, with_latents_of(recipe, config))
     options = {"run_dir": directory, "limit_steps": command.limit_steps}
     with disk_errors(directory):
-        outcome = run(config, preset=preset, recipe=recipe, types=types, **options)
+        outcome = run(resolved, preset=preset, recipe=recipe, types=types, **options)
         if command.json is not None:
-            last: dict[str, float] = {}
-            for row in read_metrics(outcome.run_dir / "metrics.jsonl"):
-                last |= row
-            save_json(Path(command.json), [{"preset": preset, "run_dir": str(outcome.run_dir)} | last])
+            save_json(command.json, [{"preset": preset, "run_dir": str(outcome.run_dir), **outcome.last}])
     return outcome.exit_code
 
 

@@ -20,6 +20,7 @@ from jaxtyping import Float32, Int, UInt8
 from umd_eqx.data.source import BrokenImage, DataSource, Example, require_class
 from umd_eqx.data.transforms import TrainTransform
 from umd_eqx.errors import BadInput
+from umd_eqx.hashes import sha256_of
 from umd_eqx.types import DataSpec
 
 MANIFEST = "manifest.json"
@@ -100,7 +101,7 @@ class Manifest:
     @property
     def digest(self) -> str:
         """A fingerprint of all of it, and so of what is stored: 16 hexadecimal digits."""
-        return hashlib.sha256(self.text().encode()).hexdigest()[:16]
+        return sha256_of(self.text().encode())[:16]
 
     def text(self) -> str:
         """As it is written."""
@@ -199,13 +200,13 @@ class LatentSource:
 
     (views, h, w, 2 c), mean and log-variance of z, or (views, h, w, c). It can be read from many threads, and pickled.
 
-    **Arguments:** a complete folder, and the flag that named it. **Raises:** `BadInput` as `Manifest.read`, and where a
-    shard is missing or of another length.
+    **Arguments:** a complete folder, the flag that named it, and its manifest where that was read already. **Raises:**
+    `BadInput` as `Manifest.read`, and where a shard is missing or of another length.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], field: str = "--data.latents"):
+    def __init__(self, folder: str | os.PathLike[str], field: str = "--data.latents", manifest: Manifest | None = None):
         self._folder, self._field = os.fspath(folder), field
-        self.manifest = Manifest.read(folder, field)
+        self.manifest = Manifest.read(folder, field) if manifest is None else manifest
         settings = self.manifest.settings
         place = Path(folder).expanduser()
         files = [place / settings.shard_name(shard) for shard in range(len(settings.shards))]

@@ -3,7 +3,7 @@
 import io
 import os
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, TypedDict, cast, runtime_checkable
+from typing import Any, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -11,6 +11,7 @@ from etils import epath
 from jaxtyping import Int, UInt8
 from PIL import Image
 
+from umd_eqx.data.description import count_images, open_builder, spec_of
 from umd_eqx.data.folders import find_dataset, one_line
 from umd_eqx.errors import BadInput
 from umd_eqx.types import DataSpec
@@ -79,49 +80,6 @@ def require_class(index: int, label: int, num_classes: int) -> int:
     return label
 
 
-def _open_builder(folder: epath.Path) -> Any:
-    try:
-        return tfds.builder_from_directory(folder)
-    except Exception as error:  # TFDS raises many kinds, and by now only what the folder holds can be at fault
-        problem = f"{folder} is no data set that TFDS can read ({one_line(error)})"
-        raise BadInput("--data.dir", problem, "Prepare the data set anew.") from error
-
-
-def _count(builder: Any, split: str, field: str) -> int:
-    """Number of images in a split such as "train" or "train[:99%]"; `BadInput` if it is unknown or empty."""
-    known = f"Splits of {builder.info.name}: {', '.join(builder.info.splits) or 'none'}"
-    try:
-        count = builder.info.splits[split].num_examples
-    except (ValueError, KeyError) as error:
-        problem = f"'{split}' is no split, or no part of one, that the data set has"
-        raise BadInput(field, problem, f"{known}; parts of them are written train[:99%] or train[1000:].") from error
-    if count == 0:
-        raise BadInput(field, f"'{split}' has no images", f"Take a larger part. {known}.")
-    return count
-
-
-def _spec(builder: Any, name: str, num_train: int, num_test: int) -> DataSpec:
-    features: Any = builder.info.features
-    features = dict(features.items()) if isinstance(features, tfds.features.FeaturesDict) else {}
-    image, label = features.get("image"), features.get("label")
-    if not (
-        isinstance(image, tfds.features.Image) and isinstance(label, tfds.features.ClassLabel) and label.num_classes
-    ):
-        problem = f"{name} has no labelled images (features 'image' and 'label', an Image and a ClassLabel)"
-        raise BadInput("--data.name", problem, "Take another data set, or prepare it with these two features.")
-    dtype = np.dtype(cast(Any, image.np_dtype))
-    if dtype != np.uint8:
-        problem = f"{name} has images of {dtype}, and only uint8 is read"
-        raise BadInput("--data.name", problem, "Prepare it with 8-bit images.")
-    height, width, channels = cast(tuple[int | None, ...], image.shape)
-    return DataSpec(name, num_train, num_test, height, width, 1 if channels == 1 else 3, label.num_classes)
-
-
-def split_names(folder: epath.PathLike) -> tuple[str, ...]:
-    """The splits of a prepared data set, given one version's folder. Raises `BadInput` naming `--data.dir`."""
-    return tuple(_open_builder(epath.Path(folder)).info.splits)
-
-
 def describe(name: str, data_dir: str | None, train_split: str, test_split: str) -> DataSpec:
     """Say what is in a data set, without opening its images.
 
@@ -132,9 +90,7 @@ def describe(name: str, data_dir: str | None, train_split: str, test_split: str)
 
     **Raises:** `BadInput` naming `--data.dir`, `--data.name`, `--data.train-split` or `--data.test-split`.
     """
-    builder = _open_builder(find_dataset(name, data_dir))
-    num_train = _count(builder, train_split, "--data.train-split")
-    return _spec(builder, name, num_train, _count(builder, test_split, "--data.test-split"))
+    return Dataset(name, data_dir).describe(train_split, test_split)
 
 
 def open_source(name: str, data_dir: str | None, split: str, *, field: str = "--data.train-split") -> "TfdsSource":
@@ -144,7 +100,36 @@ def open_source(name: str, data_dir: str | None, split: str, *, field: str = "--
 
     **Raises:** `BadInput` naming `--data.dir`, `--data.name` or `field`.
     """
-    return TfdsSource(find_dataset(name, data_dir), split, name=name, field=field)
+    return Dataset(name, data_dir).open(split, field=field)
+
+
+class Dataset:
+    """A data set on the disk, whose description is read once for all its splits.
+
+    **Arguments:** as in `find_dataset`.
+
+    **Raises:** `BadInput` naming `--data.dir` or `--data.name`.
+    """
+
+    def __init__(self, name: str, data_dir: str | None):
+        self._name, self._folder = name, find_dataset(name, data_dir)
+        self._builder = open_builder(self._folder)
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The names of its splits."""
+        return tuple(self._builder.info.splits)
+
+    def describe(self, train_split: str, test_split: str) -> DataSpec:
+        """As the function `describe`."""
+        num_train = count_images(self._builder, train_split, "--data.train-split")
+        return spec_of(
+            self._builder, self._name, num_train, count_images(self._builder, test_split, "--data.test-split")
+        )
+
+    def open(self, split: str, *, field: str = "--data.train-split") -> "TfdsSource":
+        """As `open_source`."""
+        return TfdsSource(self._folder, split, name=self._name, field=field, builder=self._builder)
 
 
 def decode_image(encoded: bytes, channels: int) -> UInt8[np.ndarray, "h w c"]:
@@ -178,6 +163,7 @@ class TfdsSource:
     - `name`: the name to put into `spec`; None for the folder's own.
     - `field`: the flag that an unknown or empty split is blamed on.
     - `memory_limit`: in bytes.
+    - `builder`: what TFDS has read of the folder already; None reads it.
     """
 
     def __init__(
@@ -188,12 +174,13 @@ class TfdsSource:
         name: str | None = None,
         field: str = "--data.train-split",
         memory_limit: int = 256 * 2**20,
+        builder: Any = None,
     ):
         self._arguments = (os.fspath(folder), split, name, field, memory_limit)
-        builder = _open_builder(epath.Path(folder))
-        self._length = _count(builder, split, field)
+        builder = open_builder(epath.Path(folder)) if builder is None else builder
+        self._length = count_images(builder, split, field)
         whole = [builder.info.splits[s].num_examples if s in builder.info.splits else 0 for s in ("train", "test")]
-        self.spec = _spec(builder, name or builder.info.name, *whole)
+        self.spec = spec_of(builder, name or builder.info.name, *whole)
         # Every picture stays encoded: TFDS would decode by TensorFlow, and masks and the like are not asked for at all.
         features = builder.info.features
         pictures = [key for key in features if isinstance(features[key], tfds.features.Image)]

@@ -5,9 +5,8 @@ import dataclasses
 import functools
 import os
 
-from umd_eqx.data.folders import find_dataset
 from umd_eqx.data.image_folder import FolderSource, Listing
-from umd_eqx.data.source import DataSource, describe, open_source, split_names
+from umd_eqx.data.source import Dataset, DataSource
 from umd_eqx.errors import BadInput
 from umd_eqx.types import DataSpec
 
@@ -52,24 +51,31 @@ class AbstractSource(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class TFDS(AbstractSource):
-    """A data set that TFDS prepared in array_record format, read without TensorFlow."""
+    """A data set that TFDS prepared in array_record format, read without TensorFlow.
+
+    Its description is read once for each object of this type.
+    """
 
     name: str = "fashion_mnist"
     """A TFDS data set in array_record format; fashion_mnist ships with the package."""
     dir: str | None = None
     """A TFDS root or one version's folder. None: $TFDS_DATA_DIR, else what ships with the package."""
 
+    @functools.cached_property
+    def _dataset(self) -> Dataset:
+        return Dataset(self.name, self.dir)
+
     def splits(self) -> tuple[str, ...]:
         """The names of the splits."""
-        return split_names(find_dataset(self.name, self.dir))
+        return self._dataset.splits
 
     def describe(self, train_split: str, test_split: str) -> DataSpec:
         """As `umd_eqx.data.source.describe`."""
-        return describe(self.name, self.dir, train_split, test_split)
+        return self._dataset.describe(train_split, test_split)
 
     def open(self, split: str, *, field: str = "--data.train-split") -> DataSource:
         """As `umd_eqx.data.source.open_source`."""
-        return open_source(self.name, self.dir, split, field=field)
+        return self._dataset.open(split, field=field)
 
     def moved(self, dir: str | None) -> "TFDS":
         """The same data set in another TFDS root."""

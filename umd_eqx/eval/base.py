@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 from umd_eqx.data.loader import evaluation_batches
 from umd_eqx.data.source import DataSource
 from umd_eqx.data.transforms import ADMTransform, EvalTransform, FewShotTransform, SquashTransform
+from umd_eqx.display import Display
 from umd_eqx.errors import BadInput
 from umd_eqx.models.tokenizer import AbstractTokenizer, Identity
 from umd_eqx.objectives import AbstractObjective
@@ -190,6 +191,16 @@ class AbstractEvaluator(abc.ABC):
     @property
     def untrained(self) -> bool:
         """Whether the network's first weights are measured once too, as the line to beat."""
+        return False
+
+    def display(self, data: str | None = None) -> Display:
+        """What a report shows of it, besides a table of its numbers. `data` is the name of the data set, if known."""
+        del data
+        return Display()
+
+    def is_baseline(self, name: str) -> bool:
+        """Whether a number of its report is independent of the network, and so not measured of the first weights."""
+        del name
         return False
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
+from umd_eqx.display import Chart, Display, Section
 from umd_eqx.eval.base import (
     AbstractEvaluator,
     EvalContext,
@@ -89,6 +90,13 @@ class Denoising(AbstractEvaluator):
             return Report(scalars, {"pictures": grid(list(zip(*columns, strict=True)))} if columns else {})
 
         return evaluate
+
+    def display(self, data: str | None = None) -> Display:
+        """The error of each head against the noise level."""
+        pattern, x_label = r"(?P<line>.+)/t(?P<x>[0-9]*\.?[0-9]+)", "noise level t  (0 clean, 1 noise)"
+        chart = Chart("denoising", "Squared error", pattern, x_label=x_label, folded="by noise level")
+        caption = "Denoising. In each row: image, then noised and denoised, at growing noise levels"
+        return Display((Section("Denoising", (chart,)),), {"pictures": caption})
 
     def programs(self, model: AbstractModel, context: EvalContext) -> dict[str, Program]:
         """Denoising of one batch at one level."""

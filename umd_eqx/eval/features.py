@@ -19,6 +19,9 @@ from umd_eqx.types import Image, Representation
 
 Features = Literal["class_tokens", "patches", "both"]
 
+RAW_PIXELS = "raw_pixels"
+"""What the names of features that are the images themselves begin with."""
+
 RAW_SIDE = 32
 """The largest side, in pixels, at which images themselves are features: at most 3,072 numbers, as many as networks'."""
 
@@ -96,7 +99,7 @@ def flat_pixels(
 
 def raw_pixels_name(size: int) -> str:
     """What the features of `flat_pixels` are called for images of `size` pixels a side: raw_pixels if unchanged."""
-    return "raw_pixels" if size <= RAW_SIDE else f"raw_pixels_{RAW_SIDE}px"
+    return RAW_PIXELS if size <= RAW_SIDE else f"{RAW_PIXELS}_{RAW_SIDE}px"
 
 
 @eqx.filter_jit

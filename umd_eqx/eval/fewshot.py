@@ -7,8 +7,9 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int, PRNGKeyArray
 
+from umd_eqx.display import Chart, Display, Section
 from umd_eqx.eval.base import AbstractEvaluator, EvalContext, Evaluate, require, spread
-from umd_eqx.eval.features import Features, extract, extraction_programs, flat_pixels, raw_pixels_name
+from umd_eqx.eval.features import RAW_PIXELS, Features, extract, extraction_programs, flat_pixels, raw_pixels_name
 from umd_eqx.models import AbstractModel, AbstractPatchModel
 from umd_eqx.programs import Program
 from umd_eqx.types import Report
@@ -148,6 +149,38 @@ class FewShot(AbstractEvaluator):
     def untrained(self) -> bool:
         """The first weights are probed too."""
         return True
+
+    def display(self, data: str | None = None) -> Display:
+        """Accuracies against the step; the headline is of the features that the configuration names, not the best."""
+        charts = (
+            Chart("fewshot", "Few-shot linear probe, top-1", r"(?P<line>.+)/top1", "percent", first_as_level=True),
+            Chart("knn", "Nearest neighbours, top-1", r"(?P<line>.+)/knn", "percent", first_as_level=True),
+        )
+        headline_note = (
+            "The headline is the kind of features that the configuration names; the others are for comparison, and the "
+            "best of them would be a choice made on the test images."
+        )
+        section = Section(
+            "Probe accuracy",
+            charts,
+            leading=True,
+            note="Dotted: the same features before training (step 0).",
+            headline_note=headline_note,
+            baseline_note="Dashed: a probe of the raw pixels.",
+        )
+        return Display(
+            (section,),
+            title="few-shot",
+            headline=r"(?P<line>[^/]+)/top1",
+            headline_text="top-1, {line}",
+            preferred=(*([] if self.headline is None else [self.headline]), *self.features),
+            baseline=f"{RAW_PIXELS}.*",
+            percent=r".+/(top1\w*|knn)",
+        )
+
+    def is_baseline(self, name: str) -> bool:
+        """Probes of the pixels themselves."""
+        return name.startswith(RAW_PIXELS)
 
     def validate(self, num_patches: int | None = None, field: str = "--eval.fewshot") -> None:
         """Raises `BadInput` for numbers below 1, no features, a time outside [0, 1], and a penalty that is none."""

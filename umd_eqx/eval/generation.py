@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
 from typing import Literal
 
 import equinox as eqx
@@ -11,14 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
-from umd_eqx.eval.activations import BATCH, Features, activate_batch, activations
+from umd_eqx.display import Chart, Display, Section
+from umd_eqx.eval.activations import BATCH, activate_batch
 from umd_eqx.eval.base import AbstractEvaluator, EvalContext, Evaluate, decode_batch, decoded, require
 from umd_eqx.eval.extractors import ExtractorName, choose_extractor, extractor_shapes
-from umd_eqx.eval.measure import measure
 from umd_eqx.eval.pictures import grid
-from umd_eqx.eval.protocol import ADM50K, UMD10K, Protocol, labels_for, scale, to_uint8
+from umd_eqx.eval.protocol import ADM50K, UMD10K, scale
+from umd_eqx.eval.yardstick import Yardstick, measure_generation, say_progress
 from umd_eqx.models import AbstractModel
-from umd_eqx.models.extractor import AbstractExtractor
 from umd_eqx.models.tokenizer import AbstractTokenizer
 from umd_eqx.paths import AbstractDiscretePath, AbstractPath, smooth
 from umd_eqx.programs import Program, abstract
@@ -91,7 +90,7 @@ class Generation(AbstractEvaluator):
         extractor = choose_extractor(
             self.extractor, self.inception_weights, context.train.spec, context.say, port=protocol.port
         )
-        real = functools.cache(lambda: reference(extractor, protocol, context))
+        yardstick = Yardstick(context, protocol, extractor)
 
         def evaluate(model: AbstractModel, key: PRNGKeyArray) -> Report:
             scalars: dict[str, float] = {}
@@ -107,11 +106,8 @@ class Generation(AbstractEvaluator):
                 context.phase(f"samples at guidance {cfg_scale:g}")
                 pictures = decoded(context.codec, draw(shown), self.batch_size, context.mesh)
                 images[name] = grid(_rows(np.concatenate(list(pictures)), self.columns))
-                labels = labels_for(protocol, model.num_classes)
-                say = functools.partial(_say, context.phase, f"sampling at guidance {cfg_scale:g}")
-                found = score(
-                    draw(labels, progress=say), labels, real(), extractor, protocol, context, classes=model.num_classes
-                )
+                say = functools.partial(say_progress, context.phase, f"sampling at guidance {cfg_scale:g}")
+                found = measure_generation(functools.partial(draw, progress=say), yardstick, model.num_classes)
                 scalars |= {f"{protocol.name}/{name}/{metric}": value for metric, value in found.items()}
             best = guide(denoiser, 1.0 if model.num_classes is None else self.cfg_scales[len(self.cfg_scales) // 2])
             context.phase("a film of samples")
@@ -119,6 +115,31 @@ class Generation(AbstractEvaluator):
             return Report(scalars, images)
 
         return evaluate
+
+    def display(self, data: str | None = None) -> Display:
+        """How far samples are from real images, and how many are of the class asked for, by guidance."""
+        named = r"(?P<protocol>.+)/(?P<line>cfg[0-9.]+)"
+        distance = "Distance of the samples from real images ({metric}, {protocol})"
+        charts = (
+            Chart("distance", distance, rf"{named}/(?P<metric>fid|fd_\w+)"),
+            Chart("recognised", "Samples recognised as the class asked for", rf"{named}/recognised", "share"),
+        )
+        captions = {
+            f"cfg{scale:g}": f"Samples {how}, a class a row, always of the same noise"
+            for scale in self.cfg_scales
+            for how in ["without guidance" if scale == 1 else f"at guidance {scale:g}"]
+        }
+        captions["film"] = "Samples coming out of the noise: the clean image as it is predicted on the way"
+        warning = (
+            f"images of {data} are scored by a classifier of clothes (Fashion-MNIST), which says little of other "
+            "images: compare these numbers with care, and only with each other"
+        )
+        return Display(
+            (Section("Generation", charts),),
+            captions,
+            warned=r".+/fd_fashion",
+            warning=None if data in (None, "fashion_mnist") else warning,
+        )
 
     def programs(self, model: AbstractModel, context: EvalContext) -> dict[str, Program]:
         """Sampling of a batch under guidance, decoding of a batch, the film, and features of a batch."""
@@ -152,56 +173,6 @@ def path_for(sampler: AbstractSampler, path: AbstractPath) -> AbstractPath:
     if sampler.needs_rates and isinstance(path, AbstractDiscretePath):
         return smooth(path)
     return path
-
-
-def reference(extractor: AbstractExtractor, protocol: Protocol, context: EvalContext) -> Features:
-    """Features of all real images of the protocol's split, as they come to the network's size.
-
-    Rows are kept of a random part only, `protocol.reference_rows`.
-    """
-    split = "test" if protocol.reference == "validation" else "train"
-    count = len(context.test if split == "test" else context.train)
-    say = functools.partial(_say, context.phase, "features of real images")
-    images = real_images(context, protocol, split, count)
-    return activations(extractor, images, context.mesh, lambda done: say(done, count), keep=protocol.reference_rows)
-
-
-def real_images(
-    context: EvalContext, protocol: Protocol, split: Literal["train", "test"], count: int
-) -> Iterator[UInt8[np.ndarray, "b h w c"]]:
-    """Some images of a split, or all, in a random order that is always the same, as grey levels."""
-    order = np.random.default_rng(0).permutation(len(context.test if split == "test" else context.train))
-    for batch in context.images(split, order[:count], crop=protocol.reference_size):
-        # They were grey levels before, so that the nearest is the one it was.
-        yield np.asarray(to_uint8(jnp.asarray(batch.image), "round"))[np.asarray(batch.valid)]
-
-
-def score(
-    samples: Float[np.ndarray, "n lh lw lc"],
-    labels: Int[np.ndarray, "n"],
-    real: Features,
-    extractor: AbstractExtractor,
-    protocol: Protocol,
-    context: EvalContext,
-    *,
-    classes: int | None,
-) -> dict[str, float]:
-    """All metrics of samples by their names, and `recognised` where the extractor knows the classes.
-
-    Samples are images in [-1, 1], or latents of the context's tokenizer, which are decoded a batch at a time. Where
-    some are not finite, their share, `not_finite`, is all: as images they would be black, and count.
-    """
-    broken = ~np.isfinite(samples).all(axis=(1, 2, 3))
-    if broken.any():
-        return {"not_finite": float(np.mean(broken))}
-    images = decoded(context.codec, samples, context.batch_size, context.mesh)
-    levels = (np.asarray(to_uint8(jnp.asarray(some), protocol.rounding)) for some in images)
-    say = functools.partial(_say, context.phase, "features of samples")
-    fake = activations(extractor, levels, context.mesh, lambda done: say(done, len(samples)))
-    found = measure(real, fake, extractor.name, splits=protocol.splits)
-    if extractor.name == context.train.spec.name.split("_")[0] and classes == fake.probabilities.shape[1]:
-        found["recognised"] = float(np.mean(np.argmax(fake.probabilities, axis=1) == labels))
-    return found
 
 
 def film(
@@ -244,7 +215,3 @@ def _shown_labels(model: AbstractModel, columns: int) -> Int[np.ndarray, "rows_c
 
 def _rows(images: Float[np.ndarray, "n h w c"], columns: int) -> list[list[Float[np.ndarray, "h w c"]]]:
     return [list(images[start : start + columns]) for start in range(0, len(images), columns)]
-
-
-def _say(phase: Callable[[str], None], what: str, done: int, total: int) -> None:
-    phase(f"{what}: {done:,}/{total:,}")

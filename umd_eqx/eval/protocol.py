@@ -1,18 +1,17 @@
 """The published ways of measuring generated images, told apart by name, and the record of a measurement."""
 
 import dataclasses
-import hashlib
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PyTree, UInt8
+from jaxtyping import Array, Float, Int, UInt8
 
 from umd_eqx.errors import BadInput
 from umd_eqx.eval.distances import Statistics
 from umd_eqx.eval.measure import metric_names
+from umd_eqx.hashes import sha256_of, sha256_of_tree
 from umd_eqx.models.extractor import AbstractExtractor
 from umd_eqx.models.inception import Port
 from umd_eqx.types import NO_CLASS
@@ -149,18 +148,7 @@ def statistics_hash(statistics: Statistics) -> str:
     """
     numbers = (np.asarray(part, "<f8") for part in (statistics.mean, statistics.covariance))
     count = np.asarray(statistics.count, "<i8")
-    return hashlib.sha256(b"".join(part.tobytes() for part in (count, *numbers))).hexdigest()
-
-
-def weights_hash(weights: PyTree) -> str:
-    """SHA-256 of every array of a network: its place in the tree, type, shape and bytes."""
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(weights):
-        if isinstance(leaf, jax.Array | np.ndarray):
-            array = np.asarray(leaf)
-            digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
-            digest.update(array.tobytes())
-    return digest.hexdigest()
+    return sha256_of(part.tobytes() for part in (count, *numbers))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,7 +205,7 @@ def generation_result(
     precision: str,
 ) -> GenerationResult:
     """The record of a measurement, with the hashes taken. Raises `ValueError` as `GenerationResult` does."""
-    hashes = statistics_hash(reference), weights_hash(extractor)
+    hashes = statistics_hash(reference), sha256_of_tree(extractor)
     return GenerationResult(
         protocol, hashes[0], reference.count, extractor.name, hashes[1], sampler, guidance, precision, metrics
     )

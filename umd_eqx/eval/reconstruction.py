@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Key, PRNGKeyArray
 
+from umd_eqx.display import Display
 from umd_eqx.errors import BadInput
 from umd_eqx.eval.base import (
     AbstractEvaluator,
@@ -86,6 +87,11 @@ class Reconstruction(AbstractEvaluator):
             return Report(scalars, {"pictures": grid(columns)} if columns else {})
 
         return evaluate
+
+    def display(self, data: str | None = None) -> Display:
+        """Its numbers are few, and in the table."""
+        caption = "Masked reconstruction. Rows: image, what the encoder sees, prediction, both combined"
+        return Display(captions={"pictures": caption})
 
     def programs(self, model: AbstractPatchModel, context: EvalContext) -> dict[str, Program]:
         """Reconstruction of one batch."""

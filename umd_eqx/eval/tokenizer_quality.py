@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from umd_eqx.display import Display
 from umd_eqx.eval.base import AbstractEvaluator, EvalContext, Evaluate, require, spread, weighted_mean
 from umd_eqx.eval.pictures import grid, pick
 from umd_eqx.models.fsq import FSQ
@@ -70,6 +71,10 @@ class TokenizerQuality(AbstractEvaluator):
             return Report(scalars, {"pictures": grid(columns)} if columns else {})
 
         return evaluate
+
+    def display(self, data: str | None = None) -> Display:
+        """Its numbers are few, and in the table."""
+        return Display(captions={"pictures": "Images, and below each what became of it as a latent and back"})
 
     def programs(self, model: AbstractTokenizer, context: EvalContext) -> dict[str, Program]:
         """Encoding and decoding of one batch."""

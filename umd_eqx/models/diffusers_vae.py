@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from umd_eqx.errors import BadInput
+from umd_eqx.files import save_json
 from umd_eqx.models.vae import AutoencoderKL, VAEConfig
 from umd_eqx.tensors import read_tensors, write_tensors
 
@@ -123,7 +124,7 @@ def write_diffusers(tokenizer: AutoencoderKL, config: VAEConfig, folder: str | o
         "scaling_factor": tokenizer.scale,
         "shift_factor": tokenizer.shift or None,
     }
-    (folder / CONFIG).write_text(json.dumps(content, indent=2) + "\n")
+    save_json(folder / CONFIG, content)
 
 
 def _folder(place: Path) -> Path:

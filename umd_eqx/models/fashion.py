@@ -1,6 +1,5 @@
 """The trained classifier of Fashion-MNIST that comes with the package: its weights and their card."""
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,9 +8,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from umd_eqx.cards import card_of as card_of
+from umd_eqx.cards import open_card, read_weights, require_described, save_weights
 from umd_eqx.errors import BadInput
 from umd_eqx.models.classifier import FashionClassifier
-from umd_eqx.tensors import fill, named_leaves, read_tensors, sha256_of, write_tensors
+from umd_eqx.tensors import fill
 
 SHIPPED = Path(__file__).parents[1] / "weights" / "fashion_classifier.safetensors"
 """What `experiments/train_classifier.py` made; its card lies beside it as `.json`."""
@@ -31,15 +32,14 @@ def load_fashion_classifier(
     **Raises:** `BadInput` for what `read_tensors` refuses, for a file that its card does not describe, and for the
     first array that is missing, has no place, or is of another shape, not float32 or not finite.
     """
-    tensors, _ = read_tensors(path, field)
+    weights = read_weights(path, field)
     way_out = "Take the file that experiments/train_classifier.py wrote, with its card"
-    if read_card(path, field)["sha256"] != sha256_of(path):
-        raise BadInput(field, f"{path} is not the file that its card describes", way_out)
+    require_described(path, weights, read_card(path, field)["sha256"], field, way_out)
     like = jax.eval_shape(lambda key: FashionClassifier.init(NUM_CLASSES, key=key), jax.random.key(0))
-    for name, tensor in tensors.items():
+    for name, tensor in weights.tensors.items():
         if tensor.dtype != np.float32:
             raise BadInput(field, f"{path} has {name} as {tensor.dtype} and not as float32", way_out)
-    return fill(like, tensors, path, field, way_out)
+    return fill(like, weights.tensors, path, field, way_out)
 
 
 def save_fashion_classifier(model: FashionClassifier, path: str | os.PathLike[str], facts: Mapping[str, Any]) -> Path:
@@ -47,17 +47,7 @@ def save_fashion_classifier(model: FashionClassifier, path: str | os.PathLike[st
 
     The card gets the number of parameters and the SHA-256 of the file besides. Raises `OSError` if the disk refuses.
     """
-    tensors = {name: np.asarray(leaf, np.float32) for name, leaf in named_leaves(model).items()}
-    write_tensors(path, tensors)
-    own = {"parameters": sum(tensor.size for tensor in tensors.values()), "sha256": sha256_of(path)}
-    card = card_of(path)
-    card.write_text(json.dumps({**facts, **own}, indent=2) + "\n")
-    return card
-
-
-def card_of(path: str | os.PathLike[str]) -> Path:
-    """Where the card of a weights file lies."""
-    return Path(path).with_suffix(".json")
+    return save_weights(path, model, facts)
 
 
 def read_card(path: str | os.PathLike[str] = SHIPPED, field: str = "--extractor-weights") -> dict[str, Any]:
@@ -65,13 +55,7 @@ def read_card(path: str | os.PathLike[str] = SHIPPED, field: str = "--extractor-
 
     Raises `BadInput` where there is no card that can be read.
     """
-    card = card_of(path)
-    try:
-        content = json.loads(card.read_text())
+    with open_card(path, field, "Take the card that was written with the weights") as content:
         if not isinstance(content["sha256"], str):
             raise ValueError("its sha256 is no text")
         return content
-    except FileNotFoundError as error:
-        raise BadInput(field, f"{path} has no card beside it", f"Put {card.name} into the same folder") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BadInput(field, f"{card} cannot be read", "Take the card that was written with the weights") from error

@@ -5,8 +5,6 @@ over by torch-fidelity byte for byte. It is a pickle. `experiments/convert_incep
 once, and that is all that is ever read here. Nobody hosts such a file yet, so that nothing is fetched unasked.
 """
 
-import contextlib
-import hashlib
 import os
 import urllib.request
 from collections.abc import Mapping
@@ -16,6 +14,8 @@ from typing import NamedTuple
 import numpy as np
 
 from umd_eqx.errors import BadInput
+from umd_eqx.files import write_atomically
+from umd_eqx.hashes import sha256_of
 from umd_eqx.models.inception import InceptionV3, Port
 from umd_eqx.models.inception_table import convolutions, parameter_shapes
 from umd_eqx.tensors import read_tensors
@@ -142,7 +142,7 @@ def read_published(path: str | os.PathLike[str], published: Published = PUBLISHE
         data = Path(path).read_bytes()
     except OSError as error:
         raise BadInput(field, f"{path} cannot be read ({error.strerror or error})", way_out) from error
-    if hashlib.sha256(data).hexdigest() != published.sha256:
+    if sha256_of(data) != published.sha256:
         raise BadInput(field, f"{path} has another SHA-256 than the published file; it was not opened", way_out)
     return data
 
@@ -153,7 +153,6 @@ def fetch_published(path: str | os.PathLike[str], published: Published = PUBLISH
     Raises `BadInput` where there is no network, where something else comes, and where it cannot be written.
     """
     path = Path(path)
-    unfinished = path.with_name(f"{path.name}.tmp")
     way_out = f"Fetch {published.url} by other means and name the file"
     try:
         with urllib.request.urlopen(published.url, timeout=60) as answer:
@@ -161,13 +160,10 @@ def fetch_published(path: str | os.PathLike[str], published: Published = PUBLISH
     except (OSError, ValueError) as error:  # an address that cannot be reached, one that is none
         reason = " ".join(str(getattr(error, "reason", error)).split())[:120]
         raise BadInput(field, f"{published.url} cannot be fetched ({reason})", way_out) from error
-    if hashlib.sha256(data).hexdigest() != published.sha256:
+    if sha256_of(data) != published.sha256:
         raise BadInput(field, f"what {published.url} sent has another SHA-256", way_out)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_bytes(data)
-        unfinished.replace(path)
+        write_atomically(path, data)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            unfinished.unlink(missing_ok=True)
         raise BadInput("SOURCE", f"{path} cannot be written ({error.strerror or error})", "Name another") from error

@@ -1,6 +1,7 @@
 """What a tokenizer is: the way from images to latents and back, with images themselves as its simplest case."""
 
 import abc
+import dataclasses
 
 import equinox as eqx
 import jax
@@ -93,3 +94,8 @@ class Identity(AbstractTokenizer):
     def decode_raw(self, z: Latent) -> Image:
         """The image."""
         return z
+
+
+def with_statistics(tokenizer: AbstractTokenizer, shift: float, scale: float) -> AbstractTokenizer:
+    """The same weights with another shift and scale."""
+    return dataclasses.replace(tokenizer, shift=shift, scale=scale)

@@ -1,11 +1,14 @@
 """How the tokenizers that can be trained are built: what a recipe says of them."""
 
 import dataclasses
+from pathlib import Path
 
 from jaxtyping import PRNGKeyArray
 
 from umd_eqx.errors import BadInput
+from umd_eqx.models.finished import FinishedRun
 from umd_eqx.models.fsq import FSQ
+from umd_eqx.models.tokenizer_file import finish_tokenizer
 from umd_eqx.models.vae import AutoencoderKL, VAEConfig
 from umd_eqx.models.variants import AbstractModelConfig
 
@@ -14,7 +17,25 @@ SMALL = (16, 32, 64)
 
 
 @dataclasses.dataclass(frozen=True)
-class KLTokenizer(AbstractModelConfig):
+class _TokenizerConfig(AbstractModelConfig):
+    """What both kinds have in common: no labels, no masks, and a file when the training is over."""
+
+    @property
+    def knows_labels(self) -> bool:
+        """No."""
+        return False
+
+    def num_patches(self, size: int) -> int:
+        """1: nothing is masked."""
+        return 1
+
+    def finish(self, run: FinishedRun) -> Path | None:
+        """Writes the tokenizer into the directory of the run: see `finish_tokenizer`."""
+        return finish_tokenizer(run)
+
+
+@dataclasses.dataclass(frozen=True)
+class KLTokenizer(_TokenizerConfig):
     """An auto-encoder whose latents are Gaussian."""
 
     latent_channels: int = 4
@@ -31,15 +52,6 @@ class KLTokenizer(AbstractModelConfig):
         """KL, and the numbers of a latent's place."""
         return f"KL-{self.latent_channels}"
 
-    @property
-    def knows_labels(self) -> bool:
-        """No."""
-        return False
-
-    def num_patches(self, size: int) -> int:
-        """1: nothing is masked."""
-        return 1
-
     def validate(self, size: int, field: str = "--model.widths") -> None:
         """Raises `BadInput` for sizes that cannot work, and for images that cannot be halved so often."""
         self._sizes(1).validate()
@@ -50,12 +62,12 @@ class KLTokenizer(AbstractModelConfig):
         return AutoencoderKL.init(self._sizes(channels), key=key)
 
     def _sizes(self, channels: int) -> VAEConfig:
-        # In the place of its scale, what `finish` of its training measures.
+        # In the place of its scale, what `finish_tokenizer` measures.
         return VAEConfig(channels, self.latent_channels, self.widths, self.layers, self.groups, scale=1.0)
 
 
 @dataclasses.dataclass(frozen=True)
-class FSQTokenizer(AbstractModelConfig):
+class FSQTokenizer(_TokenizerConfig):
     """An auto-encoder whose latents are codes of a grid."""
 
     levels: tuple[int, ...] = (8, 5, 5, 5)
@@ -71,15 +83,6 @@ class FSQTokenizer(AbstractModelConfig):
     def title(self) -> str:
         """FSQ, and the levels."""
         return f"FSQ-{'x'.join(map(str, self.levels))}"
-
-    @property
-    def knows_labels(self) -> bool:
-        """No."""
-        return False
-
-    def num_patches(self, size: int) -> int:
-        """1: nothing is masked."""
-        return 1
 
     def validate(self, size: int, field: str = "--model.widths") -> None:
         """Raises `BadInput` for sizes that cannot work, and for images that cannot be halved so often."""

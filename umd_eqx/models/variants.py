@@ -4,6 +4,7 @@ import abc
 import dataclasses
 import re
 from functools import partial
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import equinox as eqx
@@ -16,6 +17,7 @@ from umd_eqx.models.autoencoder import AutoEncoder, Head
 from umd_eqx.models.blocks import BlockConfig
 from umd_eqx.models.conditioning import AbstractConditioning, AdaLNZero, SharedAdaLN, Token
 from umd_eqx.models.embedders import Condition, IntervalCondition
+from umd_eqx.models.finished import FinishedRun
 from umd_eqx.models.layers import Linear, xavier_uniform, zeros
 from umd_eqx.models.stack import Remat, Stack
 from umd_eqx.predictions import PredictionType
@@ -77,6 +79,15 @@ class AbstractModelConfig(abc.ABC):
     @abc.abstractmethod
     def build(self, size: int, channels: int, num_classes: int, *, key: PRNGKeyArray) -> eqx.Module:
         """Fresh, for images of `size` x `size` x `channels`."""
+
+    def finish(self, run: FinishedRun) -> Path | None:
+        """Makes of a run that is over what others use, besides its checkpoints; by default there is nothing to make.
+
+        Called whenever the run is at its last step, also where it was before. Returns the path of what was written
+        now; None where nothing was.
+        """
+        del run
+        return None
 
 
 @dataclasses.dataclass(frozen=True)

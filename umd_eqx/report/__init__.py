@@ -3,7 +3,7 @@
 from umd_eqx.report.metrics import MetricsFile as MetricsFile
 from umd_eqx.report.metrics import insert_row as insert_row
 from umd_eqx.report.metrics import read_metrics as read_metrics
-from umd_eqx.report.metrics import write_atomically as write_atomically
+from umd_eqx.report.rundir import RunDirectory as RunDirectory
 from umd_eqx.report.sinks import Pictures as Pictures
 from umd_eqx.report.sinks import Wandb as Wandb
 from umd_eqx.report.sinks import results_table as results_table

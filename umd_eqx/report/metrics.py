@@ -1,39 +1,21 @@
-"""The file of a run's numbers, and writing a file in one piece."""
+"""The file of a run's numbers."""
 
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, SupportsFloat
 
 import numpy as np
 
 from umd_eqx.errors import BadInput
+from umd_eqx.files import write_atomically
 
 
-def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
-    """Put `data` in the file at `path` such that a reader, or a crash, finds the old file or the new one, never a part.
-
-    **Arguments:**
-
-    - `path`: a local file; its folder must exist.
-    - `data`: all that the file shall hold.
-
-    Raises `OSError` if the disk refuses.
-    """
-    temporary = Path(f"{os.fspath(path)}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def insert_row(path: str | os.PathLike[str], step: int, row: Mapping[str, SupportsFloat]) -> None:
+def insert_row(
+    path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]], step: int, row: Mapping[str, SupportsFloat]
+) -> list[dict[str, Any]]:
     """Put a further row of a step into a metrics file, in one piece, behind those of this step and of earlier ones.
 
     It is for what is measured when the run is over: a run itself writes each step once (`MetricsFile`).
@@ -41,15 +23,16 @@ def insert_row(path: str | os.PathLike[str], step: int, row: Mapping[str, Suppor
     **Arguments:**
 
     - `path`: the file; its folder must exist.
+    - `rows`: what `read_metrics` gives of it.
     - `step`: 0 or more.
     - `row`: as for `MetricsFile.append`.
 
-    Raises `BadInput` as `read_metrics`, `OSError` if the disk refuses.
+    **Returns:** all rows of the file as it is now. Raises `OSError` if the disk refuses.
     """
-    rows = read_metrics(path)
-    new = {"step": int(step), **{name: _plain(value) for name, value in row.items()}}
-    before, after = ([r for r in rows if (r["step"] <= step) == early] for early in (True, False))
-    write_atomically(path, b"".join(map(_line, [*before, new, *after])))
+    before, after = ([dict(r) for r in rows if (r["step"] <= step) == early] for early in (True, False))
+    together = [*before, _row(step, row), *after]
+    write_atomically(path, b"".join(map(_line, together)))
+    return together
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -83,11 +66,14 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 class MetricsFile:
-    """`metrics.jsonl`: one JSON object a line, each step once, each line on the disk before `append` returns."""
+    """`metrics.jsonl`: one JSON object a line, each step once, each line on the disk before `append` returns.
 
-    def __init__(self, file: BinaryIO, last_step: int):
+    `rows` are those of the file, as `read_metrics` would give them; it grows with it.
+    """
+
+    def __init__(self, file: BinaryIO, rows: list[dict[str, Any]]):
         self._file = file
-        self._last_step = last_step
+        self.rows = rows
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], resume_step: int | None = None) -> "MetricsFile":
@@ -104,7 +90,7 @@ class MetricsFile:
         rows = [] if resume_step is None else [row for row in read_metrics(path) if row["step"] <= resume_step]
         write_atomically(path, b"".join(_line(row) for row in rows))
         # Unbuffered: a line reaches the system in one write, so only a crash of the machine can tear it.
-        return cls(open(path, "ab", buffering=0), rows[-1]["step"] if rows else -1)
+        return cls(open(path, "ab", buffering=0), rows)
 
     def append(self, step: int, row: Mapping[str, SupportsFloat]) -> None:
         """Write one line.
@@ -117,15 +103,16 @@ class MetricsFile:
         Raises `ValueError` for a step that is not greater than the last, or a number named `"step"`; `OSError` if the
         disk refuses.
         """
-        if step <= self._last_step:
-            raise ValueError(f"step {step} does not come after step {self._last_step}: each step is written once")
+        if self.rows and step <= (last := self.rows[-1]["step"]):
+            raise ValueError(f"step {step} does not come after step {last}: each step is written once")
         if "step" in row:
             raise ValueError("a row of metrics cannot have a number named 'step'")
-        line = _line({"step": int(step), **{name: _plain(value) for name, value in row.items()}})
+        whole = _row(step, row)
+        line = _line(whole)
         while line:  # a disk that is filling up takes a part of it, and refuses the rest only when asked again
             line = line[self._file.write(line) :]
         os.fsync(self._file.fileno())
-        self._last_step = step
+        self.rows.append(whole)
 
     def close(self) -> None:
         """Close the file; to do it twice is harmless."""
@@ -136,6 +123,10 @@ class MetricsFile:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _row(step: int, row: Mapping[str, SupportsFloat]) -> dict[str, Any]:
+    return {"step": int(step), **{name: _plain(value) for name, value in row.items()}}
 
 
 def _line(row: Mapping[str, Any]) -> bytes:

@@ -3,12 +3,12 @@
 import json
 import math
 import os
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from umd_eqx.display import Display
 from umd_eqx.report.metrics import read_metrics
 
 UNTRAINED = "eval/untrained/"
@@ -22,26 +22,33 @@ class RunDirectory:
     - `path`: the folder.
     - `rows`: the lines of `metrics.jsonl`, oldest first.
     - `config`, `environment`: what the two JSON files hold.
+    - `displays`: what its evaluations show of themselves, by their names.
     """
 
     path: Path
     rows: list[dict[str, Any]]
     config: Any
     environment: Any
+    displays: Mapping[str, Display] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, path: str | os.PathLike[str]) -> "RunDirectory":
+    def read(
+        cls, path: str | os.PathLike[str], displays: Mapping[str, Display] | None = None, *, config: Any = None
+    ) -> "RunDirectory":
         """Read a run directory.
 
         **Arguments:**
 
         - `path`: a local folder.
+        - `displays`: what its evaluations show of themselves. None: their numbers are in a table, and that is all.
+        - `config`: what its `config.json` holds, where that was read already.
 
         Raises `BadInput` if `metrics.jsonl` is corrupt before its last line.
         """
         folder = Path(path)
-        config, environment = _read_json(folder / "config.json"), _read_json(folder / "environment.json")
-        return cls(folder, read_metrics(folder / "metrics.jsonl"), config, environment)
+        config = _read_json(folder / "config.json") if config is None else config
+        environment = _read_json(folder / "environment.json")
+        return cls(folder, read_metrics(folder / "metrics.jsonl"), config, environment, displays or {})
 
     def fact(self, name: str) -> Any:
         """A fact from the top level of `environment.json`, else of `config.json`, else of its `"config"`; or None.
@@ -85,28 +92,41 @@ class RunDirectory:
         points = first + [(float(row["step"]), number(row[name])) for row in self.rows if name in row]
         return [step for step, _ in points], [value for _, value in points]
 
-    def headlines(self) -> list[str]:
-        """The names of the numbers that stand for the run: the accuracy of each few-shot probe on one kind of features.
-
-        The kind is fixed by the configuration before anything is measured (`FewShot.headline`); it is not the best of
-        several. Where the configuration says nothing, it is the class tokens, as in the reference.
-        """
-        kinds: dict[str, list[str]] = {}
+    def evaluations(self) -> dict[str, list[str]]:
+        """The names of the numbers of each evaluation, without `eval/<evaluation>/`, by the evaluation's name."""
+        found: dict[str, list[str]] = {}
         for name in self.names():
-            match = re.fullmatch(r"eval/(.+)/([^/]+)/top1", name)
-            if match and not match[2].startswith("raw_pixels"):
-                kinds.setdefault(match[1], []).append(match[2])
-        evaluators = self.fact("eval")
-        found = []
-        for evaluation, measured in kinds.items():
-            # What was measured again, by other settings, has these in brackets behind its name.
-            name = evaluation.partition("[")[0]
-            settings = evaluators.get(name) if isinstance(evaluators, Mapping) else None
-            settings = settings if isinstance(settings, Mapping) else {}
-            features = settings.get("features")
-            wanted = [settings.get("headline"), *(features if isinstance(features, list) else []), "class_tokens"]
-            found.append(f"eval/{evaluation}/{next(kind for kind in (*wanted, *measured) if kind in measured)}/top1")
+            if name.startswith("eval/"):
+                evaluation, _, number = name.removeprefix("eval/").partition("/")
+                found.setdefault(evaluation, []).append(number)
         return found
+
+    def display(self, evaluation: str) -> Display:
+        """What an evaluation shows of itself."""
+        # What was measured again, by other settings, has these in brackets behind its name.
+        return self.displays.get(evaluation.partition("[")[0], Display())
+
+    def headlines(self) -> dict[str, str]:
+        """The names of the numbers that stand for the run, at most one of each evaluation, and what they are.
+
+        Which it is was fixed by the configuration before anything was measured; it is not the best of several.
+        """
+        found = {}
+        for evaluation, numbers in self.evaluations().items():
+            display = self.display(evaluation)
+            if (headline := display.headline_of(numbers)) is not None:
+                number, line = headline
+                title = evaluation if display.title is None or "[" in evaluation else display.title
+                text = display.headline_text.format(line=line.replace("_", " "))
+                found[f"eval/{evaluation}/{number}"] = f"{title} {text}"
+        return found
+
+    def last_values(self) -> dict[str, Any]:
+        """The last value of each number by its name, and the last step; null is None."""
+        last: dict[str, Any] = {}
+        for row in self.rows:
+            last |= row
+        return last
 
     def last(self, name: str) -> float | None:
         """The last finite value of a number, or None.

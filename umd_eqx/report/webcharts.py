@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Literal, NamedTuple
 
+from umd_eqx.display import Chart, Section
 from umd_eqx.report.curves import SERIES, Line, chart, drawable, smooth, sparkline, usual_window
 from umd_eqx.report.rundir import RunDirectory, number
 
@@ -20,7 +21,6 @@ _SHARES = ("throughput/mfu", "throughput/data_wait")
 _WIDE, _MAIN, _SIDE, _SMALL = (1000, 360), (600, 360), (400, 360), (320, 210)
 _MOST_PANELS = 18
 _HEADLINE = " (headline)"
-_NOISE_LEVEL = re.compile(r"eval/denoising/(.+)/t([0-9]*\.?[0-9]+)")
 
 
 class _Item(NamedTuple):
@@ -30,59 +30,97 @@ class _Item(NamedTuple):
     value: str
 
 
-def probes(run: RunDirectory) -> str:
-    """The headline: accuracy of the probes against the step, few-shot and nearest neighbours.
+def sections(run: RunDirectory, *, leading: bool) -> str:
+    """The charts that the evaluations of a run ask for (`umd_eqx.display.Section`).
 
     **Arguments:**
 
     - `run`: the run.
+    - `leading`: whether those that come before the curves of the training, or the others.
     """
-    kinds = (
-        ("fewshot", "Few-shot linear probe, top-1", r"eval/fewshot/(.+)/top1"),
-        ("knn", "Nearest neighbours, top-1", r"eval/fewshot/(.+)/knn"),
+    return "".join(
+        _section(run, evaluation, section)
+        for evaluation, display in run.displays.items()
+        for section in display.sections
+        if section.leading == leading
     )
-    present = [(kind, title, lines) for kind, title, pattern in kinds if (lines := _probe_lines(run, pattern))]
-    if not present:
+
+
+def _section(run: RunDirectory, evaluation: str, section: Section) -> str:
+    display = run.display(evaluation)
+    drawn = [(one, *found) for one in section.charts if (found := _drawn(run, evaluation, one))]
+    if not drawn:
         return ""
-    sizes = (_MAIN, _SIDE) if len(present) == 2 else (_WIDE,)
-    cards = []
-    for (kind, title, lines), size in zip(present, sizes, strict=True):
-        legend = [_Item(line, f"{_last(line):.1f}%") for line in lines if line.label]
-        cards.append(_card(title, lines, f"probe-{kind}", size, legend, unit="percent"))
-    note = "Dotted: the same features before training (step 0)."
-    if any(line.label.endswith(_HEADLINE) for _, _, lines in present for line in lines):
-        note = (
-            "The headline is the kind of features that the configuration names; the others are for comparison, and the "
-            f"best of them would be a choice made on the test images. {note}"
-        )
-    if any(line.style == "dashed" for _, _, lines in present for line in lines):
-        note += " Dashed: a probe of the raw pixels."
-    columns = "headline two" if len(present) == 2 else "headline"
-    return (
-        "<section>\n<h2>Probe accuracy</h2>\n"
-        f'<div class="{columns}">\n{"".join(cards)}</div>\n<p class="note">{note}</p>\n</section>\n'
-    )
+    sizes = (_MAIN, _SIDE) if len(drawn) == 2 else (_WIDE,) * len(drawn)
+    cards = [
+        _card(title, lines, f"{_word(evaluation)}-{one.name}", size, legend, x_label=one.x_label, unit=one.unit)
+        for (one, title, lines, legend, _), size in zip(drawn, sizes, strict=True)
+    ]
+    every = [line for _, _, lines, _, _ in drawn for line in lines]
+    steps = [f"At step {step:,}." for one, *_, step in drawn if one.against_x]
+    marked = any(line.label.endswith(_HEADLINE) for line in every)
+    level = any(line.style == "dashed" for line in every)
+    parts = [section.headline_note * marked, section.note, section.baseline_note * level, *dict.fromkeys(steps)]
+    notes = [escape(" ".join(part for part in parts if part))]
+    numbers = run.evaluations().get(evaluation, [])
+    if display.warning and any(re.fullmatch(display.warned or "", number) for number in numbers):
+        notes.append(f"Warning: {escape(display.warning)}.")
+    text = "".join(f'<p class="note">{note}</p>\n' for note in notes if note)
+    columns = "headline two" if len(drawn) == 2 else "headline"
+    charts = f'<div class="{columns}">\n{"".join(cards)}</div>\n'
+    return f"<section>\n<h2>{escape(section.title)}</h2>\n{charts}{text}</section>\n"
 
 
-def _probe_lines(run: RunDirectory, pattern: str) -> list[Line]:
-    headlines = run.headlines()
-    first = {name.removeprefix("eval/fewshot/").removesuffix("/top1") for name in headlines}
-    probed = {name: match[1] for name in run.names() if (match := re.fullmatch(pattern, name))}
-    # The headline's kind of features comes first in each chart, so that it has one colour.
-    probed = dict(sorted(probed.items(), key=lambda item: item[1] not in first))
+def _drawn(run: RunDirectory, evaluation: str, asked: Chart) -> tuple[str, list[Line], list[_Item], int] | None:
+    """Title, lines, legend and last step of a chart; None where there is nothing to draw."""
+    prefix = f"eval/{evaluation}/"
+    found = {
+        f"{prefix}{number}": match
+        for number in run.evaluations().get(evaluation, [])
+        if (match := re.fullmatch(asked.pattern, number))
+    }
+    step, lines = _against_x(run, found) if asked.against_x else (0, _against_steps(run, evaluation, found, asked))
+    lines = drawable(lines)
+    if not lines:
+        return None
+    title = asked.title.format(**next(iter(found.values())).groupdict())
+    values = {"percent": "{:.1f}%", "share": "{:.3g}", "": "{:.3g}"}[asked.unit]
+    legend = [_Item(line, "" if asked.against_x else values.format(_last(line))) for line in lines if line.label]
+    return title, lines, legend, step
+
+
+def _against_x(run: RunDirectory, found: Mapping[str, re.Match[str]]) -> tuple[int, list[Line]]:
+    """The last step at which there are such numbers, and their lines against the numbers in their names."""
+    row = next((row for row in reversed(run.rows) if any(name in row for name in found)), {"step": 0})
+    points: dict[str, list[tuple[float, float]]] = {}
+    for name, match in found.items():
+        if name in row:
+            points.setdefault(match["line"], []).append((float(match["x"]), number(row[name])))
+    lines = []
+    for series, (label, some) in enumerate(points.items()):
+        x, y = zip(*sorted(some), strict=True)
+        lines.append(Line(label, x, y, series))
+    return row["step"], lines
+
+
+def _against_steps(run: RunDirectory, evaluation: str, found: Mapping[str, re.Match[str]], asked: Chart) -> list[Line]:
+    display, headlines = run.display(evaluation), run.headlines()
+    chosen = display.headline_of(run.evaluations().get(evaluation, []))
+    # The headline's line comes first in each chart, so that it has one colour.
+    ordered = sorted(found.items(), key=lambda item: chosen is None or item[1]["line"] != chosen[1])
     end = float(max(row["step"] for row in run.rows)) if run.rows else 0.0
     lines, levels = [], []
-    for name, feature in probed.items():
+    for name, match in ordered:
         x, y = run.curve(name)
-        label = feature.replace("_", " ")
-        if feature.split("/")[-1].startswith("raw_pixels"):
+        label = match["line"].replace("_", " ")
+        if display.is_baseline(match["line"]):
             if y and math.isfinite(y[-1]):
                 levels.append(Line(label, [0.0, end], [y[-1]] * 2, None, "dashed"))
             continue
         lines.append(Line(label + _HEADLINE * (name in headlines), x, y, len(lines)))
-        if x[0] == 0 and len(x) > 1:
+        if asked.first_as_level and x[0] == 0 and len(x) > 1:
             levels.append(Line("", [0.0, end], [y[0]] * 2, lines[-1].series, "dotted"))
-    return drawable([*lines, *levels])
+    return [*lines, *levels]
 
 
 def training(run: RunDirectory) -> str:
@@ -106,7 +144,7 @@ def training(run: RunDirectory) -> str:
             lines += [Line("", x, y, series, "raw"), line]
             legend.append(_Item(line, f"{_last(line):.4g}"))
     if lines:
-        cards.append(f'<div class="headline">\n{_card("Loss", lines, "loss", _WIDE, legend)}</div>\n')
+        cards.append(f'<div class="headline">\n{_card("Loss", lines, "loss", _WIDE, legend, may_be_log=True)}</div>\n')
     small = []
     ordered = [*(name for name in _TITLES if name in names), *(n for n in names if n not in _TITLES)]
     for index, name in enumerate([name for name in ordered if name not in losses][:_MOST_PANELS]):
@@ -122,84 +160,6 @@ def training(run: RunDirectory) -> str:
     return f"<section>\n<h2>Training</h2>\n{''.join(cards)}</section>\n" if cards else ""
 
 
-def denoising(run: RunDirectory) -> str:
-    """The error of each head against the noise level, at the last evaluation.
-
-    **Arguments:**
-
-    - `run`: the run.
-    """
-    heads: dict[str, list[tuple[float, float]]] = {}
-    step = 0
-    for row in reversed(run.rows):
-        found = [(match, number(value)) for name, value in row.items() if (match := _NOISE_LEVEL.fullmatch(name))]
-        if not found:
-            continue
-        step = row["step"]
-        for match, value in found:
-            heads.setdefault(match[1], []).append((float(match[2]), value))
-        break
-    lines = []
-    for series, (head, points) in enumerate(heads.items()):
-        times, errors = zip(*sorted(points), strict=True)
-        lines.append(Line(head, times, errors, series))
-    lines = drawable(lines)
-    if not lines:
-        return ""
-    legend = [_Item(line, "") for line in lines]
-    card = _card("Squared error", lines, "denoising", _WIDE, legend, x_label="noise level t  (0 clean, 1 noise)")
-    return (
-        f'<section>\n<h2>Denoising</h2>\n<div class="headline">\n{card}</div>\n'
-        f'<p class="note">At step {step:,}.</p>\n</section>\n'
-    )
-
-
-def generation(run: RunDirectory) -> str:
-    """How far samples are from real images, and how many are of the class asked for, by guidance, against the step.
-
-    **Arguments:**
-
-    - `run`: the run.
-    """
-    cards = []
-    for kind, title, pattern in (
-        ("distance", "Distance of the samples from real images", r"eval/generation/(.+)/(cfg[0-9.]+)/(fid|fd_\w+)"),
-        ("recognised", "Samples recognised as the class asked for", r"eval/generation/(.+)/(cfg[0-9.]+)/(recognised)"),
-    ):
-        found = {name: match for name in run.names() if (match := re.fullmatch(pattern, name))}
-        lines = drawable([Line(match[2], *run.curve(name), i) for i, (name, match) in enumerate(found.items())])
-        if lines:
-            first = next(iter(found.values()))
-            legend = [_Item(line, f"{_last(line):.3g}") for line in lines]
-            unit = "share" if kind == "recognised" else ""
-            title = f"{title} ({first[3]}, {first[1]})" if kind == "distance" else title
-            cards.append((title, lines, f"generation-{kind}", legend, unit))
-    if not cards:
-        return ""
-    sizes = (_MAIN, _SIDE) if len(cards) == 2 else (_WIDE,)
-    charts = [
-        _card(title, lines, name, size, legend, unit=unit)
-        for (title, lines, name, legend, unit), size in zip(cards, sizes, strict=True)
-    ]
-    columns = "headline two" if len(cards) == 2 else "headline"
-    note = _unfamiliar(run)
-    return f'<section>\n<h2>Generation</h2>\n<div class="{columns}">\n{"".join(charts)}</div>\n{note}</section>\n'
-
-
-def _unfamiliar(run: RunDirectory) -> str:
-    """The warning of `umd_eqx.eval.extractors.unfamiliar`, where its numbers are shown."""
-    data = run.fact("data")
-    name = data.get("name") if isinstance(data, Mapping) else None
-    scored = any(re.fullmatch(r"eval/generation/.+/fd_fashion", number) for number in run.names())
-    if not scored or name in (None, "fashion_mnist"):
-        return ""
-    return (
-        f'<p class="note">Warning: images of {escape(str(name))} are scored by a classifier of clothes '
-        "(Fashion-MNIST), which says little of other images: compare these numbers with care, and only with each "
-        "other.</p>\n"
-    )
-
-
 def evaluations(run: RunDirectory) -> str:
     """A table of every number of the evaluations: the first, the last, and how it went.
 
@@ -208,22 +168,23 @@ def evaluations(run: RunDirectory) -> str:
     - `run`: the run.
     """
     groups: dict[str, list[str]] = {}
+    folded: dict[str, tuple[str, list[str]]] = {}
     for name in run.names():
         if not name.startswith("eval/"):
             continue
         x, y = run.curve(name)
         group, _, rest = name.removeprefix("eval/").partition("/")
-        # What the chart of the noise levels shows is folded away, so that it does not bury the few numbers of the rest.
-        group = "denoising, by noise level" if _NOISE_LEVEL.fullmatch(name) else group
-        cells = (_value(name, y[0]) if len(y) > 1 else "", _value(name, y[-1]), f"{x[-1]:,.0f}", sparkline(y))
-        groups.setdefault(group, []).append(
-            f'<tr><th scope="row">{escape(rest or group)}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>\n'
-        )
-    folded = groups.pop("denoising, by noise level", None)
+        first = shown_value(run, name, y[0]) if len(y) > 1 else ""
+        cells = (first, shown_value(run, name, y[-1]), f"{x[-1]:,.0f}", sparkline(y))
+        line = f'<tr><th scope="row">{escape(rest or group)}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>\n'
+        # What a chart shows against numbers in names is folded away: it would bury the few numbers of the rest.
+        if (title := _folded(run, group, rest)) is not None:
+            folded.setdefault(title, (group, []))[1].append(line)
+        else:
+            groups.setdefault(group, []).append(line)
     parts = [_table(group, rows) for group, rows in groups.items()]
-    if folded:
-        table = _table("denoising", folded)
-        parts.append(f"<details>\n<summary>Denoising, by noise level</summary>\n{table}</details>\n")
+    for title, (group, rows) in folded.items():
+        parts.append(f"<details>\n<summary>{escape(title)}</summary>\n{_table(group, rows)}</details>\n")
     if any("[" in group for group in groups):
         note = "In brackets: settings that the evaluation was repeated with when the run was finished."
         parts.append(f'<p class="note">{note}</p>\n')
@@ -236,11 +197,26 @@ def _table(title: str, rows: Sequence[str]) -> str:
     return f'<div class="scroll">\n<table>\n{body}\n</table>\n</div>\n'
 
 
-def _value(name: str, value: float) -> str:
+def _folded(run: RunDirectory, evaluation: str, number: str) -> str | None:
+    """The title under which a number is folded away; None where it is not."""
+    for section in run.display(evaluation).sections:
+        for one in section.charts:
+            if one.folded is not None and re.fullmatch(one.pattern, number):
+                again = evaluation.partition("[")
+                return f"{section.title}{again[1]}{again[2]}, {one.folded}"
+    return None
+
+
+def shown_value(run: RunDirectory, name: str, value: float) -> str:
+    """A number of an evaluation as it is written on the page, by its name."""
     if not math.isfinite(value):
         return "nan"
-    accuracy = re.search(r"/(top1\w*|knn)$", name)
-    return f"{value:.1f}%" if accuracy else f"{value:.4g}"
+    evaluation, _, number = name.removeprefix("eval/").partition("/")
+    return f"{value:.1f}%" if run.display(evaluation).is_percent(number) else f"{value:.4g}"
+
+
+def _word(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9-]+", "-", name)
 
 
 def _last(line: Line) -> float:
@@ -256,10 +232,11 @@ def _card(
     *,
     x_label: str = "step",
     unit: Literal["", "percent", "share"] = "",
+    may_be_log: bool = False,
 ) -> str:
-    """A chart with its title and legend."""
+    """A chart with its title and legend; `may_be_log` where numbers of very different size are to be told apart."""
     values = [value for line in lines for value in line.y if math.isfinite(value)]
-    log = title == "Loss" and min(values) > 0 and max(values) > 8 * min(values)
+    log = may_be_log and min(values) > 0 and max(values) > 8 * min(values)
     svg = chart(lines, title=escape(title), name=name, size=size, x_label=x_label, unit=unit, log=log)
     entries = "".join(
         f'<li><span class="swatch {line.style} s{"t" if line.series is None else line.series % SERIES}"></span>'

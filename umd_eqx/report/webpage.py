@@ -1,4 +1,4 @@
-"""The page of a run: one file, drawn from the run directory alone, that opens anywhere and fetches nothing.
+"""The page of a run: one file, drawn from the run directory and what its evaluations show, that fetches nothing.
 
 The names of the numbers are those in `sinks.py`. Facts about the run are read from the top level of
 `environment.json`, then of `config.json`, then of the `"config"` in it: `preset`, `name`, `steps` (at which the run
@@ -9,7 +9,6 @@ left out.
 import base64
 import json
 import math
-import os
 import shlex
 import statistics
 from collections.abc import Mapping, Sequence
@@ -17,26 +16,15 @@ from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from umd_eqx.files import write_atomically
 from umd_eqx.report.curves import smooth, usual_window
-from umd_eqx.report.metrics import write_atomically
 from umd_eqx.report.rundir import RunDirectory
 from umd_eqx.report.stylesheet import STYLE
 from umd_eqx.report.terminal import duration
-from umd_eqx.report.webcharts import denoising, evaluations, generation, probes, training
+from umd_eqx.report.webcharts import evaluations, sections, shown_value, training
 
 PICTURE_BYTES = 5_500_000
 """All pictures of a page together, before base64 makes them 4/3 as large: the page stays under about 8 MB."""
-
-CAPTIONS = {
-    "reconstruction-pictures": "Masked reconstruction. Rows: image, what the encoder sees, prediction, both combined",
-    "denoising-pictures": "Denoising. In each row: image, then noised and denoised, at growing noise levels",
-    "tokenizer-pictures": "Images, and below each what became of it as a latent and back",
-    "generation-cfg1": "Samples without guidance, a class a row, always of the same noise",
-    "generation-cfg2": "Samples at guidance 2, a class a row, always of the same noise",
-    "generation-cfg4": "Samples at guidance 4, a class a row, always of the same noise",
-    "generation-film": "Samples coming out of the noise: the clean image as it is predicted on the way",
-}
-"""What is to be seen on the pictures of the evaluations that come with the package."""
 
 EARLIER = 6
 """How many earlier versions of a picture a page shows at most."""
@@ -44,33 +32,31 @@ EARLIER = 6
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
-def write_webpage(run_dir: str | os.PathLike[str]) -> Path:
-    """Write `report.html` into the run directory, from what lies there, and return its path.
+def write_webpage(run: RunDirectory) -> Path:
+    """Write `report.html` into the run directory, from what is known of the run and its pictures; return its path.
 
     Any part of the run may be missing or empty. The file is replaced in one piece.
 
     **Arguments:**
 
-    - `run_dir`: a local folder that exists.
+    - `run`: a run under way, or what `RunDirectory.read` gives of a finished one.
 
-    Raises `BadInput` if `metrics.jsonl` is corrupt before its last line, `OSError` if the disk refuses.
+    Raises `OSError` if the disk refuses.
     """
-    run = RunDirectory.read(run_dir)
-    sections = (
+    parts = (
         _header(run),
-        probes(run),
+        sections(run, leading=True),
         training(run),
-        denoising(run),
-        generation(run),
+        sections(run, leading=False),
         evaluations(run),
-        _pictures(run.path),
+        _pictures(run),
         _reproduce(run),
     )
     page = (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f'<title>{escape(_name(run))}</title>\n<link rel="icon" href="data:,">\n'
-        f"<style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n{''.join(sections)}</main>\n</body>\n</html>\n"
+        f"<style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n{''.join(parts)}</main>\n</body>\n</html>\n"
     )
     path = run.path / "report.html"
     write_atomically(path, page.encode("utf-8", "replace"))
@@ -107,11 +93,9 @@ def _facts(run: RunDirectory) -> dict[str, str]:
         facts["status"] = f"finished, {step:,} steps"
     else:
         facts["status"] = f"at step {step:,}" + (f" of {steps:,}" if steps is not None else "")
-    for name in run.headlines():
-        evaluation, kind, _ = name.removeprefix("eval/").rsplit("/", 2)
-        accuracy, title = run.last(name), "few-shot" if evaluation == "fewshot" else evaluation
-        if accuracy is not None:
-            facts[f"{title} top-1, {kind.replace('_', ' ')}"] = f"{accuracy:.1f}%"
+    for name, text in run.headlines().items():
+        if (value := run.last(name)) is not None:
+            facts[text] = shown_value(run, name, value)
     if math.isfinite(loss):
         facts["loss, smoothed"] = f"{loss:.4g}"
     if rates:
@@ -131,10 +115,19 @@ class _Picture(NamedTuple):
     data: bytes
 
 
-def _pictures(directory: Path) -> str:
+def _captions(run: RunDirectory) -> dict[str, str]:
+    """What is to be seen on the pictures of the evaluations, by the names of their folders."""
+    captions = {}
+    for evaluation, display in run.displays.items():
+        captions |= {f"{evaluation}-{name}": text for name, text in display.captions.items()}
+    return captions
+
+
+def _pictures(run: RunDirectory) -> str:
     """The newest of each picture at full width, earlier ones folded away; the newest have first call on the room."""
     found: dict[str, list[Path]] = {}
-    for path in sorted((directory / "pictures").glob("*/*.png")):
+    captions = _captions(run)
+    for path in sorted((run.path / "pictures").glob("*/*.png")):
         found.setdefault(path.parent.name, []).append(path)
     newest = {name: paths[-1] for name, paths in found.items()}
     earlier = {name: _spread(paths[:-1], EARLIER) for name, paths in found.items()}
@@ -149,7 +142,7 @@ def _pictures(directory: Path) -> str:
     figures = []
     for name, path in newest.items():
         old = [shown[one] for one in earlier[name] if one in shown]
-        figure = _figure(shown[path], f"{CAPTIONS.get(name, name)}, step {_step(path):,}") if path in shown else ""
+        figure = _figure(shown[path], f"{captions.get(name, name)}, step {_step(path):,}") if path in shown else ""
         if old:
             strip = "".join(_figure(picture, f"step {int(picture.step):,}") for picture in old)
             figure += f'<details>\n<summary>Earlier: {escape(name)}</summary>\n<div class="strip">\n{strip}</div>\n'

@@ -1,0 +1,61 @@
+"""Means over many images, batch by batch over the devices."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+
+from umd_eqx.data.loader import evaluation_batches
+from umd_eqx.data.source import DataSource
+from umd_eqx.data.transforms import EvalTransform
+from umd_eqx.eval.base import spread
+from umd_eqx.models.finished import PerImage
+from umd_eqx.programs import Program
+from umd_eqx.sharding import batch_sharding, in_pieces, make_mesh, place, replicated, whole_batch
+
+
+def mean_over_images(
+    function: PerImage,
+    model: Any,
+    source: DataSource,
+    size: int,
+    *,
+    batch_size: int = 256,
+    images: int = 10_000,
+    mesh: Mesh | None = None,
+) -> Float[np.ndarray, "k"]:
+    """The mean of `function(model, image)` in float64, over `images` images that are spread over the source.
+
+    **Arguments:**
+
+    - `function`: of one image, with values in [-1, 1]; of one shape for all.
+    - `model`: a PyTree.
+    - `size`: to which images are brought, in pixels a side.
+    - `batch_size`: images at once, rounded up to a multiple of the devices.
+    - `mesh`: the devices that share each batch; all if not given.
+
+    **Raises:** what the source raises, and `ValueError` where no image can be read.
+    """
+    mesh = make_mesh() if mesh is None else mesh
+    model, batch_size = place(model, replicated(mesh)), whole_batch(batch_size, mesh)
+    total, count = np.zeros(()), 0
+    for batch in evaluation_batches(source, EvalTransform(size), batch_size, spread(images, len(source))):
+        given = jax.device_put(batch.image, batch_sharding(mesh))
+        values = np.asarray(_values(function, model, given, mesh), np.float64)[np.asarray(batch.valid)]
+        total, count = total + values.sum(axis=0), count + len(values)
+    if not count:
+        raise ValueError("no image could be read")
+    return total / count
+
+
+def mean_program(function: PerImage, model: Any, images: jax.ShapeDtypeStruct, mesh: Mesh) -> Program:
+    """What `mean_over_images` compiles for a batch, by shapes alone."""
+    return Program(_values, (function, model, images, mesh))
+
+
+@eqx.filter_jit
+def _values(function: PerImage, model: Any, images: Float[Array, "b h w c"], mesh: Mesh) -> Float[Array, "b k"]:
+    return in_pieces(lambda image: function(model, image), images, mesh)
