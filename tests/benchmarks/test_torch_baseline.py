@@ -13,7 +13,7 @@ import pytest
 from umd_eqx import presets
 from umd_eqx.config import build
 from umd_eqx.models import AutoEncoder
-from umd_eqx.optim import OptimConfig
+from umd_eqx.optimisers import AdamW
 from umd_eqx.train import loss_and_grads
 
 pytest.importorskip("flax", reason='pip install "umd_eqx[bench]"')
@@ -87,7 +87,7 @@ def test_loss_and_gradient_of_the_first_step_are_ours(bench, made, system):
 
 def test_updates_are_ours(bench, made):
     """Clipping, moments, decay and schedule, on the same gradients; both moments of ours are float32 here."""
-    optim = OptimConfig(lr=0.01, lr_batch_size=4, steps=6, warmup=0.4, mu_dtype="float32")
+    optim = AdamW(lr=0.01, lr_batch_size=4, steps=6, warmup=0.4, mu_dtype="float32")
     built, model = made("umd", optim=optim)
     trainer = bench("torch_weights").trainer("umd", built, model)
     before = parameters(bench, "umd", built, model)
@@ -139,7 +139,7 @@ def test_a_draw_has_a_time_and_noise_for_each_noised_image_and_an_order_for_all(
 
 
 def test_steps_train(bench, made):
-    optim = OptimConfig(lr=1e-3, lr_batch_size=None, steps=100, warmup=0.01)
+    optim = AdamW(lr=1e-3, lr_batch_size=None, steps=100, warmup=0.01)
     built, model = made("umd", optim=optim)
     trainer = bench("torch_weights").trainer("umd", built, model)
     torch.manual_seed(0)
