@@ -19,17 +19,17 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from umd_eqx.cli import exit_with
-from umd_eqx.config import build
-from umd_eqx.errors import BadInput, require_writable
-from umd_eqx.files import save_json
-from umd_eqx.flops import encode_flops, measured_peak_flops
-from umd_eqx.latents import draw_stored, encode_batch, join_moments
-from umd_eqx.models.tokenizer import AbstractTokenizer
-from umd_eqx.presets import latent_umd
-from umd_eqx.tokenizers import LoadedTokenizer, load_tokenizer
-from umd_eqx.train import TrainState, train_step
-from umd_eqx.types import Batch
+from umd_eqx.commands.cli import exit_with
+from umd_eqx.core.errors import BadInput, require_writable
+from umd_eqx.core.files import save_json
+from umd_eqx.core.types import Batch
+from umd_eqx.latents.stream import draw_stored, encode_batch, join_moments
+from umd_eqx.models.tokenizers.base import AbstractTokenizer
+from umd_eqx.recipes.config import build
+from umd_eqx.recipes.pretrain import latent_umd
+from umd_eqx.runs.tokenizers import LoadedTokenizer, load_tokenizer
+from umd_eqx.training.flops import encode_flops, measured_peak_flops
+from umd_eqx.training.step import TrainState, train_step
 
 
 @dataclasses.dataclass(frozen=True)

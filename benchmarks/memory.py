@@ -19,20 +19,20 @@ from typing import Any
 import jax
 import tyro
 
-from umd_eqx.classifier_training import CLASSIFIERS
-from umd_eqx.cli import exit_with
-from umd_eqx.config import Config, build
-from umd_eqx.errors import BadInput, require_writable
+from umd_eqx.commands.cli import exit_with
+from umd_eqx.core.errors import BadInput, require_writable
+from umd_eqx.core.files import save_json
+from umd_eqx.core.programs import Memory, Program, abstract, compiled_memory
+from umd_eqx.core.sharding import batch_sharding, make_mesh, replicated
 from umd_eqx.eval.averages import mean_program
-from umd_eqx.files import save_json
-from umd_eqx.finetuning import FINETUNE
-from umd_eqx.memory import STEP, programs
-from umd_eqx.models.tokenizer import AbstractTokenizer
-from umd_eqx.models.tokenizer_file import latent_moments
-from umd_eqx.presets import PRETRAIN
-from umd_eqx.programs import Memory, Program, abstract, compiled_memory
-from umd_eqx.sharding import batch_sharding, make_mesh, replicated
-from umd_eqx.tokenizer_training import TOKENIZERS
+from umd_eqx.models.tokenizers.base import AbstractTokenizer
+from umd_eqx.models.tokenizers.files import latent_moments
+from umd_eqx.recipes.classifier import CLASSIFIERS
+from umd_eqx.recipes.config import Config, build
+from umd_eqx.recipes.finetune import FINETUNE
+from umd_eqx.recipes.pretrain import PRETRAIN
+from umd_eqx.recipes.tokenizers import TOKENIZERS
+from umd_eqx.runs.memory import STEP, programs
 
 RECIPES = {
     **PRETRAIN,

@@ -17,16 +17,17 @@ import numpy as np
 import tyro
 from jaxtyping import Array, Int
 
-from umd_eqx.cli import exit_with
-from umd_eqx.errors import BadInput, require_writable
+from umd_eqx.commands.cli import exit_with
+from umd_eqx.core.errors import BadInput, require_writable
+from umd_eqx.core.files import save_json
+from umd_eqx.core.paths import AbstractPath
+from umd_eqx.core.sharding import make_mesh, whole_batch
 from umd_eqx.eval import EvalContext
 from umd_eqx.eval.extractors import choose_extractor
 from umd_eqx.eval.generation import path_for
 from umd_eqx.eval.protocol import UMD10K, labels_for, scale
 from umd_eqx.eval.yardstick import Yardstick, measure_generation
-from umd_eqx.files import save_json
-from umd_eqx.paths import AbstractPath
-from umd_eqx.pretrained import from_pretrained
+from umd_eqx.runs.pretrained import from_pretrained
 from umd_eqx.sampling import (
     DDIM,
     AbstractDenoiser,
@@ -42,7 +43,6 @@ from umd_eqx.sampling import (
     sample,
 )
 from umd_eqx.sampling.batch import image_noise
-from umd_eqx.sharding import make_mesh, whole_batch
 
 Method = Literal["tsit5", "dopri5"]
 

@@ -21,15 +21,15 @@ import numpy as np
 import tyro
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from umd_eqx.cli import exit_with
-from umd_eqx.errors import BadInput
-from umd_eqx.files import save_json
+from umd_eqx.commands.cli import exit_with
+from umd_eqx.core.errors import BadInput
+from umd_eqx.core.files import save_json
+from umd_eqx.core.paths import NETWORK_STEPS, AbstractSmoothPath, CosinePath
+from umd_eqx.core.predictions import X0EpsPrediction
+from umd_eqx.core.types import Image
 from umd_eqx.models import AbstractModel, ModelConfig
-from umd_eqx.paths import NETWORK_STEPS, AbstractSmoothPath, CosinePath
-from umd_eqx.predictions import X0EpsPrediction
 from umd_eqx.sampling import DDIM, AbstractSampler, DPMSolverPP, Euler, Heun, ModelDenoiser, ReverseSDE
 from umd_eqx.sampling.levels import levels
-from umd_eqx.types import Image
 
 Name = Literal["ddim", "ancestral", "euler", "heun", "dpmpp", "sde"]
 SAME_IMAGES = 1e-3

@@ -11,10 +11,10 @@ import flax_baseline
 import jax
 import jax.numpy as jnp
 
-from umd_eqx.config import Built
+from umd_eqx.core.types import Batch
 from umd_eqx.models import AutoEncoder
-from umd_eqx.train import TrainState, compile_step
-from umd_eqx.types import Batch
+from umd_eqx.recipes.config import Built
+from umd_eqx.training.step import TrainState, compile_step
 
 
 @dataclasses.dataclass

@@ -23,17 +23,17 @@ import numpy as np
 import optax
 import tyro
 
-from umd_eqx import presets
-from umd_eqx.cli import exit_with
-from umd_eqx.config import Built, build
-from umd_eqx.errors import BadInput, require_writable
-from umd_eqx.files import save_json
-from umd_eqx.flops import measured_peak_flops
+from umd_eqx.commands.cli import exit_with
+from umd_eqx.core.errors import BadInput, require_writable
+from umd_eqx.core.files import save_json
+from umd_eqx.core.types import Batch
 from umd_eqx.models import AutoEncoder, from_reference
-from umd_eqx.models.stack import Remat
+from umd_eqx.models.vit.stack import Remat
 from umd_eqx.objectives import Draw
-from umd_eqx.train import loss_and_grads
-from umd_eqx.types import Batch
+from umd_eqx.recipes import pretrain as presets
+from umd_eqx.recipes.config import Built, build
+from umd_eqx.training.flops import measured_peak_flops
+from umd_eqx.training.step import loss_and_grads
 
 try:
     import flax_baseline

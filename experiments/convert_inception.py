@@ -7,14 +7,15 @@ import io
 from pathlib import Path
 from typing import Annotated, Any
 
-from umd_eqx.signals import interruptible_imports
+from umd_eqx.training.signals import interruptible_imports
 
 with interruptible_imports():
     import tyro
 
-    from umd_eqx.cli import exit_with
-    from umd_eqx.errors import BadInput
-    from umd_eqx.models.pretrained_inception import (
+    from umd_eqx.commands.cli import exit_with
+    from umd_eqx.core.errors import BadInput
+    from umd_eqx.core.tensors import write_tensors
+    from umd_eqx.models.extractors.pretrained_inception import (
         FILE,
         PUBLISHED,
         Published,
@@ -23,7 +24,6 @@ with interruptible_imports():
         fetch_published,
         read_published,
     )
-    from umd_eqx.tensors import write_tensors
 
 
 def convert(

@@ -3,8 +3,8 @@
 import equinox as eqx
 import jax.numpy as jnp
 
-from umd_eqx.models.tokenizer import AbstractTokenizer, Posterior
-from umd_eqx.types import Image, Latent
+from umd_eqx.core.types import Image, Latent
+from umd_eqx.models.tokenizers.base import AbstractTokenizer, Posterior
 
 
 class Rearranged(AbstractTokenizer):

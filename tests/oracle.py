@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from umd_eqx.masking import View, hidden_pixels
+from umd_eqx.core.masking import View, hidden_pixels
+from umd_eqx.core.paths import NETWORK_STEPS, AbstractPath
+from umd_eqx.core.predictions import AbstractPrediction, PredictionType, VPrediction, X0EpsPrediction, X0Prediction
+from umd_eqx.core.types import NO_CLASS, AbstractCond, Cond, Image, Label, Representation, Time
 from umd_eqx.models import AbstractPatchModel
-from umd_eqx.paths import NETWORK_STEPS, AbstractPath
-from umd_eqx.predictions import AbstractPrediction, PredictionType, VPrediction, X0EpsPrediction, X0Prediction
-from umd_eqx.types import NO_CLASS, AbstractCond, Cond, Image, Label, Representation, Time
 
 
 class Errors(NamedTuple):

@@ -17,15 +17,15 @@ import pytest
 from etils import epath
 from faults.tiny import compilation_cache as compilation_cache
 
-from umd_eqx import checkpoint
-from umd_eqx.checkpoint import Checkpoints, require_space
-from umd_eqx.config import Built, build
-from umd_eqx.errors import BadInput
-from umd_eqx.optimisers import AdamW
-from umd_eqx.presets import umd
-from umd_eqx.sharding import make_mesh, place, replicated
-from umd_eqx.train import TrainState
-from umd_eqx.types import DataSpec
+from umd_eqx.core.errors import BadInput
+from umd_eqx.core.sharding import make_mesh, place, replicated
+from umd_eqx.core.types import DataSpec
+from umd_eqx.recipes.config import Built, build
+from umd_eqx.recipes.pretrain import umd
+from umd_eqx.training import checkpoint
+from umd_eqx.training.checkpoint import Checkpoints, require_space
+from umd_eqx.training.optimisers import AdamW
+from umd_eqx.training.step import TrainState
 
 SPEC = DataSpec("fashion_mnist", 60_000, 10_000, 28, 28, 1, 10)
 

@@ -15,21 +15,22 @@ import tyro
 from faults.tiny import arrays, assert_equal_bit_for_bit, numbers, on_one_device
 from faults.tiny import compilation_cache as compilation_cache
 
-from umd_eqx.classifier_training import TRAINED, classifier, command_of, lacks_classifier, recipe_facts
 from umd_eqx.commands.training import Command
-from umd_eqx.config import Config, build
+from umd_eqx.core.errors import BadInput
+from umd_eqx.core.tensors import named_leaves
 from umd_eqx.data.loader import training_batches
 from umd_eqx.data.source import open_source
 from umd_eqx.data.transforms import TrainTransform
-from umd_eqx.dryrun import dry_run
-from umd_eqx.errors import BadInput
-from umd_eqx.models.classifier import FashionClassifier
-from umd_eqx.models.fashion import load_fashion_classifier, read_card
-from umd_eqx.optim import EmaConfig
-from umd_eqx.pretrained import from_pretrained
-from umd_eqx.run import run
-from umd_eqx.tensors import named_leaves
-from umd_eqx.trainable import AllExcept, Only
+from umd_eqx.models.extractors.classifier import FashionClassifier
+from umd_eqx.models.extractors.fashion import load_fashion_classifier, read_card
+from umd_eqx.recipes.classifier import classifier
+from umd_eqx.recipes.config import Config, build
+from umd_eqx.runs.classifier_training import TRAINED, command_of, lacks_classifier, recipe_facts
+from umd_eqx.runs.dryrun import dry_run
+from umd_eqx.runs.pretrained import from_pretrained
+from umd_eqx.runs.run import run
+from umd_eqx.training.optim import EmaConfig
+from umd_eqx.training.trainable import AllExcept, Only
 
 STEPS = 12
 
@@ -174,7 +175,7 @@ def test_a_dry_run_compiles_step_and_evaluation():
 def test_images_that_the_classifier_is_not_made_for_are_refused(field, size, channels, tmp_path, monkeypatch):
     config = small()
     spec = config.data.describe()._replace(channels=channels)
-    monkeypatch.setattr("umd_eqx.config.DataConfig.describe", lambda self: spec)
+    monkeypatch.setattr("umd_eqx.recipes.config.DataConfig.describe", lambda self: spec)
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, size=size))
     with pytest.raises(BadInput) as error:
         run(config, run_dir=tmp_path / "run")

@@ -7,13 +7,13 @@ import re
 import pytest
 from faults.tiny import compilation_cache as compilation_cache
 
-from umd_eqx.cli import exit_with, main
+from umd_eqx.commands.cli import exit_with, main
 from umd_eqx.commands.finetune import finetune
 from umd_eqx.commands.training import SWITCHES, split_preset
-from umd_eqx.dryrun import dry_run
-from umd_eqx.dump import load
-from umd_eqx.errors import BadInput
-from umd_eqx.presets import PRETRAIN, umd
+from umd_eqx.core.errors import BadInput
+from umd_eqx.recipes.dump import load
+from umd_eqx.recipes.pretrain import PRETRAIN, umd
+from umd_eqx.runs.dryrun import dry_run
 
 
 @pytest.fixture

@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 from faults.tiny import compilation_cache as compilation_cache
 
-from umd_eqx.config import Config, DataConfig, build
+from umd_eqx.core.errors import BadInput
+from umd_eqx.core.sharding import make_mesh
+from umd_eqx.core.types import DataSpec
 from umd_eqx.data.source import BrokenImage, TfdsSource
-from umd_eqx.dump import run_identity
-from umd_eqx.errors import BadInput
 from umd_eqx.eval import Denoising, FewShot, Generation, Reconstruction
 from umd_eqx.objectives import masked_reconstruction, unified
-from umd_eqx.optim import EmaConfig
-from umd_eqx.optimisers import AdamW
-from umd_eqx.presets import umd
-from umd_eqx.sharding import make_mesh
-from umd_eqx.types import DataSpec
+from umd_eqx.recipes.config import Config, DataConfig, build
+from umd_eqx.recipes.dump import run_identity
+from umd_eqx.recipes.pretrain import umd
+from umd_eqx.training.optim import EmaConfig
+from umd_eqx.training.optimisers import AdamW
 
 SPEC = DataSpec("fashion_mnist", 60_000, 10_000, 28, 28, 1, 10)
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from umd_eqx.models.inception_table import parameter_shapes
-from umd_eqx.models.pretrained_inception import Published, convert_inception
-from umd_eqx.tensors import read_tensors
+from umd_eqx.core.tensors import read_tensors
+from umd_eqx.models.extractors.inception_table import parameter_shapes
+from umd_eqx.models.extractors.pretrained_inception import Published, convert_inception
 
 SCRIPT = Path(__file__).parent.parent / "experiments" / "convert_inception.py"
 

@@ -10,13 +10,11 @@ from data.tiny_sets import encode, image_features, picture, write
 from faults.tiny import compilation_cache as compilation_cache
 from faults.tiny import on_one_device, rows, tiny
 
-from umd_eqx.cli import exit_with
+from umd_eqx.commands.cli import exit_with
 from umd_eqx.commands.finetune import finetune
-from umd_eqx.derived import derived_recipe, sees_clean_images
-from umd_eqx.dump import dump
-from umd_eqx.errors import BadInput
+from umd_eqx.core.errors import BadInput
+from umd_eqx.core.paths import RectifiedFlow
 from umd_eqx.eval import FewShot
-from umd_eqx.finetuning import FINETUNE, follow, resolve_fitting, start_from
 from umd_eqx.objectives import (
     Unified,
     denoising,
@@ -24,12 +22,15 @@ from umd_eqx.objectives import (
     masked_reconstruction,
     unified,
 )
-from umd_eqx.optimisers import AdamW
-from umd_eqx.paths import RectifiedFlow
-from umd_eqx.presets import PRETRAIN, PUBLISHED_NOISY_TIME
-from umd_eqx.pretrained import export, from_pretrained
-from umd_eqx.run import run
+from umd_eqx.recipes.dump import dump
+from umd_eqx.recipes.finetune import FINETUNE
+from umd_eqx.recipes.pretrain import PRETRAIN, PUBLISHED_NOISY_TIME
+from umd_eqx.runs.derived import derived_recipe, sees_clean_images
+from umd_eqx.runs.finetuning import follow, resolve_fitting, start_from
+from umd_eqx.runs.pretrained import export, from_pretrained
+from umd_eqx.runs.run import run
 from umd_eqx.sampling import DDIM
+from umd_eqx.training.optimisers import AdamW
 
 
 @pytest.fixture(autouse=True)

@@ -5,15 +5,15 @@ import json
 
 import pytest
 
-from umd_eqx.classifier_training import CLASSIFIERS
-from umd_eqx.config import Start
+from umd_eqx.core.errors import BadInput
+from umd_eqx.core.paths import CosinePath, CosineTable, LinearTable, RectifiedFlow, SmoothTable
 from umd_eqx.data.source_configs import TFDS
-from umd_eqx.dump import NOT_THE_RUN, completed, differences, dump, flatten, load, only_the_run, run_identity
-from umd_eqx.errors import BadInput
 from umd_eqx.eval import Denoising
-from umd_eqx.paths import CosinePath, CosineTable, LinearTable, RectifiedFlow, SmoothTable
-from umd_eqx.presets import PRETRAIN
-from umd_eqx.trainable import AllExcept, Only
+from umd_eqx.recipes.classifier import CLASSIFIERS
+from umd_eqx.recipes.config import Start
+from umd_eqx.recipes.dump import NOT_THE_RUN, completed, differences, dump, flatten, load, only_the_run, run_identity
+from umd_eqx.recipes.pretrain import PRETRAIN
+from umd_eqx.training.trainable import AllExcept, Only
 
 
 @pytest.mark.parametrize("name", [*PRETRAIN, *CLASSIFIERS])

@@ -12,12 +12,12 @@ import pytest
 from data.test_latents import SOURCE, TOKENIZER, settings
 from eval.fakes import Source
 
+from umd_eqx.core.errors import BadInput
+from umd_eqx.core.sharding import make_mesh
 from umd_eqx.data.broken import SkipBroken
-from umd_eqx.data.latents import MANIFEST, LatentSource, Manifest, Settings, view
 from umd_eqx.data.transforms import TrainTransform
-from umd_eqx.encoding import FLAGS, Progress, begin, encode
-from umd_eqx.errors import BadInput
-from umd_eqx.sharding import make_mesh
+from umd_eqx.latents.encoding import FLAGS, Progress, begin, encode
+from umd_eqx.latents.store import MANIFEST, LatentSource, Manifest, Settings, view
 
 
 def encoded(folder: Path, progress: Progress | None = None, devices: int = 1, **fields) -> Manifest | None:

@@ -9,15 +9,16 @@ import pytest
 from faults.tiny import compilation_cache as compilation_cache
 from faults.tiny import on_one_device, rows, tiny
 
-from umd_eqx.cli import exit_with
+from umd_eqx.commands.cli import exit_with
 from umd_eqx.commands.finetune import finetune
-from umd_eqx.config import build
-from umd_eqx.errors import BadInput
-from umd_eqx.finetuning import FINETUNE, follow, start_from, starts_from_weights
+from umd_eqx.core.errors import BadInput
+from umd_eqx.core.paths import CosineTable
 from umd_eqx.objectives import MaskedDenoising, Term, Unified
-from umd_eqx.paths import CosineTable
-from umd_eqx.pretrained import from_pretrained
-from umd_eqx.run import run
+from umd_eqx.recipes.config import build
+from umd_eqx.recipes.finetune import FINETUNE, starts_from_weights
+from umd_eqx.runs.finetuning import follow, start_from
+from umd_eqx.runs.pretrained import from_pretrained
+from umd_eqx.runs.run import run
 from umd_eqx.sampling import DDIM
 
 PUBLISHED = [name for name in FINETUNE if "in64" in name]

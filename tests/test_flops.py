@@ -7,16 +7,16 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from umd_eqx import flops
-from umd_eqx.flops import peak_flops, product_flops, step_flops
-from umd_eqx.masking import View, draw_order, num_kept
+from umd_eqx.core.masking import View, draw_order, num_kept
+from umd_eqx.core.paths import CosineTable
+from umd_eqx.core.types import Batch
 from umd_eqx.models import AutoEncoder, ModelConfig
-from umd_eqx.models.conditioning import AdaLNZero, SharedAdaLN, Token
-from umd_eqx.models.stack import Stack
+from umd_eqx.models.vit.conditioning import AdaLNZero, SharedAdaLN, Token
+from umd_eqx.models.vit.stack import Stack
 from umd_eqx.objectives import denoising, masked_denoising, masked_reconstruction, unified
-from umd_eqx.paths import CosineTable
-from umd_eqx.presets import PRETRAIN
-from umd_eqx.types import Batch
+from umd_eqx.recipes.pretrain import PRETRAIN
+from umd_eqx.training import flops
+from umd_eqx.training.flops import peak_flops, product_flops, step_flops
 
 SIZE, CHANNELS, CLASSES = 28, 1, 10
 IMAGE = (SIZE, SIZE, CHANNELS)

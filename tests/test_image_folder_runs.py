@@ -13,18 +13,18 @@ from faults.tiny import arrays, assert_equal_bit_for_bit, numbers, on_one_device
 from faults.tiny import compilation_cache as compilation_cache
 from PIL import Image
 
-from umd_eqx.cli import exit_with, main
+from umd_eqx.commands.cli import exit_with, main
 from umd_eqx.commands.encode_latents import EncodedData, encode_latents
 from umd_eqx.commands.evaluate import evaluate
 from umd_eqx.commands.export import export_weights
 from umd_eqx.commands.finetune import finetune
 from umd_eqx.commands.sample import sample
-from umd_eqx.config import Config
-from umd_eqx.data.latents import LatentSource
+from umd_eqx.core.sharding import make_mesh
 from umd_eqx.data.source_configs import ImageFolder
 from umd_eqx.eval import FewShot
-from umd_eqx.pretrained import from_pretrained
-from umd_eqx.sharding import make_mesh
+from umd_eqx.latents.store import LatentSource
+from umd_eqx.recipes.config import Config
+from umd_eqx.runs.pretrained import from_pretrained
 
 PROBE = FewShot(every=4, shots=2, seeds=1, test_images=12, knn=3)
 

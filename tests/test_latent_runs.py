@@ -12,34 +12,35 @@ import pytest
 from faults.tiny import arrays, assert_equal_bit_for_bit, numbers, on_one_device, rows, tiny
 from faults.tiny import compilation_cache as compilation_cache
 
-from umd_eqx import loop
-from umd_eqx.cli import exit_with
+from umd_eqx.commands.cli import exit_with
 from umd_eqx.commands.encode_latents import encode_latents
 from umd_eqx.commands.evaluate import evaluate
 from umd_eqx.commands.export import export_weights
 from umd_eqx.commands.finetune import finetune
 from umd_eqx.commands.sample import sample
 from umd_eqx.commands.train_tokenizer import train_tokenizer
-from umd_eqx.config import build
-from umd_eqx.errors import BadInput
+from umd_eqx.core.errors import BadInput
+from umd_eqx.core.paths import LinearTable
+from umd_eqx.core.sharding import make_mesh
+from umd_eqx.core.types import LatentSpec
 from umd_eqx.eval import Generation, Reconstruction
-from umd_eqx.finetuning import FINETUNE, follow, resolve_fitting, start_from
-from umd_eqx.models.tokenizer import with_statistics
-from umd_eqx.models.tokenizer_configs import KLTokenizer
-from umd_eqx.models.tokenizer_file import is_written
-from umd_eqx.models.variants import num_parameters
+from umd_eqx.models.tokenizers.base import with_statistics
+from umd_eqx.models.tokenizers.configs import KLTokenizer
+from umd_eqx.models.tokenizers.files import is_written
+from umd_eqx.models.vit.variants import num_parameters
 from umd_eqx.objectives import Unified, denoising, unified
-from umd_eqx.paths import LinearTable
-from umd_eqx.presets import PRETRAIN, latent_umd
-from umd_eqx.pretrained import from_pretrained
-from umd_eqx.resolved import resolve
-from umd_eqx.run import run
+from umd_eqx.recipes.config import build
+from umd_eqx.recipes.finetune import FINETUNE
+from umd_eqx.recipes.pretrain import PRETRAIN, latent_umd
+from umd_eqx.recipes.tokenizers import kl
+from umd_eqx.runs.finetuning import follow, resolve_fitting, start_from
+from umd_eqx.runs.pretrained import from_pretrained
+from umd_eqx.runs.resolved import resolve
+from umd_eqx.runs.run import run
+from umd_eqx.runs.tokenizers import load_tokenizer, save_tokenizer
 from umd_eqx.sampling import ReferenceGrid, in_force
-from umd_eqx.sharding import make_mesh
-from umd_eqx.tokenizer_training import kl
-from umd_eqx.tokenizers import load_tokenizer, save_tokenizer
-from umd_eqx.train import train_step
-from umd_eqx.types import LatentSpec
+from umd_eqx.training import loop
+from umd_eqx.training.step import train_step
 
 SMALL = KLTokenizer(latent_channels=2, widths=(4, 8, 8), groups=2)
 TRAIN = (
@@ -54,7 +55,7 @@ def one_device_and_few_images(monkeypatch):
     on_one_device(monkeypatch)
     for room in ("sample", "evaluate"):
         monkeypatch.setattr(f"umd_eqx.commands.{room}.make_mesh", lambda: make_mesh(jax.devices()[:1]))
-    monkeypatch.setattr("umd_eqx.models.tokenizer_file.MEASURED", 64)
+    monkeypatch.setattr("umd_eqx.models.tokenizers.files.MEASURED", 64)
 
 
 @pytest.fixture(scope="module")

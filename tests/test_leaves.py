@@ -6,16 +6,15 @@ import json
 import equinox as eqx
 import pytest
 
-from umd_eqx.cli import exit_with, main
+from umd_eqx.commands.cli import exit_with, main
+from umd_eqx.commands.leaves import KINDS, choose, name_of, parse, with_types
 from umd_eqx.commands.sample import Sample
 from umd_eqx.commands.sampling import sampling_kinds
 from umd_eqx.commands.train_tokenizer import train_tokenizer
-from umd_eqx.dump import load
-from umd_eqx.errors import BadInput
-from umd_eqx.leaves import KINDS, choose, name_of, parse, with_types
+from umd_eqx.core.errors import BadInput
 from umd_eqx.objectives import AbstractObjective, MaskedDenoising, Unified
-from umd_eqx.optimisers import LARS, OPTIMISERS, AdamW, Muon
-from umd_eqx.presets import PRETRAIN, latent_dit, latent_dit_l2_in256, umd
+from umd_eqx.recipes.dump import load
+from umd_eqx.recipes.pretrain import PRETRAIN, latent_dit, latent_dit_l2_in256, umd
 from umd_eqx.sampling import (
     DDIM,
     SAMPLERS,
@@ -30,6 +29,7 @@ from umd_eqx.sampling import (
     ShiftedGrid,
     UniformGrid,
 )
+from umd_eqx.training.optimisers import LARS, OPTIMISERS, AdamW, Muon
 
 SAMPLER = "--eval.generation.sampler"
 

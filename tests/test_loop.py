@@ -12,15 +12,15 @@ from faults.tiny import arrays, rows, tiny
 from faults.tiny import compilation_cache as compilation_cache
 from faults.tiny import one_device as one_device
 
-from umd_eqx.cli import main
-from umd_eqx.errors import BadInput
+from umd_eqx.commands.cli import main
+from umd_eqx.core.errors import BadInput
+from umd_eqx.core.predictions import PredictionType
+from umd_eqx.core.types import NO_CLASS, Batch, Report
 from umd_eqx.eval import AbstractEvaluator
-from umd_eqx.loop import Evaluations, Guard, Meter
 from umd_eqx.models import AbstractModel
 from umd_eqx.objectives import MaskedDenoising, Term
-from umd_eqx.predictions import PredictionType
-from umd_eqx.train import TrainState
-from umd_eqx.types import NO_CLASS, Batch, Report
+from umd_eqx.training.loop import Evaluations, Guard, Meter
+from umd_eqx.training.step import TrainState
 
 FINE, SKIPPED = {"skipped": jnp.asarray(0)}, {"skipped": jnp.asarray(1)}
 

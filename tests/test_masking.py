@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from umd_eqx.masking import (
+from umd_eqx.core.masking import (
     View,
     draw_order,
     hidden_patches,

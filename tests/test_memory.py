@@ -6,22 +6,22 @@ import jax
 import pytest
 from eval.fakes import context, noise
 
-from umd_eqx.classifier_training import CLASSIFIERS
-from umd_eqx.config import Built, build
-from umd_eqx.errors import BadInput
+from umd_eqx.core.errors import BadInput
+from umd_eqx.core.programs import abstract, is_shape
+from umd_eqx.core.sharding import make_mesh
+from umd_eqx.core.types import LatentSpec
 from umd_eqx.eval import TokenizerQuality
 from umd_eqx.eval.averages import mean_program
-from umd_eqx.finetuning import FINETUNE
-from umd_eqx.memory import programs, step_program
-from umd_eqx.models.tokenizer_file import latent_moments
-from umd_eqx.models.vae import SD_V1, AutoencoderKL
-from umd_eqx.presets import PRETRAIN, latent_umd_l2_in256, mae, umd
-from umd_eqx.programs import abstract, is_shape
-from umd_eqx.sharding import make_mesh
-from umd_eqx.tokenizer_training import TOKENIZERS
-from umd_eqx.tokenizers import tokenizer_shapes
-from umd_eqx.train import train_step
-from umd_eqx.types import LatentSpec
+from umd_eqx.models.tokenizers.files import latent_moments
+from umd_eqx.models.tokenizers.vae import SD_V1, AutoencoderKL
+from umd_eqx.recipes.classifier import CLASSIFIERS
+from umd_eqx.recipes.config import Built, build
+from umd_eqx.recipes.finetune import FINETUNE
+from umd_eqx.recipes.pretrain import PRETRAIN, latent_umd_l2_in256, mae, umd
+from umd_eqx.recipes.tokenizers import TOKENIZERS
+from umd_eqx.runs.memory import programs, step_program
+from umd_eqx.runs.tokenizers import tokenizer_shapes
+from umd_eqx.training.step import train_step
 
 MOST = 80e9
 """Bytes of a large accelerator."""

@@ -7,9 +7,9 @@ import numpy as np
 import optax
 import pytest
 
-from umd_eqx.errors import BadInput
-from umd_eqx.optim import EmaConfig, decayed, ema_update, horizon, schedule
-from umd_eqx.optimisers import AdamW
+from umd_eqx.core.errors import BadInput
+from umd_eqx.training.optim import EmaConfig, decayed, ema_update, horizon, schedule
+from umd_eqx.training.optimisers import AdamW
 
 
 def test_the_schedule_by_hand():

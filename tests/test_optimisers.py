@@ -9,11 +9,11 @@ import numpy as np
 import optax
 import pytest
 
-from umd_eqx.errors import BadInput
-from umd_eqx.models.blocks import Block, BlockConfig
-from umd_eqx.models.layers import Linear
-from umd_eqx.optim import is_stacked
-from umd_eqx.optimisers import LARS, OPTIMISERS, AdamW, Muon
+from umd_eqx.core.errors import BadInput
+from umd_eqx.models.vit.blocks import Block, BlockConfig
+from umd_eqx.models.vit.layers import Linear
+from umd_eqx.training.optim import is_stacked
+from umd_eqx.training.optimisers import LARS, OPTIMISERS, AdamW, Muon
 
 DEPTH, WIDTH = 3, 8
 LR = optax.constant_schedule(0.1)

@@ -11,12 +11,12 @@ from faults.tiny import compilation_cache as compilation_cache
 from faults.tiny import one_device as one_device
 from faults.tiny import rows
 
-from umd_eqx.cli import exit_with
+from umd_eqx.commands.cli import exit_with
 from umd_eqx.commands.sample import sample
-from umd_eqx.dump import load
-from umd_eqx.errors import BadInput
-from umd_eqx.pretrained import from_pretrained
-from umd_eqx.sharding import make_mesh
+from umd_eqx.core.errors import BadInput
+from umd_eqx.core.sharding import make_mesh
+from umd_eqx.recipes.dump import load
+from umd_eqx.runs.pretrained import from_pretrained
 
 FILE = '''
 import dataclasses
@@ -24,10 +24,10 @@ import dataclasses
 import equinox as eqx
 import optax
 
-from umd_eqx.cli import main
+from umd_eqx.commands.cli import main
 from umd_eqx.objectives import AbstractObjective, MaskedDenoising, denoising
-from umd_eqx.optim import AbstractOptimiser
-from umd_eqx.presets import umd
+from umd_eqx.training.optim import AbstractOptimiser
+from umd_eqx.recipes.pretrain import umd
 from umd_eqx.sampling import DDIM, AbstractGrid, AbstractSampler, UniformGrid
 
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from umd_eqx.errors import BadInput
-from umd_eqx.paths import (
+from umd_eqx.core.errors import BadInput
+from umd_eqx.core.paths import (
     LARGEST_FINAL_SIGNAL,
     AbstractDiscretePath,
     AbstractSmoothPath,

@@ -7,18 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from umd_eqx.core.paths import Clean, CosineTable, LinearTable, RectifiedFlow
+from umd_eqx.core.sharding import make_mesh
+from umd_eqx.core.types import Batch
 from umd_eqx.models import ModelConfig
-from umd_eqx.models.blocks import BlockConfig
-from umd_eqx.models.classifier_configs import FashionClassifierConfig
-from umd_eqx.models.tokenizer_configs import FSQTokenizer, KLTokenizer
+from umd_eqx.models.extractors.configs import FashionClassifierConfig
+from umd_eqx.models.tokenizers.configs import FSQTokenizer, KLTokenizer
+from umd_eqx.models.vit.blocks import BlockConfig
 from umd_eqx.objectives import Classification, Tokenizing, unified
-from umd_eqx.optim import schedule
-from umd_eqx.optimisers import AdamW
-from umd_eqx.paths import Clean, CosineTable, LinearTable, RectifiedFlow
 from umd_eqx.sampling import SAMPLERS
-from umd_eqx.sharding import make_mesh
-from umd_eqx.train import Parts, TrainState, train_step
-from umd_eqx.types import Batch
+from umd_eqx.training.optim import schedule
+from umd_eqx.training.optimisers import AdamW
+from umd_eqx.training.step import Parts, TrainState, train_step
 
 SIZE, KEY = 28, jax.random.key(0)
 VIT = ModelConfig(variant="mu/7", labels=True)

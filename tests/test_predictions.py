@@ -14,8 +14,8 @@ from hypothesis.extra.numpy import arrays
 from oracle import GaussianOracle
 from sampling.known import run
 
-from umd_eqx.paths import AbstractDiscretePath, CosinePath, CosineTable, LinearTable, RectifiedFlow
-from umd_eqx.predictions import LEAST_SIGMA, VPrediction, X0EpsPrediction, X0Prediction
+from umd_eqx.core.paths import AbstractDiscretePath, CosinePath, CosineTable, LinearTable, RectifiedFlow
+from umd_eqx.core.predictions import LEAST_SIGMA, VPrediction, X0EpsPrediction, X0Prediction
 from umd_eqx.sampling import DDIM, DPMSolverPP, Heun, ModelDenoiser, UniformGrid
 
 HEADS = ("x0", "eps", "v")

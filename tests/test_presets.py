@@ -8,16 +8,16 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from umd_eqx import train
-from umd_eqx.config import build
+from umd_eqx.core.paths import CosineTable
+from umd_eqx.core.sharding import batch_sharding, make_mesh
+from umd_eqx.core.types import Batch
 from umd_eqx.data.source_configs import TFDS
-from umd_eqx.finetuning import FINETUNE
-from umd_eqx.models.variants import num_parameters
+from umd_eqx.models.vit.variants import num_parameters
 from umd_eqx.objectives import MaskedDenoising, Term, Unified
-from umd_eqx.paths import CosineTable
-from umd_eqx.presets import PRETRAIN
-from umd_eqx.sharding import batch_sharding, make_mesh
-from umd_eqx.types import Batch
+from umd_eqx.recipes.config import build
+from umd_eqx.recipes.finetune import FINETUNE
+from umd_eqx.recipes.pretrain import PRETRAIN
+from umd_eqx.training import step as train
 
 MAE = MaskedDenoising((Term("x0", "hidden", 1.0),), 0.75, noised=False)
 DIT = MaskedDenoising((Term("x0", "all", 0.5), Term("eps", "all", 0.5)), 0.0)

@@ -11,12 +11,12 @@ import pytest
 from faults.tiny import compilation_cache as compilation_cache
 from faults.tiny import on_one_device, tiny
 
-from umd_eqx.dump import dump
-from umd_eqx.errors import BadInput
+from umd_eqx.core.errors import BadInput
+from umd_eqx.core.tensors import read_tensors, write_tensors
 from umd_eqx.objectives import masked_reconstruction
-from umd_eqx.pretrained import SHIPPED, export, from_pretrained
-from umd_eqx.run import run
-from umd_eqx.tensors import read_tensors, write_tensors
+from umd_eqx.recipes.dump import dump
+from umd_eqx.runs.pretrained import SHIPPED, export, from_pretrained
+from umd_eqx.runs.run import run
 
 
 @pytest.fixture(scope="module")

@@ -8,16 +8,16 @@ import pytest
 from faults.tiny import compilation_cache as compilation_cache
 from faults.tiny import on_one_device, rows, tiny
 
-from umd_eqx.cli import exit_with
+from umd_eqx.commands.cli import exit_with
 from umd_eqx.commands.evaluate import evaluate
-from umd_eqx.config import Built
-from umd_eqx.dump import dump
-from umd_eqx.errors import BadInput
+from umd_eqx.core.errors import BadInput
+from umd_eqx.core.sharding import make_mesh
 from umd_eqx.eval import Denoising, FewShot, Generation
-from umd_eqx.remeasure import changed, label, not_yet_measured
+from umd_eqx.recipes.config import Built
+from umd_eqx.recipes.dump import dump
 from umd_eqx.report import RunDirectory, insert_row, read_metrics
-from umd_eqx.run import run
-from umd_eqx.sharding import make_mesh
+from umd_eqx.runs.remeasure import changed, label, not_yet_measured
+from umd_eqx.runs.run import run
 
 PROBE = FewShot(every=4, shots=2, seeds=1, test_images=24, knn=3)
 CONFIG = tiny(eval={"fewshot": PROBE})

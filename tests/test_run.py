@@ -21,17 +21,18 @@ from faults.tiny import (
     one_device as one_device,
 )
 
-from umd_eqx import loop
-from umd_eqx.config import Config, build
+from umd_eqx.core.errors import BadInput
 from umd_eqx.data.source import BrokenImage, TfdsSource
-from umd_eqx.errors import BadInput
 from umd_eqx.eval import FewShot, Reconstruction
-from umd_eqx.finetuning import FINETUNE, follow, start_from
-from umd_eqx.presets import PRETRAIN
-from umd_eqx.pretrained import from_pretrained
-from umd_eqx.run import Outcome, run
-from umd_eqx.signals import Stop
-from umd_eqx.workspace import RUN_FORMAT, default_run_dir, nearest_preset
+from umd_eqx.recipes.config import Config, build
+from umd_eqx.recipes.finetune import FINETUNE
+from umd_eqx.recipes.pretrain import PRETRAIN
+from umd_eqx.runs.finetuning import follow, start_from
+from umd_eqx.runs.pretrained import from_pretrained
+from umd_eqx.runs.run import Outcome, run
+from umd_eqx.runs.workspace import RUN_FORMAT, default_run_dir, nearest_preset
+from umd_eqx.training import loop
+from umd_eqx.training.signals import Stop
 
 pytestmark = pytest.mark.usefixtures("one_device")
 

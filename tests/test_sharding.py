@@ -6,15 +6,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from umd_eqx.errors import BadInput
+from umd_eqx.core.errors import BadInput
+from umd_eqx.core.paths import CosineTable
+from umd_eqx.core.sharding import batch_sharding, in_pieces, make_mesh, micro_batches, place, replicated, validate_batch
+from umd_eqx.core.types import Batch
 from umd_eqx.objectives import unified
-from umd_eqx.optim import AbstractOptimiser, schedule
-from umd_eqx.optimisers import LARS, AdamW, Muon
-from umd_eqx.paths import CosineTable
-from umd_eqx.sharding import batch_sharding, in_pieces, make_mesh, micro_batches, place, replicated, validate_batch
-from umd_eqx.train import Parts, Trainable, TrainState, compile_step
-from umd_eqx.trainable import EVERYTHING, AllExcept
-from umd_eqx.types import Batch
+from umd_eqx.training.optim import AbstractOptimiser, schedule
+from umd_eqx.training.optimisers import LARS, AdamW, Muon
+from umd_eqx.training.step import Parts, Trainable, TrainState, compile_step
+from umd_eqx.training.trainable import EVERYTHING, AllExcept
 
 STEPS = 5
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from umd_eqx.tables import cosine_betas, diffusion_tables, linear_betas
+from umd_eqx.core.tables import cosine_betas, diffusion_tables, linear_betas
 
 T = 1000
 BETAS = {"cosine": cosine_betas(T), "linear": linear_betas(T)}

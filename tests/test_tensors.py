@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from umd_eqx.errors import BadInput
-from umd_eqx.tensors import read_tensors, write_tensors
+from umd_eqx.core.errors import BadInput
+from umd_eqx.core.tensors import read_tensors, write_tensors
 
 BODY = bytes(8)
 A = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}

@@ -13,21 +13,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from umd_eqx.cards import sealed
-from umd_eqx.config import build
+from umd_eqx.core.cards import sealed
+from umd_eqx.core.errors import BadInput
+from umd_eqx.core.tensors import read_tensors, write_tensors
+from umd_eqx.core.types import LatentSpec, same_tokenizer
 from umd_eqx.data.source import open_source
-from umd_eqx.errors import BadInput
 from umd_eqx.eval.averages import mean_over_images
-from umd_eqx.models.diffusers_vae import CONFIG, WEIGHTS, write_diffusers
-from umd_eqx.models.tokenizer import with_statistics
-from umd_eqx.models.tokenizer_configs import FSQTokenizer, KLTokenizer
-from umd_eqx.models.tokenizer_file import latent_moments, mean_and_deviation
-from umd_eqx.models.vae import AutoencoderKL, VAEConfig
-from umd_eqx.presets import PUBLISHED_TOKENIZER, latent_umd, latent_umd_l2_in256, umd
-from umd_eqx.resolved import resolve
-from umd_eqx.tensors import read_tensors, write_tensors
-from umd_eqx.tokenizers import SHIPPED, fingerprint, load_tokenizer, save_tokenizer
-from umd_eqx.types import LatentSpec, same_tokenizer
+from umd_eqx.models.tokenizers.base import with_statistics
+from umd_eqx.models.tokenizers.configs import FSQTokenizer, KLTokenizer
+from umd_eqx.models.tokenizers.diffusers_vae import CONFIG, WEIGHTS, write_diffusers
+from umd_eqx.models.tokenizers.files import latent_moments, mean_and_deviation
+from umd_eqx.models.tokenizers.vae import AutoencoderKL, VAEConfig
+from umd_eqx.recipes.config import build
+from umd_eqx.recipes.pretrain import PUBLISHED_TOKENIZER, latent_umd, latent_umd_l2_in256, umd
+from umd_eqx.runs.resolved import resolve
+from umd_eqx.runs.tokenizers import SHIPPED, fingerprint, load_tokenizer, save_tokenizer
 
 KL = KLTokenizer(latent_channels=2, widths=(4, 8), groups=2)
 FSQ = FSQTokenizer(levels=(3, 4), widths=(4, 4), groups=2)

@@ -7,16 +7,16 @@ import numpy as np
 import optax
 import pytest
 
-from umd_eqx.flops import product_flops, step_flops
-from umd_eqx.models.classifier import FEATURES, FashionClassifier
+from umd_eqx.core.paths import Clean, CosineTable
+from umd_eqx.core.sharding import batch_sharding, make_mesh, place, replicated
+from umd_eqx.core.types import Batch
+from umd_eqx.models.extractors.classifier import FEATURES, FashionClassifier
 from umd_eqx.objectives import Classification, masked_reconstruction, unified
-from umd_eqx.optim import schedule
-from umd_eqx.optimisers import AdamW
-from umd_eqx.paths import Clean, CosineTable
-from umd_eqx.sharding import batch_sharding, make_mesh, place, replicated
-from umd_eqx.train import Parts, TrainState, loss_and_grads, train_step
-from umd_eqx.trainable import EVERYTHING, AllExcept, Only, parameter_names
-from umd_eqx.types import Batch
+from umd_eqx.training.flops import product_flops, step_flops
+from umd_eqx.training.optim import schedule
+from umd_eqx.training.optimisers import AdamW
+from umd_eqx.training.step import Parts, TrainState, loss_and_grads, train_step
+from umd_eqx.training.trainable import EVERYTHING, AllExcept, Only, parameter_names
 
 B, RATE = 16, 0.2
 OBJECTIVES = {"umd": unified(), "mae": masked_reconstruction()}

@@ -5,8 +5,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from umd_eqx.errors import BadInput
-from umd_eqx.trainable import EVERYTHING, AllExcept, Only, parameter_names
+from umd_eqx.core.errors import BadInput
+from umd_eqx.training.trainable import EVERYTHING, AllExcept, Only, parameter_names
 
 
 class Layer(eqx.Module):

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from umd_eqx.dump import completed, dump, flatten, load, only_the_run, run_identity
-from umd_eqx.errors import BadInput
-from umd_eqx.optimisers import AdamW
-from umd_eqx.presets import PUBLISHED_SAMPLER, SMALL_SAMPLER, latent_dit
-from umd_eqx.remeasure import not_yet_measured
+from umd_eqx.core.errors import BadInput
+from umd_eqx.recipes.dump import completed, dump, flatten, load, only_the_run, run_identity
+from umd_eqx.recipes.pretrain import PUBLISHED_SAMPLER, SMALL_SAMPLER, latent_dit
+from umd_eqx.recipes.upgrade import upgraded
+from umd_eqx.runs.remeasure import not_yet_measured
+from umd_eqx.runs.workspace import claim
 from umd_eqx.sampling import DDIM, Adaptive, DPMSolverPP, EDMGrid, Euler, Heun, ReverseSDE, ShiftedGrid, UniformGrid
-from umd_eqx.upgrade import upgraded
-from umd_eqx.workspace import claim
+from umd_eqx.training.optimisers import AdamW
 
 KEPT = Path(__file__).parent / "kept" / "latent-dit-strings.json"
 """The `config.json` of a run that was made before optimisers and samplers were types."""

@@ -7,12 +7,12 @@ import os
 
 import pytest
 
+from umd_eqx.core.errors import BadInput
+from umd_eqx.core.files import save_json
 from umd_eqx.data.source_configs import TFDS
-from umd_eqx.errors import BadInput
-from umd_eqx.files import save_json
-from umd_eqx.optimisers import Muon
-from umd_eqx.presets import PRETRAIN
-from umd_eqx.workspace import LONGEST_NAME, claim, default_run_dir, environment, own, record
+from umd_eqx.recipes.pretrain import PRETRAIN
+from umd_eqx.runs.workspace import LONGEST_NAME, claim, default_run_dir, environment, own, record
+from umd_eqx.training.optimisers import Muon
 
 UMD = PRETRAIN["umd"]()
 

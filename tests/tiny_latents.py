@@ -3,12 +3,12 @@
 import dataclasses
 import sys
 
-from umd_eqx.cli import exit_with, main
+from umd_eqx.commands.cli import exit_with, main
 from umd_eqx.commands.finetune import finetune
-from umd_eqx.config import Config
 from umd_eqx.eval import Denoising
-from umd_eqx.finetuning import latent_umd_ft
-from umd_eqx.presets import latent_umd
+from umd_eqx.recipes.config import Config
+from umd_eqx.recipes.finetune import latent_umd_ft
+from umd_eqx.recipes.pretrain import latent_umd
 
 
 def small(config: Config) -> Config:

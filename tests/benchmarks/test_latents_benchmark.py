@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import pytest
 from known_tokenizers import Rearranged
 
-from umd_eqx.errors import BadInput
-from umd_eqx.flops import encode_flops
-from umd_eqx.presets import latent_umd
-from umd_eqx.tokenizers import LoadedTokenizer
+from umd_eqx.core.errors import BadInput
+from umd_eqx.recipes.pretrain import latent_umd
+from umd_eqx.runs.tokenizers import LoadedTokenizer
+from umd_eqx.training.flops import encode_flops
 
 FILE = Path(__file__).parents[2] / "benchmarks" / "latents.py"
 TINY = ["--batch", "8", "--rounds", "1"]
@@ -32,7 +32,9 @@ def latents(monkeypatch):
     config = latent_umd()
     small = dataclasses.replace(config, model=dataclasses.replace(config.model, variant="mu/1"))
     monkeypatch.setattr(module, "latent_umd", lambda: small)
-    monkeypatch.setattr("umd_eqx.config.make_mesh", lambda: jax.make_mesh((1,), ("data",), devices=jax.devices()[:1]))
+    monkeypatch.setattr(
+        "umd_eqx.recipes.config.make_mesh", lambda: jax.make_mesh((1,), ("data",), devices=jax.devices()[:1])
+    )
     monkeypatch.setattr(module, "measured_peak_flops", lambda: 1e12)
     return module
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from umd_eqx.errors import BadInput
+from umd_eqx.core.errors import BadInput
 
 FILE = Path(__file__).parents[2] / "benchmarks" / "memory.py"
 CONTRACT = {"preset", "part", "devices", "bytes", "program", "arguments", "temporaries", "outputs", "programs"}
@@ -41,8 +41,8 @@ def test_a_row_has_what_was_promised(memory, tmp_path, capsys):
 
 
 def test_every_preset_is_among_those_that_are_measured(memory):
-    from umd_eqx.finetuning import FINETUNE
-    from umd_eqx.presets import PRETRAIN
+    from umd_eqx.recipes.finetune import FINETUNE
+    from umd_eqx.recipes.pretrain import PRETRAIN
 
     assert {*PRETRAIN, *FINETUNE, "tokenizer-kl", "tokenizer-fsq", "classifier"} == set(memory.RECIPES)
     assert set(memory.parts_of("classifier", 1)) == {"step", "accuracy"}

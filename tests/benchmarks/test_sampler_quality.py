@@ -9,13 +9,13 @@ from pathlib import Path
 import jax
 import pytest
 
-from umd_eqx.errors import BadInput
+from umd_eqx.core.errors import BadInput
+from umd_eqx.core.paths import CosinePath, CosineTable
+from umd_eqx.core.sharding import make_mesh
 from umd_eqx.models import ModelConfig
-from umd_eqx.paths import CosinePath, CosineTable
-from umd_eqx.presets import umd
-from umd_eqx.pretrained import Pretrained, export
+from umd_eqx.recipes.pretrain import umd
+from umd_eqx.runs.pretrained import Pretrained, export
 from umd_eqx.sampling import DDIM
-from umd_eqx.sharding import make_mesh
 
 FILE = Path(__file__).parents[2] / "benchmarks" / "sampler_quality.py"
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from oracle import GaussianOracle
 
-from umd_eqx.errors import BadInput
-from umd_eqx.paths import CosinePath
+from umd_eqx.core.errors import BadInput
+from umd_eqx.core.paths import CosinePath
 
 FILE = Path(__file__).parents[2] / "benchmarks" / "sampling.py"
 CONTRACT = {"sampler", "ms", "scan_ms", "ratio", "evaluations", "evaluations_per_s", "forward_ratio"}

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from umd_eqx import presets
-from umd_eqx.config import build
 from umd_eqx.models import AutoEncoder
-from umd_eqx.optimisers import AdamW
-from umd_eqx.train import loss_and_grads
+from umd_eqx.recipes import pretrain as presets
+from umd_eqx.recipes.config import build
+from umd_eqx.training.optimisers import AdamW
+from umd_eqx.training.step import loss_and_grads
 
 pytest.importorskip("flax", reason='pip install "umd_eqx[bench]"')
 torch = pytest.importorskip("torch", reason='pip install "umd_eqx[parity]"')

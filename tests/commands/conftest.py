@@ -6,12 +6,12 @@ from pathlib import Path
 import jax
 import pytest
 
-from umd_eqx.cli import exit_with
+from umd_eqx.commands.cli import exit_with
+from umd_eqx.core.paths import CosineTable
+from umd_eqx.core.sharding import make_mesh
 from umd_eqx.models import ModelConfig
-from umd_eqx.paths import CosineTable
-from umd_eqx.presets import umd
-from umd_eqx.pretrained import Pretrained, export
-from umd_eqx.sharding import make_mesh
+from umd_eqx.recipes.pretrain import umd
+from umd_eqx.runs.pretrained import Pretrained, export
 
 
 @pytest.fixture(scope="session")

@@ -9,12 +9,12 @@ from pathlib import Path
 import jax
 import pytest
 
-from umd_eqx import encoding
 from umd_eqx.commands.encode_latents import encode_latents
-from umd_eqx.data.latents import LatentSource
-from umd_eqx.errors import BadInput
-from umd_eqx.sharding import make_mesh
-from umd_eqx.workspace import own
+from umd_eqx.core.errors import BadInput
+from umd_eqx.core.sharding import make_mesh
+from umd_eqx.latents import encoding
+from umd_eqx.latents.store import LatentSource
+from umd_eqx.runs.workspace import own
 
 KL = ("--tokenizer", "fashion-kl", "--out", "latents")
 QUICK = (*KL, "--limit", "12", "--per-shard", "5", "--batch-size", "8")

@@ -8,7 +8,7 @@ from faults.tiny import compilation_cache as compilation_cache
 from faults.tiny import on_one_device
 
 from umd_eqx.commands.train_classifier import train_classifier
-from umd_eqx.models.fashion import load_fashion_classifier, read_card
+from umd_eqx.models.extractors.fashion import load_fashion_classifier, read_card
 
 # By the names that the flags had before the training was a run like every other.
 QUICK = (

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from tiny_sets import picture
 
+from umd_eqx.core.errors import BadInput
 from umd_eqx.data.broken import CountBroken, SkipBroken
 from umd_eqx.data.loader import evaluation_batches, training_batches
 from umd_eqx.data.source import BrokenImage, DataSource, TfdsSource, open_source, require_class
 from umd_eqx.data.transforms import EvalTransform, TrainTransform
-from umd_eqx.errors import BadInput
 
 
 @pytest.fixture

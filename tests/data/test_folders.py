@@ -3,8 +3,8 @@ import shutil
 
 import pytest
 
+from umd_eqx.core.errors import BadInput
 from umd_eqx.data.folders import find_dataset
-from umd_eqx.errors import BadInput
 
 
 @pytest.fixture

@@ -12,14 +12,14 @@ import pytest
 from PIL import Image
 from tiny_sets import encode, image_features, picture, write
 
-from umd_eqx.config import DataConfig
+from umd_eqx.core.errors import BadInput
+from umd_eqx.core.types import DataSpec
 from umd_eqx.data import image_folder
 from umd_eqx.data.loader import batch_at
 from umd_eqx.data.source import BrokenImage, DataSource
 from umd_eqx.data.source_configs import TFDS, AbstractSource, ImageFolder
 from umd_eqx.data.transforms import TrainTransform
-from umd_eqx.errors import BadInput
-from umd_eqx.types import DataSpec
+from umd_eqx.recipes.config import DataConfig
 
 CLASSES = ("ant", "bee", "cat")
 

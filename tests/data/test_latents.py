@@ -11,14 +11,14 @@ import pytest
 from eval.fakes import Source, noise
 from known_tokenizers import Rearranged
 
-from umd_eqx.data.latents import MANIFEST, ChooseView, LatentSource, Manifest, Settings, check, source_hash, view
+from umd_eqx.core.errors import BadInput
+from umd_eqx.core.sharding import make_mesh
 from umd_eqx.data.loader import training_batches
 from umd_eqx.data.source import BrokenImage, DataSource
 from umd_eqx.data.transforms import EvalTransform, TrainTransform
-from umd_eqx.encoding import encode
-from umd_eqx.errors import BadInput
-from umd_eqx.latents import as_latents
-from umd_eqx.sharding import make_mesh
+from umd_eqx.latents.encoding import encode
+from umd_eqx.latents.store import MANIFEST, ChooseView, LatentSource, Manifest, Settings, check, source_hash, view
+from umd_eqx.latents.stream import as_latents
 
 SOURCE = noise(22)
 VIEWS = 3

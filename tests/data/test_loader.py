@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
+from umd_eqx.core.errors import BadInput
+from umd_eqx.core.types import Batch, DataSpec
 from umd_eqx.data.broken import SkipBroken
 from umd_eqx.data.loader import _training_steps, batch_at, evaluation_batches, training_batches
 from umd_eqx.data.source import BrokenImage, open_source
 from umd_eqx.data.transforms import EvalTransform, TrainTransform
-from umd_eqx.errors import BadInput
-from umd_eqx.types import Batch, DataSpec
 
 
 class Numbered(NamedTuple):

@@ -6,11 +6,11 @@ import itertools
 import numpy as np
 import pytest
 
+from umd_eqx.core.types import DataSpec
 from umd_eqx.data import shuffle
 from umd_eqx.data.loader import batch_at, training_batches
 from umd_eqx.data.shuffle import KEPT, Shuffle, epoch_order
 from umd_eqx.data.source import Example
-from umd_eqx.types import DataSpec
 
 SIZES = (1_000, 60_000, 1_281_167)
 LAGS = range(1, 9)

@@ -8,9 +8,9 @@ import pytest
 import tensorflow_datasets as tfds
 from tiny_sets import encode, image_features, picture, write
 
+from umd_eqx.core.errors import BadInput
+from umd_eqx.core.types import DataSpec
 from umd_eqx.data.source import BrokenImage, TfdsSource, decode_image, describe, open_source
-from umd_eqx.errors import BadInput
-from umd_eqx.types import DataSpec
 
 
 def refused(blamed, function, *arguments, **keywords):

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import tyro
 
-from umd_eqx.config import DataConfig
+from umd_eqx.core.errors import BadInput
 from umd_eqx.data.source_configs import SOURCES, TFDS, AbstractSource, ImageFolder
-from umd_eqx.dump import TYPES, dump, load, run_identity
-from umd_eqx.errors import BadInput
-from umd_eqx.presets import umd
-from umd_eqx.workspace import claim, default_run_dir, record
+from umd_eqx.recipes.config import DataConfig
+from umd_eqx.recipes.dump import TYPES, dump, load, run_identity
+from umd_eqx.recipes.pretrain import umd
+from umd_eqx.runs.workspace import claim, default_run_dir, record
 
 KEPT = Path(__file__).parent / "kept" / "config_before_sources.json"
 

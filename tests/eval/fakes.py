@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from umd_eqx.core.paths import AbstractPath, CosineTable
+from umd_eqx.core.predictions import PredictionType, X0EpsPrediction
+from umd_eqx.core.sharding import make_mesh
+from umd_eqx.core.types import NO_CLASS, Cond, DataSpec, Representation
 from umd_eqx.data.source import BrokenImage, Example
 from umd_eqx.eval import EvalContext
 from umd_eqx.models import AbstractPatchModel
-from umd_eqx.paths import AbstractPath, CosineTable
-from umd_eqx.predictions import PredictionType, X0EpsPrediction
-from umd_eqx.sharding import make_mesh
-from umd_eqx.types import NO_CLASS, Cond, DataSpec, Representation
 
 
 class Source:

@@ -9,11 +9,11 @@ import pytest
 from eval.fakes import Source, context, noise
 from known_tokenizers import Rearranged
 
-from umd_eqx.errors import BadInput
+from umd_eqx.core.errors import BadInput
+from umd_eqx.core.programs import abstract, is_shape
 from umd_eqx.eval import Accuracy
 from umd_eqx.eval import accuracy as module
-from umd_eqx.models.classifier import AbstractClassifier
-from umd_eqx.programs import abstract, is_shape
+from umd_eqx.models.extractors.classifier import AbstractClassifier
 
 KEY = jax.random.key(0)
 

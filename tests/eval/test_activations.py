@@ -6,11 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from umd_eqx.core.sharding import make_mesh
 from umd_eqx.eval import activations as module
 from umd_eqx.eval.activations import activations
 from umd_eqx.eval.distances import statistics_of
-from umd_eqx.models.extractor import AbstractExtractor, Activations
-from umd_eqx.sharding import make_mesh
+from umd_eqx.models.extractors.base import AbstractExtractor, Activations
 
 
 class Tiny(AbstractExtractor):

@@ -9,13 +9,13 @@ import pytest
 from eval.fakes import Fake, Source, context, noise, pixels
 from oracle import GaussianOracle
 
-from umd_eqx.errors import BadInput
+from umd_eqx.core.errors import BadInput
+from umd_eqx.core.paths import CosinePath
+from umd_eqx.core.predictions import X0EpsPrediction
 from umd_eqx.eval import Denoising
 from umd_eqx.eval.denoising import level_name
 from umd_eqx.eval.pictures import GAP
 from umd_eqx.objectives import Unified, denoising, masked_denoising, masked_reconstruction, unified
-from umd_eqx.paths import CosinePath
-from umd_eqx.predictions import X0EpsPrediction
 
 KEY = jax.random.key(5)
 MAE = masked_reconstruction()

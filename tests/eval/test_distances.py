@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from umd_eqx.errors import BadInput
+from umd_eqx.core.errors import BadInput
 from umd_eqx.eval.distances import Statistics, add, frechet_distance, kid, merge, mmd, statistics_of
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from umd_eqx.eval.extractors import choose_extractor, unfamiliar
-from umd_eqx.presets import FASHION_MNIST
+from umd_eqx.recipes.pretrain import FASHION_MNIST
 
 
 @pytest.fixture(autouse=True)

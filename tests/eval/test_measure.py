@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from umd_eqx.errors import BadInput
+from umd_eqx.core.errors import BadInput
 from umd_eqx.eval.activations import Features
 from umd_eqx.eval.distances import frechet_distance, kid, statistics_of
 from umd_eqx.eval.measure import measure, metric_names

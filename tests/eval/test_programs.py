@@ -9,8 +9,8 @@ import pytest
 from eval.fakes import Fake, blobs, context, noise
 from known_tokenizers import Rearranged
 
+from umd_eqx.core.programs import Program, abstract, is_shape
 from umd_eqx.eval import Denoising, FewShot, Generation, Reconstruction, TokenizerQuality
-from umd_eqx.programs import Program, abstract, is_shape
 from umd_eqx.sampling import DDIM
 
 KEY = jax.random.key(0)

@@ -10,8 +10,10 @@ from eval.fakes import Source, context
 from hypothesis import given
 from hypothesis import strategies as st
 
+from umd_eqx.core.errors import BadInput
+from umd_eqx.core.hashes import sha256_of_tree
+from umd_eqx.core.types import NO_CLASS
 from umd_eqx.data.transforms import ADMTransform, EvalTransform, SquashTransform
-from umd_eqx.errors import BadInput
 from umd_eqx.eval.distances import statistics_of
 from umd_eqx.eval.generation import real_images
 from umd_eqx.eval.protocol import (
@@ -23,9 +25,7 @@ from umd_eqx.eval.protocol import (
     statistics_hash,
     to_uint8,
 )
-from umd_eqx.hashes import sha256_of_tree
-from umd_eqx.models.extractor import AbstractExtractor, Activations
-from umd_eqx.types import NO_CLASS
+from umd_eqx.models.extractors.base import AbstractExtractor, Activations
 
 
 class TestRealImages:

@@ -9,11 +9,11 @@ import pytest
 from eval.fakes import Fake, Source, context, noise, pixels
 from oracle import GaussianOracle
 
-from umd_eqx.errors import BadInput
+from umd_eqx.core.errors import BadInput
+from umd_eqx.core.masking import View, draw_order, hidden_pixels, num_kept, ratios
+from umd_eqx.core.paths import CosineTable
 from umd_eqx.eval import Reconstruction
 from umd_eqx.eval.pictures import GAP
-from umd_eqx.masking import View, draw_order, hidden_pixels, num_kept, ratios
-from umd_eqx.paths import CosineTable
 
 KEY = jax.random.key(5)
 SOURCE = noise(40)

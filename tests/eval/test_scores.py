@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from umd_eqx.errors import BadInput
+from umd_eqx.core.errors import BadInput
 from umd_eqx.eval import scores
 from umd_eqx.eval.scores import density_coverage, inception_score, precision_recall, radii
 

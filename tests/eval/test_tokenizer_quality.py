@@ -9,12 +9,12 @@ import pytest
 from eval.fakes import Fake, blobs, context, noise, pixels
 from known_tokenizers import Rearranged
 
-from umd_eqx.errors import BadInput
+from umd_eqx.core.errors import BadInput
 from umd_eqx.eval import Denoising, FewShot, Generation, Reconstruction, TokenizerQuality
 from umd_eqx.eval.base import decoded
 from umd_eqx.eval.tokenizer_quality import codebook_use
-from umd_eqx.models.fsq import FSQ
-from umd_eqx.models.vae import VAEConfig
+from umd_eqx.models.tokenizers.fsq import FSQ
+from umd_eqx.models.tokenizers.vae import VAEConfig
 from umd_eqx.sampling import DDIM
 
 KEY = jax.random.key(0)

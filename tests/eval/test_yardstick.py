@@ -9,7 +9,7 @@ from eval.fakes import blobs, context
 from umd_eqx.eval import yardstick as module
 from umd_eqx.eval.protocol import UMD10K, labels_for, scale
 from umd_eqx.eval.yardstick import Yardstick, measure_generation
-from umd_eqx.models.extractor import AbstractExtractor, Activations
+from umd_eqx.models.extractors.base import AbstractExtractor, Activations
 
 PROTOCOL = scale(UMD10K, 40)
 TRAIN, TEST = blobs(48, 0), blobs(48, 1)

@@ -5,9 +5,9 @@ import os
 import time
 from pathlib import Path
 
-from umd_eqx import encoding
-from umd_eqx.cli import exit_with
+from umd_eqx.commands.cli import exit_with
 from umd_eqx.commands.encode_latents import encode_latents
+from umd_eqx.latents import encoding
 
 if __name__ == "__main__":
     moments, batches = encoding._moments, itertools.count()

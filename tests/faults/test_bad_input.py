@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from umd_eqx.cli import main
-from umd_eqx.presets import PRETRAIN
+from umd_eqx.commands.cli import main
+from umd_eqx.recipes.pretrain import PRETRAIN
 
 
 @pytest.fixture

@@ -28,12 +28,12 @@ from faults.tiny import (
     one_device as one_device,
 )
 
-from umd_eqx import checkpoint
-from umd_eqx.checkpoint import Checkpoints
-from umd_eqx.config import Config, build
-from umd_eqx.errors import BadInput
-from umd_eqx.run import run
-from umd_eqx.sharding import make_mesh
+from umd_eqx.core.errors import BadInput
+from umd_eqx.core.sharding import make_mesh
+from umd_eqx.recipes.config import Config, build
+from umd_eqx.runs.run import run
+from umd_eqx.training import checkpoint
+from umd_eqx.training.checkpoint import Checkpoints
 
 CONFIG = tiny(eval={})
 STEPS = 6
@@ -147,7 +147,7 @@ def test_what_orbax_makes_of_damage_is_known_where_there_is_no_seal(finished, tm
 LEFT_OVER = """
 import asyncio, builtins, gc, sys
 from etils import epath
-from umd_eqx.checkpoint import Checkpoints
+from umd_eqx.training.checkpoint import Checkpoints
 
 Checkpoints(epath.Path(sys.argv[1]), keep=1).close()
 

@@ -22,10 +22,10 @@ from faults.tiny import (
     one_device as one_device,
 )
 
-from umd_eqx.cli import main
-from umd_eqx.errors import BadInput, disk_errors
+from umd_eqx.commands.cli import main
+from umd_eqx.core.errors import BadInput, disk_errors
 from umd_eqx.report import MetricsFile, read_metrics
-from umd_eqx.run import run
+from umd_eqx.runs.run import run
 
 pytestmark = pytest.mark.usefixtures("one_device")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from umd_eqx.signals import interruptible_imports
+from umd_eqx.training.signals import interruptible_imports
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 PROGRAMS = sorted(path.name for path in EXPERIMENTS.glob("*.py"))

@@ -23,9 +23,9 @@ from faults.tiny import (
     compilation_cache as compilation_cache,
 )
 
-from umd_eqx.config import Config
-from umd_eqx.optimisers import Muon
-from umd_eqx.workspace import own
+from umd_eqx.recipes.config import Config
+from umd_eqx.runs.workspace import own
+from umd_eqx.training.optimisers import Muon
 
 
 def same_as(run_dir: Path, whole: Path, config: Config | None = None) -> None:

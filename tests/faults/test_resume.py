@@ -22,15 +22,15 @@ from faults.tiny import (
     one_device as one_device,
 )
 
-from umd_eqx.config import Config, build
+from umd_eqx.core.errors import BadInput
 from umd_eqx.data.source_configs import TFDS
-from umd_eqx.errors import BadInput
 from umd_eqx.objectives import masked_reconstruction
-from umd_eqx.optim import EmaConfig
-from umd_eqx.optimisers import Muon
-from umd_eqx.pretrained import from_pretrained
-from umd_eqx.run import run
-from umd_eqx.trainable import AllExcept
+from umd_eqx.recipes.config import Config, build
+from umd_eqx.runs.pretrained import from_pretrained
+from umd_eqx.runs.run import run
+from umd_eqx.training.optim import EmaConfig
+from umd_eqx.training.optimisers import Muon
+from umd_eqx.training.trainable import AllExcept
 
 pytestmark = pytest.mark.usefixtures("one_device")
 

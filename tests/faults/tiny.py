@@ -17,11 +17,11 @@ import pytest
 from etils import epath
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
-from umd_eqx.checkpoint import Checkpoints
-from umd_eqx.config import Config, build
+from umd_eqx.core.sharding import make_mesh
 from umd_eqx.eval import Denoising
-from umd_eqx.presets import umd
-from umd_eqx.sharding import make_mesh
+from umd_eqx.recipes.config import Config, build
+from umd_eqx.recipes.pretrain import umd
+from umd_eqx.training.checkpoint import Checkpoints
 
 COMMAND = Path(__file__).parent / "tiny_pretrain.py"
 STEPS = 12
@@ -79,8 +79,8 @@ def compilation_cache() -> Iterator[None]:
 
 def on_one_device(patch: pytest.MonkeyPatch) -> None:
     """Lets runs take one of the eight devices, which two cores compile and step several times as fast."""
-    patch.setattr("umd_eqx.config.make_mesh", lambda: make_mesh(jax.devices()[:1]))
-    patch.setattr("umd_eqx.run.peak_flops", lambda: (1e12, "not measured"))
+    patch.setattr("umd_eqx.recipes.config.make_mesh", lambda: make_mesh(jax.devices()[:1]))
+    patch.setattr("umd_eqx.runs.run.peak_flops", lambda: (1e12, "not measured"))
 
 
 @pytest.fixture

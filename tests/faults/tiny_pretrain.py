@@ -10,9 +10,9 @@ from pathlib import Path
 
 from tiny import tiny
 
-from umd_eqx import loop
-from umd_eqx.cli import main
-from umd_eqx.presets import PRETRAIN
+from umd_eqx.commands.cli import main
+from umd_eqx.recipes.pretrain import PRETRAIN
+from umd_eqx.training import loop
 
 if __name__ == "__main__":
     step = loop.train_step

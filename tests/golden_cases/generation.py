@@ -10,11 +10,11 @@ import numpy as np
 
 from golden_cases.base import Comparison, Folder, GoldenError, Group, Recorded, close
 from golden_cases.guidance import guidance
+from umd_eqx.core.sharding import make_mesh
 from umd_eqx.eval.activations import Features, activations
 from umd_eqx.eval.distances import Statistics, add, frechet_distance
 from umd_eqx.eval.scores import inception_score
-from umd_eqx.models.extractor import AbstractExtractor, Activations, resize_bilinear
-from umd_eqx.sharding import make_mesh
+from umd_eqx.models.extractors.base import AbstractExtractor, Activations, resize_bilinear
 
 _FRECHET = re.compile(r"frechet(?:_(\d+)_vs_(\d+)\w*)?")
 _SCORE = re.compile(r"inception_score(?:_(\d+)splits?)?")

@@ -11,12 +11,12 @@ import numpy as np
 
 from golden_cases.base import Comparison, Folder, close
 from golden_cases.network import kinds, mask_ratio, model_of
-from umd_eqx.masking import View
+from umd_eqx.core.masking import View
+from umd_eqx.core.paths import NETWORK_STEPS, CosineTable
+from umd_eqx.core.predictions import AbstractPrediction, PredictionType
+from umd_eqx.core.types import NO_CLASS, AbstractCond
 from umd_eqx.models import AbstractModel
-from umd_eqx.paths import NETWORK_STEPS, CosineTable
-from umd_eqx.predictions import AbstractPrediction, PredictionType
 from umd_eqx.sampling import ClassifierFree, ModelDenoiser
-from umd_eqx.types import NO_CLASS, AbstractCond
 
 _CASE = re.compile(r"(m\d+)_((?:tnone_)?cfg\w*)/pred")
 _PATH = CosineTable()

@@ -7,9 +7,9 @@ import jax
 import numpy as np
 
 from umd_eqx.models import AutoEncoder
-from umd_eqx.models.conditioning import AdaLNZero
-from umd_eqx.models.layers import LayerNorm, Linear
-from umd_eqx.models.stack import Stack
+from umd_eqx.models.vit.conditioning import AdaLNZero
+from umd_eqx.models.vit.layers import LayerNorm, Linear
+from umd_eqx.models.vit.stack import Stack
 
 Arrays = dict[str, np.ndarray]
 

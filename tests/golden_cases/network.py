@@ -13,12 +13,12 @@ import numpy as np
 
 from golden_cases.base import Comparison, Folder, GoldenError, Group, Recorded, close, exact
 from golden_cases.layout import head_kernel, to_reference
-from umd_eqx.masking import View, draw_order, hidden_patches, hidden_pixels, num_kept, patchify, unpatchify
+from umd_eqx.core.masking import View, draw_order, hidden_patches, hidden_pixels, num_kept, patchify, unpatchify
+from umd_eqx.core.types import AbstractCond
 from umd_eqx.models import AutoEncoder, from_reference
-from umd_eqx.models.autoencoder import Head
-from umd_eqx.models.layers import sinusoid
-from umd_eqx.models.packed import Embedded, Packed, Segment
-from umd_eqx.types import AbstractCond
+from umd_eqx.models.vit.autoencoder import Head
+from umd_eqx.models.vit.layers import sinusoid
+from umd_eqx.models.vit.packed import Embedded, Packed, Segment
 
 _CASE = re.compile(r"(m\d+)_(\w+)")
 _MODIFIERS = frozenset({"uncond", "label", "null", "tnone", "train", "drop"})

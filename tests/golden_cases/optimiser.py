@@ -14,8 +14,8 @@ from golden_cases.base import Comparison, Folder, GoldenError, Group, close, exa
 from golden_cases.layout import Arrays, to_reference
 from golden_cases.training import norm
 from umd_eqx.models import AutoEncoder, from_reference
-from umd_eqx.optim import decayed, horizon, schedule
-from umd_eqx.optimisers import AdamW
+from umd_eqx.training.optim import decayed, horizon, schedule
+from umd_eqx.training.optimisers import AdamW
 
 Kind = Literal["eager", "jit", "f32mu"]
 SUFFIX: dict[Kind, str] = {"eager": "", "jit": "_jit", "f32mu": "_f32mu"}

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from golden_cases.base import Comparison, Folder, Group, close, exact
+from umd_eqx.core.paths import NETWORK_STEPS, AbstractDiscretePath, CosineTable, LinearTable
+from umd_eqx.core.predictions import PredictionType, X0EpsPrediction
+from umd_eqx.core.types import NO_CLASS, Cond
 from umd_eqx.models import AbstractModel
-from umd_eqx.paths import NETWORK_STEPS, AbstractDiscretePath, CosineTable, LinearTable
-from umd_eqx.predictions import PredictionType, X0EpsPrediction
 from umd_eqx.sampling import DDIM, ReferenceGrid
 from umd_eqx.sampling.denoisers import end_times
-from umd_eqx.types import NO_CLASS, Cond
 
 _CASE = re.compile(r"((cosine|linear)_s(\d+)_clip([01])_eta([\d.]+)_([AB]))/(sample|x_before_each_eval)")
 _PATHS: dict[str, AbstractDiscretePath] = {"cosine": CosineTable(), "linear": LinearTable()}

@@ -13,14 +13,14 @@ import optax
 from golden_cases.base import Comparison, Folder, GoldenError, Group, Recorded, close
 from golden_cases.layout import to_reference
 from golden_cases.network import model_of
+from umd_eqx.core.paths import CosineTable
+from umd_eqx.core.predictions import PredictionType, X0EpsPrediction
+from umd_eqx.core.sharding import make_mesh
+from umd_eqx.core.types import NO_CLASS, Batch, Cond, Representation
 from umd_eqx.models import AbstractModel, AbstractPatchModel
 from umd_eqx.objectives import AbstractObjective, Draw, Unified, denoising, masked_denoising, masked_reconstruction
 from umd_eqx.objectives.base import split_by_period
-from umd_eqx.paths import CosineTable
-from umd_eqx.predictions import PredictionType, X0EpsPrediction
-from umd_eqx.sharding import make_mesh
-from umd_eqx.train import Parts, loss_and_grads
-from umd_eqx.types import NO_CLASS, Batch, Cond, Representation
+from umd_eqx.training.step import Parts, loss_and_grads
 
 PATH = CosineTable()  # of the recorded x_t
 PUBLISHED = (0.5, 0.375, 0.75)  # UMD, what the end-to-end case is of

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from golden_cases.network import with_tokens
 
-from umd_eqx.masking import View
+from umd_eqx.core.masking import View
+from umd_eqx.core.predictions import VPrediction, X0EpsPrediction, X0Prediction
+from umd_eqx.core.types import NO_CLASS, Cond, IntervalCond
 from umd_eqx.models import AbstractModel, Group
-from umd_eqx.models.conditioning import AdaLNZero, SharedAdaLN
-from umd_eqx.models.packed import Embedded, Packed, Segment
-from umd_eqx.predictions import VPrediction, X0EpsPrediction, X0Prediction
-from umd_eqx.types import NO_CLASS, Cond, IntervalCond
+from umd_eqx.models.vit.conditioning import AdaLNZero, SharedAdaLN
+from umd_eqx.models.vit.packed import Embedded, Packed, Segment
 
 CONDITIONINGS = ("adaln", "shared-adaln", "token")
 RNG = np.random.default_rng(0)

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from golden_cases.network import with_tokens
 
-from umd_eqx.errors import BadInput
-from umd_eqx.masking import View
+from umd_eqx.core.errors import BadInput
+from umd_eqx.core.masking import View
 from umd_eqx.models import ModelConfig
-from umd_eqx.models.attention import rotate
-from umd_eqx.models.blocks import BlockConfig
-from umd_eqx.models.layers import Mlp, RMSNorm, SwiGLU
+from umd_eqx.models.vit.attention import rotate
+from umd_eqx.models.vit.blocks import BlockConfig
+from umd_eqx.models.vit.layers import Mlp, RMSNorm, SwiGLU
 
 RNG = np.random.default_rng(0)
 IMAGES = jnp.asarray(RNG.normal(size=(2, 16, 16, 3)), jnp.float32)
@@ -149,7 +149,7 @@ def test_a_tangent_goes_through_the_network_inside_a_gradient(random_model, bloc
     ],
 )
 def test_options_that_cannot_be_are_refused(monkeypatch, field, config):
-    from umd_eqx.models import variants
+    from umd_eqx.models.vit import variants
 
     monkeypatch.setitem(variants.VARIANTS, "odd", (variants.Size(60, 1, 2), variants.Size(60, 1, 2)))  # heads of 30
     with pytest.raises(BadInput, match=field):

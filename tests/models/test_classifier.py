@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from umd_eqx.models.classifier import Convolution, FashionClassifier, halve
-from umd_eqx.models.extractor import AbstractExtractor, resize_bilinear
+from umd_eqx.models.extractors.base import AbstractExtractor, resize_bilinear
+from umd_eqx.models.extractors.classifier import Convolution, FashionClassifier, halve
 
 
 @pytest.fixture(scope="module")

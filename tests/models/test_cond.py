@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from golden_cases.network import with_tokens
 
-from umd_eqx.masking import View
-from umd_eqx.types import Cond
+from umd_eqx.core.masking import View
+from umd_eqx.core.types import Cond
 
 MODULATIONS = ("adaln", "shared-adaln")
 RNG = np.random.default_rng(0)

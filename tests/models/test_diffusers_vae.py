@@ -10,10 +10,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from umd_eqx.errors import BadInput
-from umd_eqx.models.diffusers_vae import CONFIG, WEIGHTS, is_diffusers, read_diffusers, write_diffusers
-from umd_eqx.models.vae import SD_V1, AutoencoderKL, VAEConfig
-from umd_eqx.tensors import read_tensors, write_tensors
+from umd_eqx.core.errors import BadInput
+from umd_eqx.core.tensors import read_tensors, write_tensors
+from umd_eqx.models.tokenizers.diffusers_vae import CONFIG, WEIGHTS, is_diffusers, read_diffusers, write_diffusers
+from umd_eqx.models.tokenizers.vae import SD_V1, AutoencoderKL, VAEConfig
 
 MU = VAEConfig(channels=1, latent_channels=2, widths=(4, 8), layers=1, groups=2, shift=0.25, scale=1.5)
 OLD = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
@@ -55,7 +55,7 @@ def test_what_was_written_is_read_wherever_it_lies(tokenizer, folder):
 def test_the_names_are_those_of_the_published_files():
     # A few of each kind; test_vae_torch.py has them all.
     like = jax.eval_shape(lambda key: AutoencoderKL.init(SD_V1, key=key), jax.random.key(0))
-    from umd_eqx.models.diffusers_vae import _theirs
+    from umd_eqx.models.tokenizers.diffusers_vae import _theirs
 
     names = {_theirs(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(like)}
     assert len(names) == 248

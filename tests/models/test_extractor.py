@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from umd_eqx.models.extractor import resize_bilinear
+from umd_eqx.models.extractors.base import resize_bilinear
 
 
 @pytest.mark.parametrize(("height", "width", "side"), [(5, 7, 23), (8, 6, 3), (4, 4, 4), (1, 3, 6)])

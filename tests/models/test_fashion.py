@@ -9,14 +9,21 @@ import jax
 import numpy as np
 import pytest
 
-from umd_eqx.classifier_training import classifier, command_of, recipe_facts
+from umd_eqx.core.errors import BadInput
+from umd_eqx.core.paths import Clean
+from umd_eqx.core.sharding import make_mesh
+from umd_eqx.core.tensors import read_tensors, write_tensors
 from umd_eqx.data.source import open_source
-from umd_eqx.errors import BadInput
 from umd_eqx.eval import Accuracy, EvalContext
-from umd_eqx.models.fashion import SHIPPED, card_of, load_fashion_classifier, read_card, save_fashion_classifier
-from umd_eqx.paths import Clean
-from umd_eqx.sharding import make_mesh
-from umd_eqx.tensors import read_tensors, write_tensors
+from umd_eqx.models.extractors.fashion import (
+    SHIPPED,
+    card_of,
+    load_fashion_classifier,
+    read_card,
+    save_fashion_classifier,
+)
+from umd_eqx.recipes.classifier import classifier
+from umd_eqx.runs.classifier_training import command_of, recipe_facts
 
 
 @pytest.fixture(scope="module")

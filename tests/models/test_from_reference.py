@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from umd_eqx.errors import BadInput
-from umd_eqx.masking import patchify
+from umd_eqx.core.errors import BadInput
+from umd_eqx.core.masking import patchify
 from umd_eqx.models import ModelConfig, from_reference
-from umd_eqx.models.autoencoder import AutoEncoder
-from umd_eqx.models.packed import Packed, Segment
+from umd_eqx.models.vit.autoencoder import AutoEncoder
+from umd_eqx.models.vit.packed import Packed, Segment
 
 # Nothing here is as in the golden files: width, depths, heads, patch, channels, classes, number of class tokens.
 WIDTH, ENCODER, DECODER, HEADS, PATCH, CHANNELS, SIDE, CLASSES, TOKENS = 24, 3, 2, 3, 2, 1, 6, 7, 5

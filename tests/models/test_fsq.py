@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from umd_eqx.models.fsq import FSQ, bounded, code_of, indices, nearest, quantised
-from umd_eqx.models.vae import VAEConfig
+from umd_eqx.models.tokenizers.fsq import FSQ, bounded, code_of, indices, nearest, quantised
+from umd_eqx.models.tokenizers.vae import VAEConfig
 
 LEVELS = st.lists(st.integers(2, 9), min_size=1, max_size=4).map(tuple)
 MU = VAEConfig(channels=1, widths=(8, 8), layers=1, groups=2)

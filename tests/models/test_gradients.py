@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from umd_eqx.masking import View
+from umd_eqx.core.masking import View
 
 RNG = np.random.default_rng(0)
 B = 3

@@ -10,12 +10,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from umd_eqx.errors import BadInput
-from umd_eqx.models import pretrained_inception
-from umd_eqx.models.extractor import resize_bilinear
-from umd_eqx.models.inception import ConvNorm, InceptionV3, Port, resize_tensorflow
-from umd_eqx.models.inception_table import BLOCKS, NORM, STEM, Pool, convolutions, parameter_shapes, side_by_side
-from umd_eqx.models.pretrained_inception import (
+from umd_eqx.core.errors import BadInput
+from umd_eqx.core.tensors import write_tensors
+from umd_eqx.models.extractors import pretrained_inception
+from umd_eqx.models.extractors.base import resize_bilinear
+from umd_eqx.models.extractors.inception import ConvNorm, InceptionV3, Port, resize_tensorflow
+from umd_eqx.models.extractors.inception_table import (
+    BLOCKS,
+    NORM,
+    STEM,
+    Pool,
+    convolutions,
+    parameter_shapes,
+    side_by_side,
+)
+from umd_eqx.models.extractors.pretrained_inception import (
     PUBLISHED,
     Published,
     convert_inception,
@@ -25,7 +34,6 @@ from umd_eqx.models.pretrained_inception import (
     missing_inception,
     read_published,
 )
-from umd_eqx.tensors import write_tensors
 
 OURS = {"source_sha256": PUBLISHED.sha256}
 

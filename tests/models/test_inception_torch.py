@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from umd_eqx.models.inception import InceptionV3, Port
-from umd_eqx.models.inception_table import convolutions
-from umd_eqx.models.pretrained_inception import PUBLISHED, convert_inception, load_inception
-from umd_eqx.tensors import write_tensors
+from umd_eqx.core.tensors import write_tensors
+from umd_eqx.models.extractors.inception import InceptionV3, Port
+from umd_eqx.models.extractors.inception_table import convolutions
+from umd_eqx.models.extractors.pretrained_inception import PUBLISHED, convert_inception, load_inception
 
 WHY = 'parity with PyTorch: pip install "umd_eqx[parity]"'
 torch = pytest.importorskip("torch", reason=WHY)

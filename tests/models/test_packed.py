@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from umd_eqx.models.attention import Attention
-from umd_eqx.models.packed import Embedded, Packed, Segment, conditioned, pack, unpack
+from umd_eqx.models.vit.attention import Attention
+from umd_eqx.models.vit.packed import Embedded, Packed, Segment, conditioned, pack, unpack
 
 RNG = np.random.default_rng(0)
 # Two rows of a batch: three images of 3 tokens in each, and one of 5.

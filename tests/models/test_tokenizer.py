@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from known_tokenizers import Rearranged
 
-from umd_eqx.models.tokenizer import Identity, Posterior
+from umd_eqx.models.tokenizers.base import Identity, Posterior
 
 SHAPE = (2, 3, 4)
 MEAN = jax.random.normal(jax.random.key(0), SHAPE)

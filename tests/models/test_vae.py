@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from umd_eqx.errors import BadInput
-from umd_eqx.models.tokenizer_configs import FSQTokenizer, KLTokenizer
-from umd_eqx.models.vae import FLUX, SD_V1, SD_V3, AutoencoderKL, VAEConfig
-from umd_eqx.models.vae_layers import Conv, GroupNorm, SpatialAttention, doubled
-from umd_eqx.models.variants import num_parameters
+from umd_eqx.core.errors import BadInput
+from umd_eqx.models.tokenizers.configs import FSQTokenizer, KLTokenizer
+from umd_eqx.models.tokenizers.vae import FLUX, SD_V1, SD_V3, AutoencoderKL, VAEConfig
+from umd_eqx.models.tokenizers.vae_layers import Conv, GroupNorm, SpatialAttention, doubled
+from umd_eqx.models.vit.variants import num_parameters
 
 MU = VAEConfig(widths=(8, 16), layers=1, groups=4)
 

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from umd_eqx.models.diffusers_vae import CONFIG, read_diffusers, write_diffusers
-from umd_eqx.models.vae import SD_V1, SD_V3, AutoencoderKL, VAEConfig
+from umd_eqx.models.tokenizers.diffusers_vae import CONFIG, read_diffusers, write_diffusers
+from umd_eqx.models.tokenizers.vae import SD_V1, SD_V3, AutoencoderKL, VAEConfig
 
 WHY = 'parity with PyTorch: pip install "umd_eqx[parity]"'
 torch = pytest.importorskip("torch", reason=WHY)

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from umd_eqx.errors import BadInput
-from umd_eqx.models.warm_start import resample_positions, warm_start
+from umd_eqx.core.errors import BadInput
+from umd_eqx.models.vit.warm_start import resample_positions, warm_start
 
 
 def named(model) -> dict[str, np.ndarray]:

@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from umd_eqx.errors import BadInput
-from umd_eqx.models.classifier import AbstractClassifier
+from umd_eqx.core.errors import BadInput
+from umd_eqx.core.paths import Clean
+from umd_eqx.core.types import Batch
+from umd_eqx.models.extractors.classifier import AbstractClassifier
 from umd_eqx.objectives import Classification
-from umd_eqx.paths import Clean
-from umd_eqx.types import Batch
 
 
 class Pixels(AbstractClassifier):

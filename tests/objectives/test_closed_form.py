@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from oracle import GaussianOracle
 
-from umd_eqx.masking import View, num_kept
+from umd_eqx.core.masking import View, num_kept
+from umd_eqx.core.paths import CosinePath, CosineTable, LinearTable, RectifiedFlow
+from umd_eqx.core.types import Batch
 from umd_eqx.objectives import Draw, MaskedDenoising, Term, Unified, denoising, masked_denoising, masked_reconstruction
-from umd_eqx.paths import CosinePath, CosineTable, LinearTable, RectifiedFlow
-from umd_eqx.types import Batch
 
 SHAPE, PATCHES = (2, 2, 2), 4
 CHUNKS, IMAGES = 40, 400  # the loss of many small batches tells its own standard error

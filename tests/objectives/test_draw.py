@@ -2,8 +2,8 @@ import jax
 import numpy as np
 import pytest
 
+from umd_eqx.core.paths import CosineTable, RectifiedFlow
 from umd_eqx.objectives import draw_noised
-from umd_eqx.paths import CosineTable, RectifiedFlow
 
 B, SHAPE, N, TABLE = 64, (4, 4, 2), 9, CosineTable()
 

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from jaxtyping import Array, Float
 
-from umd_eqx.errors import BadInput
+from umd_eqx.core.errors import BadInput
+from umd_eqx.core.paths import NETWORK_STEPS, CosinePath, RectifiedFlow
+from umd_eqx.core.predictions import PredictionType, VPrediction
+from umd_eqx.core.types import NO_CLASS, AbstractCond, Batch, Image, IntervalCond, Label
 from umd_eqx.models import AbstractModel
 from umd_eqx.objectives import MeanFlow, denoising
 from umd_eqx.objectives.mean_flow import MeanFlowDraw
-from umd_eqx.paths import NETWORK_STEPS, CosinePath, RectifiedFlow
-from umd_eqx.predictions import PredictionType, VPrediction
 from umd_eqx.sampling import MeanFlowSampler, guide, sample
-from umd_eqx.types import NO_CLASS, AbstractCond, Batch, Image, IntervalCond, Label
 
 SHAPE = (2, 2, 1)
 PATH = RectifiedFlow()

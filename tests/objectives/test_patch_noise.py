@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from umd_eqx.errors import BadInput
+from umd_eqx.core.errors import BadInput
+from umd_eqx.core.paths import CosinePath, CosineTable
+from umd_eqx.core.types import Batch
 from umd_eqx.objectives import MaskedDenoising, PatchNoise, Term, denoising, masked_denoising
 from umd_eqx.objectives.patch_noise import PatchDraw
-from umd_eqx.paths import CosinePath, CosineTable
-from umd_eqx.types import Batch
 
 B, SIZE, CLASSES = 6, 8, 5
 KEY = jax.random.key(1)

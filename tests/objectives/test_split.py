@@ -8,10 +8,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from test_terms import BATCH, DRAW, FIXED, PATH, Echo, loss_of
 
+from umd_eqx.core.sharding import micro_batches
+from umd_eqx.core.types import NO_CLASS
 from umd_eqx.objectives import Unified, masked_denoising, masked_reconstruction, unified
 from umd_eqx.objectives.base import split_by_period
-from umd_eqx.sharding import micro_batches
-from umd_eqx.types import NO_CLASS
 
 
 def test_the_split_by_hand():

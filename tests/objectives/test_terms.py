@@ -8,8 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from umd_eqx.errors import BadInput
-from umd_eqx.masking import View
+from umd_eqx.core.errors import BadInput
+from umd_eqx.core.masking import View
+from umd_eqx.core.paths import CosineTable, RectifiedFlow
+from umd_eqx.core.predictions import PredictionType, X0EpsPrediction
+from umd_eqx.core.types import NO_CLASS, AbstractCond, Batch, Cond, Image, Label, Representation
 from umd_eqx.models import AbstractPatchModel
 from umd_eqx.objectives import (
     Draw,
@@ -20,9 +23,6 @@ from umd_eqx.objectives import (
     masked_reconstruction,
     unified,
 )
-from umd_eqx.paths import CosineTable, RectifiedFlow
-from umd_eqx.predictions import PredictionType, X0EpsPrediction
-from umd_eqx.types import NO_CLASS, AbstractCond, Batch, Cond, Image, Label, Representation
 
 B, SHAPE, N = 8, (2, 4, 1), 8  # patches of one pixel
 RNG = np.random.default_rng(0)

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from known_tokenizers import Rearranged
 
-from umd_eqx.errors import BadInput
-from umd_eqx.models.fashion import load_fashion_classifier
+from umd_eqx.core.errors import BadInput
+from umd_eqx.core.paths import Clean
+from umd_eqx.core.types import Batch
+from umd_eqx.models.extractors.fashion import load_fashion_classifier
 from umd_eqx.objectives import Tokenizing
-from umd_eqx.paths import Clean
-from umd_eqx.types import Batch
 
 PATH = Clean()
 IMAGES = jax.random.uniform(jax.random.key(0), (6, 28, 28, 1), minval=-1.0)

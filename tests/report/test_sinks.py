@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from umd_eqx.errors import BadInput
+from umd_eqx.core.errors import BadInput
 from umd_eqx.report import MetricsFile, read_metrics, results_table, save_pictures
 
 

@@ -8,7 +8,7 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 
-from umd_eqx.display import Chart, Display, Section
+from umd_eqx.core.display import Chart, Display, Section
 from umd_eqx.eval import Denoising, FewShot, Generation
 from umd_eqx.report import MetricsFile, save_pictures
 from umd_eqx.report.curves import smooth, sparkline

@@ -9,11 +9,11 @@ import numpy as np
 from jaxtyping import Array, Float
 from oracle import GaussianOracle
 
+from umd_eqx.core.paths import NETWORK_STEPS, AbstractPath
+from umd_eqx.core.predictions import PredictionType, X0EpsPrediction
+from umd_eqx.core.types import NO_CLASS, Cond
 from umd_eqx.models import AbstractModel
-from umd_eqx.paths import NETWORK_STEPS, AbstractPath
-from umd_eqx.predictions import PredictionType, X0EpsPrediction
 from umd_eqx.sampling.levels import levels
-from umd_eqx.types import NO_CLASS, Cond
 
 
 class Sure(AbstractModel):

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from sampling.known import Sure
 
-from umd_eqx.errors import BadInput
-from umd_eqx.paths import CosineTable
+from umd_eqx.core.errors import BadInput
+from umd_eqx.core.paths import CosineTable
+from umd_eqx.core.sharding import make_mesh
+from umd_eqx.core.types import NO_CLASS
 from umd_eqx.sampling import DDIM, sample
-from umd_eqx.sharding import make_mesh
-from umd_eqx.types import NO_CLASS
 
 PATH, SAMPLER, KEY = CosineTable(), DDIM(3, 1.0), jax.random.key(0)
 DENOISER = SAMPLER.denoiser(Sure(), PATH)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from umd_eqx.paths import AbstractSmoothPath, CosinePath, CosineTable, LinearTable, RectifiedFlow, smooth
+from umd_eqx.core.paths import AbstractSmoothPath, CosinePath, CosineTable, LinearTable, RectifiedFlow, smooth
 from umd_eqx.sampling import DDIM, EDMGrid, Heun, LogSNRGrid, ReferenceGrid, ShiftedGrid, UniformGrid
 from umd_eqx.sampling.denoisers import end_times
 from umd_eqx.sampling.levels import levels

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from golden_cases.guidance import Masked
 
-from umd_eqx.errors import BadInput
-from umd_eqx.masking import View
+from umd_eqx.core.errors import BadInput
+from umd_eqx.core.masking import View
+from umd_eqx.core.paths import NETWORK_STEPS, RectifiedFlow
+from umd_eqx.core.predictions import PredictionType, X0EpsPrediction
+from umd_eqx.core.types import NO_CLASS, Cond
 from umd_eqx.models import AbstractModel
-from umd_eqx.paths import NETWORK_STEPS, RectifiedFlow
-from umd_eqx.predictions import PredictionType, X0EpsPrediction
 from umd_eqx.sampling import (
     DDIM,
     AbstractDenoiser,
@@ -22,7 +23,6 @@ from umd_eqx.sampling import (
     ModelDenoiser,
     guide,
 )
-from umd_eqx.types import NO_CLASS, Cond
 
 RNG = np.random.default_rng(0)
 PATH = RectifiedFlow()

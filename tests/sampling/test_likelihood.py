@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from oracle import GaussianOracle
 
-from umd_eqx.errors import BadInput
-from umd_eqx.paths import CosinePath, CosineTable, RectifiedFlow, smooth
+from umd_eqx.core.errors import BadInput
+from umd_eqx.core.paths import CosinePath, CosineTable, RectifiedFlow, smooth
 from umd_eqx.sampling import ModelDenoiser
 from umd_eqx.sampling.denoisers import end_times
 from umd_eqx.sampling.likelihood import bits_of_levels, bits_per_dim

@@ -7,7 +7,7 @@ import pytest
 from oracle import GaussianOracle
 from sampling.known import Mixture, flow_map, normal_quantile, run, single_pixel
 
-from umd_eqx.paths import CosinePath, CosineTable, LinearTable, RectifiedFlow
+from umd_eqx.core.paths import CosinePath, CosineTable, LinearTable, RectifiedFlow
 from umd_eqx.sampling import (
     DDIM,
     Adaptive,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from umd_eqx.errors import BadInput
+from umd_eqx.core.errors import BadInput
 from umd_eqx.eval import Generation
 from umd_eqx.sampling import (
     DDIM,

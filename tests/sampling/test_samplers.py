@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from sampling.known import Sure, run
 
-from umd_eqx.errors import BadInput
-from umd_eqx.paths import CosinePath, CosineTable, LinearTable, RectifiedFlow, smooth
+from umd_eqx.core.errors import BadInput
+from umd_eqx.core.paths import CosinePath, CosineTable, LinearTable, RectifiedFlow, smooth
 from umd_eqx.sampling import DDIM, GRIDS, SAMPLERS, Clipped, ModelDenoiser
 from umd_eqx.sampling.denoisers import end_times
 

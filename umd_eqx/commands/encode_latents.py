@@ -9,19 +9,19 @@ from typing import Annotated, Literal
 import jax.numpy as jnp
 import tyro
 
-from umd_eqx.config import DataConfig
+from umd_eqx.commands.leaves import KINDS, choose
+from umd_eqx.core.errors import BadInput, disk_errors, require_writable
+from umd_eqx.core.files import save_json
+from umd_eqx.core.sharding import make_mesh
 from umd_eqx.data.broken import SkipBroken
-from umd_eqx.data.latents import MANIFEST, Manifest, Settings, source_hash
 from umd_eqx.data.source_configs import SOURCES, TFDS, AbstractSource
-from umd_eqx.encoding import Progress, begin, encode
-from umd_eqx.errors import BadInput, disk_errors, require_writable
-from umd_eqx.files import save_json
-from umd_eqx.leaves import KINDS, choose
+from umd_eqx.latents.encoding import Progress, begin, encode
+from umd_eqx.latents.store import MANIFEST, Manifest, Settings, source_hash
+from umd_eqx.recipes.config import DataConfig
 from umd_eqx.report import Terminal
-from umd_eqx.sharding import make_mesh
-from umd_eqx.signals import EXIT_STOPPED, Stop
-from umd_eqx.tokenizers import LoadedTokenizer, load_tokenizer
-from umd_eqx.workspace import own
+from umd_eqx.runs.tokenizers import LoadedTokenizer, load_tokenizer
+from umd_eqx.runs.workspace import own
+from umd_eqx.training.signals import EXIT_STOPPED, Stop
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,23 +12,23 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int
 
+from umd_eqx.commands.leaves import parse
 from umd_eqx.commands.probe import measure_probe
 from umd_eqx.commands.results import keep, open_data, tag
 from umd_eqx.commands.sampling import Flags, SamplingFlags, Types, sampling_kinds
 from umd_eqx.commands.training import flag_value
-from umd_eqx.dump import dump
-from umd_eqx.errors import BadInput, require_writable
+from umd_eqx.core.errors import BadInput, require_writable
+from umd_eqx.core.sharding import make_mesh, whole_batch
 from umd_eqx.eval import EvalContext
 from umd_eqx.eval.extractors import ExtractorName, choose_extractor, unfamiliar
 from umd_eqx.eval.generation import PROTOCOLS, ProtocolName
 from umd_eqx.eval.measure import metric_names
 from umd_eqx.eval.protocol import Protocol, generation_result, scale
 from umd_eqx.eval.yardstick import Yardstick, measure_generation
-from umd_eqx.leaves import parse
-from umd_eqx.pretrained import Pretrained
+from umd_eqx.recipes.dump import dump
 from umd_eqx.report import Terminal
+from umd_eqx.runs.pretrained import Pretrained
 from umd_eqx.sampling import sample as sample_images
-from umd_eqx.sharding import make_mesh, whole_batch
 
 
 @dataclasses.dataclass(frozen=True)

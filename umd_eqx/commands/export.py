@@ -7,9 +7,9 @@ from typing import Annotated
 
 import tyro
 
-from umd_eqx.errors import disk_errors, require_writable
-from umd_eqx.pretrained import Weights, export, from_pretrained, new_weights
-from umd_eqx.tokenizers import TRAINED, load_tokenizer, save_tokenizer
+from umd_eqx.core.errors import disk_errors, require_writable
+from umd_eqx.runs.pretrained import Weights, export, from_pretrained, new_weights
+from umd_eqx.runs.tokenizers import TRAINED, load_tokenizer, save_tokenizer
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,14 +8,15 @@ from typing import Annotated
 
 import tyro
 
+from umd_eqx.commands.leaves import KINDS, parse, with_types
 from umd_eqx.commands.training import Command, describe_presets, flag_value, split_preset, train
-from umd_eqx.config import Config
-from umd_eqx.errors import BadInput
-from umd_eqx.finetuning import FINETUNE, finetuned_dir, follow, resolve_fitting, start_from, starts_from_weights
-from umd_eqx.leaves import KINDS, parse, with_types
-from umd_eqx.presets import Preset
-from umd_eqx.pretrained import Weights
-from umd_eqx.workspace import default_run_dir
+from umd_eqx.core.errors import BadInput
+from umd_eqx.recipes.config import Config
+from umd_eqx.recipes.finetune import FINETUNE, starts_from_weights
+from umd_eqx.recipes.pretrain import Preset
+from umd_eqx.runs.finetuning import finetuned_dir, follow, resolve_fitting, start_from
+from umd_eqx.runs.pretrained import Weights
+from umd_eqx.runs.workspace import default_run_dir
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,10 +3,10 @@
 import functools
 from collections.abc import Mapping
 
+from umd_eqx.commands.leaves import KINDS, parse, with_types
 from umd_eqx.commands.training import Command, describe_presets, split_preset, train
-from umd_eqx.leaves import KINDS, parse, with_types
-from umd_eqx.presets import PRETRAIN, Preset
-from umd_eqx.workspace import default_run_dir
+from umd_eqx.recipes.pretrain import PRETRAIN, Preset
+from umd_eqx.runs.workspace import default_run_dir
 
 
 def pretrain(

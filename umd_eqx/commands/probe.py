@@ -13,15 +13,15 @@ import tyro
 
 from umd_eqx.commands.results import keep, open_data, tag
 from umd_eqx.commands.training import flag_value
-from umd_eqx.data.latents import source_hash
-from umd_eqx.derived import recorded_probe
-from umd_eqx.dump import dump
-from umd_eqx.errors import BadInput, require_writable
+from umd_eqx.core.errors import BadInput, require_writable
+from umd_eqx.core.sharding import make_mesh, whole_batch
 from umd_eqx.eval import EvalContext, FewShot
-from umd_eqx.pretrained import Pretrained, from_pretrained
+from umd_eqx.latents.store import source_hash
+from umd_eqx.recipes.dump import dump
 from umd_eqx.report import Terminal
-from umd_eqx.run import EVALUATION_KEY
-from umd_eqx.sharding import make_mesh, whole_batch
+from umd_eqx.runs.derived import recorded_probe
+from umd_eqx.runs.pretrained import Pretrained, from_pretrained
+from umd_eqx.runs.run import EVALUATION_KEY
 
 
 @dataclasses.dataclass(frozen=True)

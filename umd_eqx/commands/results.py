@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from umd_eqx.core.errors import BadInput, disk_errors
+from umd_eqx.core.files import save_json
+from umd_eqx.core.hashes import sha256_of_json
 from umd_eqx.data.broken import CountBroken, SkipBroken
-from umd_eqx.errors import BadInput, disk_errors
-from umd_eqx.files import save_json
-from umd_eqx.hashes import sha256_of_json
-from umd_eqx.pretrained import Pretrained
+from umd_eqx.runs.pretrained import Pretrained
 
 
 def open_data(source: Pretrained, data_dir: str | None) -> tuple[SkipBroken, CountBroken]:

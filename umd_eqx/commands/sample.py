@@ -12,19 +12,19 @@ import numpy as np
 import tyro
 from jaxtyping import Int
 
+from umd_eqx.commands.leaves import parse
 from umd_eqx.commands.sampling import Flags, SamplingFlags, Types, sampling_kinds
-from umd_eqx.errors import BadInput, disk_errors, require_writable
+from umd_eqx.core.errors import BadInput, disk_errors, require_writable
+from umd_eqx.core.files import save_json
+from umd_eqx.core.sharding import make_mesh
+from umd_eqx.core.types import NO_CLASS
 from umd_eqx.eval.base import decoded
 from umd_eqx.eval.generation import film
 from umd_eqx.eval.pictures import grid
-from umd_eqx.files import save_json
-from umd_eqx.leaves import parse
-from umd_eqx.models.tokenizer import Identity
-from umd_eqx.pretrained import Pretrained
+from umd_eqx.models.tokenizers.base import Identity
 from umd_eqx.report import Terminal, save_png
+from umd_eqx.runs.pretrained import Pretrained
 from umd_eqx.sampling import sample as sample_images
-from umd_eqx.sharding import make_mesh
-from umd_eqx.types import NO_CLASS
 
 FILM_ROWS, FILM_FRAMES = 8, 12
 

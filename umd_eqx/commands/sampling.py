@@ -7,10 +7,11 @@ from typing import Annotated
 
 import tyro
 
-from umd_eqx.errors import BadInput
+from umd_eqx.commands.leaves import KINDS, Kinds, name_of, with_types
+from umd_eqx.core.errors import BadInput
+from umd_eqx.core.types import same_tokenizer
 from umd_eqx.eval.generation import path_for
-from umd_eqx.leaves import KINDS, Kinds, name_of, with_types
-from umd_eqx.pretrained import Pretrained, Weights, from_pretrained
+from umd_eqx.runs.pretrained import Pretrained, Weights, from_pretrained
 from umd_eqx.sampling import (
     DDIM,
     AbstractDenoiser,
@@ -21,7 +22,6 @@ from umd_eqx.sampling import (
     Interval,
     in_force,
 )
-from umd_eqx.types import same_tokenizer
 
 Types = Mapping[str, type]
 """A reader's own classes, by the names that flags give them."""

@@ -3,11 +3,11 @@
 import functools
 from collections.abc import Mapping
 
+from umd_eqx.commands.leaves import KINDS, parse
 from umd_eqx.commands.training import Command, describe_presets, split_preset, train
-from umd_eqx.leaves import KINDS, parse
-from umd_eqx.presets import Preset
-from umd_eqx.tokenizer_training import TOKENIZERS
-from umd_eqx.workspace import default_run_dir
+from umd_eqx.recipes.pretrain import Preset
+from umd_eqx.recipes.tokenizers import TOKENIZERS
+from umd_eqx.runs.workspace import default_run_dir
 
 
 def train_tokenizer(words: list[str], presets: Mapping[str, Preset] = TOKENIZERS) -> int:

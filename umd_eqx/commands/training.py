@@ -10,14 +10,14 @@ from typing import Annotated
 
 import tyro
 
-from umd_eqx.config import Config
-from umd_eqx.dryrun import dry_run
-from umd_eqx.dump import dump
-from umd_eqx.errors import BadInput, disk_errors, require_writable
-from umd_eqx.files import save_json
-from umd_eqx.presets import Preset
-from umd_eqx.resolved import Resolved, resolve, with_latents_of
-from umd_eqx.run import run
+from umd_eqx.core.errors import BadInput, disk_errors, require_writable
+from umd_eqx.core.files import save_json
+from umd_eqx.recipes.config import Config
+from umd_eqx.recipes.dump import dump
+from umd_eqx.recipes.pretrain import Preset
+from umd_eqx.runs.dryrun import dry_run
+from umd_eqx.runs.resolved import Resolved, resolve, with_latents_of
+from umd_eqx.runs.run import run
 
 SWITCHES = (
     *("--dry-run", "--print-config", "--log.wandb", "--data.flip", "--model.labels", "--model.scan"),

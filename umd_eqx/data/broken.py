@@ -3,9 +3,9 @@
 import numpy as np
 from jaxtyping import Int
 
+from umd_eqx.core.errors import BadInput
+from umd_eqx.core.types import DataSpec
 from umd_eqx.data.source import BrokenImage, DataSource, Example
-from umd_eqx.errors import BadInput
-from umd_eqx.types import DataSpec
 
 
 class CountBroken:

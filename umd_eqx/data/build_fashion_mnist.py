@@ -21,7 +21,7 @@ import tensorflow_datasets as tfds
 from jaxtyping import UInt8
 from PIL import Image
 
-from umd_eqx.errors import BadInput
+from umd_eqx.core.errors import BadInput
 
 CLASSES = (
     "T-shirt/top",

@@ -6,9 +6,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
+from umd_eqx.core.errors import BadInput
+from umd_eqx.core.types import DataSpec
 from umd_eqx.data.folders import one_line
-from umd_eqx.errors import BadInput
-from umd_eqx.types import DataSpec
 
 
 def open_builder(folder: epath.Path) -> Any:

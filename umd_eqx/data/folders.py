@@ -7,7 +7,7 @@ from typing import Any
 
 from etils import epath
 
-from umd_eqx.errors import BadInput
+from umd_eqx.core.errors import BadInput
 
 _INFO_FILE = "dataset_info.json"
 

@@ -8,11 +8,11 @@ import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import Int
 
+from umd_eqx.core.errors import BadInput
+from umd_eqx.core.types import DataSpec
 from umd_eqx.data.folders import one_line
 from umd_eqx.data.shuffle import epoch_order
 from umd_eqx.data.source import BrokenImage, Example, decode_image, require_class
-from umd_eqx.errors import BadInput
-from umd_eqx.types import DataSpec
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 """Endings of the files that are read, in lower or upper case: those of torchvision's `ImageFolder`."""

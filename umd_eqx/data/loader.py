@@ -14,10 +14,10 @@ import jax
 import numpy as np
 from jaxtyping import Float32, UInt8
 
+from umd_eqx.core.errors import BadInput
+from umd_eqx.core.types import Batch
 from umd_eqx.data.shuffle import Shuffle
 from umd_eqx.data.source import BrokenImage, DataSource
-from umd_eqx.errors import BadInput
-from umd_eqx.types import Batch
 
 RandomTransform = Callable[[UInt8[np.ndarray, "h w c"], np.random.Generator], Float32[np.ndarray, "size size c"]]
 """From the pixels of an image and a source of randomness to what the network is fed, in [-1, 1]."""

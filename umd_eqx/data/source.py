@@ -11,10 +11,10 @@ from etils import epath
 from jaxtyping import Int, UInt8
 from PIL import Image
 
+from umd_eqx.core.errors import BadInput
+from umd_eqx.core.types import DataSpec
 from umd_eqx.data.description import count_images, open_builder, spec_of
 from umd_eqx.data.folders import find_dataset, one_line
-from umd_eqx.errors import BadInput
-from umd_eqx.types import DataSpec
 
 _BLOCK = 32
 """Records read together into memory: large enough to be fast, small enough not to delay the first batches."""

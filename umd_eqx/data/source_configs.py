@@ -5,10 +5,10 @@ import dataclasses
 import functools
 import os
 
+from umd_eqx.core.errors import BadInput
+from umd_eqx.core.types import DataSpec
 from umd_eqx.data.image_folder import FolderSource, Listing
 from umd_eqx.data.source import Dataset, DataSource
-from umd_eqx.errors import BadInput
-from umd_eqx.types import DataSpec
 
 
 @dataclasses.dataclass(frozen=True)

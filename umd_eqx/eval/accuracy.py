@@ -9,12 +9,12 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from umd_eqx.core.programs import Program
+from umd_eqx.core.sharding import in_pieces
+from umd_eqx.core.types import Image, Report
 from umd_eqx.eval.base import AbstractEvaluator, EvalContext, Evaluate, require, spread
-from umd_eqx.models.classifier import AbstractClassifier
-from umd_eqx.models.tokenizer import AbstractTokenizer
-from umd_eqx.programs import Program
-from umd_eqx.sharding import in_pieces
-from umd_eqx.types import Image, Report
+from umd_eqx.models.extractors.classifier import AbstractClassifier
+from umd_eqx.models.tokenizers.base import AbstractTokenizer
 
 
 @dataclasses.dataclass(frozen=True)

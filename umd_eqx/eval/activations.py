@@ -11,9 +11,9 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float32, UInt8
 
+from umd_eqx.core.sharding import batch_sharding, place, replicated, whole_batch
 from umd_eqx.eval.distances import Statistics, add
-from umd_eqx.models.extractor import AbstractExtractor
-from umd_eqx.sharding import batch_sharding, place, replicated, whole_batch
+from umd_eqx.models.extractors.base import AbstractExtractor
 
 BATCH = 64
 """Images at once: two gigabytes of Inception's activations."""

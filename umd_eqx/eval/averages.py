@@ -8,13 +8,13 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
+from umd_eqx.core.programs import Program
+from umd_eqx.core.sharding import batch_sharding, in_pieces, make_mesh, place, replicated, whole_batch
 from umd_eqx.data.loader import evaluation_batches
 from umd_eqx.data.source import DataSource
 from umd_eqx.data.transforms import EvalTransform
 from umd_eqx.eval.base import spread
 from umd_eqx.models.finished import PerImage
-from umd_eqx.programs import Program
-from umd_eqx.sharding import batch_sharding, in_pieces, make_mesh, place, replicated, whole_batch
 
 
 def mean_over_images(

@@ -12,17 +12,17 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
+from umd_eqx.core.display import Display
+from umd_eqx.core.errors import BadInput
+from umd_eqx.core.paths import AbstractPath
+from umd_eqx.core.programs import Program
+from umd_eqx.core.sharding import batch_sharding, in_pieces, place, replicated, whole_batch
+from umd_eqx.core.types import Batch, Report
 from umd_eqx.data.loader import evaluation_batches
 from umd_eqx.data.source import DataSource
 from umd_eqx.data.transforms import ADMTransform, EvalTransform, FewShotTransform, SquashTransform
-from umd_eqx.display import Display
-from umd_eqx.errors import BadInput
-from umd_eqx.models.tokenizer import AbstractTokenizer, Identity
+from umd_eqx.models.tokenizers.base import AbstractTokenizer, Identity
 from umd_eqx.objectives import AbstractObjective
-from umd_eqx.paths import AbstractPath
-from umd_eqx.programs import Program
-from umd_eqx.sharding import batch_sharding, in_pieces, place, replicated, whole_batch
-from umd_eqx.types import Batch, Report
 
 Evaluate = Callable[[Any, PRNGKeyArray], Report]
 """A pure function of the model (an `AbstractModel`, or the tokenizer that is trained) and a key."""
@@ -177,8 +177,8 @@ class AbstractEvaluator(abc.ABC):
     def programs(self, model: Any, context: EvalContext) -> dict[str, Program]:
         """The compiled computations of a measurement, by name, at their full size: what its memory is read off.
 
-        `model` and the tokenizer of `context` may be given by their shapes alone (`umd_eqx.programs.abstract`), and its
-        data by their description. By default there are none: what an evaluator does not state is not counted.
+        `model` and the tokenizer of `context` may be given by their shapes alone (`umd_eqx.core.programs.abstract`),
+        and its data by their description. By default there are none: what an evaluator does not state is not counted.
         """
         del model, context
         return {}

@@ -10,7 +10,11 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
-from umd_eqx.display import Chart, Display, Section
+from umd_eqx.core.display import Chart, Display, Section
+from umd_eqx.core.paths import AbstractPath
+from umd_eqx.core.programs import Program
+from umd_eqx.core.sharding import in_pieces
+from umd_eqx.core.types import Image, Label, Report, Scalar
 from umd_eqx.eval.base import (
     AbstractEvaluator,
     EvalContext,
@@ -23,11 +27,7 @@ from umd_eqx.eval.base import (
 )
 from umd_eqx.eval.pictures import grid, pick
 from umd_eqx.models import AbstractModel
-from umd_eqx.models.tokenizer import AbstractTokenizer
-from umd_eqx.paths import AbstractPath
-from umd_eqx.programs import Program
-from umd_eqx.sharding import in_pieces
-from umd_eqx.types import Image, Label, Report, Scalar
+from umd_eqx.models.tokenizers.base import AbstractTokenizer
 
 
 @dataclasses.dataclass(frozen=True)

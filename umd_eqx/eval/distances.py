@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 from jaxtyping import Float, Float64
 
-from umd_eqx.errors import BadInput
+from umd_eqx.core.errors import BadInput
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,14 +7,14 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from umd_eqx.errors import BadInput
-from umd_eqx.models.extractor import AbstractExtractor
-from umd_eqx.models.fashion import load_fashion_classifier
-from umd_eqx.models.inception import InceptionV3, Port
-from umd_eqx.models.inception_table import parameter_shapes
-from umd_eqx.models.pretrained_inception import find_inception, missing_inception
-from umd_eqx.programs import abstract
-from umd_eqx.types import DataSpec
+from umd_eqx.core.errors import BadInput
+from umd_eqx.core.programs import abstract
+from umd_eqx.core.types import DataSpec
+from umd_eqx.models.extractors.base import AbstractExtractor
+from umd_eqx.models.extractors.fashion import load_fashion_classifier
+from umd_eqx.models.extractors.inception import InceptionV3, Port
+from umd_eqx.models.extractors.inception_table import parameter_shapes
+from umd_eqx.models.extractors.pretrained_inception import find_inception, missing_inception
 
 ExtractorName = Literal["auto", "inception", "fashion"]
 

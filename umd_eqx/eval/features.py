@@ -9,13 +9,13 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
-from umd_eqx.errors import BadInput
+from umd_eqx.core.errors import BadInput
+from umd_eqx.core.paths import AbstractPath
+from umd_eqx.core.programs import Program
+from umd_eqx.core.sharding import batch_sharding, in_pieces
+from umd_eqx.core.types import Image, Representation
 from umd_eqx.eval.base import EvalContext, batch_rows, image_keys, likeliest
 from umd_eqx.models import AbstractModel, AbstractPatchModel
-from umd_eqx.paths import AbstractPath
-from umd_eqx.programs import Program
-from umd_eqx.sharding import batch_sharding, in_pieces
-from umd_eqx.types import Image, Representation
 
 Features = Literal["class_tokens", "patches", "both"]
 

@@ -7,12 +7,12 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int, PRNGKeyArray
 
-from umd_eqx.display import Chart, Display, Section
+from umd_eqx.core.display import Chart, Display, Section
+from umd_eqx.core.programs import Program
+from umd_eqx.core.types import Report
 from umd_eqx.eval.base import AbstractEvaluator, EvalContext, Evaluate, require, spread
 from umd_eqx.eval.features import RAW_PIXELS, Features, extract, extraction_programs, flat_pixels, raw_pixels_name
 from umd_eqx.models import AbstractModel, AbstractPatchModel
-from umd_eqx.programs import Program
-from umd_eqx.types import Report
 
 ROWS = 1024
 """Test images that are whitened, or whose neighbours are looked for, at once. Among 100,000 neighbours that takes

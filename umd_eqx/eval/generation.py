@@ -10,7 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
-from umd_eqx.display import Chart, Display, Section
+from umd_eqx.core.display import Chart, Display, Section
+from umd_eqx.core.paths import AbstractDiscretePath, AbstractPath, smooth
+from umd_eqx.core.programs import Program, abstract
+from umd_eqx.core.sharding import batch_sharding, replicated, whole_batch
+from umd_eqx.core.types import NO_CLASS, Label, Report
 from umd_eqx.eval.activations import BATCH, activate_batch
 from umd_eqx.eval.base import AbstractEvaluator, EvalContext, Evaluate, decode_batch, decoded, require
 from umd_eqx.eval.extractors import ExtractorName, choose_extractor, extractor_shapes
@@ -18,13 +22,9 @@ from umd_eqx.eval.pictures import grid
 from umd_eqx.eval.protocol import ADM50K, UMD10K, scale
 from umd_eqx.eval.yardstick import Yardstick, measure_generation, say_progress
 from umd_eqx.models import AbstractModel
-from umd_eqx.models.tokenizer import AbstractTokenizer
-from umd_eqx.paths import AbstractDiscretePath, AbstractPath, smooth
-from umd_eqx.programs import Program, abstract
+from umd_eqx.models.tokenizers.base import AbstractTokenizer
 from umd_eqx.sampling import DDIM, AbstractDenoiser, AbstractSampler, guide, in_force, sample
 from umd_eqx.sampling.batch import image_noise, sample_batch
-from umd_eqx.sharding import batch_sharding, replicated, whole_batch
-from umd_eqx.types import NO_CLASS, Label, Report
 
 PROTOCOLS = {"umd10k": UMD10K, "adm50k": ADM50K}
 ProtocolName = Literal["umd10k", "adm50k"]

@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
-from umd_eqx.errors import BadInput
+from umd_eqx.core.errors import BadInput
+from umd_eqx.core.hashes import sha256_of, sha256_of_tree
+from umd_eqx.core.types import NO_CLASS
 from umd_eqx.eval.distances import Statistics
 from umd_eqx.eval.measure import metric_names
-from umd_eqx.hashes import sha256_of, sha256_of_tree
-from umd_eqx.models.extractor import AbstractExtractor
-from umd_eqx.models.inception import Port
-from umd_eqx.types import NO_CLASS
+from umd_eqx.models.extractors.base import AbstractExtractor
+from umd_eqx.models.extractors.inception import Port
 
 Rounding = Literal["truncate", "round"]
 LabelSampling = Literal["each-class-then-random", "uniform"]
@@ -38,7 +38,7 @@ class Protocol:
     - `resize`: how images are brought to the extractor's size, in words.
     - `rounding`: of samples in [-1, 1] to grey levels; see `to_uint8`.
     - `splits`: of the Inception score.
-    - `port`: whose Inception-v3 it is to agree with (`umd_eqx.models.inception`).
+    - `port`: whose Inception-v3 it is to agree with (`umd_eqx.models.extractors.inception`).
     """
 
     name: str

@@ -9,8 +9,13 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Key, PRNGKeyArray
 
-from umd_eqx.display import Display
-from umd_eqx.errors import BadInput
+from umd_eqx.core.display import Display
+from umd_eqx.core.errors import BadInput
+from umd_eqx.core.masking import View, draw_order, hidden_pixels, num_kept, ratios
+from umd_eqx.core.paths import AbstractPath
+from umd_eqx.core.programs import Program
+from umd_eqx.core.sharding import in_pieces
+from umd_eqx.core.types import Image, Report, Scalar
 from umd_eqx.eval.base import (
     AbstractEvaluator,
     EvalContext,
@@ -22,13 +27,8 @@ from umd_eqx.eval.base import (
     weighted_mean,
 )
 from umd_eqx.eval.pictures import grid, pick
-from umd_eqx.masking import View, draw_order, hidden_pixels, num_kept, ratios
 from umd_eqx.models import AbstractPatchModel
-from umd_eqx.models.tokenizer import AbstractTokenizer
-from umd_eqx.paths import AbstractPath
-from umd_eqx.programs import Program
-from umd_eqx.sharding import in_pieces
-from umd_eqx.types import Image, Report, Scalar
+from umd_eqx.models.tokenizers.base import AbstractTokenizer
 
 
 @dataclasses.dataclass(frozen=True)

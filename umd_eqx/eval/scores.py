@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Float, Float64
 
-from umd_eqx.errors import BadInput
+from umd_eqx.core.errors import BadInput
 
 _ENTRIES = 2**24
 """Distances that are held at once: 128 MB."""

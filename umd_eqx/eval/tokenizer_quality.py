@@ -10,14 +10,14 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from umd_eqx.display import Display
+from umd_eqx.core.display import Display
+from umd_eqx.core.programs import Program
+from umd_eqx.core.sharding import in_pieces
+from umd_eqx.core.types import Image, Report
 from umd_eqx.eval.base import AbstractEvaluator, EvalContext, Evaluate, require, spread, weighted_mean
 from umd_eqx.eval.pictures import grid, pick
-from umd_eqx.models.fsq import FSQ
-from umd_eqx.models.tokenizer import AbstractTokenizer
-from umd_eqx.programs import Program
-from umd_eqx.sharding import in_pieces
-from umd_eqx.types import Image, Report
+from umd_eqx.models.tokenizers.base import AbstractTokenizer
+from umd_eqx.models.tokenizers.fsq import FSQ
 
 
 @dataclasses.dataclass(frozen=True)

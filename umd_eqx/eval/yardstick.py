@@ -14,7 +14,7 @@ from umd_eqx.eval.base import EvalContext, decoded
 from umd_eqx.eval.distances import frechet_distance
 from umd_eqx.eval.measure import measure
 from umd_eqx.eval.protocol import Protocol, labels_for, to_uint8
-from umd_eqx.models.extractor import AbstractExtractor
+from umd_eqx.models.extractors.base import AbstractExtractor
 
 Draw = Callable[[Int[np.ndarray, "n"]], Float[np.ndarray, "n h w c"]]
 """From a label for each sample to the samples, in the same order."""

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from umd_eqx.masking import View
-from umd_eqx.predictions import AbstractPrediction, PredictionType
-from umd_eqx.types import NO_CLASS, AbstractCond, Image, Label, Representation
+from umd_eqx.core.masking import View
+from umd_eqx.core.predictions import AbstractPrediction, PredictionType
+from umd_eqx.core.types import NO_CLASS, AbstractCond, Image, Label, Representation
 
 
 class Group(eqx.Module):

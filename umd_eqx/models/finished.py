@@ -9,7 +9,7 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import Array, Float
 
-from umd_eqx.types import Image
+from umd_eqx.core.types import Image
 
 PerImage = Callable[[Any, Image], Float[Array, "k"]]
 """Some numbers of a model and one image."""
@@ -20,7 +20,7 @@ class FinishedRun:
     """A run at its last step.
 
     - `directory`: of the run; `step`: its last.
-    - `description`: the configuration of the model as plain data (`umd_eqx.dump.dump`).
+    - `description`: the configuration of the model as plain data (`umd_eqx.recipes.dump.dump`).
     - `facts`: what is known of the training besides, as plain data.
     - `model`: gives the trained model, the average of its weights where one is kept, and its step, which is an earlier
       one where the last checkpoint is damaged. Reads a checkpoint where the run was finished before.

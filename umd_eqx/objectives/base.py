@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
-from umd_eqx.masking import draw_order
-from umd_eqx.paths import AbstractPath
-from umd_eqx.types import Batch, Metrics, Scalar
+from umd_eqx.core.masking import draw_order
+from umd_eqx.core.paths import AbstractPath
+from umd_eqx.core.types import Batch, Metrics, Scalar
 
 
 class Draw(eqx.Module):

@@ -6,11 +6,11 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from umd_eqx.errors import BadInput
-from umd_eqx.models.classifier import AbstractClassifier
+from umd_eqx.core.errors import BadInput
+from umd_eqx.core.paths import AbstractPath
+from umd_eqx.core.types import Batch, Image, Label, Metrics, Scalar
+from umd_eqx.models.extractors.classifier import AbstractClassifier
 from umd_eqx.objectives.base import AbstractObjective
-from umd_eqx.paths import AbstractPath
-from umd_eqx.types import Batch, Image, Label, Metrics, Scalar
 
 
 class Classification(AbstractObjective):

@@ -5,12 +5,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from umd_eqx.errors import BadInput
+from umd_eqx.core.errors import BadInput
+from umd_eqx.core.paths import AbstractPath, RectifiedFlow
+from umd_eqx.core.predictions import VPrediction
+from umd_eqx.core.types import NO_CLASS, Batch, IntervalCond, Metrics, Scalar
 from umd_eqx.models import AbstractModel, Group
 from umd_eqx.objectives.base import AbstractObjective, classes_of, in_rows
-from umd_eqx.paths import AbstractPath, RectifiedFlow
-from umd_eqx.predictions import VPrediction
-from umd_eqx.types import NO_CLASS, Batch, IntervalCond, Metrics, Scalar
 
 
 class MeanFlowDraw(eqx.Module):

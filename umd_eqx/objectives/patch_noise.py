@@ -8,16 +8,16 @@ import jax.numpy as jnp
 import tyro
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from umd_eqx.errors import BadInput
-from umd_eqx.masking import View, draw_order, hidden_patches, num_kept, patchify, unpatchify
+from umd_eqx.core.errors import BadInput
+from umd_eqx.core.masking import View, draw_order, hidden_patches, num_kept, patchify, unpatchify
+from umd_eqx.core.paths import AbstractPath
+from umd_eqx.core.predictions import AbstractPrediction
+from umd_eqx.core.types import NO_CLASS, AbstractCond, Batch, Image, Metrics, Scalar
 from umd_eqx.models import AbstractPatchModel, Group
 from umd_eqx.models.base import over_rows
 from umd_eqx.objectives.base import AbstractObjective, classes_of, in_rows
 from umd_eqx.objectives.named import denoising
 from umd_eqx.objectives.terms import MaskedDenoising, Term
-from umd_eqx.paths import AbstractPath
-from umd_eqx.predictions import AbstractPrediction
-from umd_eqx.types import NO_CLASS, AbstractCond, Batch, Image, Metrics, Scalar
 
 
 class PatchDraw(eqx.Module):

@@ -6,12 +6,12 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
-from umd_eqx.errors import BadInput
+from umd_eqx.core.errors import BadInput
+from umd_eqx.core.paths import AbstractPath
+from umd_eqx.core.types import Batch, Metrics, Scalar
 from umd_eqx.models import AbstractModel
 from umd_eqx.objectives.base import AbstractObjective, Draw, split_by_period
 from umd_eqx.objectives.terms import MaskedDenoising
-from umd_eqx.paths import AbstractPath
-from umd_eqx.types import Batch, Metrics, Scalar
 
 
 class Unified(AbstractObjective):

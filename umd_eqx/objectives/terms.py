@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import tyro
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from umd_eqx.errors import BadInput
-from umd_eqx.masking import View, hidden_pixels, num_kept, ratios
+from umd_eqx.core.errors import BadInput
+from umd_eqx.core.masking import View, hidden_pixels, num_kept, ratios
+from umd_eqx.core.paths import AbstractPath
+from umd_eqx.core.predictions import AbstractPrediction, Head
+from umd_eqx.core.types import NO_CLASS, Batch, Image, Metrics, Scalar, Time
 from umd_eqx.models import AbstractModel, AbstractPatchModel, Group, num_patches_of
 from umd_eqx.models.base import over_rows
 from umd_eqx.objectives.base import AbstractObjective, Draw, classes_of, draw_noised, in_rows
-from umd_eqx.paths import AbstractPath
-from umd_eqx.predictions import AbstractPrediction, Head
-from umd_eqx.types import NO_CLASS, Batch, Image, Metrics, Scalar, Time
 
 
 class Term(eqx.Module):

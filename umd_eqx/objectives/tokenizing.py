@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key, PRNGKeyArray
 
-from umd_eqx.errors import BadInput
-from umd_eqx.models.fashion import load_fashion_classifier
-from umd_eqx.models.tokenizer import AbstractTokenizer
+from umd_eqx.core.errors import BadInput
+from umd_eqx.core.paths import AbstractPath
+from umd_eqx.core.types import Batch, Image, Metrics, Scalar
+from umd_eqx.models.extractors.fashion import load_fashion_classifier
+from umd_eqx.models.tokenizers.base import AbstractTokenizer
 from umd_eqx.objectives.base import AbstractObjective
-from umd_eqx.paths import AbstractPath
-from umd_eqx.types import Batch, Image, Metrics, Scalar
 
 
 class Tokenizing(AbstractObjective):

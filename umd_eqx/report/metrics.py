@@ -9,8 +9,8 @@ from typing import Any, BinaryIO, SupportsFloat
 
 import numpy as np
 
-from umd_eqx.errors import BadInput
-from umd_eqx.files import write_atomically
+from umd_eqx.core.errors import BadInput
+from umd_eqx.core.files import write_atomically
 
 
 def insert_row(

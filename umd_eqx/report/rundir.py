@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from umd_eqx.display import Display
+from umd_eqx.core.display import Display
 from umd_eqx.report.metrics import read_metrics
 
 UNTRAINED = "eval/untrained/"

@@ -9,7 +9,7 @@ The names of the numbers are the one contract between the loop, these sinks and 
 | `throughput/images_per_s`, `throughput/mfu` | rate; share of the device's peak, in [0, 1] |
 | `throughput/data_wait` | share of the time spent waiting for data, in [0, 1] |
 | `throughput/wall_seconds` | seconds since the run began, over all its sessions |
-| `eval/<evaluation>/...` | a number of an evaluation; its `umd_eqx.display.Display` says how it is drawn |
+| `eval/<evaluation>/...` | a number of an evaluation; its `umd_eqx.core.display.Display` says how it is drawn |
 
 wandb and PIL are imported where they are used, so that a command that needs neither starts without them.
 """
@@ -27,7 +27,7 @@ from urllib.parse import urlsplit
 import numpy as np
 from jaxtyping import UInt8
 
-from umd_eqx.files import write_atomically
+from umd_eqx.core.files import write_atomically
 
 Pictures = Mapping[str, UInt8[np.ndarray, "rows columns 3"]]
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Literal, NamedTuple
 
-from umd_eqx.display import Chart, Section
+from umd_eqx.core.display import Chart, Section
 from umd_eqx.report.curves import SERIES, Line, chart, drawable, smooth, sparkline, usual_window
 from umd_eqx.report.rundir import RunDirectory, number
 
@@ -31,7 +31,7 @@ class _Item(NamedTuple):
 
 
 def sections(run: RunDirectory, *, leading: bool) -> str:
-    """The charts that the evaluations of a run ask for (`umd_eqx.display.Section`).
+    """The charts that the evaluations of a run ask for (`umd_eqx.core.display.Section`).
 
     **Arguments:**
 

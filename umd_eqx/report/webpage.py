@@ -16,7 +16,7 @@ from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from umd_eqx.files import write_atomically
+from umd_eqx.core.files import write_atomically
 from umd_eqx.report.curves import smooth, usual_window
 from umd_eqx.report.rundir import RunDirectory
 from umd_eqx.report.stylesheet import STYLE

@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float64, PRNGKeyArray
 
-from umd_eqx.errors import BadInput
+from umd_eqx.core.errors import BadInput
+from umd_eqx.core.paths import AbstractDiscretePath, AbstractPath, AbstractSmoothPath
+from umd_eqx.core.predictions import Head
+from umd_eqx.core.types import AbstractCond, Image, Time
 from umd_eqx.models import AbstractModel
-from umd_eqx.paths import AbstractDiscretePath, AbstractPath, AbstractSmoothPath
-from umd_eqx.predictions import Head
 from umd_eqx.sampling.denoisers import AbstractDenoiser, Clipped, ModelDenoiser
 from umd_eqx.sampling.levels import levels
-from umd_eqx.types import AbstractCond, Image, Time
 
 States = Float[Array, "k h w c"]
 
@@ -90,5 +90,5 @@ def require_smooth(path: AbstractPath, sampler: str) -> AbstractSmoothPath:
     """The path, if it has rates. Raises `BadInput` naming `--sampler` for a table, whose derivative would be 0."""
     if not isinstance(path, AbstractSmoothPath):
         problem = f"{sampler} follows the rates of the path, and a table has none"
-        raise BadInput("--sampler", problem, "Pass umd_eqx.paths.smooth(path), or take ddim or dpmpp")
+        raise BadInput("--sampler", problem, "Pass umd_eqx.core.paths.smooth(path), or take ddim or dpmpp")
     return path

@@ -9,11 +9,11 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
-from umd_eqx.errors import BadInput
+from umd_eqx.core.errors import BadInput
+from umd_eqx.core.sharding import batch_sharding, make_mesh, place, replicated, whole_batch
+from umd_eqx.core.types import NO_CLASS, Image, Label
 from umd_eqx.sampling.base import AbstractSampler
 from umd_eqx.sampling.denoisers import AbstractDenoiser
-from umd_eqx.sharding import batch_sharding, make_mesh, place, replicated, whole_batch
-from umd_eqx.types import NO_CLASS, Image, Label
 
 
 def sample(

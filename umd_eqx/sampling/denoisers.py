@@ -6,12 +6,12 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 
-from umd_eqx.errors import BadInput
+from umd_eqx.core.errors import BadInput
+from umd_eqx.core.paths import AbstractDiscretePath, AbstractPath, AbstractSmoothPath
+from umd_eqx.core.predictions import Denoised, Head, VPrediction
+from umd_eqx.core.types import AbstractCond, Image, IntervalCond, Time
 from umd_eqx.models import AbstractModel
-from umd_eqx.paths import AbstractDiscretePath, AbstractPath, AbstractSmoothPath
-from umd_eqx.predictions import Denoised, Head, VPrediction
 from umd_eqx.sampling.levels import levels
-from umd_eqx.types import AbstractCond, Image, IntervalCond, Time
 
 SAFE_END = 1e-3
 """How far from an end of [0, 1] a sampler stays where the path divides by zero there."""

@@ -16,15 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float64, PRNGKeyArray
 
-from umd_eqx.errors import BadInput
-from umd_eqx.paths import AbstractPath
-from umd_eqx.predictions import Head
+from umd_eqx.core.errors import BadInput
+from umd_eqx.core.paths import AbstractPath
+from umd_eqx.core.predictions import Head
+from umd_eqx.core.types import Image
 from umd_eqx.sampling.base import AbstractSampler, States, begin
 from umd_eqx.sampling.denoisers import AbstractDenoiser, Ends, end_times
 from umd_eqx.sampling.fields import flag, require_steps
 from umd_eqx.sampling.grids import AbstractGrid, LogSNRGrid, ReferenceGrid
 from umd_eqx.sampling.levels import levels
-from umd_eqx.types import Image
 
 Weights = Float64[np.ndarray, "steps"]
 

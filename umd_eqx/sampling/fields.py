@@ -1,6 +1,6 @@
 """Checks of the fields of samplers and grids, and the flags that the fields are set by."""
 
-from umd_eqx.errors import BadInput
+from umd_eqx.core.errors import BadInput
 
 
 def flag(field: str, name: str) -> str:

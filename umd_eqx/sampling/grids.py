@@ -8,8 +8,8 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import Float64
 
-from umd_eqx.errors import BadInput
-from umd_eqx.paths import NETWORK_STEPS, AbstractDiscretePath, AbstractPath
+from umd_eqx.core.errors import BadInput
+from umd_eqx.core.paths import NETWORK_STEPS, AbstractDiscretePath, AbstractPath
 from umd_eqx.sampling.denoisers import Ends
 from umd_eqx.sampling.fields import flag, require_levels
 from umd_eqx.sampling.levels import log_noise_to_signal, times_of

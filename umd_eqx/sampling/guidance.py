@@ -4,12 +4,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from umd_eqx.errors import BadInput
+from umd_eqx.core.errors import BadInput
+from umd_eqx.core.paths import AbstractPath
+from umd_eqx.core.predictions import Denoised
+from umd_eqx.core.types import AbstractCond, Image, Scalar, Time
 from umd_eqx.models import AbstractModel
-from umd_eqx.paths import AbstractPath
-from umd_eqx.predictions import Denoised
 from umd_eqx.sampling.denoisers import AbstractDenoiser, Ends
-from umd_eqx.types import AbstractCond, Image, Scalar, Time
 
 
 class AbstractGuidance(AbstractDenoiser):

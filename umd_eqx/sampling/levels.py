@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float64
 
-from umd_eqx.paths import AbstractDiscretePath, AbstractPath
+from umd_eqx.core.paths import AbstractDiscretePath, AbstractPath
 
 _HALVINGS = 60
 """Steps of bisection: 2^-60 of an interval within [0, 1] is below the rounding in float64 of any time above 0.01."""

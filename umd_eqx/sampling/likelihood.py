@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from umd_eqx.errors import BadInput
-from umd_eqx.paths import AbstractSmoothPath
+from umd_eqx.core.errors import BadInput
+from umd_eqx.core.paths import AbstractSmoothPath
+from umd_eqx.core.types import Image, Scalar, Time
 from umd_eqx.sampling.denoisers import AbstractDenoiser
-from umd_eqx.types import Image, Scalar, Time
 
 Trace = Literal["hutchinson", "exact"]
 Solver = Literal["tsit5", "dopri5", "heun"]
@@ -70,7 +70,7 @@ def bits_per_dim(
     """
     path = denoiser.path
     if not isinstance(path, AbstractSmoothPath):
-        way_out = "Pass umd_eqx.paths.smooth(path), the curve through its levels"
+        way_out = "Pass umd_eqx.core.paths.smooth(path), the curve through its levels"
         raise BadInput("--path", "the likelihood follows the rates of the path, and a table has none", way_out)
     for flag, value in (("--probes", probes), ("--steps", steps)):
         if value is not None and value < 1:

@@ -5,13 +5,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from umd_eqx.errors import BadInput
-from umd_eqx.paths import AbstractPath
-from umd_eqx.predictions import Head
+from umd_eqx.core.errors import BadInput
+from umd_eqx.core.paths import AbstractPath
+from umd_eqx.core.predictions import Head
+from umd_eqx.core.types import Image
 from umd_eqx.sampling.base import AbstractSampler, States
 from umd_eqx.sampling.denoisers import AbstractDenoiser, ModelDenoiser
 from umd_eqx.sampling.fields import require_steps
-from umd_eqx.types import Image
 
 
 class MeanFlowSampler(AbstractSampler):

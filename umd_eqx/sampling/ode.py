@@ -13,14 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float64, Int, PRNGKeyArray
 
-from umd_eqx.errors import BadInput
-from umd_eqx.paths import AbstractPath
-from umd_eqx.predictions import Head
+from umd_eqx.core.errors import BadInput
+from umd_eqx.core.paths import AbstractPath
+from umd_eqx.core.predictions import Head
+from umd_eqx.core.types import Image
 from umd_eqx.sampling.base import AbstractSampler, States, begin, require_smooth
 from umd_eqx.sampling.denoisers import AbstractDenoiser, end_times
 from umd_eqx.sampling.fields import flag, require_steps
 from umd_eqx.sampling.grids import AbstractGrid, EDMGrid, UniformGrid
-from umd_eqx.types import Image
 
 ADAPTIVE_LIMIT = 1000
 """Steps after which an adaptive solver gives up: its image is NaN."""

@@ -9,14 +9,14 @@ import lineax
 import numpy as np
 from jaxtyping import Array, Float, Float64, PRNGKeyArray
 
-from umd_eqx.paths import AbstractPath, AbstractSmoothPath
-from umd_eqx.predictions import Head
+from umd_eqx.core.paths import AbstractPath, AbstractSmoothPath
+from umd_eqx.core.predictions import Head
+from umd_eqx.core.types import Image, Scalar, Time
 from umd_eqx.sampling.base import AbstractSampler, States, begin, require_smooth
 from umd_eqx.sampling.denoisers import AbstractDenoiser, Ends, end_times
 from umd_eqx.sampling.fields import flag, require_steps
 from umd_eqx.sampling.grids import AbstractGrid, EDMGrid
 from umd_eqx.sampling.levels import levels
-from umd_eqx.types import Image, Scalar, Time
 
 
 class ReverseSDE(AbstractSampler):

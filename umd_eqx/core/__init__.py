@@ -1,0 +1,1 @@
+"""What everything else is made of: types, paths, masks, errors, files, and arrays on devices."""

@@ -1,0 +1,54 @@
+"""Fingerprints of bytes, plain data, and the arrays of a PyTree, as hexadecimal SHA-256."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+
+def sha256_of(data: bytes | Iterable[bytes]) -> str:
+    """SHA-256 of bytes, or of several parts as if they were joined: 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for part in [data] if isinstance(data, bytes) else data:
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def sha256_of_json(value: Any) -> str:
+    """SHA-256 of plain data as JSON with sorted keys: equal for equal data, whatever the order of their fields."""
+    return sha256_of(json.dumps(value, sort_keys=True).encode())
+
+
+def sha256_of_weights(leaves: Mapping[str, Any], prefix: bytes = b"") -> str:
+    """SHA-256 of arrays by name, each as float32: the same for weights that were stored in another precision.
+
+    **Arguments:**
+
+    - `leaves`: what `umd_eqx.core.tensors.named_leaves` gives.
+    - `prefix`: hashed before the arrays.
+    """
+
+    def parts() -> Iterable[bytes]:
+        yield prefix
+        for name, leaf in sorted(leaves.items()):
+            yield name.encode()
+            yield np.ascontiguousarray(leaf, np.float32).tobytes()
+
+    return sha256_of(parts())
+
+
+def sha256_of_tree(tree: PyTree) -> str:
+    """SHA-256 of every array of a PyTree as it is: its place in the tree, type, shape and bytes."""
+
+    def parts() -> Iterable[bytes]:
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            if isinstance(leaf, jax.Array | np.ndarray):
+                array = np.asarray(leaf)
+                yield f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode()
+                yield array.tobytes()
+
+    return sha256_of(parts())

@@ -1,0 +1,281 @@
+"""A data set encoded once, shard by shard: a run that was killed goes on with the first shard that is missing."""
+
+import dataclasses
+import errno
+import functools
+import json
+import math
+import os
+import shutil
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Float32, Int
+
+from umd_eqx.core.errors import BadInput
+from umd_eqx.core.files import save_json, write_atomically
+from umd_eqx.core.sharding import batch_sharding, in_pieces, place, replicated, whole_batch
+from umd_eqx.core.types import DataSpec
+from umd_eqx.data.loader import evaluation_batches
+from umd_eqx.data.source import DataSource, Example
+from umd_eqx.data.transforms import TrainTransform
+from umd_eqx.latents.store import FORMAT, MANIFEST, Manifest, Settings, augmented, packed, require_format
+from umd_eqx.latents.stream import join_moments
+from umd_eqx.models.tokenizers.base import AbstractTokenizer
+
+SETTINGS = "settings.json"
+"""What the latents in a folder depend on, written before the first of them."""
+
+WRITER_OPTIONS = "group_size:1"
+"""A record in a chunk of its own, as TFDS writes them: read in any order."""
+
+FLAGS = {
+    "name": "--data.name",
+    "split": "--data.split",
+    "source": "--data.dir",
+    "tokenizer": "--tokenizer",
+    "shift": "--tokenizer",
+    "scale": "--tokenizer",
+    "shape": "--tokenizer",
+    "size": "--data.size",
+    "area_min": "--data.area-min",
+    "flip": "--data.flip",
+    "seed": "--seed",
+    "views": "--views",
+    "mode_only": "--mode-only",
+    "dtype": "--half",
+    "images": "--limit",
+    "per_shard": "--per-shard",
+}
+"""By which flag each of the settings is asked for."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """What is told on the way: the images that are done, what goes on, and whether to stop now."""
+
+    update: Callable[[int], None] = lambda done: None
+    stop: Callable[[], bool] = lambda: False
+
+
+def encode(
+    source: DataSource,
+    tokenizer: AbstractTokenizer,
+    settings: Settings,
+    folder: Path,
+    *,
+    mesh: Mesh,
+    batch_size: int = 256,
+    threads: int = 2,
+    progress: Progress | None = None,
+) -> Manifest | None:
+    """Writes the latents that `settings` describes into a folder, and their manifest when all are there.
+
+    What is there already is left as it is: killed and begun again as often as may be, it leaves the bytes that an
+    undisturbed run on as many devices would have left.
+
+    **Arguments:**
+
+    - `source`: the images; wrap it into `SkipBroken` where some may be broken.
+    - `tokenizer`: what `settings.tokenizer` is the fingerprint of.
+    - `folder`: an empty or new one, or one that was begun with the same settings.
+    - `mesh`: the devices that share each batch, of about `batch_size` views: all those of as many images.
+    - `threads`: that read and augment images.
+    - `progress`: told of, and asked, after each batch.
+
+    **Returns:** the manifest; None where `progress.stop` said so before the end.
+
+    **Raises:** `BadInput` as `begin`; whatever the source raises.
+    """
+    progress = Progress() if progress is None else progress
+    missing = begin(folder, settings)
+    done = settings.images - sum(len(settings.shards[shard]) for shard in missing)
+    tokenizer = place(tokenizer, replicated(mesh))
+    views = _Views(source, settings)
+    size = whole_batch(min(batch_size // settings.views, settings.images), mesh)
+    for shard in missing:
+        labels: list[np.ndarray] = []
+        moments: list[np.ndarray] = []
+        for some_labels, some_moments in _encoded(
+            tokenizer, views, settings.shards[shard], settings, size, mesh, threads
+        ):
+            labels.append(some_labels)
+            moments.append(some_moments)
+            done += len(some_labels)
+            progress.update(done)
+            if progress.stop():
+                return None
+        _write_shard(folder, settings, shard, np.concatenate(labels), np.concatenate(moments))
+    manifest = _manifest(folder, settings, source.spec)
+    write_atomically(folder / MANIFEST, manifest.text().encode())
+    return manifest
+
+
+def begin(folder: Path, settings: Settings) -> list[int]:
+    """Makes a folder that of these latents, or sees that it is; gives the shards that are not there yet, or not whole.
+
+    A shard is judged by its length and not read. Raises `BadInput`, naming the flag that differs from what the folder
+    was begun with, or `--out` where it holds something else or its disk has too little room.
+    """
+    path, text = folder / SETTINGS, json.dumps({"format": FORMAT, **dataclasses.asdict(settings)}, indent=2) + "\n"
+    folder.mkdir(parents=True, exist_ok=True)
+    new = not path.exists()
+    if new:
+        foreign = [entry.name for entry in folder.iterdir() if entry.name != ".lock" and entry.suffix != ".tmp"]
+        if foreign:
+            problem = f"{folder} holds {min(foreign)!r} and no latents"
+            raise BadInput("--out", problem, "Choose an empty or a new folder")
+    else:
+        _require_same(path, json.loads(text))
+    missing = [shard for shard in range(len(settings.shards)) if _sums(folder, settings, shard) is None]
+    images = sum(len(settings.shards[shard]) for shard in missing)
+    need = images * (4 + math.prod(settings.record_shape) * np.dtype(settings.dtype).itemsize)
+    free = shutil.disk_usage(folder).free
+    if free < need:
+        problem = f"{folder} has {free / 1e6:,.0f} MB free, and what is missing needs up to {need / 1e6:,.0f} MB"
+        raise BadInput("--out", problem, "Free some, or choose another disk, fewer --views, --mode-only or --half")
+    if new:
+        write_atomically(path, text.encode())
+    return missing
+
+
+def _require_same(path: Path, now: dict[str, Any]) -> None:
+    try:
+        there = json.loads(path.read_text())
+        require_format(there.get("format", 1), path, "--out")
+        differing = [name for name in now if there.get(name) != now[name]]
+    except BadInput:
+        raise
+    except (ValueError, AttributeError, TypeError) as error:
+        raise BadInput("--out", f"{path} cannot be read", "Choose another folder") from error
+    for name in differing:
+        problem = f"{path.parent} was begun with {name} {there.get(name)}, and now it is {now[name]}"
+        raise BadInput(FLAGS[name], problem, "Ask for the old value to go on with it, or for another --out")
+
+
+class _Views:
+    """All views of each image, one below the other, as a data set: what `evaluation_batches` reads."""
+
+    def __init__(self, source: DataSource, settings: Settings):
+        self._source, self._settings = source, settings
+        self._transform = TrainTransform(settings.size, settings.area_min, settings.flip)
+
+    @property
+    def spec(self) -> DataSpec:
+        size = self._settings.size
+        return self._source.spec._replace(height=size * self._settings.views, width=size)
+
+    def __len__(self) -> int:
+        return self._settings.images
+
+    def labels(self, indices: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
+        return self._source.labels(indices)
+
+    def __getitem__(self, index: int) -> Example:
+        example, settings = self._source[index], self._settings
+        each = [augmented(example["image"], index, v, self._transform, settings.seed) for v in range(settings.views)]
+        return {"image": np.concatenate(each), "label": example["label"]}
+
+
+def _encoded(
+    tokenizer: AbstractTokenizer,
+    views: _Views,
+    images: range,
+    settings: Settings,
+    size: int,
+    mesh: Mesh,
+    threads: int,
+) -> Iterator[tuple[Int[np.ndarray, "n"], Float32[np.ndarray, "n views h w stored"]]]:
+    """Labels and moments of some images, `size` of them at once."""
+    for batch in evaluation_batches(views, _as_it_is, size, np.asarray(images), threads=threads):
+        pixels = batch.image.reshape(-1, settings.size, settings.size, batch.image.shape[-1])
+        moments = _moments(tokenizer, jax.device_put(pixels, batch_sharding(mesh)), mesh, settings.mode_only)
+        records = np.asarray(moments).reshape(-1, *settings.record_shape)
+        yield np.asarray(batch.label)[batch.valid], records[batch.valid]
+
+
+def _as_it_is(image: np.ndarray) -> Float32[np.ndarray, "rows size c"]:
+    # A view is transformed already.
+    return np.asarray(image, np.float32)
+
+
+@eqx.filter_jit
+def _moments(
+    tokenizer: AbstractTokenizer, images: Float[Array, "b h w c"], mesh: Mesh, mode_only: bool
+) -> Float[Array, "b lh lw stored"]:
+    return in_pieces(lambda image: join_moments(tokenizer.encode_raw(image), mode_only=mode_only), images, mesh)
+
+
+def _write_shard(
+    folder: Path,
+    settings: Settings,
+    shard: int,
+    labels: Int[np.ndarray, "n"],
+    moments: Float32[np.ndarray, "n views h w stored"],
+) -> None:
+    """The shard, and then beside it its length, checksum and sums: a shard without these is not complete."""
+    path = folder / settings.shard_name(shard)
+    unfinished = path.with_name(f"{path.name}.tmp")
+    rows = zip(settings.shards[shard], labels, moments, strict=True)
+    records = [packed(int(label), one, settings.dtype) for _, label, one in rows]
+    try:
+        writer = array_record_module.ArrayRecordWriter(str(unfinished), WRITER_OPTIONS)
+        for record in records:
+            writer.write(record)
+        writer.close()
+        with unfinished.open("rb") as file:
+            os.fsync(file.fileno())  # what is said of it must not outlive it
+    except RuntimeError as error:  # as it tells of a full disk
+        number = errno.ENOSPC if os.strerror(errno.ENOSPC) in str(error) else errno.EIO
+        raise OSError(number, os.strerror(number), str(unfinished)) from error
+    unfinished.replace(path)
+    channels = settings.shape[2]
+    mean, logvar = moments[..., :channels].astype(np.float64), moments[..., channels:].astype(np.float64)
+    square = mean**2 + (np.exp(logvar) if logvar.size else 0.0)
+    axes = tuple(range(4))
+    sums = {
+        "bytes": path.stat().st_size,
+        "crc32": zlib.crc32(path.read_bytes()),
+        "count": mean.size // channels,
+        "sum": mean.sum(axis=axes).tolist(),
+        "square": square.sum(axis=axes).tolist(),
+    }
+    save_json(_sums_path(folder, settings, shard), sums)
+
+
+def _manifest(folder: Path, settings: Settings, spec: DataSpec) -> Manifest:
+    parts = [part for shard in range(len(settings.shards)) if (part := _sums(folder, settings, shard)) is not None]
+    assert len(parts) == len(settings.shards), "a shard vanished while others were written"
+    count = sum(part["count"] for part in parts)
+    mean, square = (np.sum([part[name] for part in parts], axis=0) / count for name in ("sum", "square"))
+    deviation = functools.partial(np.sqrt, dtype=np.float64)
+    return Manifest(
+        settings,
+        crc32=tuple(part["crc32"] for part in parts),
+        mean=float(mean.mean()),
+        std=float(deviation(max(square.mean() - mean.mean() ** 2, 0.0))),
+        channel_mean=tuple(mean.tolist()),
+        channel_std=tuple(deviation(np.maximum(square - mean**2, 0.0)).tolist()),
+        num_classes=spec.num_classes,
+        channels=spec.channels,
+    )
+
+
+def _sums_path(folder: Path, settings: Settings, shard: int) -> Path:
+    return (folder / settings.shard_name(shard)).with_suffix(".json")
+
+
+def _sums(folder: Path, settings: Settings, shard: int) -> dict[str, Any] | None:
+    """What is said of a shard; None if nothing is, or if it is not as long as it was."""
+    try:
+        sums = json.loads(_sums_path(folder, settings, shard).read_text())
+        return sums if (folder / settings.shard_name(shard)).stat().st_size == sums["bytes"] else None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None

@@ -1,0 +1,1 @@
+"""Tokenizers, which make latents of images and images of latents."""

@@ -1,0 +1,237 @@
+"""The Stable Diffusion VAE as people have it on disk: the safetensors and JSON of diffusers' AutoencoderKL."""
+
+import json
+import math
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from umd_eqx.core.errors import BadInput
+from umd_eqx.core.files import save_json
+from umd_eqx.core.tensors import read_tensors, write_tensors
+from umd_eqx.models.tokenizers.vae import AutoencoderKL, VAEConfig
+
+CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
+"""What diffusers calls the two files of a model."""
+
+LARGEST_WIDTH = 2**14
+"""Of a network that a configuration describes."""
+MOST_LAYERS = 64
+"""At each of its sizes: shapes are computed before the arrays are looked at, which takes a while for thousands."""
+SD_SCALE = 0.18215
+"""Of files that do not say: diffusers' default, which the published Stable Diffusion 1 files rely on."""
+
+FIXED = {
+    "act_fn": "silu",
+    "norm_type": "group",
+    "block_out_channels_multiplier": None,
+    "latents_mean": None,
+    "latents_std": None,
+    "down_block_types": "DownEncoderBlock2D",
+    "up_block_types": "UpDecoderBlock2D",
+}
+"""Options of diffusers with the one value that this network has."""
+
+OLD_ATTENTION = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+"""What the attention's layers were called before diffusers 0.18, and still are in many files."""
+
+
+def is_diffusers(place: Path) -> bool:
+    """Whether a folder, or a safetensors file with a configuration beside it, is one of diffusers."""
+    folder = _folder(place)
+    try:
+        return "_class_name" in json.loads((folder / CONFIG).read_text())
+    except (OSError, ValueError, TypeError, RecursionError):
+        return False
+
+
+def read_diffusers(place: str | os.PathLike[str], field: str = "--tokenizer") -> AutoencoderKL:
+    """A trained auto-encoder.
+
+    **Arguments:**
+
+    - `place`: the folder with `config.json` and `diffusion_pytorch_model.safetensors`, one whose subfolder `vae` has
+        them, or another safetensors file with its `config.json` beside it.
+    - `field`: the flag that named it.
+
+    **Raises:** `BadInput`, in one line, for a configuration that is another network's, and for the first array that is
+    missing, has no place, is of another shape or not finite. Half precision is read as float32.
+    """
+    place = Path(place)
+    folder = _folder(place)
+    config = _read_config(folder / CONFIG, field)
+    file = place if place.is_file() else folder / WEIGHTS
+    tensors, _ = read_tensors(file, field)
+    like = jax.eval_shape(lambda key: AutoencoderKL.init(config, key=key), jax.random.key(0))
+    renamed = _new_names(tensors)
+    if len(renamed) < len(tensors):
+        raise BadInput(field, f"{file} holds the attention's layers by their old and by their new names", "Get it anew")
+    tensors = renamed
+    wanted = {_theirs(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(like)}
+    way_out = f"Is {CONFIG} the one that belongs to it?"
+    for name in sorted(set(tensors) - set(wanted)):
+        raise BadInput(field, f"{_word(name)} in {file} has no place in the network", way_out)
+
+    def put(path: tuple[jax.tree_util.KeyEntry, ...], leaf: Any) -> jax.Array:
+        name = _theirs(path)
+        if name not in tensors:
+            raise BadInput(field, f"{file} lacks {name}", way_out)
+        if not jnp.issubdtype(tensors[name].dtype, jnp.floating):  # of a quantised file, which is not these weights
+            raise BadInput(field, f"{name} in {file} is {tensors[name].dtype}", "Get the file in float16 or float32")
+        with np.errstate(over="ignore"):  # to infinity, which is told below
+            tensor = _ours(tensors[name].astype(np.float32), leaf.ndim)
+        if tensor.shape != leaf.shape:
+            problem = f"{name} in {file} has shape {tensors[name].shape}, which is not that of the network"
+            raise BadInput(field, problem, way_out)
+        if not np.isfinite(tensor).all():
+            raise BadInput(field, f"{name} in {file} holds numbers that are not finite", "Get the file anew")
+        return jnp.asarray(tensor)
+
+    return jax.tree_util.tree_map_with_path(put, like)
+
+
+def write_diffusers(tokenizer: AutoencoderKL, config: VAEConfig, folder: str | os.PathLike[str]) -> None:
+    """Writes both files into a folder, for diffusers' `AutoencoderKL.from_pretrained`.
+
+    `config` is what the tokenizer was built by; its shift and scale are written as the tokenizer has them. Raises
+    `OSError` if the disk refuses.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    leaves = jax.tree_util.tree_leaves_with_path(tokenizer)
+    tensors = {_theirs(path): _as_theirs(np.asarray(leaf, np.float32)) for path, leaf in leaves}
+    write_tensors(folder / WEIGHTS, tensors, {"format": "pt"})
+    content = {
+        "_class_name": "AutoencoderKL",
+        "act_fn": "silu",
+        "block_out_channels": list(config.widths),
+        "down_block_types": ["DownEncoderBlock2D"] * len(config.widths),
+        "up_block_types": ["UpDecoderBlock2D"] * len(config.widths),
+        "in_channels": config.channels,
+        "out_channels": config.channels,
+        "latent_channels": config.latent_channels,
+        "layers_per_block": config.layers,
+        "norm_num_groups": config.groups,
+        "mid_block_add_attention": config.attention,
+        "use_quant_conv": config.quant_conv,
+        "use_post_quant_conv": config.post_quant_conv,
+        "scaling_factor": tokenizer.scale,
+        "shift_factor": tokenizer.shift or None,
+    }
+    save_json(folder / CONFIG, content)
+
+
+def _folder(place: Path) -> Path:
+    folder = place.parent if place.is_file() else place
+    return folder / "vae" if not (folder / CONFIG).exists() and (folder / "vae" / CONFIG).exists() else folder
+
+
+def _read_config(path: Path, field: str) -> VAEConfig:
+    try:
+        content = json.loads(path.read_text())
+        if content.get("_class_name") != "AutoencoderKL":
+            problem = f"{path} describes a {_word(content.get('_class_name'))!r} and not an AutoencoderKL"
+            raise BadInput(field, problem, "Give the folder of the VAE")
+        for name, only in FIXED.items():
+            found = content.get(name, only)
+            if any(value != only for value in (found if isinstance(found, list) else [found])):
+                problem = f"{path} asks for {name} = {_word(found)}, and only {only} is built"
+                raise BadInput(field, problem, "Take another VAE")
+        if content.get("in_channels", 3) != content.get("out_channels", 3):
+            raise BadInput(field, f"{path} has other channels going in than coming out", "Take another VAE")
+        config = VAEConfig(
+            channels=content.get("in_channels", 3),
+            latent_channels=content.get("latent_channels", 4),
+            widths=tuple(content.get("block_out_channels", (64,))),
+            layers=content.get("layers_per_block", 1),
+            groups=content.get("norm_num_groups", 32),
+            attention=content.get("mid_block_add_attention", True),
+            quant_conv=content.get("use_quant_conv", True),
+            post_quant_conv=content.get("use_post_quant_conv", True),
+            shift=_number(content.get("shift_factor"), 0.0),
+            scale=_number(content.get("scaling_factor", SD_SCALE), 1.0),
+        )
+        _require_sane(config)
+        if any(width % config.groups for width in config.widths):
+            problem = f"{path} asks for {config.groups} groups, which do not divide widths of {config.widths}"
+            raise BadInput(field, problem, "Get the file anew")
+        return config
+    except OSError as error:
+        raise BadInput(field, f"{path} cannot be read ({error.strerror})", "Get the file anew") from error
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        if isinstance(error, BadInput):
+            raise
+        raise BadInput(field, f"{path} does not describe a network", "Get the file anew") from error
+
+
+def _number(value: Any, null: float) -> float:
+    return null if value is None else float(value)
+
+
+def _word(value: Any) -> str:
+    # A file's own words: short, on one line, and nothing that a terminal would obey.
+    return "".join(c if c.isprintable() else " " for c in str(value)[:80])
+
+
+def _require_sane(config: VAEConfig) -> None:
+    """Raises `TypeError` or `ValueError` for what diffusers has not written."""
+    counts = (config.channels, config.latent_channels, config.layers, config.groups, *config.widths)
+    if any(type(count) is not int or not 0 < count <= LARGEST_WIDTH for count in counts) or len(config.widths) > 10:
+        raise TypeError("a count")
+    if config.layers > MOST_LAYERS:
+        raise ValueError("layers")
+    if not (math.isfinite(config.shift) and math.isfinite(config.scale) and config.scale > 0):
+        raise ValueError("shift or scale")
+    if any(type(value) is not bool for value in (config.attention, config.quant_conv, config.post_quant_conv)):
+        raise TypeError("attention or convolutions")
+
+
+def _theirs(path: tuple[jax.tree_util.KeyEntry, ...]) -> str:
+    """The name of an array in diffusers, from its place in our tree."""
+    name = jax.tree_util.keystr(path)[1:]
+    side, up = ("up", "up_blocks") if name.startswith("decoder") else ("down", "down_blocks")
+    for ours, theirs in (
+        (r"\.levels\[(\d+)\]\.blocks\[(\d+)\]", rf".{up}.\1.resnets.\2"),
+        (r"\.levels\[(\d+)\]\.resample", rf".{up}.\1.{side}samplers.0.conv"),
+        (r"\.middle\.first", ".mid_block.resnets.0"),
+        (r"\.middle\.second", ".mid_block.resnets.1"),
+        (r"\.middle\.attention\.norm", ".mid_block.attentions.0.group_norm"),
+        (r"\.middle\.attention\.out", ".mid_block.attentions.0.to_out.0"),
+        (r"\.middle\.attention\.(\w)\w+", r".mid_block.attentions.0.to_\1"),
+        (r"coder\.first", "coder.conv_in"),
+        (r"coder\.norm", "coder.conv_norm_out"),
+        (r"coder\.last", "coder.conv_out"),
+        (r"\.shortcut", ".conv_shortcut"),
+        (r"\.(kernel|scale)$", ".weight"),
+    ):
+        name = re.sub(ours, theirs, name)
+    return name
+
+
+def _new_names(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    names = {f".attentions.0.{old}.": f".attentions.0.{new}." for new, old in OLD_ATTENTION.items()}
+
+    def renamed(name: str) -> str:
+        for old, new in names.items():
+            name = name.replace(old, new)
+        return name
+
+    return {renamed(name): tensor for name, tensor in tensors.items()}
+
+
+def _ours(tensor: np.ndarray, ndim: int) -> np.ndarray:
+    if tensor.ndim == 4 and ndim == 2 and tensor.shape[2:] == (1, 1):  # a 1 x 1 convolution in the place of a layer
+        tensor = tensor[:, :, 0, 0]
+    if tensor.ndim != ndim:
+        return tensor  # of another shape, as will be told
+    return tensor.transpose(2, 3, 1, 0) if ndim == 4 else tensor.T
+
+
+def _as_theirs(tensor: np.ndarray) -> np.ndarray:
+    return tensor.transpose(3, 2, 0, 1) if tensor.ndim == 4 else tensor.T

@@ -1,0 +1,193 @@
+"""The auto-encoder of Stable Diffusion: images to Gaussian latents, and back (Rombach et al. 2022, section 3.1)."""
+
+import dataclasses
+from typing import Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from umd_eqx.core.errors import BadInput
+from umd_eqx.core.types import Image, Latent
+from umd_eqx.models.tokenizers.base import AbstractTokenizer, Posterior
+from umd_eqx.models.tokenizers.vae_layers import Conv, GroupNorm, Level, MidBlock
+
+LOGVAR_RANGE = (-30.0, 20.0)
+"""What the published network clips the logarithm of the variance to."""
+
+
+@dataclasses.dataclass(frozen=True)
+class VAEConfig:
+    """The sizes of a convolutional auto-encoder. The published ones are `SD_V1`, `SD_V3` and `FLUX`."""
+
+    channels: int = 3
+    """Of an image."""
+    latent_channels: int = 4
+    """Of a latent."""
+    widths: tuple[int, ...] = (128, 256, 512, 512)
+    """Channels at each size (`block_out_channels`); each but the last is followed by a halving."""
+    layers: int = 2
+    """Blocks at each size of the encoder (`layers_per_block`); the decoder has one more."""
+    groups: int = 32
+    """Of the normalisations (`norm_num_groups`)."""
+    attention: bool = True
+    """Attend at the smallest size (`mid_block_add_attention`)."""
+    quant_conv: bool = True
+    """A 1 x 1 convolution behind the encoder (`use_quant_conv`)."""
+    post_quant_conv: bool = True
+    """The same before the decoder (`use_post_quant_conv`)."""
+    shift: float = 0.0
+    """What is taken off z before a network is trained on it (`shift_factor`)."""
+    scale: float = 0.18215
+    """What the rest is multiplied by (`scaling_factor`): about one over the standard deviation of z."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What is computed in. Parameters, moments and images are float32."""
+
+    @property
+    def factor(self) -> int:
+        """How many pixels of a side become one of the latent."""
+        return 2 ** (len(self.widths) - 1)
+
+    def validate(self, field: str = "--model") -> None:
+        """Raises `BadInput` for sizes that cannot work."""
+        if not self.widths:
+            raise BadInput(f"{field}.widths", "there are none", "Give the channels at each size")
+        if self.groups < 1 or any(width < 1 or width % self.groups for width in self.widths):
+            problem = f"{self.groups} groups do not divide widths of {', '.join(map(str, self.widths))}"
+            raise BadInput(f"{field}.groups", problem, "Use a number that divides each of them")
+        for name in ("channels", "latent_channels", "layers"):
+            if getattr(self, name) < 1:
+                flag = f"{field}.{name.replace('_', '-')}"
+                raise BadInput(flag, f"{getattr(self, name)} is too small", "Use 1 or more")
+
+
+SD_V1 = VAEConfig()
+"""Stable Diffusion 1 and 2: sd-vae-ft-mse, sd-vae-ft-ema. 84 million parameters, 8 x 8 pixels to 4 numbers."""
+SD_V3 = VAEConfig(latent_channels=16, quant_conv=False, post_quant_conv=False, shift=0.0609, scale=1.5305)
+"""Stable Diffusion 3: 8 x 8 pixels to 16 numbers."""
+FLUX = dataclasses.replace(SD_V3, shift=0.1159, scale=0.3611)
+"""FLUX.1: the same network with other weights."""
+
+
+class Encoder(eqx.Module):
+    """From an image to `outputs` numbers at each place of the latent."""
+
+    first: Conv
+    levels: tuple[Level, ...]
+    middle: MidBlock
+    norm: GroupNorm
+    last: Conv
+
+    @classmethod
+    def init(cls, config: VAEConfig, outputs: int, *, key: PRNGKeyArray) -> "Encoder":
+        """Fresh."""
+        widths, groups, number = config.widths, config.groups, len(config.widths)
+        keys = jax.random.split(key, number + 3)
+        levels = [
+            Level.init(before, width, groups, config.layers, up=False, resample=i < number - 1, key=keys[i])
+            for i, (before, width) in enumerate(zip(widths[:1] + widths, widths, strict=False))
+        ]
+        return cls(
+            first=Conv.init(config.channels, widths[0], key=keys[-3]),
+            levels=tuple(levels),
+            middle=MidBlock.init(widths[-1], groups, attention=config.attention, key=keys[-2]),
+            norm=GroupNorm.init(widths[-1], groups),
+            last=Conv.init(widths[-1], outputs, key=keys[-1]),
+        )
+
+    def __call__(self, x: Float[Array, "h w c"]) -> Float[Array, "lh lw outputs"]:
+        """Of one image."""
+        x = self.first(x)
+        for level in self.levels:
+            x = level(x)
+        return self.last(jax.nn.silu(self.norm(self.middle(x))))
+
+
+class Decoder(eqx.Module):
+    """From `inputs` numbers at each place of the latent to an image."""
+
+    first: Conv
+    middle: MidBlock
+    levels: tuple[Level, ...]
+    norm: GroupNorm
+    last: Conv
+
+    @classmethod
+    def init(cls, config: VAEConfig, inputs: int, *, key: PRNGKeyArray) -> "Decoder":
+        """Fresh. Its levels go from the smallest size to the largest."""
+        widths, groups, number = config.widths[::-1], config.groups, len(config.widths)
+        keys = jax.random.split(key, number + 3)
+        levels = [
+            Level.init(before, width, groups, config.layers + 1, up=True, resample=i < number - 1, key=keys[i])
+            for i, (before, width) in enumerate(zip(widths[:1] + widths, widths, strict=False))
+        ]
+        return cls(
+            first=Conv.init(inputs, widths[0], key=keys[-3]),
+            middle=MidBlock.init(widths[0], groups, attention=config.attention, key=keys[-2]),
+            levels=tuple(levels),
+            norm=GroupNorm.init(widths[-1], groups),
+            last=Conv.init(widths[-1], config.channels, key=keys[-1]),
+        )
+
+    def __call__(self, z: Float[Array, "lh lw inputs"]) -> Float[Array, "h w c"]:
+        """Of one latent."""
+        x = self.middle(self.first(z))
+        for level in self.levels:
+            x = level(x)
+        return self.last(jax.nn.silu(self.norm(x)))
+
+
+class AutoencoderKL(AbstractTokenizer):
+    """Latents that are Gaussian: the encoder says their mean and the logarithm of their variance."""
+
+    encoder: Encoder
+    quant_conv: Conv | None
+    post_quant_conv: Conv | None
+    decoder: Decoder
+    channels: int = eqx.field(static=True)
+    latent_channels: int = eqx.field(static=True)
+    factor: int = eqx.field(static=True)
+    shift: float = eqx.field(static=True)
+    scale: float = eqx.field(static=True)
+    dtype: str = eqx.field(static=True)
+
+    @classmethod
+    def init(cls, config: VAEConfig, *, key: PRNGKeyArray) -> "AutoencoderKL":
+        """Fresh. Raises `BadInput` as `VAEConfig.validate` does."""
+        config.validate()
+        keys, c = jax.random.split(key, 4), config.latent_channels
+        return cls(
+            encoder=Encoder.init(config, 2 * c, key=keys[0]),
+            quant_conv=Conv.init(2 * c, 2 * c, key=keys[1], side=1) if config.quant_conv else None,
+            post_quant_conv=Conv.init(c, c, key=keys[2], side=1) if config.post_quant_conv else None,
+            decoder=Decoder.init(config, c, key=keys[3]),
+            channels=config.channels,
+            latent_channels=c,
+            factor=config.factor,
+            shift=config.shift,
+            scale=config.scale,
+            dtype=config.dtype,
+        )
+
+    def encode_raw(self, image: Image) -> Posterior:
+        """Mean and log-variance of z. Raises `ValueError` where `factor` does not divide the sides of the image."""
+        require_sides(image, self.factor)
+        moments = self.encoder(image.astype(self.dtype))
+        if self.quant_conv is not None:
+            moments = self.quant_conv(moments)
+        mean, logvar = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
+        return Posterior(mean, jnp.clip(logvar, *LOGVAR_RANGE))
+
+    def decode_raw(self, z: Latent) -> Image:
+        """The image of z."""
+        z = z.astype(self.dtype)
+        if self.post_quant_conv is not None:
+            z = self.post_quant_conv(z)
+        return self.decoder(z).astype(jnp.float32)
+
+
+def require_sides(image: Image, factor: int) -> None:
+    """Raises `ValueError` where `factor` does not divide the sides of an image."""
+    if image.shape[0] % factor or image.shape[1] % factor:
+        raise ValueError(f"an image of {image.shape[0]} x {image.shape[1]} is no whole number of {factor} x {factor}")

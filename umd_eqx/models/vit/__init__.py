@@ -1,0 +1,1 @@
+"""The ViT auto-encoder that every published system trains."""

@@ -1,0 +1,218 @@
+"""The ViT auto-encoder of every system: an encoder that sees the visible patches, a decoder that predicts them all.
+
+The published network (arXiv 2406.17688, section 3, and its code): class tokens and visible patches go through the
+encoder; the decoder sees the mean of the class tokens, then every patch in raster order, hidden ones as one learned
+embedding; the head predicts the clean image and the noise for every pixel.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from umd_eqx.core.masking import View, hide, patchify, restore, unpatchify
+from umd_eqx.core.predictions import AbstractPrediction, PredictionType, VPrediction, X0EpsPrediction, X0Prediction
+from umd_eqx.core.types import NO_CLASS, AbstractCond, Image, Label, Representation, Tokens, Vector
+from umd_eqx.models.base import AbstractPatchModel, Group, over_rows
+from umd_eqx.models.vit.blocks import shifted
+from umd_eqx.models.vit.embedders import AbstractCondition
+from umd_eqx.models.vit.layers import Linear
+from umd_eqx.models.vit.packed import Embedded, Packed, Segment, conditioned, pack, unpack
+from umd_eqx.models.vit.stack import Stack
+
+
+class Head(eqx.Module):
+    """Tokens to pixels: a shift and scale from c where the blocks have them, then every patch by one linear layer.
+
+    The linear layer is the reference's transposed convolution of kernel = stride = patch. Per pixel it gives the
+    channels of what is predicted: 2 C where these are the clean image and the noise, in this order.
+    """
+
+    modulation: Linear | None
+    kernel: Float[Array, "decoder_d values"]
+    bias: Float[Array, "predicted_channels"]
+
+    def __call__(self, packed: Packed, c: Embedded) -> Float[Array, "rows length values"]:
+        """The pixel values of each patch."""
+        x = packed.tokens
+        if self.modulation is not None:
+            halves = jnp.split(self.modulation(jax.nn.silu(c.c)), 2, axis=-1)
+            x = conditioned(shifted, packed.segments, [x], [Embedded(half, c.per_token) for half in halves])
+        rows = x.reshape(-1, x.shape[-1])
+        # One bias per channel, for every pixel of a patch.
+        pixels = (rows @ self.kernel.astype(rows.dtype)).reshape(len(rows), -1, self.bias.size)
+        return (pixels + self.bias.astype(rows.dtype)).reshape(*x.shape[:2], -1)
+
+
+class _Conditions(NamedTuple):
+    """c for the tokens of the encoder, those of the decoder, and the patches that the head sees."""
+
+    encoder: Embedded
+    decoder: Embedded
+    head: Embedded
+
+
+class AutoEncoder(AbstractPatchModel):
+    """The network of all published systems, built by `ModelConfig.build` or, from published weights, `from_reference`.
+
+    `bridge` brings the encoder's width to the decoder's and is None where they are equal, as in the paper.
+    `dtype` is what the tokens are computed in; parameters and predictions are float32.
+
+    It is told one time for an image, or one for each patch (`cond.t` has an axis of patches): then each patch token is
+    modulated by its own time, and a token that stands for the whole image by the mean of the times.
+    """
+
+    embed: Linear
+    positions: Float[Array, "n d"]
+    class_tokens: Float[Array, "k d"]
+    registers: Float[Array, "registers d"] | None
+    condition: AbstractCondition
+    encoder: Stack
+    bridge: Linear | None
+    mask_token: Float[Array, "decoder_d"]
+    decoder_positions: Float[Array, "n decoder_d"]
+    decoder: Stack
+    head: Head
+    image_shape: tuple[int, int, int] = eqx.field(static=True)
+    patch: int = eqx.field(static=True)
+    num_patches: int = eqx.field(static=True)
+    num_classes: int | None = eqx.field(static=True)
+    dtype: str = eqx.field(static=True)
+    prediction: PredictionType = eqx.field(static=True, default="x0_eps")
+
+    def cond(self, y: Label = NO_CLASS) -> AbstractCond:
+        """What its embedders take: time 0 and the label."""
+        return self.condition.cond(y)
+
+    def __call__(
+        self, x: Image, cond: AbstractCond, view: View | None = None, *, key: PRNGKeyArray | None = None
+    ) -> AbstractPrediction:
+        """The prediction for every pixel, hidden or not. Deterministic: `key` is not used."""
+        (prediction,) = self.forward_groups([_alone(x, cond, view)])
+        return jax.tree.map(lambda leaf: leaf[0, 0], prediction)
+
+    def forward_groups(self, groups: Sequence[Group]) -> list[AbstractPrediction]:
+        """All groups in one pass, which reads each weight once.
+
+        Raises `ValueError` where some groups have a time for each patch and others one for an image.
+        """
+        c = self._conditions(groups)
+        decoded = self.decoder(self._decoder_input(self._encode(groups, c.encoder), groups), c.decoder)
+        without = tuple(Segment(segment.images, segment.tokens - 1) for segment in decoded.segments)
+        patches = pack([group[:, :, 1:] for group in unpack(decoded.tokens, decoded.segments)])
+        positions = pack([group[:, :, 1:] for group in unpack(decoded.positions, decoded.segments)])
+        values = self.head(Packed(patches, positions, without), c.head)
+        return [over_rows(self._prediction)(group) for group in unpack(values, without)]
+
+    def represent(self, x: Image, cond: AbstractCond) -> Representation:
+        """The mean of the class tokens (the reference's representation) and the mean of the patches."""
+        group = _alone(x, cond, None)
+        tokens = self._encode([group], self._conditions([group]).encoder).tokens[0]  # k + n, d
+        k, first = self.class_tokens.shape[0], self._first_patch
+        return Representation(_mean(tokens[:k]), _mean(tokens[first:]))
+
+    def _conditions(self, groups: Sequence[Group]) -> _Conditions:
+        per_patch = {group.cond.t.ndim == 3 for group in groups}
+        if len(per_patch) > 1:
+            raise ValueError("groups with a time for each patch and groups with one for an image in the same pass")
+        if not per_patch.pop():
+            c = Embedded(pack([over_rows(self.condition)(group.cond)[:, :, None] for group in groups]))
+            c = c.map(lambda entries: entries.astype(self.dtype))
+            return _Conditions(c, c, c)
+        encoder, decoder, head = zip(*(self._patch_conditions(group) for group in groups), strict=True)
+        return _Conditions(*(Embedded(pack(parts), per_token=True) for parts in (encoder, decoder, head)))
+
+    def _patch_conditions(self, group: Group) -> tuple[Array, Array, Array]:
+        """c of each token of the encoder, of the decoder and of the head, (rows, count, tokens, d)."""
+
+        def of_image(cond: AbstractCond, view: View | None) -> tuple[Array, Array, Array]:
+            of_patches = jax.tree.map(lambda leaf: 0 if leaf.ndim else None, cond)  # the label is the image's
+            patches = jax.vmap(self.condition, in_axes=(of_patches,))(cond).astype(self.dtype)
+            mean = jax.tree.map(lambda leaf: jnp.mean(leaf) if leaf.ndim else leaf, cond)
+            whole = self.condition(mean)[None].astype(self.dtype)
+            visible = patches if view is None else hide(patches, view)
+            first = jnp.broadcast_to(whole, (self._first_patch, whole.shape[1]))
+            return jnp.concatenate([first, visible]), jnp.concatenate([whole, patches]), patches
+
+        return over_rows(of_image)(group.cond, group.views)
+
+    def _encode(self, groups: Sequence[Group], c: Embedded) -> Packed:
+        """Class tokens, registers, then visible patches in the order of their view, after the last LayerNorm.
+
+        Raises `ValueError` for images of another shape than the network's.
+        """
+        for group in groups:  # another shape with as many patches would pass unseen
+            if group.x.shape[2:] != self.image_shape:
+                raise ValueError(f"images of shape {group.x.shape[2:]} for a network of {self.image_shape}")
+        pixels = [over_rows(partial(patchify, patch=self.patch))(group.x).astype(self.dtype) for group in groups]
+        patches = tuple(Segment(*values.shape[1:3]) for values in pixels)
+        learned = self.class_tokens
+        if self.registers is not None:
+            learned = jnp.concatenate([learned, self.registers])
+        learned = learned.astype(self.dtype)
+        tokens, places = [], []
+        for embedded, group in zip(unpack(self.embed(pack(pixels)), patches), groups, strict=True):
+            visible = embedded + self.positions.astype(self.dtype)  # rows, count, n, d
+            where = jnp.broadcast_to(self._grid(), (*visible.shape[:3], 2))
+            if group.views is not None:
+                visible, where = (over_rows(hide)(x, group.views) for x in (visible, where))
+            first = jnp.broadcast_to(learned, (*visible.shape[:2], *learned.shape))
+            tokens.append(jnp.concatenate([first, visible], axis=2))
+            places.append(jnp.pad(where, ((0, 0), (0, 0), (len(learned), 0), (0, 0))))
+        segments = tuple(Segment(*values.shape[1:3]) for values in tokens)
+        return self.encoder(Packed(pack(tokens), pack(places), segments), c)
+
+    def _decoder_input(self, encoded: Packed, groups: Sequence[Group]) -> Packed:
+        k = self.class_tokens.shape[0]
+        kept = []
+        for tokens in unpack(encoded.tokens, encoded.segments):
+            summary = over_rows(_mean)(tokens[:, :, :k])[:, :, None].astype(self.dtype)
+            kept.append(jnp.concatenate([summary, tokens[:, :, self._first_patch :]], axis=2))  # 1 + kept tokens
+        if self.bridge is not None:
+            kept = unpack(self.bridge(pack(kept)), tuple(Segment(*tokens.shape[1:3]) for tokens in kept))
+        whole = []
+        for tokens, group in zip(kept, groups, strict=True):
+            patches = tokens[:, :, 1:]
+            if group.views is not None:
+                patches = over_rows(lambda p, view: restore(p, self.mask_token, view))(patches, group.views)
+            patches = patches + self.decoder_positions.astype(self.dtype)
+            whole.append(jnp.concatenate([tokens[:, :, :1], patches], axis=2))
+        grid = jnp.pad(self._grid(), ((1, 0), (0, 0)))
+        places = [jnp.broadcast_to(grid, (*tokens.shape[:3], 2)) for tokens in whole]
+        segments = tuple(Segment(*tokens.shape[1:3]) for tokens in whole)
+        return Packed(pack(whole), pack(places), segments)
+
+    @property
+    def _first_patch(self) -> int:
+        return len(self.class_tokens) + (0 if self.registers is None else len(self.registers))
+
+    def _grid(self) -> Float[Array, "n 2"]:
+        rows, columns = self.image_shape[0] // self.patch, self.image_shape[1] // self.patch
+        grid = np.stack(np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij"), axis=-1)
+        return jnp.asarray(1 + grid.reshape(-1, 2), jnp.float32)
+
+    def _prediction(self, patches: Float[Array, "n values"]) -> AbstractPrediction:
+        height, width, channels = self.image_shape
+        pixels = unpatchify(patches.astype(jnp.float32), self.patch, height, width)
+        match self.prediction:
+            case "x0_eps":
+                return X0EpsPrediction(pixels[..., :channels], pixels[..., channels:])
+            case "x0":
+                return X0Prediction(pixels)
+            case "v" | "u":
+                return VPrediction(pixels)
+
+
+def _alone(x: Image, cond: AbstractCond, view: View | None) -> Group:
+    cond, views = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None, None], (cond, view))
+    return Group(x[None, None], cond, views)
+
+
+def _mean(tokens: Tokens) -> Vector:
+    # In float32: a mean over hundreds of bfloat16 tokens loses what a linear probe reads.
+    return jnp.mean(tokens.astype(jnp.float32), axis=0)

@@ -1,0 +1,76 @@
+"""The transformer block, plain or modulated, and what it may do otherwise than the published one."""
+
+import dataclasses
+from typing import Literal, NamedTuple
+
+import equinox as eqx
+import jax
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from umd_eqx.models.vit.attention import Attention
+from umd_eqx.models.vit.layers import LayerNorm, Mlp, SwiGLU
+from umd_eqx.models.vit.packed import Embedded, Packed, conditioned
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockConfig:
+    """What a block may do otherwise than the published one."""
+
+    rotary: bool = False
+    """Rotate queries and keys by the row and column of their patch (RoPE), beside the learned positions."""
+    qk_norm: bool = False
+    """Normalise queries and keys in each head (RMSNorm)."""
+    mlp: Literal["gelu", "swiglu"] = "gelu"
+    """The MLP: 4 times wider with GELU, as published, or SwiGLU with as many parameters."""
+
+
+class Modulation(NamedTuple):
+    """What a block is told by AdaLN: shift, scale and gate of attention and of the MLP, of each image or token."""
+
+    shift_attention: Embedded
+    scale_attention: Embedded
+    gate_attention: Embedded
+    shift_mlp: Embedded
+    scale_mlp: Embedded
+    gate_mlp: Embedded
+
+
+class Block(eqx.Module):
+    """A pre-norm transformer block, plain or modulated (Peebles and Xie 2022, DiT)."""
+
+    norm1: LayerNorm
+    attention: Attention
+    norm2: LayerNorm
+    mlp: Mlp | SwiGLU
+
+    @classmethod
+    def init(cls, width: int, heads: int, config: BlockConfig, *, key: PRNGKeyArray) -> "Block":
+        """A fresh block."""
+        attention_key, mlp_key = jax.random.split(key)
+        attention = Attention.init(width, heads, qk_norm=config.qk_norm, rotary=config.rotary, key=attention_key)
+        mlp = (SwiGLU if config.mlp == "swiglu" else Mlp).init(width, key=mlp_key)
+        return cls(LayerNorm.init(width), attention, LayerNorm.init(width), mlp)
+
+    def __call__(
+        self, packed: Packed, modulation: Modulation | None = None, prefix: Float[Array, "rows images d"] | None = None
+    ) -> Packed:
+        """The tokens after attention and MLP; `prefix` is one more token of each image that is attended to."""
+        x, m, segments = packed.tokens, modulation, packed.segments
+        if m is None:
+            prefix = None if prefix is None else self.norm1(prefix)
+            x = x + self.attention(packed.with_tokens(self.norm1(x)), prefix)
+            return packed.with_tokens(x + self.mlp(self.norm2(x)))
+        attended = conditioned(shifted, segments, [self.norm1(x)], [m.shift_attention, m.scale_attention])
+        mixed = self.attention(packed.with_tokens(attended), prefix)
+        x = conditioned(_gated, segments, [x, mixed], [m.gate_attention])
+        mapped = self.mlp(conditioned(shifted, segments, [self.norm2(x)], [m.shift_mlp, m.scale_mlp]))
+        return packed.with_tokens(conditioned(_gated, segments, [x, mapped], [m.gate_mlp]))
+
+
+def shifted(x: Array, shift: Array, scale: Array) -> Array:
+    """x (1 + scale) + shift, of arrays that broadcast."""
+    return x * (1.0 + scale) + shift
+
+
+def _gated(x: Array, change: Array, gate: Array) -> Array:
+    return x + gate * change

@@ -1,0 +1,80 @@
+"""A stack of transformer blocks, scanned or unrolled, with a choice of what the backward pass keeps."""
+
+from typing import Literal
+
+import equinox as eqx
+import jax
+from jaxtyping import Array, PRNGKeyArray, PyTree
+
+from umd_eqx.models.vit.blocks import Block, BlockConfig
+from umd_eqx.models.vit.conditioning import AbstractConditioning
+from umd_eqx.models.vit.layers import LayerNorm
+from umd_eqx.models.vit.packed import Embedded, Packed
+
+Remat = Literal["none", "dots", "full"]
+"""What the backward pass recomputes: nothing; all but products with a weight; everything (the published setting)."""
+
+
+class Stack(eqx.Module):
+    """`depth` blocks of one shape and the LayerNorm after them.
+
+    The blocks are one PyTree with a leading axis of the depth. Scanned, the compiler sees one block and compiles in
+    seconds; unrolled, it sees them all.
+    """
+
+    blocks: Block
+    conditioning: AbstractConditioning
+    norm: LayerNorm
+    scan: bool = eqx.field(static=True)
+    remat: Remat = eqx.field(static=True)
+
+    @classmethod
+    def init(
+        cls,
+        width: int,
+        depth: int,
+        heads: int,
+        conditioning: AbstractConditioning,
+        block: BlockConfig,
+        *,
+        scan: bool,
+        remat: Remat,
+        key: PRNGKeyArray,
+    ) -> "Stack":
+        """Fresh blocks, with a conditioning made for as many."""
+        blocks = eqx.filter_vmap(lambda k: Block.init(width, heads, block, key=k))(jax.random.split(key, depth))
+        return cls(blocks, conditioning, LayerNorm.init(width), scan, remat)
+
+    def __call__(self, packed: Packed, c: Embedded) -> Packed:
+        """The tokens after all blocks and the last LayerNorm."""
+        prepared = self.conditioning.prepare(c)
+        arrays, static = eqx.partition((self.blocks, self.conditioning.layers), eqx.is_array)
+
+        def step(tokens: Array, layer_arrays: PyTree) -> tuple[Array, None]:
+            block, layer = eqx.combine(layer_arrays, static)
+            return self.conditioning.apply(block, layer, prepared, packed.with_tokens(tokens)).tokens, None
+
+        step = _rematerialised(step, self.remat, scan=self.scan)
+        tokens = packed.tokens
+        if self.scan:
+            tokens, _ = jax.lax.scan(step, tokens, arrays)
+        else:
+            for layer_arrays in _unstacked(arrays, self.blocks.norm1.scale.shape[0]):
+                tokens, _ = step(tokens, layer_arrays)
+        return packed.with_tokens(self.norm(tokens))
+
+
+def _unstacked(arrays: PyTree, depth: int) -> list[PyTree]:
+    # One split for all layers, whose gradient is one concatenation. An index for each would put every layer's gradient
+    # into an array of zeros of its own as large as all of them.
+    leaves, structure = jax.tree.flatten(arrays)
+    columns = [[x[0] for x in jax.lax.split(leaf, (1,) * depth)] for leaf in leaves]
+    return [jax.tree.unflatten(structure, layer) for layer in zip(*columns, strict=True)]
+
+
+def _rematerialised(step, remat: Remat, *, scan: bool):
+    # Inside a scan the compiler cannot merge the two computations of a value, so nothing needs to hold it back.
+    if remat == "none":
+        return step
+    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
+    return jax.checkpoint(step, policy=policy, prevent_cse=not scan)

@@ -1,0 +1,241 @@
+"""The sizes of the network by their names, and its configuration."""
+
+import abc
+import dataclasses
+import re
+from functools import partial
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from umd_eqx.core.errors import BadInput
+from umd_eqx.core.predictions import PredictionType
+from umd_eqx.models.finished import FinishedRun
+from umd_eqx.models.vit.autoencoder import AutoEncoder, Head
+from umd_eqx.models.vit.blocks import BlockConfig
+from umd_eqx.models.vit.conditioning import AbstractConditioning, AdaLNZero, SharedAdaLN, Token
+from umd_eqx.models.vit.embedders import Condition, IntervalCondition
+from umd_eqx.models.vit.layers import Linear, xavier_uniform, zeros
+from umd_eqx.models.vit.stack import Remat, Stack
+
+
+class Size(NamedTuple):
+    """Width, depth and heads of a stack."""
+
+    width: int
+    depth: int
+    heads: int
+
+
+def _published(width: int, depth: int, heads: int) -> tuple[Size, Size]:
+    # A decoder of the encoder's width and a third of its depth.
+    return Size(width, depth, heads), Size(width, max(1, depth // 3), heads)
+
+
+VARIANTS = {
+    "mu": _published(64, 3, 2),  # for tests
+    "nano": (Size(192, 4, 3), Size(64, 1, 2)),  # what learns something on a laptop in six minutes
+    "Ti": _published(192, 12, 3),
+    "S": _published(384, 12, 6),
+    "B": _published(768, 12, 12),
+    "L": _published(1024, 24, 16),
+    "H": _published(1280, 32, 16),
+    "XL": _published(1152, 28, 16),
+}
+"""Encoder and decoder by name. S, B and L are the paper's (and ViT's), XL is DiT's."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AbstractModelConfig(abc.ABC):
+    """How what a run trains is built: the auto-encoder of the systems, or a tokenizer."""
+
+    @property
+    @abc.abstractmethod
+    def title(self) -> str:
+        """What a person calls it, in a word or two."""
+
+    @property
+    @abc.abstractmethod
+    def knows_labels(self) -> bool:
+        """Whether it is conditioned on labels."""
+
+    @property
+    def precision(self) -> str:
+        """What it computes in, as result files tell it. float32 unless it says otherwise."""
+        return "float32"
+
+    @abc.abstractmethod
+    def num_patches(self, size: int) -> int:
+        """The patches of an image of `size` x `size` that a mask is drawn over; 1 where there are no masks."""
+
+    @abc.abstractmethod
+    def validate(self, size: int, field: str = "--model.variant") -> None:
+        """Raises `BadInput` if it cannot be built, or cannot read images of `size` x `size`."""
+
+    @abc.abstractmethod
+    def build(self, size: int, channels: int, num_classes: int, *, key: PRNGKeyArray) -> eqx.Module:
+        """Fresh, for images of `size` x `size` x `channels`."""
+
+    def finish(self, run: FinishedRun) -> Path | None:
+        """Makes of a run that is over what others use, besides its checkpoints; by default there is nothing to make.
+
+        Called whenever the run is at its last step, also where it was before. Returns the path of what was written
+        now; None where nothing was.
+        """
+        del run
+        return None
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig(AbstractModelConfig):
+    """The network."""
+
+    variant: str = "B/4"
+    """Size and side of a patch in pixels: one of mu, nano, Ti, S, B, L, H, XL, then "/" and the patch."""
+    conditioning: Literal["adaln", "shared-adaln", "token"] = "adaln"
+    """How time and label reach a block: AdaLN-zero in each, one AdaLN for all with a small table each, or a token."""
+    class_tokens: int = 4
+    """How many learned tokens the encoder carries beside the patches; their mean is the representation."""
+    class_token_std: float = 0.02
+    """Their random start. At 0, as published, they stay identical to each other for ever."""
+    position_std: float | None = None
+    """Random start of the position embeddings. None: 1 / sqrt(patches), as published."""
+    registers: int = 0
+    """Learned tokens that the encoder carries beside them and that nothing reads (Darcet et al. 2023)."""
+    block: BlockConfig = dataclasses.field(default_factory=BlockConfig)
+    labels: bool = False
+    """Build a label table (class-conditional generation)."""
+    prediction: PredictionType = "x0_eps"
+    """What it predicts: the clean image and the noise (as published), the clean image, v, or MeanFlow's u."""
+    scan: bool = True
+    """One compiled block for all layers. False unrolls them: slower to compile."""
+    remat: Remat = "dots"
+    """What the backward pass recomputes: none, dots (all but the products with a weight) or full (as published)."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What tokens are computed in. Parameters are always float32."""
+
+    @property
+    def title(self) -> str:
+        """Its variant."""
+        return self.variant
+
+    @property
+    def knows_labels(self) -> bool:
+        """As configured."""
+        return self.labels
+
+    @property
+    def precision(self) -> str:
+        """`dtype`."""
+        return self.dtype
+
+    def num_patches(self, size: int) -> int:
+        """The patches of an image of `size` x `size` pixels."""
+        return (size // self.sizes()[2]) ** 2
+
+    def sizes(self) -> tuple[Size, Size, int]:
+        """Encoder, decoder and patch of the variant. Raises `BadInput` for a name that is none."""
+        match = re.fullmatch(r"([A-Za-z]+)/([1-9][0-9]{0,3})", self.variant)
+        if match is None or match[1] not in VARIANTS:
+            raise BadInput(
+                "--model.variant",
+                f"{self.variant!r} is not a variant",
+                f"Write NAME/PATCH with NAME one of {', '.join(VARIANTS)}; for example B/4",
+            )
+        encoder, decoder = VARIANTS[match[1]]
+        return encoder, decoder, int(match[2])
+
+    def validate(self, size: int, field: str = "--model.variant") -> None:
+        """Raises `BadInput` if the network cannot read images of `size` x `size` pixels."""
+        *_, patch = self.sizes()
+        if size % patch != 0:
+            divisors = [p for p in range(1, size + 1) if size % p == 0]
+            raise BadInput(
+                field,
+                f"a patch of {patch} does not divide an image of {size} x {size} pixels",
+                f"Choose a patch among {', '.join(map(str, divisors))}, or another --data.size",
+            )
+        if self.class_tokens < 1:
+            raise BadInput("--model.class-tokens", f"{self.class_tokens} is too few", "Use 1 or more (the paper has 4)")
+        if self.registers < 0:
+            raise BadInput("--model.registers", f"{self.registers} is negative", "Use 0 or more")
+        for stack in self.sizes()[:2]:
+            if self.block.rotary and stack.width // stack.heads % 4:
+                problem = f"heads of {stack.width // stack.heads} numbers cannot be rotated by rows and columns"
+                raise BadInput("--model.block.rotary", problem, "Choose a variant whose heads divide by 4")
+        for name in ("class_token_std", "position_std"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise BadInput(f"--model.{name.replace('_', '-')}", f"{value} is negative", "Use 0 or more")
+
+    def build(self, size: int, channels: int, num_classes: int, *, key: PRNGKeyArray) -> AutoEncoder:
+        """A freshly initialised network for images of `size` x `size` x `channels`.
+
+        Initial values as the reference's: Xavier-uniform kernels in attention and MLP, LeCun-normal elsewhere, zero
+        modulation, positions N(0, 1/sqrt(n)), mask embedding and head N(0, 0.02).
+        """
+        self.validate(size)
+        encoder, decoder, patch = self.sizes()
+        keys = jax.random.split(key, 12)
+        num_patches = self.num_patches(size)
+        classes = num_classes if self.labels else None
+        normal = partial(jax.random.normal, dtype=jnp.float32)
+        position_std = num_patches**-0.5 if self.position_std is None else self.position_std
+        return AutoEncoder(
+            embed=Linear.init(patch * patch * channels, encoder.width, key=keys[0]),
+            positions=normal(keys[1], (num_patches, encoder.width)) * position_std,
+            class_tokens=normal(keys[2], (self.class_tokens, encoder.width)) * self.class_token_std,
+            registers=self._registers(encoder.width, jax.random.fold_in(key, 12)),
+            condition=(IntervalCondition if self.prediction == "u" else Condition).init(
+                encoder.width, classes, key=keys[3]
+            ),
+            encoder=self._stack(encoder, encoder.width, keys[4], keys[5]),
+            bridge=None
+            if encoder.width == decoder.width
+            else Linear.init(encoder.width, decoder.width, key=keys[6], kernel_init=xavier_uniform),
+            mask_token=normal(keys[7], (decoder.width,)) * 0.02,
+            decoder_positions=normal(keys[8], (num_patches, decoder.width)) * position_std,
+            decoder=self._stack(decoder, encoder.width, keys[9], keys[10]),
+            head=self._head(encoder.width, decoder.width, patch, channels, keys[11]),
+            image_shape=(size, size, channels),
+            patch=patch,
+            num_patches=num_patches,
+            num_classes=classes,
+            dtype=self.dtype,
+            prediction=self.prediction,
+        )
+
+    def _registers(self, width: int, key: PRNGKeyArray) -> Float[Array, "registers d"] | None:
+        return jax.random.normal(key, (self.registers, width), jnp.float32) * 0.02 if self.registers else None
+
+    def _conditioning(self, condition: int, size: Size, key: PRNGKeyArray) -> AbstractConditioning:
+        match self.conditioning:
+            case "adaln":
+                return AdaLNZero.init(condition, size.width, size.depth, key=key)
+            case "shared-adaln":
+                return SharedAdaLN.init(condition, size.width, size.depth, key=key)
+            case "token":
+                return Token.init(condition, size.width, key=key)
+
+    def _stack(self, size: Size, condition: int, key: PRNGKeyArray, conditioning_key: PRNGKeyArray) -> Stack:
+        conditioning = self._conditioning(condition, size, conditioning_key)
+        return Stack.init(*size, conditioning, self.block, scan=self.scan, remat=self.remat, key=key)
+
+    def _head(self, condition: int, width: int, patch: int, channels: int, key: PRNGKeyArray) -> Head:
+        kernel_key, modulation_key = jax.random.split(key)
+        predicted = (2 if self.prediction == "x0_eps" else 1) * channels
+        kernel = jax.random.normal(kernel_key, (width, patch * patch * predicted), jnp.float32) * 0.02
+        bias = jnp.zeros(predicted, jnp.float32)
+        if self.conditioning == "token":
+            return Head(None, kernel, bias)
+        return Head(Linear.init(condition, 2 * width, key=modulation_key, kernel_init=zeros), kernel, bias)
+
+
+def num_parameters(model: eqx.Module) -> int:
+    """How many numbers are learned."""
+    arrays = [leaf for leaf in jax.tree.leaves(model) if hasattr(leaf, "dtype")]
+    return sum(leaf.size for leaf in arrays if jnp.issubdtype(leaf.dtype, jnp.floating))

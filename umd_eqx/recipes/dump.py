@@ -1,0 +1,185 @@
+"""A configuration as plain data, and back. Types are tags out of a closed list: nothing named by a file is imported."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from umd_eqx.core.errors import BadInput
+from umd_eqx.core.paths import Clean, CosinePath, CosineTable, LinearTable, RectifiedFlow, SmoothTable
+from umd_eqx.core.types import DataSpec, LatentSpec
+from umd_eqx.data.source_configs import TFDS, ImageFolder
+from umd_eqx.eval import Accuracy, Denoising, FewShot, Generation, Reconstruction, TokenizerQuality
+from umd_eqx.models import ModelConfig
+from umd_eqx.models.extractors.configs import FashionClassifierConfig
+from umd_eqx.models.tokenizers.configs import FSQTokenizer, KLTokenizer
+from umd_eqx.models.vit.blocks import BlockConfig
+from umd_eqx.objectives import (
+    Classification,
+    MaskedDenoising,
+    MeanFlow,
+    PatchNoise,
+    Term,
+    Tokenizing,
+    Unified,
+)
+from umd_eqx.recipes.config import CheckpointConfig, Config, DataConfig, LogConfig, Start
+from umd_eqx.recipes.upgrade import upgraded
+from umd_eqx.sampling import (
+    DDIM,
+    Adaptive,
+    DPMSolverPP,
+    EDMGrid,
+    Euler,
+    Heun,
+    LogSNRGrid,
+    MeanFlowSampler,
+    ReferenceGrid,
+    ReverseSDE,
+    ShiftedGrid,
+    UniformGrid,
+)
+from umd_eqx.training.optim import EmaConfig
+from umd_eqx.training.optimisers import LARS, AdamW, Muon
+from umd_eqx.training.trainable import AllExcept, Only
+
+TYPES: tuple[type, ...] = (
+    *(
+        Config,
+        ModelConfig,
+        BlockConfig,
+        DataConfig,
+        TFDS,
+        ImageFolder,
+        DataSpec,
+        LatentSpec,
+        EmaConfig,
+        CheckpointConfig,
+        LogConfig,
+        Start,
+    ),
+    *(KLTokenizer, FSQTokenizer, FashionClassifierConfig),
+    *(Term, MaskedDenoising, Unified, PatchNoise, MeanFlow, Tokenizing, Classification),
+    *(AllExcept, Only),
+    *(Clean, CosineTable, LinearTable, CosinePath, RectifiedFlow, SmoothTable),
+    *(FewShot, Reconstruction, Denoising, Generation, TokenizerQuality, Accuracy),
+    *(AdamW, Muon, LARS),
+    *(DDIM, DPMSolverPP, Euler, Heun, Adaptive, ReverseSDE, MeanFlowSampler),
+    *(ReferenceGrid, UniformGrid, EDMGrid, LogSNRGrid, ShiftedGrid),
+)
+"""What a dump may hold. A reader's own types are passed to `load` beside them."""
+
+NOT_THE_RUN = (
+    *("log", "checkpoint", "eval", "max_skipped"),
+    *("start.source", "tokenizer", "data.latents"),
+    *("data.source.dir", "data.eval_batch_size", "data.workers", "data.max_broken", "data.expected"),
+)
+"""What does not change the weights that come out: it may differ when a run is resumed."""
+
+
+def dump(value: Any) -> Any:
+    """Numbers, strings, lists and dictionaries; a dataclass becomes a dictionary with its type's name under "type"."""
+    fields = getattr(value, "_fields", None)  # a named tuple
+    if fields is not None:
+        return {"type": type(value).__name__} | {name: dump(getattr(value, name)) for name in fields}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {field.name: dump(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {"type": type(value).__name__} | fields
+    if isinstance(value, Mapping):
+        return {str(name): dump(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [dump(item) for item in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"a configuration cannot hold {value!r}")
+
+
+def load(data: Any, types: Iterable[type] = ()) -> Any:
+    """The inverse of `dump`, also of older versions; lists become tuples. `types` are the reader's own, beside `TYPES`.
+
+    Raises `BadInput` for a type that is in neither, or a field that its type does not have.
+    """
+    known = {cls.__name__: cls for cls in (*TYPES, *types)}
+
+    def build(data: Any) -> Any:
+        if isinstance(data, list):
+            return tuple(build(item) for item in data)
+        if not isinstance(data, dict):
+            return data
+        if "type" not in data:
+            return {name: build(item) for name, item in data.items()}
+        name = data["type"]
+        if not isinstance(name, str) or name not in known:
+            way_out = "Run the command by the file that defines it (python my_file.py sample ...), or pass types=[...]"
+            raise BadInput("config.json", f"{name!r} is not a type that this program knows", way_out)
+        try:
+            return known[name](**{key: build(item) for key, item in data.items() if key != "type"})
+        except TypeError as error:
+            problem = " ".join(str(error).split())[:200]  # on one line, where shapes and types are checked
+            raise BadInput("config.json", problem, "It was written by another version of this program") from error
+
+    return build(upgraded(data))
+
+
+def completed(data: Any) -> Any:
+    """A dump of any version as one of today, with the fields that it lacks at their defaults.
+
+    A reader's own types are left as they are.
+    """
+    known = {cls.__name__: cls for cls in TYPES if dataclasses.is_dataclass(cls)}
+
+    def complete(data: Any) -> Any:
+        if isinstance(data, list):
+            return [complete(item) for item in data]
+        if not isinstance(data, dict):
+            return data
+        given = {name: complete(item) for name, item in data.items()}
+        if data.get("type") not in known:
+            return given
+        fields = dataclasses.fields(known[data["type"]])
+        missing = {field.name: dump(default_of(field)) for field in fields if field.name not in given}
+        return given | missing
+
+    return complete(upgraded(data))
+
+
+def default_of(field: dataclasses.Field[Any]) -> Any:
+    """The default of a field of a dataclass; None where there is none."""
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return None if field.default is dataclasses.MISSING else field.default
+
+
+def flatten(data: Any, prefix: str = "") -> dict[str, Any]:
+    """Every leaf of a dump by its dotted name: `{"optim.lr": 0.001, ...}`."""
+    items = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else None
+    if items is None:
+        return {prefix: data}
+    flat = {}
+    for name, item in items:
+        flat |= flatten(item, f"{prefix}.{name}" if prefix else str(name))
+    return flat
+
+
+def run_identity(config: Config) -> dict[str, Any]:
+    """What makes a run, by dotted name: two configurations with the same identity train the same weights."""
+    return only_the_run(flatten(dump(config)))
+
+
+def only_the_run(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a flat dump, what makes the run."""
+    return {name: v for name, v in flat.items() if not any(f"{name}.".startswith(f"{skip}.") for skip in NOT_THE_RUN)}
+
+
+def as_flag(name: str) -> str:
+    """The flag, without its dashes, that sets a leaf of a configuration: `data.name` sets `data.source.name`.
+
+    A type is chosen by the flag of its part: `data.source.type` by `data.source`, `optim.type` by `optim`.
+    """
+    if name.endswith(".type"):
+        return name.removesuffix(".type")
+    return name.replace("data.source.", "data.", 1)
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Names whose values differ between two flat dumps, with both values (None where there is none)."""
+    return {name: (old.get(name), new.get(name)) for name in {**old, **new} if old.get(name) != new.get(name)}

@@ -1,0 +1,89 @@
+"""What the cards of networks and tokenizers may say: a card is read from anywhere, and nothing in it is trusted."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+from umd_eqx.core.paths import AbstractPath
+from umd_eqx.core.predictions import PredictionType
+from umd_eqx.core.types import DataSpec, LatentSpec
+from umd_eqx.data.source_configs import AbstractSource
+from umd_eqx.models import ModelConfig
+from umd_eqx.models.tokenizers.configs import FSQTokenizer, KLTokenizer
+from umd_eqx.models.vit.blocks import BlockConfig
+from umd_eqx.models.vit.stack import Remat
+from umd_eqx.recipes.config import DataConfig
+
+Weights = Literal["raw", "ema"]
+
+LARGEST_SIDE = 4096
+"""Of the images of a network that a card describes."""
+
+LARGEST_COUNT = 2**16
+"""Of anything that a tokenizer's card counts: channels, groups, levels."""
+
+MOST_LAYERS, MOST_SIZES = 16, 16
+"""Of a tokenizer that a card describes: to build a deeper one, even as shapes, would take minutes."""
+
+
+def require_sane_network(parts: Mapping[str, Any], preset: Any, step: Any, kind: Any) -> None:
+    """Raises `TypeError` or `ValueError` for what no export of a network has written.
+
+    `parts` are its model, path, data and spec as they were loaded.
+    """
+    for name, cls in {"model": ModelConfig, "path": AbstractPath, "data": DataConfig, "spec": DataSpec}.items():
+        if not isinstance(parts[name], cls):
+            raise TypeError(name)
+    model, data, spec = parts["model"], parts["data"], parts["spec"]
+    if not isinstance(data.source, AbstractSource):
+        raise TypeError("source")
+    counts = (data.size, data.eval_batch_size, model.class_tokens, model.registers)
+    counts += (spec.channels, spec.num_classes, step)
+    if any(type(count) is not int or not 0 <= count < 2**31 for count in counts):
+        raise TypeError("a count")
+    if data.size > LARGEST_SIDE or kind not in get_args(Weights):
+        raise ValueError("size or weights")
+    if not (isinstance(preset, str) and preset.isprintable() and isinstance(model.variant, str)):
+        raise TypeError("preset or variant")
+    if model.prediction not in get_args(PredictionType):
+        raise ValueError("prediction")
+    if model.dtype not in ("float32", "bfloat16") or model.remat not in get_args(Remat):
+        raise ValueError("dtype or remat")
+    if not isinstance(model.block, BlockConfig) or model.block.mlp not in ("gelu", "swiglu"):
+        raise ValueError("block")
+    switches = (model.labels, model.scan, model.block.rotary, model.block.qk_norm)
+    if any(type(switch) is not bool for switch in switches):
+        raise TypeError("a switch")
+
+
+def require_sane_latents(tokenizer: Any, latent: Any) -> None:
+    """The same for what it says of latents."""
+    if (tokenizer is None) != (latent is None):
+        raise TypeError("tokenizer or latent")
+    if latent is None:
+        return
+    if not (isinstance(tokenizer, str) and isinstance(latent, LatentSpec) and isinstance(latent.digest, str)):
+        raise TypeError("tokenizer or latent")
+    if any(type(count) is not int or not 0 < count < 2**10 for count in (latent.factor, latent.channels)):
+        raise TypeError("factor or channels")
+
+
+def require_sane_tokenizer(config: Any, channels: Any, shift: Any, scale: Any) -> None:
+    """Raises `TypeError` or `ValueError` for what no export of a tokenizer has written.
+
+    Every field of `config` must be a count, or a few of them; `shift` and `scale` finite numbers, the latter positive.
+    Whether they fit one another is for `AbstractModelConfig.validate` to say.
+    """
+    if not isinstance(config, KLTokenizer | FSQTokenizer):
+        raise TypeError("model")
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        some = value if isinstance(value, tuple) else (value,)
+        most = MOST_LAYERS if field.name == "layers" else LARGEST_COUNT
+        if len(some) > MOST_SIZES or any(type(count) is not int or not 0 < count <= most for count in some):
+            raise ValueError(field.name)
+    if type(channels) is not int or not 0 < channels < 2**10:
+        raise TypeError("channels")
+    if not all(type(number) in (int, float) and math.isfinite(number) for number in (shift, scale)) or scale <= 0:
+        raise ValueError("shift or scale")

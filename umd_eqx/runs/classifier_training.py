@@ -1,0 +1,99 @@
+"""The file that a finished run of the embedded classifier leaves."""
+
+import importlib.metadata
+import shlex
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from umd_eqx.core.errors import BadInput
+from umd_eqx.core.sharding import place, replicated
+from umd_eqx.data.source import DataSource
+from umd_eqx.eval import Accuracy, EvalContext
+from umd_eqx.models.extractors.classifier import FashionClassifier
+from umd_eqx.models.extractors.fashion import load_fashion_classifier, read_card, save_fashion_classifier
+from umd_eqx.recipes.classifier import classifier
+from umd_eqx.recipes.config import Built, Config
+from umd_eqx.recipes.dump import as_flag, differences, run_identity
+from umd_eqx.training.step import TrainState
+
+TRAINED = "fashion_classifier.safetensors"
+"""The weights that a finished run leaves in its directory; their card lies beside them as `.json`."""
+
+COMMAND = ("python", "experiments/train_classifier.py")
+
+
+def write_classifier(
+    built: Built, run_dir: Path, step: int, state: TrainState, splits: tuple[DataSource, DataSource]
+) -> Path:
+    """Writes the classifier of a run into its directory, with its card.
+
+    The averaged weights where the run keeps an average. The card has the share of the test split that is recognised,
+    the recipe, the data, the command that trains the same weights, and the versions of the libraries.
+
+    **Arguments:** the run, its last state with the step of that, and its two splits.
+
+    **Returns:** the path of the weights.
+    """
+    config = built.config
+    model = state.model if state.ema is None else state.ema
+    assert isinstance(model, FashionClassifier)
+    train, test = splits
+    mesh, data = built.parts.mesh, config.data
+    context = EvalContext(train, test, config.path, data.size, data.eval_batch_size, mesh, threads=data.workers)
+    report = Accuracy().build(context)(place(model, replicated(mesh)), jax.random.key(0))
+    facts = {
+        "test_accuracy": report.scalars["recognised"],
+        "recipe": recipe_facts(config),
+        "data": {"name": built.spec.name, "train": data.train_split, "test": data.test_split, "test_images": len(test)},
+        "command": command_of(config),
+        "versions": {name: importlib.metadata.version(name) for name in ("jax", "equinox", "optax")},
+        "step": step,
+        "weights": "raw" if state.ema is None else "ema",
+    }
+    save_fashion_classifier(model, run_dir / TRAINED, facts)
+    return run_dir / TRAINED
+
+
+def lacks_classifier(built: Built, run_dir: Path, step: int) -> bool:
+    """Whether a run trains the embedded classifier and its directory holds no readable file of that of step `step`."""
+    if not isinstance(built.abstract_state().model, FashionClassifier):
+        return False
+    try:
+        load_fashion_classifier(run_dir / TRAINED)
+        return read_card(run_dir / TRAINED).get("step") != step
+    except BadInput:
+        return True
+
+
+def recipe_facts(config: Config) -> dict[str, Any]:
+    """The hyper-parameters of a run by the names that they have in a card."""
+    optim, data = config.optim, config.data
+    return {
+        "steps": optim.steps,
+        "seed": config.seed,
+        "batch_size": data.batch_size,
+        "lr": optim.lr,
+        "warmup": optim.warmup,
+        "weight_decay": optim.weight_decay,
+        "area_min": data.area_min,
+        "flip": data.flip,
+    }
+
+
+def command_of(config: Config) -> str | None:
+    """The command line that trains the weights of a configuration: the flags in which it differs from the recipe.
+
+    None where it differs in a type, which no flag of the command changes.
+    """
+    flags: dict[str, list[str]] = {}
+    for name, (_, value) in differences(run_identity(classifier()), run_identity(config)).items():
+        if name.endswith(".type"):
+            return None
+        names = [part for part in as_flag(name).replace("_", "-").split(".") if not part.isdecimal()]  # list entries
+        if isinstance(value, bool):
+            flags[f"--{'.'.join([*names[:-1], names[-1] if value else f'no-{names[-1]}'])}"] = []
+        else:
+            flags.setdefault(f"--{'.'.join(names)}", []).append(str(value))
+    return shlex.join([*COMMAND, *(word for flag, values in flags.items() for word in (flag, *values))])

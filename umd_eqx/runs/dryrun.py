@@ -1,0 +1,98 @@
+"""What a run would take, without running it."""
+
+import dataclasses
+
+import jax
+
+from umd_eqx.core.errors import BadInput
+from umd_eqx.core.programs import Memory
+from umd_eqx.core.types import DataSpec
+from umd_eqx.models.vit.variants import num_parameters
+from umd_eqx.recipes.config import Built, Config, build
+from umd_eqx.report.terminal import duration
+from umd_eqx.runs.memory import ENCODING, STEP, programs
+from umd_eqx.runs.resolved import Data, Resolved, resolve
+from umd_eqx.training.flops import peak_flops
+
+USUAL_MFU = 0.4
+"""Share of the peak that the estimate of the time goes by."""
+
+
+def dry_run(config: Config | Resolved, *, recipe: Config | None = None, limit_steps: int | None = None) -> str:
+    """Parameters, FLOPs a step, memory, shapes and time of a run, as lines of text.
+
+    Compiles the step and what the evaluators compile, from shapes alone; allocates and runs nothing.
+
+    Where the data are not on this machine, the figures of `recipe` (the preset; None: the configuration itself) are
+    taken for them if it asks for the same data, and the text says so. Raises `BadInput` as a run would.
+    """
+    found = config if isinstance(config, Resolved) else None
+    asked = config.config if isinstance(config, Resolved) else config
+    recipe = asked if recipe is None else recipe
+    data = Data(asked.data) if found is None else found.data
+    spec, note = _spec(asked, recipe, data)
+    resolved, missing = _resolved(asked, recipe, data) if found is None else (found, "")
+    config, note = resolved.config, note + missing
+    built = build(config, spec)
+    steps = built.steps(limit_steps)
+    mesh, batch_size = built.parts.mesh, config.data.batch_size
+    model = built.abstract_state().model
+    image = (batch_size, *config.image_shape(spec))
+    memory, evaluations = _memory(built, resolved)
+    flops = built.step_flops()
+    peak, source = peak_flops()
+    seconds = flops / (peak * mesh.size * USUAL_MFU)
+    latents = ""
+    if config.latent is not None:
+        latents = f", latents of {config.tokenizer}: {config.data.size} px, {config.latent.factor} to one"
+    lines = {
+        "data": f"{spec.name}, {spec.num_train:,} to train on, {spec.num_classes} classes{note}",
+        "batch": " x ".join(map(str, image)) + latents,
+        "parameters": f"{num_parameters(model):,}",
+        "steps": f"{steps:,} of a schedule of {built.total:,}, of them {built.warmup:,} warming up",
+        "FLOPs a step": f"{flops / 1e9:,.1f} G",
+        "devices": f"{mesh.size} x {jax.devices()[0].device_kind}, {peak / 1e12:.3g} TFLOP/s each ({source})",
+        "memory": f"{memory.arguments / 1e9:.2f} GB of state and batch on each device, "
+        f"{memory.temporaries / 1e9:.2f} GB more while a step runs (compiled for this machine)",
+        "memory of evaluations": evaluations,
+        "time": f"{duration(seconds * steps)} at {USUAL_MFU:.0%} of the peak, {seconds * 1e3:,.0f} ms a step, "
+        "evaluation not counted",
+    }
+    width = max(map(len, lines)) + 2
+    return "\n".join(f"{name:{width}}{value}" for name, value in lines.items() if value)
+
+
+def _spec(config: Config, recipe: Config, data: Data) -> tuple[DataSpec, str]:
+    try:
+        return data.spec, ""
+    except BadInput as error:
+        asked, known = ((it.source, it.train_split, it.test_split) for it in (config.data, recipe.data))
+        # Nothing was said of a folder, so what is wrong with it is that there is none.
+        missing = error.field == "--data.dir" and config.data == config.data.moved(None)
+        if recipe.data.expected is None or asked != known or not missing:
+            raise
+        return recipe.data.expected, " (not on this machine: the recipe's own figures)"
+
+
+def _resolved(config: Config, recipe: Config, data: Data) -> tuple[Resolved, str]:
+    try:
+        return resolve(config, data=data), ""
+    except BadInput as error:
+        # The recipe says what its own tokenizer makes of images.
+        if recipe.latent is None or error.field != "--tokenizer" or config.tokenizer != recipe.tokenizer:
+            raise
+        without = dataclasses.replace(config.data, latents=None)
+        note = f" ({config.tokenizer} is not on this machine)"
+        return Resolved(dataclasses.replace(config, data=without), data), note
+
+
+def _memory(built: Built, resolved: Resolved) -> tuple[Memory, str]:
+    """What a step takes, and in words what the evaluations take at most; no words where none is known."""
+    parts = programs(built, None if resolved.latents is None else resolved.latents.tokenizer)
+    (step,) = parts.pop(STEP).values()
+    parts.pop(ENCODING, None)  # bounded whatever the batch
+    found = {part: max(p.memory().total for p in some.values()) for part, some in parts.items() if some}
+    if not found:
+        return step.memory(), ""
+    largest = max(found, key=lambda part: found[part])
+    return step.memory(), f"up to {found[largest] / 1e9:.2f} GB on each device beside the state ({largest})"

@@ -1,0 +1,131 @@
+"""How fine-tuning follows the run that it starts from."""
+
+import dataclasses
+import operator
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import equinox as eqx
+import jax
+from jaxtyping import PRNGKeyArray
+
+from umd_eqx.core.errors import BadInput
+from umd_eqx.core.types import same_tokenizer
+from umd_eqx.models import AbstractModel, ModelConfig
+from umd_eqx.models.vit.warm_start import warm_start
+from umd_eqx.recipes.config import Config, Start
+from umd_eqx.recipes.pretrain import Preset
+from umd_eqx.runs.derived import derived_recipe
+from umd_eqx.runs.pretrained import Pretrained, Weights, from_pretrained
+from umd_eqx.runs.resolved import Resolved, resolve
+
+SAME_NETWORK = (
+    *("variant", "conditioning", "class_tokens", "registers", "prediction"),
+    *("block.rotary", "block.qk_norm", "block.mlp"),
+)
+"""What must be as in the source: its weights would not fit, or mean something else."""
+
+
+def start_from(path: str | os.PathLike[str], weights: Weights, types: Iterable[type] = ()) -> tuple[Start, Pretrained]:
+    """What lies at `path`, and how a configuration names it as the weights to start from.
+
+    **Arguments:**
+
+    - `path`: a run directory or an export.
+    - `weights`: of a run, the weights or their average.
+    - `types`: the reader's own, of which the run may be made.
+
+    **Raises:** `BadInput` naming `--from` as `from_pretrained` does.
+    """
+    source = from_pretrained(path, weights=weights, field="--from", types=types)
+    return Start(os.fspath(path), weights, source.digest), source
+
+
+def follow(
+    presets: Mapping[str, Preset],
+    name: str | None,
+    start: Start,
+    source: Pretrained,
+    types: Iterable[type] = (),
+) -> tuple[str, Config]:
+    """The recipe for fine-tuning a network: its name, and its configuration with the weights to start from.
+
+    **Arguments:**
+
+    - `presets`: recipes by name.
+    - `name`: one of them, which is then taken as it is; None takes the one that belongs to the source's system, with
+        the source's network, path and data, or derives one from the run where there is none (`derived_recipe`).
+    - `start`, `source`: what `start_from` gives.
+    - `types`: the reader's own, of which the run may be made.
+
+    **Raises:** `BadInput` where there is no recipe for the system of an export.
+    """
+    if not isinstance(source.config, ModelConfig):
+        problem = f"there is no fine-tuning recipe for {source.config.title}"
+        raise BadInput("--from", problem, "Write one: a Config with `start` (umd_eqx.recipes.config.Start)")
+    if name is not None:
+        return name, dataclasses.replace(presets[name](), start=start)
+    name = source.preset if source.preset in presets else f"{source.preset.removesuffix('-ft')}-ft"
+    if name not in presets and source.trained is not None:
+        return name, dataclasses.replace(derived_recipe(source, source.trained, types), start=start)
+    if name not in presets:
+        problem = f"there is no recipe {name!r} for what lies in {start.source}"
+        way_out = f"Give the run that it was exported from, or put one of these first: {', '.join(presets)}"
+        raise BadInput("preset", problem, way_out)
+    recipe = presets[name]()
+    kept = ("source", "train_split", "test_split", "size", "expected")
+    data = dataclasses.replace(recipe.data, **{field: getattr(source.data, field) for field in kept})
+    model = dataclasses.replace(source.config, labels=True)
+    recipe = dataclasses.replace(recipe, model=model, path=source.path, data=data, start=start)
+    if source.latents is None:
+        return name, dataclasses.replace(recipe, tokenizer=None, latent=None)
+    return name, dataclasses.replace(recipe, tokenizer=source.latents.source, latent=source.latents.spec)
+
+
+def resolve_fitting(config: Config, source: Pretrained) -> Resolved:
+    """Resolves a configuration that starts from `source`, whose weights must fit the network that it builds.
+
+    **Raises:** `BadInput`, field by field, where they do not; also for another path than the source's, for data with
+    other channels, and as `umd_eqx.runs.resolved.resolve` does.
+    """
+    assert isinstance(source.config, ModelConfig)
+    pairs = {name: tuple(map(operator.attrgetter(name), (source.config, config.model))) for name in SAME_NETWORK}
+    different = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+    if different and config.start is not None:
+        said = "; ".join(
+            f"--model.{name.replace('_', '-')} is {there} there and {here} here"
+            for name, (there, here) in different.items()
+        )
+        way_out = "Take the preset of that network, or none: the recipe then follows the source"
+        raise BadInput("--from", f"{config.start.source} holds another network: {said}", way_out)
+    if config.path != source.path:
+        problem = f"it was trained on {type(source.path).__name__}, the recipe has {type(config.path).__name__}"
+        raise BadInput("--from", problem, "Name no preset: the recipe then follows the source")
+    resolved = resolve(config, source)
+    config = resolved.config
+    made_by = None if source.latents is None else source.latents.spec.digest
+    if not same_tokenizer(made_by, None if config.latent is None else config.latent.digest):
+        kind = "pixels" if source.latents is None else f"the latents of {source.latents.source}"
+        problem = f"it was trained on {kind}, the recipe has {config.tokenizer or 'pixels'}"
+        raise BadInput("--from", problem, "Name no preset: the recipe then follows the source")
+    same_data = config.data.source.moved(None) == source.data.source.moved(None)
+    spec = source.spec if same_data else resolved.data.spec
+    size, _, channels = config.image_shape(spec)
+    config.model.validate(size)
+
+    def started(key: PRNGKeyArray) -> AbstractModel:
+        fresh = config.model.build(size, channels, spec.num_classes, key=key)
+        assert isinstance(fresh, AbstractModel)
+        return warm_start(fresh, source.model)
+
+    eqx.filter_eval_shape(started, jax.random.key(0))
+    return resolved
+
+
+def finetuned_dir(path: str | os.PathLike[str]) -> Path:
+    """Where a fine-tuning run is kept by default: beside its source, with `-ft`; for an export, in `runs/`."""
+    place = Path(path)
+    if place.name in ("", ".."):
+        place = Path(os.path.abspath(path))
+    return place.parent / f"{place.name}-ft" if place.is_dir() else Path("runs") / f"{place.stem}-ft"

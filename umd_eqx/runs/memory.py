@@ -1,0 +1,83 @@
+"""What a run takes of a device, compiled from shapes alone: its training step, and each of its evaluators."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Int
+
+from umd_eqx.core.programs import Program, abstract
+from umd_eqx.core.sharding import batch_sharding, replicated
+from umd_eqx.core.types import Batch, DataSpec
+from umd_eqx.data.source import Example
+from umd_eqx.eval import EvalContext
+from umd_eqx.latents.stream import encode_batch
+from umd_eqx.models.tokenizers.base import AbstractTokenizer
+from umd_eqx.recipes.config import Built
+from umd_eqx.runs.tokenizers import tokenizer_shapes
+from umd_eqx.training.step import train_step
+
+STEP, ENCODING = "step", "encoding"
+"""The parts of a run that are no evaluators."""
+
+
+def programs(built: Built, tokenizer: AbstractTokenizer | None = None) -> dict[str, dict[str, Program]]:
+    """The computations of each part of a run, by name, at their full size and on the devices of its mesh.
+
+    The first part is `step`, the second `encoding` where a run encodes images on the way; the others are its
+    evaluators, by their names. Nothing is allocated, and neither the data nor the weights of a tokenizer need be on
+    this machine; `tokenizer` is that of the configuration where it was loaded already. Raises `BadInput` naming
+    `--tokenizer` for one whose shapes are not known.
+    """
+    tokenizer = tokenizer_shapes(built.config) if tokenizer is None else tokenizer
+    tokenizer = abstract(tokenizer, replicated(built.parts.mesh))
+    parts = {STEP: {"update": step_program(built)}}
+    if tokenizer is not None and built.config.data.latents is None:
+        parts[ENCODING] = {"encode": encoding_program(built, tokenizer)}
+    model, context = abstract(built.abstract_state().model, replicated(built.parts.mesh)), _context(built, tokenizer)
+    return parts | {name: evaluator.programs(model, context) for name, evaluator in built.config.eval.items()}
+
+
+def step_program(built: Built) -> Program:
+    """One update of the state, which is donated."""
+    everywhere = replicated(built.parts.mesh)
+    batch = _batch(built, built.config.image_shape(built.spec))
+    return Program(train_step, (built.parts, abstract(built.abstract_state(), everywhere), batch), donated=(1,))
+
+
+def encoding_program(built: Built, tokenizer: AbstractTokenizer) -> Program:
+    """The encoding of one batch of images, for a network of latents."""
+    size = built.config.data.size
+    key, step = abstract(jax.random.key(0)), jax.ShapeDtypeStruct((), jnp.int32)
+    images = _batch(built, (size, size, built.spec.channels))
+    return Program(encode_batch, (tokenizer, images, key, step, built.parts.mesh))
+
+
+def _batch(built: Built, image: tuple[int, int, int]) -> Batch:
+    def batch(count: int) -> Batch:
+        return Batch(jnp.zeros((count, *image)), jnp.zeros(count, jnp.int32), jnp.zeros(count, bool))
+
+    return abstract(eqx.filter_eval_shape(batch, built.config.data.batch_size), batch_sharding(built.parts.mesh))
+
+
+def _context(built: Built, tokenizer: AbstractTokenizer | None) -> EvalContext:
+    data, spec = built.config.data, built.spec
+    train, test = _Described(spec, spec.num_train), _Described(spec, spec.num_test)
+    mesh, path = built.parts.mesh, built.parts.path
+    return EvalContext(train, test, path, data.size, data.eval_batch_size, mesh, tokenizer=tokenizer)
+
+
+class _Described:
+    """A data set of which nothing but its description is there."""
+
+    def __init__(self, spec: DataSpec, count: int):
+        self.spec, self._count = spec, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def labels(self, indices: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
+        raise NotImplementedError("these data are described and not there")
+
+    def __getitem__(self, index: int) -> Example:
+        raise NotImplementedError("these data are described and not there")

@@ -1,0 +1,288 @@
+"""Trained networks, wherever they lie: in a run, in an export (safetensors and a JSON card), in the package."""
+
+import dataclasses
+import functools
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from umd_eqx.core.cards import card_of, open_card, read_weights, require_described, save_weights
+from umd_eqx.core.errors import BadInput
+from umd_eqx.core.hashes import sha256_of_weights
+from umd_eqx.core.paths import AbstractPath
+from umd_eqx.core.sharding import make_mesh, replicated
+from umd_eqx.core.tensors import fill, named_leaves
+from umd_eqx.core.types import DataSpec, LatentSpec, same_tokenizer
+from umd_eqx.models import AbstractModel
+from umd_eqx.models.extractors.configs import FashionClassifierConfig
+from umd_eqx.models.tokenizers.base import AbstractTokenizer
+from umd_eqx.models.vit.variants import AbstractModelConfig
+from umd_eqx.objectives import AbstractObjective, denoising
+from umd_eqx.recipes.config import Built, Config, DataConfig, Start, build
+from umd_eqx.recipes.dump import dump, load
+from umd_eqx.runs.card_checks import Weights, require_sane_latents, require_sane_network
+from umd_eqx.runs.tokenizers import Latents, load_latents
+from umd_eqx.training.checkpoint import FOLDER, Checkpoints
+from umd_eqx.training.step import TrainState
+
+FORMAT = 1
+"""Of the card. A reader refuses a larger one."""
+
+SHIPPED = Path(__file__).parents[1] / "weights" / "umd-ft.safetensors"
+"""Small weights that come with the package: UMD on the embedded images, fine-tuned with labels."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pretrained:
+    """A trained network and what must be known to use it.
+
+    - `model`: the network, parameters in float32.
+    - `config`: how the network is built.
+    - `path`: the path it was trained on.
+    - `data`: how images were brought to it; `spec`: what the data are.
+    - `latents`: what its latents are made by, and by which name; None for a network of pixels.
+    - `preset`, `step`, `weights`: what it was made by, when, and which weights these are.
+    - `denoises`: whether it was trained on noised images, so that images can be sampled from it. None: not known (an
+        export that does not say, an objective of a reader's own).
+    - `trained`: the configuration of its run as plain data (`umd_eqx.recipes.dump.dump`); None for an export.
+    """
+
+    model: AbstractModel
+    config: AbstractModelConfig
+    path: AbstractPath
+    data: DataConfig
+    spec: DataSpec
+    preset: str
+    step: int
+    weights: Weights
+    latents: Latents | None = None
+    denoises: bool | None = None
+    trained: Mapping[str, Any] | None = None
+
+    @property
+    def tokenizer(self) -> AbstractTokenizer | None:
+        """What its latents are made by; None for a network of pixels."""
+        return None if self.latents is None else self.latents.tokenizer
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """A fingerprint of the weights alone, whatever file they lie in."""
+        return sha256_of_weights(named_leaves(self.model))
+
+    def describe(self) -> str:
+        """One line for a person."""
+        classes = "no labels" if self.model.num_classes is None else f"{self.model.num_classes} classes"
+        return f"{self.preset}, {self.config.title}, {self.weights} weights of step {self.step:,}, {classes}"
+
+
+def from_pretrained(
+    path: str | os.PathLike[str] | None = None,
+    *,
+    weights: Weights = "ema",
+    tokenizer: str | None = None,
+    known: Latents | None = None,
+    field: str = "--run",
+    say: Callable[[str], None] = print,
+    types: Iterable[type] = (),
+) -> Pretrained:
+    """A trained network from a run directory or from an export.
+
+    **Arguments:**
+
+    - `path`: a run directory, an exported `.safetensors` file (its card lies beside it as `.json`) or a folder with one
+        export. None: the weights that come with the package.
+    - `weights`: of a run, the weights or their average. Where a run keeps no average, the weights. An export has one
+        kind, whichever was asked for when it was made.
+    - `tokenizer`: where the tokenizer of a network of latents lies now; None: where it lay when it was trained.
+    - `known`: a tokenizer that was loaded already, taken where the network's has the same name.
+    - `field`: the flag that named the path.
+    - `say`: told of a checkpoint that is damaged and passed over.
+    - `types`: the reader's own classes, of which the run's configuration may be made.
+
+    **Raises:** `BadInput` for what is no such thing, cannot be read, or does not fit its card. No pickle is loaded.
+    """
+    place = SHIPPED if path is None else Path(path)
+    if place.is_dir():
+        if (place / "config.json").exists():
+            return _from_run(place, weights, tokenizer, known, field, say, tuple(types))
+        exports = sorted(place.glob("*.safetensors"))
+        if len(exports) != 1:
+            found = f"{len(exports)} exports" if exports else "neither a run nor an export"
+            raise BadInput(field, f"{place} holds {found}", "Give a run directory or a .safetensors file")
+        place = exports[0]
+    if not place.exists():
+        raise BadInput(field, f"there is no {place}", "Give a run directory or a .safetensors file")
+    return _from_export(place, tokenizer, known, field, tuple(types))
+
+
+def first_weights(
+    start: Start,
+    source: Pretrained | None = None,
+    say: Callable[[str], None] = print,
+    types: Iterable[type] = (),
+) -> AbstractModel:
+    """The weights that a run begins with: those of `source`, or else loaded from where they lie.
+
+    **Raises:** `BadInput` as `from_pretrained` does, and where the weights are not those that the run was made for.
+    """
+    if source is None:
+        source = from_pretrained(start.source, weights=start.weights, field="--from", say=say, types=types)
+    if source.digest != start.digest:
+        problem = f"the weights in {start.source} are not those that this run was made for"
+        raise BadInput("--from", problem, "Give the old ones, or another --run-dir to start a new run")
+    return source.model
+
+
+def export(source: Pretrained, path: str | os.PathLike[str], *, half: bool = False) -> Path:
+    """Writes the weights as safetensors, and a JSON card beside them; gives the path of the card.
+
+    The card says all that `from_pretrained` needs, and the fingerprint of the file. `half` keeps the parameters in
+    float16: half the size, read back as float32.
+
+    **Raises:** `BadInput` naming `--out` where the name does not end in .safetensors, or the files exist already.
+    """
+    place = new_weights(path)
+    content = {
+        "format": FORMAT,
+        "preset": source.preset,
+        "step": source.step,
+        "weights": source.weights,
+        "model": dump(source.config),
+        "path": dump(source.path),
+        # Where the data lay is of no use to anybody else.
+        "data": dump(source.data.moved(None)),
+        "spec": dump(source.spec),
+        "denoises": source.denoises,
+    }
+    if source.latents is not None:
+        content |= {"tokenizer": source.latents.source, "latent": dump(source.latents.spec)}
+    return save_weights(place, source.model, content, dtype=np.float16 if half else np.float32)
+
+
+def new_weights(path: str | os.PathLike[str]) -> Path:
+    """A path for weights and, beside them, their card. Raises `BadInput` naming `--out` where there is something."""
+    place = Path(path)
+    if place.suffix != ".safetensors":
+        raise BadInput("--out", f"{place} is no name for weights", "Let it end in .safetensors")
+    for existing in (place, card_of(place)):
+        if existing.exists():
+            raise BadInput("--out", f"{existing} exists already", "Choose another name, or delete it")
+    return place
+
+
+def _from_run(
+    place: Path,
+    weights: Weights,
+    tokenizer: str | None,
+    known: Latents | None,
+    field: str,
+    say: Callable[[str], None],
+    types: tuple[type, ...],
+) -> Pretrained:
+    try:
+        kept = json.loads((place / "config.json").read_text())
+        parts = {name: load(kept["config"][name], types) for name in ("model", "path", "data", "optim", "ema")}
+        # Runs of pixels from before there were latents have neither.
+        parts |= {name: load(kept["config"].get(name)) for name in ("tokenizer", "latent")}
+        if "trainable" in kept["config"]:  # runs from before there was a choice trained everything
+            parts["trainable"] = load(kept["config"]["trainable"], types)
+        facts = json.loads((place / "environment.json").read_text())
+        spec = DataSpec(**facts["data"])
+    except FileNotFoundError as error:
+        problem = f"{place} holds a run that never began ({Path(error.filename).name} is missing)"
+        raise BadInput(field, problem, "Run it first") from error
+    except (ValueError, KeyError, TypeError) as error:
+        if isinstance(error, BadInput):
+            raise
+        raise BadInput(field, f"the configuration in {place} cannot be read", "Choose another run") from error
+    latents = _latents(tokenizer or parts["tokenizer"], parts["latent"], known)
+    # Which objective and evaluators the run had does not matter here, and they may be a reader's own classes.
+    parts["optim"] = dataclasses.replace(parts["optim"], accumulate=1)
+    config = Config(objective=denoising(), **parts)
+    built = build(dataclasses.replace(config, data=_on_any_machine(config.data)), spec)
+    if not isinstance(built.abstract_state().model, AbstractModel):
+        if isinstance(parts["model"], FashionClassifierConfig):
+            problem = f"{place} holds a classifier and no auto-encoder"
+            raise BadInput(field, problem, "Give a run of pretrain.py or finetune.py")
+        raise BadInput(field, f"{place} holds a tokenizer and no network", "Give it to --tokenizer, and a run here")
+    step, state = restored(built, place, field, say)
+    average = state.ema if weights == "ema" else None
+    model = state.model if average is None else average
+    assert isinstance(model, AbstractModel)
+    kind = "raw" if average is None else "ema"
+    denoises = _denoises(kept["config"].get("objective"), types)
+    rest = (config.data, spec, kept["preset"], step, kind, latents, denoises, kept["config"])
+    return Pretrained(model, parts["model"], config.path, *rest)
+
+
+def _denoises(objective: Any, types: tuple[type, ...]) -> bool | None:
+    """Whether the objective of a `config.json` noises images. None for one that is not known, or cannot be read."""
+    try:
+        found = load(objective, types)
+    except (ValueError, TypeError, AttributeError):
+        return None
+    return found.denoises if isinstance(found, AbstractObjective) else None
+
+
+def restored(built: Built, run_dir: Path, field: str, say: Callable[[str], None]) -> tuple[int, TrainState]:
+    """The newest checkpoint of a run, which is only read, and its step. Raises `BadInput` where there is none."""
+    folder = run_dir / FOLDER
+    found = None
+    if folder.is_dir():
+        checkpoints = Checkpoints(epath.Path(folder.absolute()), keep=built.config.checkpoint.keep, writing=False)
+        try:
+            found = checkpoints.restore(built.abstract_state(), replicated(built.parts.mesh), say)
+        finally:
+            checkpoints.close()
+    if found is None:
+        raise BadInput(field, f"{run_dir} has no checkpoint yet", "Let it run until its first one")
+    return found
+
+
+def _latents(source: str | None, spec: LatentSpec | None, known: Latents | None) -> Latents | None:
+    """The tokenizer that a network was trained on the latents of. Raises `BadInput` naming `--tokenizer`."""
+    if source is None or spec is None:
+        return None
+    latents = load_latents(source, known=known)
+    if not same_tokenizer(latents.spec.digest, spec.digest):
+        problem = f"{source} is not the tokenizer that the network was trained on the latents of"
+        raise BadInput("--tokenizer", problem, "Give the one that it was trained on")
+    return latents
+
+
+def _on_any_machine(data: DataConfig) -> DataConfig:
+    # Nothing is trained here, so that the batch need not divide over the devices of this machine.
+    devices = make_mesh().size
+    return dataclasses.replace(data, batch_size=devices, eval_batch_size=devices)
+
+
+def _from_export(
+    place: Path, tokenizer: str | None, known: Latents | None, field: str, types: tuple[type, ...]
+) -> Pretrained:
+    anew = "Export the weights anew"
+    file = read_weights(place, field)
+    with open_card(place, field, anew, newest=FORMAT) as card:
+        parts = {name: load(card[name], types) for name in ("model", "path", "data", "spec")}
+        preset, step, kind, digest = (card[name] for name in ("preset", "step", "weights", "sha256"))
+        named, latent = card.get("tokenizer"), load(card.get("latent"))
+        denoises = card.get("denoises")
+        if denoises not in (None, True, False):
+            raise TypeError("denoises")
+        require_sane_network(parts, preset, step, kind)
+        require_sane_latents(named, latent)
+        side = parts["data"].size // (1 if latent is None else latent.factor)
+        parts["model"].validate(side)
+        parts["path"].validate(field)
+    require_described(place, file, digest, field, anew)
+    spec, latents = parts["spec"], _latents(tokenizer or named, latent, known)
+    channels = spec.channels if latent is None else latent.channels
+    make = functools.partial(parts["model"].build, side, channels, spec.num_classes)
+    like = jax.eval_shape(lambda key: make(key=key), jax.random.key(0))
+    model = fill(like, file.tensors, place, field, anew)
+    return Pretrained(model, parts["model"], parts["path"], parts["data"], spec, preset, step, kind, latents, denoises)

@@ -1,0 +1,297 @@
+"""One run from its configuration to its report: resumes, trains, measures, saves, and can be stopped at any time."""
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from etils import epath
+
+from umd_eqx.core.display import Display
+from umd_eqx.core.errors import BadInput
+from umd_eqx.core.files import save_json
+from umd_eqx.core.hashes import sha256_of
+from umd_eqx.core.sharding import place, replicated
+from umd_eqx.eval import AbstractEvaluator, EvalContext
+from umd_eqx.models.tokenizers.base import AbstractTokenizer
+from umd_eqx.models.vit.variants import num_parameters
+from umd_eqx.recipes.config import Built, Config, build
+from umd_eqx.recipes.dump import dump
+from umd_eqx.report import MetricsFile, RunDirectory, Terminal, Wandb, results_table, write_webpage
+from umd_eqx.runs.batches import run_batches
+from umd_eqx.runs.finishing import finish
+from umd_eqx.runs.pretrained import first_weights
+from umd_eqx.runs.remeasure import add_measurement, as_recorded, not_yet_measured
+from umd_eqx.runs.resolved import Resolved, resolve, with_latents_of
+from umd_eqx.runs.workspace import (
+    claim,
+    default_run_dir,
+    environment,
+    nearest_preset,
+    own,
+    record,
+    require_same_format,
+)
+from umd_eqx.training.checkpoint import Checkpoints, require_space
+from umd_eqx.training.flops import peak_flops
+from umd_eqx.training.loop import Evaluations, Guard, Meter, Sinks, fit
+from umd_eqx.training.signals import EXIT_STOPPED, Stop
+from umd_eqx.training.step import TrainState
+
+EVALUATION_KEY = 2**32 - 1
+"""Folded into the seed for evaluations: no training step has this number."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a run ended: where it lies, at which step, the signal that stopped it, if one did, and its last numbers."""
+
+    run_dir: Path
+    step: int
+    stopped_by: str | None
+    last: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False)
+
+    @property
+    def exit_code(self) -> int:
+        """0, or 75 where a signal stopped it."""
+        return 0 if self.stopped_by is None else EXIT_STOPPED
+
+
+def run(
+    config: Config | Resolved,
+    *,
+    run_dir: str | Path | None = None,
+    preset: str | None = None,
+    recipe: Config | None = None,
+    limit_steps: int | None = None,
+    types: Iterable[type] = (),
+) -> Outcome:
+    """Trains and measures as `config` says; in a directory with an unfinished run of the same kind, goes on with it.
+
+    What a run ends in besides its checkpoints is up to the configuration of its model (`finishing.finish`): a tokenizer
+    and the embedded classifier are written. A run that is finished already is measured again where `config` has
+    evaluators that were changed since (`remeasure.not_yet_measured`).
+
+    **Arguments:**
+
+    - `config`: from a preset, changed with `dataclasses.replace`; or with what it names already looked up.
+    - `run_dir`: where everything is written; if not given, `runs/<preset>` with what was changed of it.
+    - `preset`, `recipe`: what the configuration was made from, for the reader of the results and the name of the
+      directory. If not given, the published preset that it has most in common with.
+    - `limit_steps`: stop after this step, measure and report. The learning rate goes by the whole length all the same.
+    - `types`: the reader's own classes, of which the run that the first weights come from may be made.
+
+    Raises `BadInput` for whatever the caller can mend, and where the run was started as several processes.
+    """
+    if (processes := jax.process_count()) > 1:
+        problem = f"this run was started as {processes} processes, and only one is supported so far"
+        raise BadInput("jax.distributed", problem, "Start one process that has all of its machine's devices")
+    asked, given = preset, config.config if isinstance(config, Resolved) else config
+    if preset is None or recipe is None:
+        preset, recipe = nearest_preset(given) if preset is None else (preset, given)
+    if "://" in str(run_dir):
+        raise BadInput("--run-dir", f"{run_dir} is not a folder of this machine", "Give a local or a mounted folder")
+    resolved = config if isinstance(config, Resolved) else resolve(config)
+    config = resolved.config
+    recipe = with_latents_of(recipe, config)
+    directory = default_run_dir(preset, config, recipe) if run_dir is None else Path(run_dir)
+    built = build(config, resolved.data.spec)
+    built.abstract_state()  # raises what is wrong with the network before anything is written
+    stop_at = built.steps(limit_steps)
+    with own(directory):
+        kept = claim(directory, config, asked)
+        if kept is None:
+            kept = record(directory, config, preset, recipe)
+        return _Run(resolved, built, directory, kept, preset, recipe, stop_at, tuple(types)).start()
+
+
+class _Run:
+    """The wiring of one run; what it does is in `start`, from top to bottom."""
+
+    def __init__(
+        self,
+        resolved: Resolved,
+        built: Built,
+        directory: Path,
+        kept: dict[str, Any],
+        preset: str,
+        recipe: Config,
+        stop_at: int,
+        types: tuple[type, ...],
+    ):
+        self.resolved, self.built, self.config, self.parts = resolved, built, built.config, built.parts
+        self.directory, self.kept, self.preset, self.recipe = directory, kept, preset, recipe
+        self.stop_at, self.types = stop_at, types
+        self.metrics_path = directory / "metrics.jsonl"
+
+    def start(self) -> Outcome:
+        folder = epath.Path(self.directory.absolute() / "checkpoints")
+        with contextlib.ExitStack() as stack:
+            checkpoints = Checkpoints(folder, keep=self.config.checkpoint.keep)
+            stack.callback(checkpoints.close)
+            newest = max(checkpoints.steps(), default=0)
+            if newest >= self.stop_at:
+                return self._already_done(newest, checkpoints)
+            if newest:
+                require_same_format(self.directory, self.kept)
+            # What may differ may have changed.
+            self.kept = record(self.directory, self.config, self.preset, self.recipe)
+            require_space(epath.Path(self.directory), self.built.abstract_state(), self.config.checkpoint.keep)
+            terminal = stack.enter_context(Terminal(self.stop_at, start=newest))
+            stop = stack.enter_context(Stop(terminal.warn))
+            train, test = self.resolved.data.splits
+            self.tokenizer = self._tokenizer()
+            first, state = self._restore(checkpoints, terminal)
+            metrics = stack.enter_context(MetricsFile.open(self.metrics_path, first or None))
+            shown, meter = self._describe(state, metrics)
+            terminal.say(self._headline(state))
+            sinks = Sinks(shown, terminal, metrics, self._wandb(terminal))
+            stack.push(lambda kind, *_: sinks.close(failed=kind is not None))
+            given = run_batches(self.resolved, self.tokenizer, self.parts.mesh, first)
+            batches = stack.enter_context(contextlib.closing(given))
+            step, state = fit(
+                self.parts,
+                state,
+                range(first, self.stop_at),
+                batches,
+                log_every=self.config.log.every,
+                checkpoint_every=self.config.checkpoint.every,
+                evaluations=self._evaluations(terminal, self.config.eval, metrics.rows),
+                checkpoints=checkpoints,
+                sinks=sinks,
+                meter=meter,
+                guard=Guard(self.config.max_skipped, terminal.warn),
+                stop=stop,
+            )
+            for name, found in (("train", train.broken), ("test", test.broken)):
+                if found:
+                    some = ", ".join(map(str, sorted(found)[:10]))
+                    terminal.warn(f"{len(found)} {name} images could not be read and were skipped: {some}")
+            terminal.phase("saving", step)
+            checkpoints.wait()
+            write_webpage(shown)
+        if step == self.stop_at:
+            finish(self.built, self.directory, step, lambda: self.resolved.data.splits, lambda: (step, state))
+        return self._goodbye(shown, step, stop.asked if step < self.stop_at else None)
+
+    def _restore(self, checkpoints: Checkpoints, terminal: Terminal) -> tuple[int, TrainState]:
+        everywhere = replicated(self.parts.mesh)
+        found = checkpoints.restore(self.built.abstract_state(), everywhere, terminal.warn)
+        source = self.resolved.take_source()
+        if found is None:
+            start = self.config.start
+            weights = None if start is None else first_weights(start, source, terminal.say, self.types)
+            return 0, place(self.built.init(weights), everywhere)
+        terminal.say(f"resuming {self.directory} at step {found[0]} of {self.built.total}")
+        return found
+
+    def _tokenizer(self) -> AbstractTokenizer | None:
+        latents = self.resolved.latents
+        return None if latents is None else place(latents.tokenizer, replicated(self.parts.mesh))
+
+    def _evaluations(
+        self, terminal: Terminal, evaluators: Mapping[str, AbstractEvaluator], rows: Sequence[Mapping[str, Any]]
+    ) -> Evaluations:
+        data, (train, test) = self.config.data, self.resolved.data.splits
+        mesh, path = self.parts.mesh, self.parts.path
+        context = EvalContext(
+            *(train, test, path, data.size, data.eval_batch_size, mesh),
+            tokenizer=self.tokenizer,
+            objective=self.config.objective,
+            threads=data.workers,
+            say=terminal.say,
+            phase=terminal.phase,
+        )
+        names = {name for row in rows for name in row}
+        beaten = {name.split("/")[2] for name in names if name.startswith("eval/untrained/")}
+        return Evaluations(
+            {name: (evaluator, evaluator.build(context)) for name, evaluator in evaluators.items()},
+            jax.random.fold_in(jax.random.key(self.config.seed), EVALUATION_KEY),
+            last=self.stop_at,
+            # Weights that something was trained for already are no line to beat.
+            untrained=self.built.init_model if self.config.start is None else None,
+            beaten=beaten,
+        )
+
+    def _describe(self, state: TrainState, metrics: MetricsFile) -> tuple[RunDirectory, Meter]:
+        flops = self.built.step_flops()
+        peak, source = peak_flops()
+        facts = {
+            "steps": self.built.total,
+            "parameters": num_parameters(state.model),
+            "flops_per_step": flops,
+            "peak_flops_per_device": peak,
+            "peak_from": source,
+            "data": self.built.spec._asdict(),
+        }
+        described = environment(self.preset, facts)
+        save_json(self.directory / "environment.json", described)
+        wall = max((row.get("throughput/wall_seconds", 0.0) for row in metrics.rows), default=0.0)
+        meter = Meter(self.config.data.batch_size, flops, peak * self.parts.mesh.size, wall=wall)
+        return RunDirectory(self.directory, metrics.rows, self.kept, described, self._displays()), meter
+
+    def _displays(self) -> dict[str, Display]:
+        evaluators = as_recorded(self.kept, self.config.eval)
+        return {name: evaluator.display(self.built.spec.name) for name, evaluator in evaluators.items()}
+
+    def _headline(self, state: TrainState) -> str:
+        data, spec, mesh = self.config.data, self.built.spec, self.parts.mesh
+        network = f"{self.config.model.title} with {num_parameters(state.model):,} parameters"
+        return (
+            f"{self.directory}: {self.preset}, {network}; "
+            f"{spec.name}, {spec.num_train:,} images at {data.size} px, {data.batch_size} a step; "
+            f"{mesh.size} x {jax.devices()[0].device_kind}"
+        )
+
+    def _wandb(self, terminal: Terminal) -> Wandb | None:
+        name = self.directory.name
+        run_id = sha256_of(str(self.directory.absolute()).encode())[:16]
+        return Wandb.maybe(self.config.log.wandb, self.directory, name, dump(self.config), run_id, say=terminal.say)
+
+    def _already_done(self, step: int, checkpoints: Checkpoints) -> Outcome:
+        print(f"{self.directory} is finished: it is at step {step}, and {self.stop_at} was asked for. Its results:\n")
+        shown = RunDirectory.read(self.directory, self._displays(), config=self.kept)
+
+        @functools.cache
+        def trained() -> tuple[int, TrainState]:
+            everywhere = replicated(self.parts.mesh)
+            found = checkpoints.restore(self.built.abstract_state(), everywhere, lambda text: print(f"warning: {text}"))
+            assert found is not None, "a finished run has a checkpoint"
+            return found
+
+        changed = not_yet_measured(shown, self.config.eval, step)
+        if changed:
+            shown = self._measure(changed, shown, trained)
+        finish(self.built, self.directory, step, lambda: self.resolved.data.splits, trained)
+        print(results_table(shown.rows, shown.headlines()))
+        print(f"\nreport: {write_webpage(shown)}")
+        return Outcome(self.directory, step, None, shown.last_values())
+
+    def _measure(
+        self,
+        evaluators: Mapping[str, AbstractEvaluator],
+        shown: RunDirectory,
+        trained: Callable[[], tuple[int, TrainState]],
+    ) -> RunDirectory:
+        """Measures the newest checkpoint of a finished run, and adds its numbers to those of the training."""
+        with Terminal(self.stop_at, start=self.stop_at) as terminal:
+            terminal.say(f"measuring what was asked for otherwise: {', '.join(evaluators)}")
+            self.tokenizer = self._tokenizer()
+            evaluations = self._evaluations(terminal, evaluators, shown.rows)
+            step, state = trained()
+            row, pictures = evaluations.measure([*evaluators], state, functools.partial(terminal.phase, step=step))
+            return add_measurement(shown, step, row, pictures, self._wandb(terminal))
+
+    def _goodbye(self, shown: RunDirectory, step: int, stopped_by: str | None) -> Outcome:
+        if stopped_by is not None:
+            print(f"stopped by {stopped_by} at step {step} of {self.built.total}, saved. The same command goes on")
+        else:
+            rows = shown.rows
+            print(f"\n{results_table(rows, shown.headlines())}\n")
+            if skipped := int((rows[-1] if rows else {}).get("train/skipped_total") or 0):
+                print(f"{skipped} of {step} steps were skipped: their loss or gradient was not finite")
+            print(f"report: {self.directory / 'report.html'}")
+        return Outcome(self.directory, step, stopped_by, shown.last_values())

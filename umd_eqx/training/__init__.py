@@ -1,0 +1,1 @@
+"""A training step, the loop around it, optimisers, checkpoints, and what a step costs."""

@@ -1,0 +1,237 @@
+"""The training loop: it knows steps, rows and checkpoints, and no method's name."""
+
+import functools
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+import equinox as eqx
+import jax
+import numpy as np
+from jaxtyping import PRNGKeyArray, UInt8
+
+from umd_eqx.core.errors import BadInput
+from umd_eqx.core.types import Batch, Metrics
+from umd_eqx.eval import AbstractEvaluator, Evaluate
+from umd_eqx.report import MetricsFile, RunDirectory, Terminal, Wandb, save_pictures, write_webpage
+from umd_eqx.training.checkpoint import Checkpoints
+from umd_eqx.training.signals import Stop
+from umd_eqx.training.step import Parts, TrainState, train_step
+
+Row = dict[str, float]
+Pictures = Mapping[str, UInt8[np.ndarray, "rows columns 3"]]
+
+
+class Evaluations:
+    """The evaluators of a run, by name, and when each is due.
+
+    **Arguments:**
+
+    - `evaluators`: a name's hyper-parameters and what was built of them.
+    - `key`: the same for every evaluation of a run, so that they see the same masks and noise and can be compared.
+    - `last`: the step at which the run ends: everything is due there.
+    - `untrained`: makes the first weights again; None where they are not to be measured.
+    - `beaten`: the names whose first weights have been measured already.
+    """
+
+    def __init__(
+        self,
+        evaluators: Mapping[str, tuple[AbstractEvaluator, Evaluate]],
+        key: PRNGKeyArray,
+        *,
+        last: int,
+        untrained: Callable[[], eqx.Module] | None,
+        beaten: Iterable[str] = (),
+    ):
+        self.evaluators, self.key, self.last, self.untrained = evaluators, key, last, untrained
+        self.beaten = set(beaten)
+
+    def due(self, step: int) -> list[str]:
+        """The names of those that are due after `step` steps."""
+        return [name for name, (e, _) in self.evaluators.items() if step % e.every == 0 or step == self.last]
+
+    def measure(self, names: list[str], state: TrainState, say: Callable[[str], None]) -> tuple[Row, dict]:
+        """Numbers by `eval/<name>/...` and pictures by the same. A name's first time also `eval/untrained/<name>/...`.
+
+        The first weights are measured then, and not before training, so that training begins at once.
+        """
+        row: Row = {}
+        pictures: dict[str, np.ndarray] = {}
+        for name in names:
+            evaluator, evaluate = self.evaluators[name]
+            say(f"evaluating {name}")
+            average = state.ema if evaluator.weights == "ema" else None
+            report = evaluate(state.model if average is None else average, self.key)
+            row |= {f"eval/{name}/{key}": value for key, value in report.scalars.items()}
+            pictures |= {f"{name}/{key}": image for key, image in report.images.items()}
+        missing = [name for name in names if self.evaluators[name][0].untrained and name not in self.beaten]
+        if missing and self.untrained is not None:
+            row |= self._untrained(self.untrained(), missing, say)
+        return row, pictures
+
+    def _untrained(self, model: eqx.Module, names: list[str], say: Callable[[str], None]) -> Row:
+        row = {}
+        for name in names:
+            say(f"evaluating {name} of the untrained network")
+            evaluator, evaluate = self.evaluators[name]
+            scalars = evaluate(model, self.key).scalars
+            row |= {f"eval/untrained/{name}/{key}": v for key, v in scalars.items() if not evaluator.is_baseline(key)}
+            self.beaten.add(name)
+        return row
+
+
+class Sinks:
+    """Everything that a run writes to.
+
+    **Arguments:**
+
+    - `run`: the run as its page shows it, with the rows of `metrics`.
+    """
+
+    def __init__(self, run: RunDirectory, terminal: Terminal, metrics: MetricsFile, wandb: Wandb | None):
+        self.run, self.terminal, self.metrics, self.wandb = run, terminal, metrics, wandb
+
+    def write(self, step: int, row: Row, pictures: Pictures) -> None:
+        """Writes one step's numbers and pictures, and the page if there are pictures."""
+        self.metrics.append(step, row)
+        self.terminal.update(step, row)
+        if self.wandb is not None:
+            self.wandb.log(step, row)
+        if pictures:
+            save_pictures(self.run.path, step, pictures)
+            write_webpage(self.run)
+            if self.wandb is not None:
+                self.wandb.images(step, pictures)
+
+    def close(self, failed: bool = False) -> None:
+        """Sends what is left to be sent; `failed` where the run ended by an error."""
+        if self.wandb is not None:
+            self.wandb.finish(failed)
+
+
+class Meter:
+    """Throughput between two rows, without the time in which the run did something else than train.
+
+    **Arguments:**
+
+    - `batch_size`, `flops`: of one step, over all devices.
+    - `peak`: FLOP/s of all devices together.
+    - `wall`: seconds that earlier sessions of the run took.
+    - `clock`: seconds that only grow.
+    """
+
+    def __init__(
+        self,
+        batch_size: int,
+        flops: int,
+        peak: float,
+        *,
+        wall: float = 0.0,
+        clock: Callable[[], float] = time.perf_counter,
+    ):
+        self.batch_size, self.flops, self.peak, self.clock = batch_size, flops, peak, clock
+        self.began = clock() - wall
+        self.restart()
+
+    def restart(self) -> None:
+        """Begins a new interval now."""
+        self.since, self.steps, self.waited = self.clock(), 0, 0.0
+
+    def next(self, batches: Iterator[Batch]) -> Batch:
+        """The next batch; counts the step, and the time it was waited for."""
+        before = self.clock()
+        batch = next(batches)
+        self.waited += self.clock() - before
+        self.steps += 1
+        return batch
+
+    @property
+    def wall(self) -> dict[str, float]:
+        """Seconds since the run began, those of earlier sessions included."""
+        return {"throughput/wall_seconds": self.clock() - self.began}
+
+    def row(self) -> Row:
+        """What the interval came to: nothing where it had no step. Call it when the last step is really over."""
+        if self.steps == 0:  # the first step is the compiler's
+            return {}
+        seconds = max(self.clock() - self.since, 1e-9)
+        return {
+            "throughput/images_per_s": self.steps * self.batch_size / seconds,
+            "throughput/mfu": self.steps * self.flops / seconds / self.peak,
+            "throughput/data_wait": self.waited / seconds,
+        }
+
+
+class Guard:
+    """Watches for steps that were skipped because something was not finite; looks at each one step late, so as not to
+    hold up the device.
+    """
+
+    def __init__(self, most: int, warn: Callable[[str], None]):
+        self.most, self.warn = most, warn
+        self.in_a_row = 0
+        self.pending: tuple[int, jax.Array] | None = None
+
+    def watch(self, step: int, metrics: Metrics) -> None:
+        """Takes note of a step. Raises `BadInput` if as many in a row as are allowed were skipped."""
+        self.settle()
+        self.pending = (step, metrics["skipped"])
+
+    def settle(self) -> None:
+        """Looks at the step that is still open."""
+        if self.pending is None:
+            return
+        (step, skipped), self.pending = self.pending, None
+        self.in_a_row = self.in_a_row + 1 if int(skipped) else 0
+        if self.in_a_row == 1:
+            self.warn(f"step {step}: loss or gradient is not finite; the step is skipped")
+        if self.in_a_row >= self.most:
+            raise BadInput(
+                "--optim.lr",
+                f"loss or gradient was not finite for {self.most} steps in a row, the last of them step {step}",
+                "Use a smaller learning rate, or --model.dtype float32; the last checkpoint is as it was",
+            )
+
+
+def fit(
+    parts: Parts,
+    state: TrainState,
+    steps: range,
+    batches: Iterator[Batch],
+    *,
+    log_every: int,
+    checkpoint_every: int,
+    evaluations: Evaluations,
+    checkpoints: Checkpoints,
+    sinks: Sinks,
+    meter: Meter,
+    guard: Guard,
+    stop: Stop,
+) -> tuple[int, TrainState]:
+    """Trains from step `steps.start` to `steps.stop`, or until `stop` is asked for; gives the steps done and the state.
+
+    A step's row is on the disk before its checkpoint begins, so that a run restored from there has every row.
+    """
+    sinks.terminal.phase("compiling")
+    done = steps.start
+    for step in steps:
+        batch = meter.next(batches)
+        state, metrics = train_step(parts, state, batch)
+        done = step + 1
+        guard.watch(done, metrics)
+        if step == steps.start:  # not a step's time but the compiler's
+            jax.block_until_ready(metrics)
+            sinks.terminal.phase("training")
+            meter.restart()
+        due = evaluations.due(done)
+        if due or done % log_every == 0:
+            row = {f"train/{name}": float(value) for name, value in metrics.items()} | meter.row()
+            measured, pictures = evaluations.measure(due, state, functools.partial(sinks.terminal.phase, step=done))
+            sinks.write(done, row | measured | meter.wall, pictures)
+            sinks.terminal.phase("training")
+            meter.restart()
+        if stop.asked or done % checkpoint_every == 0 or done == steps.stop:
+            guard.settle()
+            checkpoints.save(done, state)
+        if stop.asked:
+            break
+    return done, state

@@ -1,0 +1,197 @@
+"""The optimisers, by name: AdamW, as published; Muon; LARS."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import PyTree
+
+from umd_eqx.core.errors import BadInput
+from umd_eqx.training.optim import (
+    UNDECAYED,
+    AbstractOptimiser,
+    decayed,
+    is_stacked,
+    names_of,
+    require_positive,
+    require_shares,
+)
+
+MATRICES = ("kernel", "weight")
+"""What the matrix of a linear layer is called, here and in `equinox.nn`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AdamW(AbstractOptimiser):
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019): that of every published recipe."""
+
+    beta1: float = 0.9
+    """Decay of the first moment."""
+    beta2: float = 0.95
+    """Decay of the second moment."""
+    mu_dtype: Literal["float32", "bfloat16"] = "float32"
+    """What the first moment is kept in."""
+
+    def transformation(self, lr: optax.Schedule) -> optax.GradientTransformation:
+        """Clipping, Adam, decoupled decay, learning rate: in this order, as the reference."""
+        return optax.chain(optax.clip_by_global_norm(self.clip), *_adamw(self, lr))
+
+    def validate(self) -> None:
+        """Raises `BadInput` for values that cannot work."""
+        super().validate()
+        require_shares(self, "beta1", "beta2")
+
+
+@dataclasses.dataclass(frozen=True)
+class Muon(AbstractOptimiser):
+    """Momentum that is orthogonalised layer by layer, for the matrices of the blocks; AdamW for all else.
+
+    Jordan et al. 2024, https://kellerjordan.github.io/posts/muon. The matrices of the blocks are the leaves named
+    `kernel` or `weight` under an attribute `blocks` (`orthogonalised`). Embeddings, positions, tokens, heads,
+    modulation and all vectors are under AdamW, as there. Queries, keys and values are one matrix.
+
+    The update of a matrix of a x b numbers is scaled by `rms` sqrt(max(a, b)), so that the root of its mean square is
+    `rms`, about that of AdamW's updates (Liu et al. 2025, arXiv 2502.16982, section 2.2): the learning rate and the
+    weight decay of an AdamW recipe are then right for both groups. With `rms` None the scale is sqrt(max(1, b / a)), as
+    in the first publication, and `lr` belongs to the matrices alone: its values were 0.02, and 3e-4 for `adam_lr`.
+    """
+
+    momentum: float = 0.95
+    """Decay of the momentum (Nesterov's) of the matrices."""
+    rms: float | None = 0.2
+    """Root mean square of an update of a matrix before the learning rate. None: scaled by the shape of the matrix."""
+    ns_steps: int = 5
+    """Newton-Schulz iterations of the orthogonalisation."""
+    adam_lr: float | None = None
+    """Peak learning rate of all else, scaled as `lr`. None: `lr`."""
+    beta1: float = 0.9
+    """Decay of the first moment of all else."""
+    beta2: float = 0.95
+    """Decay of the second moment of all else."""
+    mu_dtype: Literal["float32", "bfloat16"] = "float32"
+    """What the momentum and the first moment are kept in."""
+
+    def transformation(self, lr: optax.Schedule) -> optax.GradientTransformation:
+        """Clipping by the norm of the whole gradient, then each group by its own rule, decay and learning rate.
+
+        Raises `BadInput` naming `--optim` when it is given parameters without a matrix to orthogonalise.
+        """
+        share = 1.0 if self.adam_lr is None else self.adam_lr / self.lr
+        matrices = optax.contrib.muon(
+            lr,
+            ns_steps=self.ns_steps,
+            beta=self.momentum,
+            weight_decay=self.weight_decay,
+            mu_dtype=jnp.dtype(self.mu_dtype),
+            muon_weight_dimension_numbers=orthogonalised,
+            consistent_rms=self.rms,
+        )
+        rest = optax.chain(*_adamw(self, lambda count: lr(count) * share))
+        return optax.chain(
+            optax.clip_by_global_norm(self.clip), optax.partition({"muon": matrices, "adamw": rest}, _groups)
+        )
+
+    def validate(self) -> None:
+        """Raises `BadInput` for values that cannot work."""
+        super().validate()
+        require_shares(self, "momentum", "beta1", "beta2")
+        require_positive(self, "rms", "ns_steps", "adam_lr")
+
+
+@dataclasses.dataclass(frozen=True)
+class LARS(AbstractOptimiser):
+    """Momentum with a learning rate for each layer, in proportion to the norm of its weights (You et al. 2017).
+
+    As for the linear probes of MAE (He et al. 2022, table 10; `lr` 0.1 for 256 images, no decay). Biases, the scales of
+    normalisations and what else is not decayed keep the plain learning rate. An update is `trust` times the norm of the
+    layer's weights long, so that `lr` is some hundred times that of AdamW.
+    """
+
+    lr: float = 0.1
+    """Peak learning rate, for a batch of `lr_batch_size` images."""
+    weight_decay: float = 0.0
+    """Weight decay, added to the gradient before its norm is taken; not on biases and scales."""
+    momentum: float = 0.9
+    """Decay of the momentum."""
+    trust: float = 1e-3
+    """Norm of an update as a share of the norm of the layer's weights, before the learning rate."""
+
+    def transformation(self, lr: optax.Schedule) -> optax.GradientTransformation:
+        """Clipping, then decay, the ratio of norms layer by layer, the learning rate and momentum, as `optax.lars`."""
+        return optax.chain(
+            optax.clip_by_global_norm(self.clip),
+            optax.add_decayed_weights(self.weight_decay, mask=_adapted),
+            optax.masked(_layer_by_layer(optax.scale_by_trust_ratio(trust_coefficient=self.trust)), _adapted),
+            optax.scale_by_learning_rate(lr),
+            optax.trace(self.momentum),
+        )
+
+    def validate(self) -> None:
+        """Raises `BadInput` for values that cannot work."""
+        super().validate()
+        require_shares(self, "momentum")
+        require_positive(self, "trust")
+
+
+OPTIMISERS: Mapping[str, Callable[[], AbstractOptimiser]] = {
+    "adamw": AdamW,
+    "muon": Muon,
+    # A rate or a decay that was chosen for another optimiser means nothing to LARS.
+    "lars": functools.partial(LARS, lr=LARS.lr, weight_decay=LARS.weight_decay),
+}
+"""What `--optim` can name. Values that are fixed here do not come from the optimiser that it takes the place of."""
+
+
+def orthogonalised(params: PyTree) -> PyTree:
+    """`MuonDimensionNumbers` of each matrix of a block, with the depth as a batch axis where blocks are stacked.
+
+    None for every other parameter, and for kernels of convolutions.
+    """
+    return jax.tree_util.tree_map_with_path(_dimensions, params)
+
+
+def _dimensions(path: tuple[Any, ...], leaf: jax.Array) -> optax.contrib.MuonDimensionNumbers | None:
+    names, stacked = names_of(path), is_stacked(path)
+    if "blocks" not in names or names[-1] not in MATRICES or leaf.ndim != 2 + stacked:
+        return None
+    return optax.contrib.MuonDimensionNumbers(0 + stacked, 1 + stacked)
+
+
+def _groups(params: PyTree) -> PyTree:
+    groups = jax.tree_util.tree_map_with_path(lambda *leaf: "muon" if _dimensions(*leaf) else "adamw", params)
+    if "muon" not in jax.tree.leaves(groups):
+        problem = "the network has no blocks whose matrices muon could orthogonalise"
+        raise BadInput("--optim", problem, "Use adamw")
+    return groups
+
+
+def _adamw(config: AdamW | Muon, lr: optax.Schedule) -> list[optax.GradientTransformation]:
+    return [
+        optax.scale_by_adam(config.beta1, config.beta2, eps=1e-8, mu_dtype=jnp.dtype(config.mu_dtype)),
+        optax.add_decayed_weights(config.weight_decay, mask=decayed),
+        optax.scale_by_learning_rate(lr),
+    ]
+
+
+def _adapted(params: PyTree) -> PyTree:
+    plain = UNDECAYED | {"scale"}
+    return jax.tree_util.tree_map_with_path(lambda path, _: not plain & set(names_of(path)), params)
+
+
+def _layer_by_layer(rule: optax.GradientTransformation) -> optax.GradientTransformation:
+    """A rule without a state, applied to each layer of a stacked leaf alone."""
+
+    def update(updates: PyTree, state: optax.OptState, params: PyTree | None = None) -> tuple[PyTree, optax.OptState]:
+        def layer(gradient: jax.Array, weights: jax.Array) -> Any:
+            return rule.update(gradient, state, weights)[0]
+
+        def one(path: tuple[Any, ...], gradient: jax.Array, weights: jax.Array) -> Any:
+            return (jax.vmap(layer) if is_stacked(path) else layer)(gradient, weights)
+
+        return jax.tree_util.tree_map_with_path(one, updates, params), state
+
+    return optax.GradientTransformation(rule.init, update)
