@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from umd_eqx.data.transforms import ADMTransform, EvalTransform, SquashTransform
 from umd_eqx.errors import BadInput
 from umd_eqx.eval.distances import statistics_of
-from umd_eqx.eval.generation import real_images
 from umd_eqx.eval.protocol import (
     ADM50K,
     UMD10K,
@@ -23,6 +22,7 @@ from umd_eqx.eval.protocol import (
     statistics_hash,
     to_uint8,
 )
+from umd_eqx.eval.yardstick import real_images
 from umd_eqx.hashes import sha256_of_tree
 from umd_eqx.models.extractor import AbstractExtractor, Activations
 from umd_eqx.types import NO_CLASS
