@@ -21,7 +21,7 @@ from umd_eqx.commands.cli import exit_with
 from umd_eqx.core.errors import BadInput, require_writable
 from umd_eqx.core.files import save_json
 from umd_eqx.core.paths import AbstractPath
-from umd_eqx.core.sharding import make_mesh, whole_batch
+from umd_eqx.core.sharding import make_mesh, round_up_to_devices
 from umd_eqx.eval import EvalContext
 from umd_eqx.eval.extractors import choose_extractor
 from umd_eqx.eval.generation import path_for
@@ -97,7 +97,7 @@ def main(words: list[str]) -> int:
     protocol, mesh = scale(UMD10K, arguments.samples), make_mesh()
     train, test = source.data.open()
     context = EvalContext(
-        *(train, test, source.path, source.data.size, whole_batch(source.data.eval_batch_size, mesh), mesh),
+        *(train, test, source.path, source.data.size, round_up_to_devices(source.data.eval_batch_size, mesh), mesh),
         tokenizer=source.tokenizer,
     )
     extractor = choose_extractor("fashion", None, source.spec)

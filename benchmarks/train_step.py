@@ -84,8 +84,8 @@ class Options:
             if getattr(self, name) < 1:
                 raise BadInput(f"--{name}", f"{getattr(self, name)} is too small", "Use 1 or more")
         if self.torch and not has_torch():
-            way_out = 'Run pip install -e ".[parity]", or leave the flag out'
-            raise BadInput("--torch", "PyTorch is not installed", way_out)
+            hint = 'Run pip install -e ".[parity]", or leave the flag out'
+            raise BadInput("--torch", "PyTorch is not installed", hint)
         if self.json is not None:
             require_writable("--json", self.json)
 

@@ -8,7 +8,15 @@ import pytest
 
 from umd_eqx.core.errors import BadInput
 from umd_eqx.core.paths import CosineTable
-from umd_eqx.core.sharding import batch_sharding, in_pieces, make_mesh, micro_batches, place, replicated, validate_batch
+from umd_eqx.core.sharding import (
+    batch_sharding,
+    chunked_vmap,
+    make_mesh,
+    micro_batches,
+    place,
+    replicated,
+    validate_batch,
+)
 from umd_eqx.core.types import Batch
 from umd_eqx.objectives import unified
 from umd_eqx.training.optim import AbstractOptimiser, schedule
@@ -115,11 +123,11 @@ def test_states_are_whole_everywhere_and_batches_are_shared_out(on_eight):
 def test_a_batch_that_does_not_divide_over_the_devices_is_refused():
     mesh = make_mesh(jax.devices()[:8])
     validate_batch(16, mesh, accumulate=1, period=2)
-    for batch_size, way_out in ((12, 16), (3, 8), (20, 16), (101, 104)):
-        with pytest.raises(BadInput, match=rf"{batch_size} does not divide over 8 devices\. Use {way_out}") as refusal:
+    for batch_size, hint in ((12, 16), (3, 8), (20, 16), (101, 104)):
+        with pytest.raises(BadInput, match=rf"{batch_size} does not divide over 8 devices\. Use {hint}") as refusal:
             validate_batch(batch_size, mesh, accumulate=1, period=1)
         assert refusal.value.field == "--data.batch-size"
-        validate_batch(way_out, mesh, accumulate=1, period=1)
+        validate_batch(hint, mesh, accumulate=1, period=1)
     with pytest.raises(BadInput, match=r"--data\.batch-size: 0 is no batch"):
         validate_batch(0, mesh, accumulate=1, period=1)
 
@@ -162,7 +170,7 @@ def test_in_pieces_every_image_comes_back_in_its_place(devices, pixels):
 
     @jax.jit
     def both(images):
-        return in_pieces(lambda image: (image[::2] + 1, jnp.sum(image)), images, mesh, pixels=pixels)
+        return chunked_vmap(lambda image: (image[::2] + 1, jnp.sum(image)), images, mesh, pixels=pixels)
 
     halves, sums = both(place(given, batch_sharding(mesh)))
     np.testing.assert_array_equal(halves, given[:, ::2] + 1)
@@ -174,7 +182,7 @@ def test_in_pieces_every_image_comes_back_in_its_place(devices, pixels):
 )
 def test_in_pieces_a_device_has_no_more_images_at_once_than_was_said(pixels, factor, most):
     mesh = make_mesh(jax.devices()[:2])
-    program = jax.make_jaxpr(lambda x: in_pieces(jnp.tanh, x, mesh, pixels=pixels, factor=factor))
+    program = jax.make_jaxpr(lambda x: chunked_vmap(jnp.tanh, x, mesh, pixels=pixels, factor=factor))
     shapes = re.findall(r"f32\[(\d+),8,8,1\] = tanh", str(program(jnp.zeros((24, 8, 8, 1)))))
     assert shapes == [str(2 * most)]
 
@@ -182,7 +190,7 @@ def test_in_pieces_a_device_has_no_more_images_at_once_than_was_said(pixels, fac
 def test_in_pieces_no_image_leaves_its_device():
     mesh = make_mesh(jax.devices()[:8])
     given = place(jnp.zeros((32, 8, 8, 1)), batch_sharding(mesh))
-    program = jax.jit(lambda x: in_pieces(jnp.tanh, x, mesh, pixels=64)).lower(given).compile()
+    program = jax.jit(lambda x: chunked_vmap(jnp.tanh, x, mesh, pixels=64)).lower(given).compile()
     assert "while" in program.as_text()  # in pieces indeed
     assert moves_between_devices(program) == set()
 
@@ -197,7 +205,7 @@ def test_in_pieces_maps_several_arrays_together(devices):
         image, key = one["image"], one["key"]
         return image + jax.random.normal(key, image.shape), key
 
-    found, same_keys = jax.jit(lambda x, k: in_pieces(noised, {"image": x, "key": k}, mesh, pixels=64))(given, keys)
+    found, same_keys = jax.jit(lambda x, k: chunked_vmap(noised, {"image": x, "key": k}, mesh, pixels=64))(given, keys)
     expected, _ = jax.jit(lambda x, k: jax.vmap(lambda x, k: noised({"image": x, "key": k}))(x, k))(given, keys)
     np.testing.assert_array_equal(found, expected)
     np.testing.assert_array_equal(jax.random.key_data(same_keys), jax.random.key_data(keys))
@@ -209,7 +217,9 @@ def test_in_pieces_no_image_leaves_its_device_for_the_sake_of_its_key():
     keys = place(jax.vmap(jax.random.key)(jnp.arange(32)), replicated(mesh))
 
     def noised(images, keys):
-        return in_pieces(lambda one: one[0] + jax.random.normal(one[1], one[0].shape), (images, keys), mesh, pixels=64)
+        return chunked_vmap(
+            lambda one: one[0] + jax.random.normal(one[1], one[0].shape), (images, keys), mesh, pixels=64
+        )
 
     program = jax.jit(noised, out_shardings=batch_sharding(mesh)).lower(given, keys).compile()
     assert moves_between_devices(program) == set()
@@ -218,12 +228,12 @@ def test_in_pieces_no_image_leaves_its_device_for_the_sake_of_its_key():
 def test_in_pieces_a_batch_that_the_devices_cannot_share_is_bounded_too():
     mesh = make_mesh(jax.devices()[:8])
     given = jnp.arange(12 * 64.0).reshape(12, 8, 8, 1)
-    program = jax.make_jaxpr(lambda x: in_pieces(jnp.tanh, x, mesh, pixels=300))
+    program = jax.make_jaxpr(lambda x: chunked_vmap(jnp.tanh, x, mesh, pixels=300))
     assert re.findall(r"f32\[(\d+),8,8,1\] = tanh", str(program(given))) == ["4"]
-    np.testing.assert_array_equal(in_pieces(lambda x: x + 1, given, mesh, pixels=300), given + 1)
+    np.testing.assert_array_equal(chunked_vmap(lambda x: x + 1, given, mesh, pixels=300), given + 1)
 
 
 def test_in_pieces_without_need_is_vmap():
     mesh, given = make_mesh(jax.devices()[:2]), (jnp.zeros((24, 8, 8, 1)), jnp.zeros(24))
-    pieces = jax.make_jaxpr(lambda x: in_pieces(lambda one: one[0] * one[1], x, mesh))(given)
+    pieces = jax.make_jaxpr(lambda x: chunked_vmap(lambda one: one[0] * one[1], x, mesh))(given)
     assert str(pieces) == str(jax.make_jaxpr(jax.vmap(lambda one: one[0] * one[1]))(given))

@@ -71,13 +71,13 @@ def is_equal(a, b) -> bool:
 @pytest.mark.parametrize(("name", "pieces"), [("umd", 2), ("umd", 4), ("mae", 4)])
 def test_micro_batches_give_the_step_of_the_whole_batch(start, batch, name, pieces):
     whole, metrics = train_step(parts(name), start(), batch)
-    in_pieces, same_metrics = train_step(parts(name, pieces), start(), batch)
+    chunked_vmap, same_metrics = train_step(parts(name, pieces), start(), batch)
     assert metrics.keys() == same_metrics.keys()
     for key, value in metrics.items():
         assert float(same_metrics[key]) == pytest.approx(float(value), rel=1e-5), key
     # Plain gradient descent: the weights differ by as much as the gradients do.
     before = leaves(start().model)
-    for (path, a), b in zip(leaves(whole.model).items(), leaves(in_pieces.model).values(), strict=True):
+    for (path, a), b in zip(leaves(whole.model).items(), leaves(chunked_vmap.model).values(), strict=True):
         np.testing.assert_allclose(b - before[path], a - before[path], atol=1e-6, rtol=1e-3, err_msg=path)
 
 

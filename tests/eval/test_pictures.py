@@ -4,20 +4,20 @@ import numpy as np
 import pytest
 
 from umd_eqx.eval.base import batch_rows, spread, weighted_mean
-from umd_eqx.eval.pictures import GAP, grid, pick, to_uint8
+from umd_eqx.eval.pictures import GAP, grid, pick, to_rgb8
 
 
 def test_every_value_comes_back_and_what_is_too_bright_or_dark_is_clipped():
     values = np.arange(256, dtype=np.uint8).reshape(16, 16, 1)
-    np.testing.assert_array_equal(to_uint8(values / 127.5 - 1.0), np.repeat(values, 3, axis=2))
+    np.testing.assert_array_equal(to_rgb8(values / 127.5 - 1.0), np.repeat(values, 3, axis=2))
     extreme = np.array([-np.inf, -7.0, -1.0, 1.0, 7.0, np.inf], np.float32).reshape(1, 6, 1)
-    assert to_uint8(extreme)[0, :, 0].tolist() == [0, 0, 0, 255, 255, 255]
+    assert to_rgb8(extreme)[0, :, 0].tolist() == [0, 0, 0, 255, 255, 255]
 
 
 @pytest.mark.parametrize(("channels", "shown"), [(1, [0, 0, 0]), (2, [0, 0, 0]), (3, [0, 1, 2]), (4, [0, 1, 2])])
 def test_channels_become_red_green_and_blue(channels, shown):
     image = np.random.default_rng(0).uniform(-1, 1, (4, 5, channels)).astype(np.float32)
-    pixels = to_uint8(image)
+    pixels = to_rgb8(image)
     assert pixels.shape == (4, 5, 3)
     np.testing.assert_allclose(pixels / 127.5 - 1.0, image[..., shown], atol=0.5 / 127)
 

@@ -25,7 +25,7 @@ COMPILED = {
     "denoise": ("eval.denoising._denoise",),
     "reconstruct": ("eval.reconstruction._reconstruct",),
     "represent": ("eval.features.represent_batch",),
-    "encode": ("eval.base.likeliest", "eval.features.likeliest"),
+    "encode": ("eval.base.posterior_mode", "eval.features.posterior_mode"),
     "sample": ("sampling.batch.sample_batch", "eval.generation.sample_batch"),
     "decode": ("eval.base.decode_batch", "eval.generation.decode_batch"),
     "film": ("eval.generation._films",),

@@ -52,7 +52,7 @@ class EncodeLatents:
     views: int = 1
     """Augmented views of each image: training draws one of them at each step."""
     mode_only: bool = False
-    """Keep the likeliest latent alone and not what others there may be: half the size."""
+    """Keep the posterior_mode latent alone and not what others there may be: half the size."""
     half: bool = False
     """Keep the numbers in float16: half the size."""
     seed: int = 0

@@ -18,7 +18,7 @@ from umd_eqx.commands.results import keep, open_data, tag
 from umd_eqx.commands.sampling import Flags, SamplingFlags, Types, sampling_kinds
 from umd_eqx.commands.training import flag_value
 from umd_eqx.core.errors import BadInput, require_writable
-from umd_eqx.core.sharding import make_mesh, whole_batch
+from umd_eqx.core.sharding import make_mesh, round_up_to_devices
 from umd_eqx.eval import EvalContext
 from umd_eqx.eval.extractors import ExtractorName, choose_extractor, unfamiliar
 from umd_eqx.eval.generation import PROTOCOLS, ProtocolName
@@ -83,7 +83,7 @@ def evaluate(words: list[str], types: Types | None = None) -> int:
     began = time.perf_counter()
     with Terminal(protocol.samples, work="sampling", unit="image") as terminal:
         context = EvalContext(
-            *(train, test, source.path, source.data.size, whole_batch(source.data.eval_batch_size, mesh), mesh),
+            *(train, test, source.path, source.data.size, round_up_to_devices(source.data.eval_batch_size, mesh), mesh),
             tokenizer=source.tokenizer,
             say=terminal.say,
             phase=terminal.phase,

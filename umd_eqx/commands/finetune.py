@@ -64,13 +64,13 @@ def finetune(
     del source  # `resolved` gives it to the run, and nobody keeps its weights in memory while others are trained
     beside = finetuned_dir(path)
 
-    def place(config: Config, recipe: Config) -> Path:
+    def directory_for(config: Config, recipe: Config) -> Path:
         assert recipe.start is not None
         # Named by what differs from the usual: the average, whatever it was.
         usual = dataclasses.replace(recipe, start=dataclasses.replace(recipe.start, weights="ema"))
         return default_run_dir(beside.name, config, usual, parent=beside.parent)
 
-    return train(command, name, recipe, place, types.values(), resolved)
+    return train(command, name, recipe, directory_for, types.values(), resolved)
 
 
 def _peek(flags: list[str]) -> tuple[str | None, Weights]:

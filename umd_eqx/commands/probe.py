@@ -14,7 +14,7 @@ import tyro
 from umd_eqx.commands.results import keep, open_data, tag
 from umd_eqx.commands.training import flag_value
 from umd_eqx.core.errors import BadInput, require_writable
-from umd_eqx.core.sharding import make_mesh, whole_batch
+from umd_eqx.core.sharding import make_mesh, round_up_to_devices
 from umd_eqx.eval import EvalContext, FewShot
 from umd_eqx.latents.store import source_hash
 from umd_eqx.recipes.dump import dump
@@ -67,7 +67,7 @@ def measure_probe(words: list[str], types: Mapping[str, type] | None = None) -> 
     try:
         command.settings.validate(field="")
     except BadInput as error:
-        raise BadInput(f"--{error.field.removeprefix('.')}", error.problem, error.way_out) from error
+        raise BadInput(f"--{error.field.removeprefix('.')}", error.problem, error.hint) from error
     if command.batch_size is not None and command.batch_size < 1:
         raise BadInput("--batch-size", f"{command.batch_size} images make no batch", "Use 1 or more")
     if not 0 <= command.seed < 2**32:
@@ -100,7 +100,7 @@ def _measured(command: Probe, source: Pretrained) -> dict[str, Any]:
     settings["weights"] = source.weights  # an export has one kind, whichever was asked for
     print(f"{source.describe()}; probed with {', '.join(f'{name} {value}' for name, value in settings.items())}")
     mesh, began = make_mesh(), time.perf_counter()
-    size = whole_batch(command.batch_size or source.data.eval_batch_size, mesh)
+    size = round_up_to_devices(command.batch_size or source.data.eval_batch_size, mesh)
     with Terminal(1, work="probing", unit="probe") as terminal:
         context = EvalContext(
             *(train, test, source.path, source.data.size, size, mesh),

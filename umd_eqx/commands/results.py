@@ -19,8 +19,8 @@ def open_data(source: Pretrained, data_dir: str | None) -> tuple[SkipBroken, Cou
     try:
         train, test = (source.data.moved(data_dir) if data_dir else source.data).open()
     except BadInput as error:
-        way_out = error.way_out.replace("--data.dir", "--data-dir")
-        raise BadInput("--data-dir", error.problem, way_out) from error
+        hint = error.hint.replace("--data.dir", "--data-dir")
+        raise BadInput("--data-dir", error.problem, hint) from error
     if train.spec.channels != source.spec.channels:
         problem = f"{train.spec.name} has {train.spec.channels} channels, the network {source.spec.channels}"
         raise BadInput("--data-dir", problem, "Give the data that it was trained on")
@@ -37,11 +37,11 @@ def keep(result: Mapping[str, Any], name: str, run: str | None, file: str | None
 
     Raises `BadInput` where the disk is full.
     """
-    places = [] if file is None else [Path(file)]
+    locations = [] if file is None else [Path(file)]
     if run is not None and (Path(run) / "config.json").exists():
-        places.append(Path(run) / "eval" / f"{name}.json")
-    for place in places:
-        with disk_errors(place.parent):
-            place.parent.mkdir(parents=True, exist_ok=True)
-            save_json(place, [result])
-        print(f"result: {place}")
+        locations.append(Path(run) / "eval" / f"{name}.json")
+    for location in locations:
+        with disk_errors(location.parent):
+            location.parent.mkdir(parents=True, exist_ok=True)
+            save_json(location, [result])
+        print(f"result: {location}")

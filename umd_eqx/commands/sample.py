@@ -76,8 +76,8 @@ def sample(words: list[str], types: Types | None = None) -> int:
             mesh=make_mesh(),
             progress=lambda done, _: terminal.update(done, {}),
         )
-        codec = source.tokenizer or Identity.init(source.spec.channels)
-        images = np.concatenate(list(decoded(codec, images, flags.batch_size, make_mesh())))
+        tokenizer = source.tokenizer or Identity.init(source.spec.channels)
+        images = np.concatenate(list(decoded(tokenizer, images, flags.batch_size, make_mesh())))
     seconds = time.perf_counter() - began
     columns = _columns(command, source)
     blank = [np.ones_like(images[0])] * (-len(images) % columns)
@@ -85,7 +85,7 @@ def sample(words: list[str], types: Types | None = None) -> int:
     with disk_errors(Path(command.out).parent, "--out", goes_on=""):
         save_png(command.out, grid([rows[i : i + columns] for i in range(0, len(rows), columns)]))
         if command.film is not None:
-            save_png(command.film, film(denoiser, sampler, codec, labels[:FILM_ROWS], key, FILM_FRAMES))
+            save_png(command.film, film(denoiser, sampler, tokenizer, labels[:FILM_ROWS], key, FILM_FRAMES))
         if command.json is not None:
             figures = {"images": command.num, "seconds": seconds, "evaluations": sampler.evaluations(denoiser.path)}
             save_json(command.json, [figures])

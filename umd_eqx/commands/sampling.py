@@ -79,8 +79,8 @@ class SamplingFlags:
         if not labels and scale != 1 and self.weak is None:
             raise BadInput("--cfg-scale", "the network knows no labels to be guided by", "Fine-tune it, or use 1")
         if scale == 1 and (self.weak is not None or self.cfg_interval is not None):
-            way_out = "Use another scale, or leave --weak and --cfg-interval out"
-            raise BadInput("--cfg-scale", "1 is no guidance", way_out)
+            hint = "Use another scale, or leave --weak and --cfg-interval out"
+            raise BadInput("--cfg-scale", "1 is no guidance", hint)
         return scale
 
     def guided(self, source: Pretrained, weak: Pretrained | None) -> tuple[AbstractDenoiser, AbstractSampler]:

@@ -48,15 +48,15 @@ def train(
     command: Command,
     preset: str,
     recipe: Config,
-    place: Callable[[Config, Config], Path],
+    directory_for: Callable[[Config, Config], Path],
     types: Iterable[type] = (),
     resolved: Resolved | None = None,
 ) -> int:
     """Does what is asked for: shows the configuration or what it takes, or runs it. Gives the exit code.
 
-    `place` names the run's directory, if the command does not, from the configuration and the recipe. `types` are the
-    reader's own, of which the run that the first weights come from may be made. `resolved` is what `command.config`
-    names, where that was looked up already.
+    `directory_for` gives the run's directory, if the command names none, from the configuration and the recipe. `types`
+    are the reader's own, of which the run that the first weights come from may be made. `resolved` is what
+    `command.config` names, where that was resolved already.
     """
     if command.print_config:
         print(json.dumps(dump(command.config), indent=2))
@@ -68,7 +68,7 @@ def train(
         require_writable("--json", command.json)
     resolved = resolve(command.config) if resolved is None else resolved
     config = resolved.config
-    directory = command.run_dir or place(config, with_latents_of(recipe, config))
+    directory = command.run_dir or directory_for(config, with_latents_of(recipe, config))
     options = {"run_dir": directory, "limit_steps": command.limit_steps}
     with disk_errors(directory):
         outcome = run(resolved, preset=preset, recipe=recipe, types=types, **options)

@@ -64,7 +64,7 @@ def read_weights(path: str | os.PathLike[str], field: str) -> TensorFile:
 
 @contextlib.contextmanager
 def open_card(
-    path: str | os.PathLike[str], field: str, way_out: str, *, newest: int | None = None
+    path: str | os.PathLike[str], field: str, hint: str, *, newest: int | None = None
 ) -> Iterator[dict[str, Any]]:
     """The card beside `path`, for a `with` block that takes apart what it says.
 
@@ -72,7 +72,7 @@ def open_card(
 
     - `path`: of the weights.
     - `field`: the flag that named them.
-    - `way_out`: what to do about a card that cannot be read.
+    - `hint`: what to do about a card that cannot be read.
     - `newest`: the largest `format` that is read; None where cards of this kind have none.
 
     **Raises:** `BadInput` where there is no card, where it is of a later format, and for whatever the block raises of
@@ -89,13 +89,13 @@ def open_card(
     except BadInput:
         raise
     except UNREADABLE as error:
-        raise BadInput(field, f"{card} cannot be read", way_out) from error
+        raise BadInput(field, f"{card} cannot be read", hint) from error
 
 
-def require_described(path: str | os.PathLike[str], weights: TensorFile, sha256: Any, field: str, way_out: str) -> None:
+def require_described(path: str | os.PathLike[str], weights: TensorFile, sha256: Any, field: str, hint: str) -> None:
     """Raises `BadInput` where `sha256`, which a card says, is not that of the weights that were read."""
     if sha256 != weights.sha256:
-        raise BadInput(field, f"{path} is not the file that its card describes", way_out)
+        raise BadInput(field, f"{path} is not the file that its card describes", hint)
 
 
 def sealed(card: Mapping[str, Any]) -> dict[str, Any]:

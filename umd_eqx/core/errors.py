@@ -1,4 +1,4 @@
-"""The one exception for what a user can mend, and a full disk told by it."""
+"""The exception for input that a user can mend, and a full disk reported by it."""
 
 import contextlib
 import errno
@@ -9,7 +9,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class BadInput(ValueError):
-    """Input that cannot work, with the way out.
+    """Input that cannot work, with a hint.
 
     The commands print it as one line and exit with 2; in Python it is an ordinary `ValueError`.
 
@@ -17,12 +17,12 @@ class BadInput(ValueError):
 
     - `field`: the flag or file at fault, as the user wrote it (`"--data.size"`).
     - `problem`: what is wrong with it, in one clause, with the value.
-    - `way_out`: what to do instead.
+    - `hint`: what to do instead.
     """
 
-    def __init__(self, field: str, problem: str, way_out: str):
-        super().__init__(f"{field}: {problem}. {way_out}")
-        self.field, self.problem, self.way_out = field, problem, way_out
+    def __init__(self, field: str, problem: str, hint: str):
+        super().__init__(f"{field}: {problem}. {hint}")
+        self.field, self.problem, self.hint = field, problem, hint
 
 
 def require_writable(flag: str, path: str | os.PathLike[str]) -> None:
@@ -59,5 +59,5 @@ def disk_errors(
         if getattr(error, "errno", None) not in _FULL and not any(os.strerror(n) in str(error) for n in _FULL):
             raise
         where = getattr(error, "filename", None) or os.fspath(directory)
-        way_out = "Free some space and run the same command again" + (f": {goes_on}" if goes_on else "")
-        raise BadInput(field, f"the disk of {where} is full", way_out) from error
+        hint = "Free some space and run the same command again" + (f": {goes_on}" if goes_on else "")
+        raise BadInput(field, f"the disk of {where} is full", hint) from error

@@ -301,8 +301,8 @@ def smooth(path: AbstractDiscretePath) -> SmoothTable:
     return SmoothTable(table=path, t_min=1.0 / path.steps, t_max=1.0)
 
 
-def _require_noise(alpha: float, sigma: float, flag: str, end: str, way_out: str) -> None:
+def _require_noise(alpha: float, sigma: float, flag: str, end: str, hint: str) -> None:
     """Raises `BadInput` naming `flag` where alpha / sigma at the end of a path is above `LARGEST_FINAL_SIGNAL`."""
     if not alpha <= LARGEST_FINAL_SIGNAL * sigma:
         problem = f"the path does not end in noise: after {end} alpha is {alpha:.2g} and sigma {sigma:.2g}"
-        raise BadInput(flag, problem, way_out)
+        raise BadInput(flag, problem, hint)

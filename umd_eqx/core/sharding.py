@@ -13,7 +13,7 @@ from jaxtyping import Array, PyTree
 from umd_eqx.core.errors import BadInput
 
 PIXELS_AT_ONCE = 2**20
-"""On a device, in `in_pieces`: 16 images of 256 px, which a Stable Diffusion VAE decodes in 3.8 GB of float32."""
+"""On a device, in `chunked_vmap`: 16 images of 256 px, which a Stable Diffusion VAE decodes in 3.8 GB of float32."""
 
 
 def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
@@ -33,7 +33,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P("data"))
 
 
-def whole_batch(size: int, mesh: Mesh) -> int:
+def round_up_to_devices(size: int, mesh: Mesh) -> int:
     """The smallest batch of `size` images or more, 1 at least, that the devices can share."""
     return -(-max(size, 1) // mesh.size) * mesh.size
 
@@ -74,7 +74,7 @@ def micro_batches(tree: PyTree, accumulate: int, period: int) -> PyTree:
     return jax.tree.map(cut, tree)
 
 
-def in_pieces(
+def chunked_vmap(
     function: Callable[[Any], PyTree], batch: PyTree, mesh: Mesh, *, pixels: int | None = None, factor: int = 1
 ) -> PyTree:
     """`jax.vmap(function)(batch)` with a bounded number of images at once on each device. Call it inside `jax.jit`.

@@ -57,9 +57,9 @@ def read_tensor_file(path: str | os.PathLike[str], field: str = "--weights") -> 
     whose header does not fit its length, or that holds numbers of a kind unknown to numpy (bfloat16 is known). Nothing
     of the file is executed, and no more is allocated than a small multiple of its size.
     """
-    way_out = "Give a .safetensors file"
+    hint = "Give a .safetensors file"
     if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
-        raise BadInput(field, f"{path} is no file", way_out)
+        raise BadInput(field, f"{path} is no file", hint)
     try:
         data = Path(path).read_bytes()
         tensors = {
@@ -70,14 +70,14 @@ def read_tensor_file(path: str | os.PathLike[str], field: str = "--weights") -> 
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         return TensorFile(tensors, dict(header.get("__metadata__") or {}), sha256_of(data))
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise BadInput(field, f"there is no file {path}", way_out) from error
+        raise BadInput(field, f"there is no file {path}", hint) from error
     except OSError as error:
-        raise BadInput(field, f"{path} cannot be read ({error.strerror or error})", way_out) from error
+        raise BadInput(field, f"{path} cannot be read ({error.strerror or error})", hint) from error
     except (safetensors.SafetensorError, ValueError, TypeError, KeyError, AttributeError) as error:
         # The words may be the file's own: on one line, and nothing that a terminal would obey.
         words = "".join(c if c.isprintable() else " " for c in str(error))
         problem = f"{path} is no safetensors file that can be read ({' '.join(words.split())[:160]})"
-        raise BadInput(field, problem, f"{way_out}; nothing in this one was executed") from error
+        raise BadInput(field, problem, f"{hint}; nothing in this one was executed") from error
 
 
 def write_tensors(path: str | os.PathLike[str], tensors: Tensors, texts: Mapping[str, str] | None = None) -> str:
@@ -111,10 +111,10 @@ def named_settings(tree: Any, prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def fill(like: Any, tensors: Tensors, path: str | os.PathLike[str], field: str, way_out: str) -> Any:
+def fill(like: Any, tensors: Tensors, path: str | os.PathLike[str], field: str, hint: str) -> Any:
     """`like`, a PyTree of shapes, with the arrays of a file in their places, each in the dtype that it has there.
 
-    Raises `BadInput`, naming `field` and `way_out`, for the first array of `path` that is missing, has no place, is of
+    Raises `BadInput`, naming `field` and `hint`, for the first array of `path` that is missing, has no place, is of
     another shape or not finite.
     """
     leaves = named_leaves(like)
@@ -129,6 +129,6 @@ def fill(like: Any, tensors: Tensors, path: str | os.PathLike[str], field: str, 
         elif not np.isfinite(tensors[name]).all():
             what = f"holds numbers that are not finite in {name}"
         if what:
-            raise BadInput(field, f"{path} {what}", way_out)
+            raise BadInput(field, f"{path} {what}", hint)
     filled = [jnp.asarray(tensors[name], leaf.dtype) for name, leaf in leaves.items()]
     return jax.tree.unflatten(jax.tree.structure(like), filled)

@@ -63,23 +63,23 @@ def read_idx(path: Path, shape: tuple[int, ...]) -> UInt8[np.ndarray, "..."]:
 
     **Raises:** `BadInput` if the file is missing, is no idx file of bytes, or has another shape.
     """
-    way_out = "Give the folder with the four original files of Fashion-MNIST."
+    hint = "Give the folder with the four original files of Fashion-MNIST."
     if not path.is_file():
-        raise BadInput("IDX_DIR", f"holds no {path.name}", way_out)
+        raise BadInput("IDX_DIR", f"holds no {path.name}", hint)
     try:
         content = gzip.decompress(path.read_bytes())
     except (OSError, EOFError, zlib.error) as error:
-        raise BadInput(str(path), f"is not a whole gzip file ({error})", way_out) from error
+        raise BadInput(str(path), f"is not a whole gzip file ({error})", hint) from error
     # An idx file opens with two zero bytes, the type (8: unsigned byte) and the rank; then each size, big-endian.
     magic = bytes([0, 0, 8, len(shape)])
     if content[:4] != magic:
-        raise BadInput(str(path), f"opens with {content[:4].hex(' ')} and not with {magic.hex(' ')}", way_out)
+        raise BadInput(str(path), f"opens with {content[:4].hex(' ')} and not with {magic.hex(' ')}", hint)
     start = 4 + 4 * len(shape)
     found = tuple(int(size) for size in np.frombuffer(content[4:start], ">u4"))
     if found != shape:
-        raise BadInput(str(path), f"states the sizes {found} and not {shape}", way_out)
+        raise BadInput(str(path), f"states the sizes {found} and not {shape}", hint)
     if len(content) - start != np.prod(shape):
-        raise BadInput(str(path), f"has {len(content) - start} values and not {np.prod(shape)}", way_out)
+        raise BadInput(str(path), f"has {len(content) - start} values and not {np.prod(shape)}", hint)
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 
 

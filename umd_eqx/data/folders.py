@@ -41,8 +41,8 @@ def _read_info(folder: epath.Path) -> dict[str, Any]:
         info = json.loads((folder / _INFO_FILE).read_text())
         file_format = info.get("fileFormat", "tfrecord")  # what TFDS wrote before it wrote the format down
     except (OSError, ValueError, AttributeError) as error:
-        way_out = "Prepare the data set anew."
-        raise BadInput("--data.dir", f"{folder / _INFO_FILE} cannot be read ({error})", way_out) from error
+        hint = "Prepare the data set anew."
+        raise BadInput("--data.dir", f"{folder / _INFO_FILE} cannot be read ({error})", hint) from error
     if file_format != "array_record":
         raise BadInput(
             "--data.dir",
@@ -78,8 +78,8 @@ def find_dataset(name: str, data_dir: str | None) -> epath.Path:
             _read_info(versions[-1])
             return versions[-1]
     looked = f"$TFDS_DATA_DIR ({roots[0]}) has no '{name}'" if roots else f"'{name}' does not come with this package"
-    way_out = f"Give the TFDS folder that holds it, or take --data.name {embedded}, which needs none."
-    raise BadInput("--data.dir", looked, way_out)
+    hint = f"Give the TFDS folder that holds it, or take --data.name {embedded}, which needs none."
+    raise BadInput("--data.dir", looked, hint)
 
 
 def _find_in(root: epath.Path, name: str, embedded: str) -> epath.Path:
@@ -99,9 +99,9 @@ def _find_in(root: epath.Path, name: str, embedded: str) -> epath.Path:
             raise BadInput("--data.name", f"is {name}, but {folder} holds {found}", f"Say --data.name {found}.")
         return folder
     if (root / name).is_dir() and (configs := _children(root / name)):
-        way_out = f"Name one of its folders, as in {name}/CONFIG ({configs}), or prepare it anew."
-        raise BadInput("--data.name", f"{root / name} holds no prepared version", way_out)
+        hint = f"Name one of its folders, as in {name}/CONFIG ({configs}), or prepare it anew."
+        raise BadInput("--data.name", f"{root / name} holds no prepared version", hint)
     holds = f"it holds {children}" if (children := _children(root)) else "it is empty"
     folder_of_images = "read a folder of image files by --data.source folder"
-    way_out = f"Name a data set that is there by --data.name, give another TFDS folder, {folder_of_images}, {without}"
-    raise BadInput("--data.dir", f"{root} holds no data set '{name}' ({holds})", way_out)
+    hint = f"Name a data set that is there by --data.name, give another TFDS folder, {folder_of_images}, {without}"
+    raise BadInput("--data.dir", f"{root} holds no data set '{name}' ({holds})", hint)

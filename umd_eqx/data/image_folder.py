@@ -104,8 +104,8 @@ class Listing:
         except (ValueError, KeyError, NotImplementedError) as error:
             if isinstance(error, BadInput):
                 raise
-            way_out = f"{known}; parts of them are written train[:99%] or train[1000:]."
-            raise BadInput(field, f"'{split}' is not a split or a part of one", way_out) from error
+            hint = f"{known}; parts of them are written train[:99%] or train[1000:]."
+            raise BadInput(field, f"'{split}' is not a split or a part of one", hint) from error
         some = [(self.whole(each.splitname), slice(each.from_, each.to)) for each in instructions]
         names = np.concatenate([files.names[rows] for files, rows in some])
         if not len(names):

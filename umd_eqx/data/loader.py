@@ -144,8 +144,8 @@ def _local_rows(sharding: jax.sharding.Sharding, batch_size: int) -> np.ndarray:
     try:
         places = sharding.addressable_devices_indices_map((batch_size,)).values()
     except ValueError as error:
-        way_out = "Take a multiple of the number of devices."
-        raise BadInput("--batch-size", f"{batch_size} images cannot be shared out evenly", way_out) from error
+        hint = "Take a multiple of the number of devices."
+        raise BadInput("--batch-size", f"{batch_size} images cannot be shared out evenly", hint) from error
     return np.unique(np.concatenate([np.arange(batch_size)[place] for place in places]))
 
 

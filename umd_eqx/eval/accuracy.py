@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from umd_eqx.core.programs import Program
-from umd_eqx.core.sharding import in_pieces
+from umd_eqx.core.sharding import chunked_vmap
 from umd_eqx.core.types import Image, Report
 from umd_eqx.eval.base import AbstractEvaluator, EvalContext, Evaluate, require, spread
 from umd_eqx.models.extractors.classifier import AbstractClassifier
@@ -42,7 +42,7 @@ class Accuracy(AbstractEvaluator):
             right = total = 0
             for batch in context.images("test", indices):
                 images, labels = jnp.asarray(batch.image), jnp.asarray(batch.label)
-                found = _recognised(model, context.codec, images, labels, context.mesh)
+                found = _recognised(model, context.tokenizer_or_identity, images, labels, context.mesh)
                 right += int(np.sum(np.asarray(found) & np.asarray(batch.valid)))
                 total += int(np.sum(np.asarray(batch.valid)))
             return Report({"recognised": right / total if total else float("nan")}, {})
@@ -52,19 +52,19 @@ class Accuracy(AbstractEvaluator):
     def programs(self, model: AbstractClassifier, context: EvalContext) -> dict[str, Program]:
         """The classification of one batch."""
         given = (context.image_shapes, context.label_shapes, context.mesh)
-        return {"recognise": Program(_recognised, (model, context.codec, *given))}
+        return {"recognise": Program(_recognised, (model, context.tokenizer_or_identity, *given))}
 
 
 @eqx.filter_jit
 def _recognised(
     model: AbstractClassifier,
-    codec: AbstractTokenizer,
+    tokenizer: AbstractTokenizer,
     images: Float[Array, "b h w c"],
     labels: Int[Array, "b"],
     mesh: Mesh,
 ) -> Bool[Array, "b"]:
     def one(given: tuple[Image, Int[Array, ""]]) -> Bool[Array, ""]:
         image, label = given
-        return jnp.argmax(model.logits(codec.encode(image).mode())) == label
+        return jnp.argmax(model.logits(tokenizer.encode(image).mode())) == label
 
-    return in_pieces(one, (images, labels), mesh)
+    return chunked_vmap(one, (images, labels), mesh)

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float32, UInt8
 
-from umd_eqx.core.sharding import batch_sharding, place, replicated, whole_batch
+from umd_eqx.core.sharding import batch_sharding, place, replicated, round_up_to_devices
 from umd_eqx.eval.distances import Statistics, add
 from umd_eqx.models.extractors.base import AbstractExtractor
 
@@ -54,7 +54,7 @@ def activations(
 
     **Raises:** `ValueError` for no images, or for images of different shapes.
     """
-    size = whole_batch(batch_size, mesh)
+    size = round_up_to_devices(batch_size, mesh)
     extractor = place(extractor, replicated(mesh))
     statistics, waiting, kept, done = None, [], [], 0
     for features, probabilities in _streamed(extractor, _regrouped(images, size), size, mesh):

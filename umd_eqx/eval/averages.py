@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from umd_eqx.core.programs import Program
-from umd_eqx.core.sharding import batch_sharding, in_pieces, make_mesh, place, replicated, whole_batch
+from umd_eqx.core.sharding import batch_sharding, chunked_vmap, make_mesh, place, replicated, round_up_to_devices
 from umd_eqx.data.loader import evaluation_batches
 from umd_eqx.data.source import DataSource
 from umd_eqx.data.transforms import EvalTransform
@@ -40,7 +40,7 @@ def mean_over_images(
     **Raises:** what the source raises, and `ValueError` where no image can be read.
     """
     mesh = make_mesh() if mesh is None else mesh
-    model, batch_size = place(model, replicated(mesh)), whole_batch(batch_size, mesh)
+    model, batch_size = place(model, replicated(mesh)), round_up_to_devices(batch_size, mesh)
     total, count = np.zeros(()), 0
     for batch in evaluation_batches(source, EvalTransform(size), batch_size, spread(images, len(source))):
         given = jax.device_put(batch.image, batch_sharding(mesh))
@@ -58,4 +58,4 @@ def mean_program(function: PerImage, model: Any, images: jax.ShapeDtypeStruct, m
 
 @eqx.filter_jit
 def _values(function: PerImage, model: Any, images: Float[Array, "b h w c"], mesh: Mesh) -> Float[Array, "b k"]:
-    return in_pieces(lambda image: function(model, image), images, mesh)
+    return chunked_vmap(lambda image: function(model, image), images, mesh)

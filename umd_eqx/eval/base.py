@@ -16,7 +16,7 @@ from umd_eqx.core.display import Display
 from umd_eqx.core.errors import BadInput
 from umd_eqx.core.paths import AbstractPath
 from umd_eqx.core.programs import Program
-from umd_eqx.core.sharding import batch_sharding, in_pieces, place, replicated, whole_batch
+from umd_eqx.core.sharding import batch_sharding, chunked_vmap, place, replicated, round_up_to_devices
 from umd_eqx.core.types import Batch, Report
 from umd_eqx.data.loader import evaluation_batches
 from umd_eqx.data.source import DataSource
@@ -66,7 +66,7 @@ class EvalContext:
         return spec.height == spec.width == self.size
 
     @property
-    def codec(self) -> AbstractTokenizer:
+    def tokenizer_or_identity(self) -> AbstractTokenizer:
         """The tokenizer, or pixels as they are: so that one way of measuring serves both."""
         return Identity.init(self.train.spec.channels) if self.tokenizer is None else self.tokenizer
 
@@ -93,12 +93,14 @@ class EvalContext:
         *,
         crop: Crop = "evaluation",
     ) -> Iterator[Batch]:
-        """What the network sees of some images: as `images`, or their likeliest latents."""
+        """What the network sees of some images: as `images`, or the modes of their posteriors."""
         for batch in self.images(split, indices, crop=crop):
             yield (
                 batch
                 if self.tokenizer is None
-                else dataclasses.replace(batch, image=likeliest(self.tokenizer, jnp.asarray(batch.image), self.mesh))
+                else dataclasses.replace(
+                    batch, image=posterior_mode(self.tokenizer, jnp.asarray(batch.image), self.mesh)
+                )
             )
 
     def images(
@@ -126,16 +128,18 @@ class EvalContext:
 
 
 @eqx.filter_jit
-def likeliest(tokenizer: AbstractTokenizer, images: Float[Array, "b h w c"], mesh: Mesh) -> Float[Array, "b lh lw lc"]:
-    """The likeliest latent of each image of a batch that the devices of `mesh` share."""
-    return in_pieces(lambda image: tokenizer.encode(image).mode(), images, mesh)
+def posterior_mode(
+    tokenizer: AbstractTokenizer, images: Float[Array, "b h w c"], mesh: Mesh
+) -> Float[Array, "b lh lw lc"]:
+    """The mode of the posterior of each image of a batch that the devices of `mesh` share."""
+    return chunked_vmap(lambda image: tokenizer.encode(image).mode(), images, mesh)
 
 
 def decoded(
     tokenizer: AbstractTokenizer, latents: Float[np.ndarray, "n lh lw lc"], batch_size: int, mesh: Mesh
 ) -> Iterator[Float[np.ndarray, "b h w c"]]:
     """The images of latents, no more than `batch_size` (rounded up to a multiple of the devices) at once."""
-    size, tokenizer = whole_batch(batch_size, mesh), place(tokenizer, replicated(mesh))
+    size, tokenizer = round_up_to_devices(batch_size, mesh), place(tokenizer, replicated(mesh))
     for start in range(0, len(latents), size):
         some = latents[start : start + size]
         filled = np.resize(some, (size, *some.shape[1:]))
@@ -147,7 +151,7 @@ def decode_batch(
     tokenizer: AbstractTokenizer, latents: Float[Array, "b lh lw lc"], mesh: Mesh
 ) -> Float[Array, "b h w c"]:
     """The image of each latent of a batch that the devices of `mesh` share."""
-    return in_pieces(tokenizer.decode, latents, mesh, factor=tokenizer.factor)
+    return chunked_vmap(tokenizer.decode, latents, mesh, factor=tokenizer.factor)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,11 +208,11 @@ class AbstractEvaluator(abc.ABC):
         return False
 
 
-def require(evaluator: AbstractEvaluator, field: str, works: Mapping[str, bool], way_out: str) -> None:
+def require(evaluator: AbstractEvaluator, field: str, works: Mapping[str, bool], hint: str) -> None:
     """Raises `BadInput` for the first hyper-parameter that cannot work: by their names, True where they can."""
     for name, fine in works.items():
         if not fine:
-            raise BadInput(f"{field}.{name.replace('_', '-')}", f"{getattr(evaluator, name)} cannot work", way_out)
+            raise BadInput(f"{field}.{name.replace('_', '-')}", f"{getattr(evaluator, name)} cannot work", hint)
 
 
 def spread(count: int, size: int) -> Int[np.ndarray, "count"]:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 from umd_eqx.core.display import Chart, Display, Section
 from umd_eqx.core.paths import AbstractPath
 from umd_eqx.core.programs import Program
-from umd_eqx.core.sharding import in_pieces
+from umd_eqx.core.sharding import chunked_vmap
 from umd_eqx.core.types import Image, Label, Report, Scalar
 from umd_eqx.eval.base import (
     AbstractEvaluator,
@@ -78,7 +78,7 @@ class Denoising(AbstractEvaluator):
                 for batch, rows in zip(batches, batch_rows(indices, context.batch_size), strict=True):
                     images, labels = jnp.asarray(batch.image), jnp.asarray(batch.label)
                     given = (images, labels, jnp.asarray(level), image_keys(keys, rows), context.mesh)
-                    error, pictures = _denoise(model, context.codec, context.path, *given)
+                    error, pictures = _denoise(model, context.tokenizer_or_identity, context.path, *given)
                     errors.append(np.stack([np.asarray(e) for e in error], axis=1))
                     valid.append(np.asarray(batch.valid))
                     shown += pick(pictures, valid[-1], self.pictures - len(shown))
@@ -102,7 +102,7 @@ class Denoising(AbstractEvaluator):
         """Denoising of one batch at one level."""
         images, labels, t = context.image_shapes, context.label_shapes, jax.ShapeDtypeStruct((), jnp.float32)
         given = (images, labels, t, context.key_shapes, context.mesh)
-        return {"denoise": Program(_denoise, (model, context.codec, context.path, *given))}
+        return {"denoise": Program(_denoise, (model, context.tokenizer_or_identity, context.path, *given))}
 
 
 def level_name(level: float) -> str:
@@ -113,7 +113,7 @@ def level_name(level: float) -> str:
 @eqx.filter_jit
 def _denoise(
     model: AbstractModel,
-    codec: AbstractTokenizer,
+    tokenizer: AbstractTokenizer,
     path: AbstractPath,
     images: Float[Array, "b h w c"],
     labels: Int[Array, "b"],
@@ -122,14 +122,14 @@ def _denoise(
     mesh: Mesh,
 ) -> tuple[tuple[Float[Array, "b"], Float[Array, "b"]], tuple[Float[Array, "b h w c"], ...]]:
     def one(image: Image, label: Label, key: PRNGKeyArray) -> tuple[tuple[Scalar, Scalar], tuple[Image, ...]]:
-        x0 = codec.encode(image).mode()
+        x0 = tokenizer.encode(image).mode()
         eps = jax.random.normal(key, x0.shape)
         x_t = path.interpolate(x0, eps, t)
         prediction = model(x_t, model.cond(label).at(path.network_time(t)))
-        predicted = codec.decode(prediction.read("x0", path, x_t, t))
+        predicted = tokenizer.decode(prediction.read("x0", path, x_t, t))
         errors = jnp.mean((predicted - image) ** 2), jnp.mean((prediction.read("eps", path, x_t, t) - eps) ** 2)
         # By way of the noise, as the reference samples: with a mask, the x0 head never learned visible patches.
         clean = prediction.denoised("eps", path, x_t, t).x0
-        return errors, (image, codec.decode(x_t), codec.decode(clean))
+        return errors, (image, tokenizer.decode(x_t), tokenizer.decode(clean))
 
-    return in_pieces(lambda given: one(*given), (images, labels, keys), mesh)
+    return chunked_vmap(lambda given: one(*given), (images, labels, keys), mesh)

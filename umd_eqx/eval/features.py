@@ -1,4 +1,4 @@
-"""Features of many images from a frozen network."""
+"""FeatureKind of many images from a frozen network."""
 
 from typing import Literal, NamedTuple
 
@@ -12,12 +12,12 @@ from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 from umd_eqx.core.errors import BadInput
 from umd_eqx.core.paths import AbstractPath
 from umd_eqx.core.programs import Program
-from umd_eqx.core.sharding import batch_sharding, in_pieces
+from umd_eqx.core.sharding import batch_sharding, chunked_vmap
 from umd_eqx.core.types import Image, Representation
-from umd_eqx.eval.base import EvalContext, batch_rows, image_keys, likeliest
+from umd_eqx.eval.base import EvalContext, batch_rows, image_keys, posterior_mode
 from umd_eqx.models import AbstractModel, AbstractPatchModel
 
-Features = Literal["class_tokens", "patches", "both"]
+FeatureKind = Literal["class_tokens", "patches", "both"]
 
 RAW_PIXELS = "raw_pixels"
 """What the names of features that are the images themselves begin with."""
@@ -27,14 +27,14 @@ RAW_SIDE = 32
 
 
 class FeatureSet(NamedTuple):
-    """Features, labels and indices, a row an image. Images that could not be read are left out."""
+    """FeatureKind, labels and indices, a row an image. Images that could not be read are left out."""
 
     class_tokens: Float[np.ndarray, "n d"]
     patches: Float[np.ndarray, "n d"]
     labels: Int[np.ndarray, "n"]
     indices: Int[np.ndarray, "n"]
 
-    def of(self, name: Features) -> Float[np.ndarray, "n features"]:
+    def of(self, name: FeatureKind) -> Float[np.ndarray, "n features"]:
         """One kind, or both side by side."""
         if name == "both":
             return np.concatenate([self.class_tokens, self.patches], axis=1)
@@ -73,7 +73,7 @@ def extract(
     ):
         keys = image_keys(key, rows)
         given = (jnp.asarray(batch.image), jnp.asarray(time), keys)
-        features = represent_batch(model, context.path, *given, context.mesh, context.codec.factor)
+        features = represent_batch(model, context.path, *given, context.mesh, context.tokenizer_or_identity.factor)
         valid = np.asarray(batch.valid)
         parts.append([np.asarray(x)[valid] for x in (features.class_tokens, features.patches, batch.label, rows)])
     return FeatureSet(*(np.concatenate(column) for column in zip(*parts, strict=True)))
@@ -123,10 +123,16 @@ def extraction_programs(model: AbstractPatchModel, context: EvalContext) -> dict
     """What `extract` compiles for a batch, by shapes alone: see `AbstractEvaluator.programs`."""
     inputs = (context.batch_size, *model.image_shape)
     images = jax.ShapeDtypeStruct(inputs, jnp.float32, sharding=batch_sharding(context.mesh))
-    given = (images, jax.ShapeDtypeStruct((), jnp.float32), context.key_shapes, context.mesh, context.codec.factor)
+    given = (
+        images,
+        jax.ShapeDtypeStruct((), jnp.float32),
+        context.key_shapes,
+        context.mesh,
+        context.tokenizer_or_identity.factor,
+    )
     programs = {"represent": Program(represent_batch, (model, context.path, *given))}
     if context.tokenizer is not None:
-        programs["encode"] = Program(likeliest, (context.tokenizer, context.image_shapes, context.mesh))
+        programs["encode"] = Program(posterior_mode, (context.tokenizer, context.image_shapes, context.mesh))
     return programs
 
 
@@ -146,4 +152,4 @@ def represent_batch(
         x_t = path.interpolate(x0, jax.random.normal(key, x0.shape), t)
         return model.represent(x_t, model.cond().at(path.network_time(t)))
 
-    return in_pieces(lambda given: one(*given), (images, keys), mesh, factor=factor)
+    return chunked_vmap(lambda given: one(*given), (images, keys), mesh, factor=factor)

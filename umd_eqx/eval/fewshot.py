@@ -11,7 +11,7 @@ from umd_eqx.core.display import Chart, Display, Section
 from umd_eqx.core.programs import Program
 from umd_eqx.core.types import Report
 from umd_eqx.eval.base import AbstractEvaluator, EvalContext, Evaluate, require, spread
-from umd_eqx.eval.features import RAW_PIXELS, Features, extract, extraction_programs, flat_pixels, raw_pixels_name
+from umd_eqx.eval.features import RAW_PIXELS, FeatureKind, extract, extraction_programs, flat_pixels, raw_pixels_name
 from umd_eqx.models import AbstractModel, AbstractPatchModel
 
 ROWS = 1024
@@ -129,7 +129,7 @@ class FewShot(AbstractEvaluator):
     l2: float | None = 1024.0
     """Strength of the ridge penalty (the reference's, for its 100,000 images). None: for each kind of features the one
     that classifies most of the training images of a draw, each left out in turn."""
-    features: tuple[Features, ...] = ("class_tokens", "patches", "both")
+    features: tuple[FeatureKind, ...] = ("class_tokens", "patches", "both")
     """The mean of the class tokens (the reference's), the mean of the patches, or both side by side."""
     time: float = 0.0
     """Noise level at which images are read: 0 is clean; the reference reads r = 0 systems at 0.051, its step 51."""
@@ -141,7 +141,7 @@ class FewShot(AbstractEvaluator):
     """Neighbours that vote."""
     raw_pixels: bool = True
     """Also probe the pixels themselves (at 32 x 32 if there are more), the line that a representation has to beat."""
-    headline: Features | None = None
+    headline: FeatureKind | None = None
     """Which of `features` stands for the network in the report; None: the first. The best of them on the test images
     would be a choice made on the test images."""
 

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 from umd_eqx.core.display import Chart, Display, Section
 from umd_eqx.core.paths import AbstractDiscretePath, AbstractPath, smooth
 from umd_eqx.core.programs import Program, abstract
-from umd_eqx.core.sharding import batch_sharding, replicated, whole_batch
+from umd_eqx.core.sharding import batch_sharding, replicated, round_up_to_devices
 from umd_eqx.core.types import NO_CLASS, Label, Report
 from umd_eqx.eval.activations import BATCH, activate_batch
 from umd_eqx.eval.base import AbstractEvaluator, EvalContext, Evaluate, decode_batch, decoded, require
@@ -104,14 +104,16 @@ class Generation(AbstractEvaluator):
                     sample, guided, sampler, key=key, batch_size=self.batch_size, mesh=context.mesh
                 )
                 context.phase(f"samples at guidance {cfg_scale:g}")
-                pictures = decoded(context.codec, draw(shown), self.batch_size, context.mesh)
+                pictures = decoded(context.tokenizer_or_identity, draw(shown), self.batch_size, context.mesh)
                 images[name] = grid(_rows(np.concatenate(list(pictures)), self.columns))
                 say = functools.partial(say_progress, context.phase, f"sampling at guidance {cfg_scale:g}")
                 found = measure_generation(functools.partial(draw, progress=say), yardstick, model.num_classes)
                 scalars |= {f"{protocol.name}/{name}/{metric}": value for metric, value in found.items()}
             best = guide(denoiser, 1.0 if model.num_classes is None else self.cfg_scales[len(self.cfg_scales) // 2])
             context.phase("a film of samples")
-            images["film"] = film(best, sampler, context.codec, shown[:: self.columns][:FILMS], key, self.frames)
+            images["film"] = film(
+                best, sampler, context.tokenizer_or_identity, shown[:: self.columns][:FILMS], key, self.frames
+            )
             return Report(scalars, images)
 
         return evaluate
@@ -148,15 +150,15 @@ class Generation(AbstractEvaluator):
         denoiser, sampler = self._way(model, context)
         guided = abstract(guide(denoiser, next((s for s in scales if s != 1.0), 1.0)), everywhere)
         key, film = abstract(jax.random.key(0)), jax.ShapeDtypeStruct((FILMS,), jnp.int32)
-        index = jax.ShapeDtypeStruct((whole_batch(self.batch_size, context.mesh),), jnp.int32, sharding=shared)
-        decoded_at_once = whole_batch(max(self.batch_size, context.batch_size), context.mesh)
+        index = jax.ShapeDtypeStruct((round_up_to_devices(self.batch_size, context.mesh),), jnp.int32, sharding=shared)
+        decoded_at_once = round_up_to_devices(max(self.batch_size, context.batch_size), context.mesh)
         latents = jax.ShapeDtypeStruct((decoded_at_once, *model.image_shape), jnp.float32, sharding=shared)
         extractor = extractor_shapes(self.extractor, self.inception_weights, context.train.spec)
-        levels = (whole_batch(BATCH, context.mesh), *context.image_shapes.shape[1:])
+        levels = (round_up_to_devices(BATCH, context.mesh), *context.image_shapes.shape[1:])
         return {
             "sample": Program(sample_batch, (guided, sampler, key, index, index, None)),
-            "decode": Program(decode_batch, (context.codec, latents, context.mesh)),
-            "film": Program(_films, (guided, sampler, context.codec, film, key, self.frames)),
+            "decode": Program(decode_batch, (context.tokenizer_or_identity, latents, context.mesh)),
+            "film": Program(_films, (guided, sampler, context.tokenizer_or_identity, film, key, self.frames)),
             "features": Program(
                 activate_batch,
                 (abstract(extractor, everywhere), jax.ShapeDtypeStruct(levels, jnp.uint8, sharding=shared)),
@@ -178,13 +180,13 @@ def path_for(sampler: AbstractSampler, path: AbstractPath) -> AbstractPath:
 def film(
     denoiser: AbstractDenoiser,
     sampler: AbstractSampler,
-    codec: AbstractTokenizer,
+    tokenizer: AbstractTokenizer,
     labels: Int[np.ndarray, "count"],
     key: PRNGKeyArray,
     frames: int,
 ) -> UInt8[np.ndarray, "rows columns 3"]:
     """A row for each label: the clean image as it is predicted, and decoded, at `frames` steps spread over the way."""
-    shown = np.asarray(_films(denoiser, sampler, codec, jnp.asarray(labels), key, frames))
+    shown = np.asarray(_films(denoiser, sampler, tokenizer, jnp.asarray(labels), key, frames))
     return grid([list(row) for row in shown])
 
 
@@ -192,7 +194,7 @@ def film(
 def _films(
     denoiser: AbstractDenoiser,
     sampler: AbstractSampler,
-    codec: AbstractTokenizer,
+    tokenizer: AbstractTokenizer,
     labels: Int[Array, "count"],
     key: PRNGKeyArray,
     frames: int,
@@ -202,7 +204,7 @@ def _films(
         steps = sampler.trajectory(denoiser.given(denoiser.model.cond(y)), noise, rest)[1]
         # Chosen before they are decoded: of hundreds of steps a dozen are shown.
         picked = np.unique(np.linspace(0, len(steps) - 1, frames).round().astype(int))
-        return jax.lax.map(codec.decode, steps[picked])
+        return jax.lax.map(tokenizer.decode, steps[picked])
 
     return jax.vmap(one)(jnp.arange(len(labels)), labels)
 

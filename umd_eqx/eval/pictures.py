@@ -10,7 +10,7 @@ GAP = 2
 WHITE = 255
 
 
-def to_uint8(image: Float[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h w 3"]:
+def to_rgb8(image: Float[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h w 3"]:
     """An image in [-1, 1] (clipped) as red, green, blue; one channel becomes grey, of many the first three count."""
     pixels = np.clip((np.asarray(image, np.float32) + 1.0) * 127.5 + 0.5, 0, 255).astype(np.uint8)
     return np.repeat(pixels[..., :1], 3, axis=2) if pixels.shape[2] < 3 else pixels[..., :3]
@@ -31,5 +31,5 @@ def grid(rows: Sequence[Sequence[Float[np.ndarray, "h w c"]]]) -> UInt8[np.ndarr
     for i, row in enumerate(rows):
         for j, image in enumerate(row):
             top, left = i * (height + GAP), j * (width + GAP)
-            canvas[top : top + height, left : left + width] = to_uint8(image)
+            canvas[top : top + height, left : left + width] = to_rgb8(image)
     return canvas

@@ -14,7 +14,7 @@ from umd_eqx.core.errors import BadInput
 from umd_eqx.core.masking import View, draw_order, hidden_pixels, num_kept, ratios
 from umd_eqx.core.paths import AbstractPath
 from umd_eqx.core.programs import Program
-from umd_eqx.core.sharding import in_pieces
+from umd_eqx.core.sharding import chunked_vmap
 from umd_eqx.core.types import Image, Report, Scalar
 from umd_eqx.eval.base import (
     AbstractEvaluator,
@@ -54,16 +54,16 @@ class Reconstruction(AbstractEvaluator):
     def validate(self, num_patches: int | None = None, field: str = "--eval.reconstruction") -> None:
         """Raises `BadInput` for numbers of images below 1, and a mask ratio that hides no patch or all of them."""
         require(self, field, {"images": self.images >= 1, "pictures": self.pictures >= 1}, "Use 1 or more")
-        way_out = "Use a share in (0, 1)"
+        hint = "Use a share in (0, 1)"
         some = 0.0 < self.mask_ratio < 1.0
         if num_patches == 1:
             problem = "an image of one patch has none to hide and none to show"
             raise BadInput("--model.variant", problem, "Choose a smaller patch, or a larger --data.size")
         if num_patches is not None:
             least, most = ratios(num_patches)
-            way_out = f"Use {least:g}, which hides one patch of {num_patches}, to {most:g}, which leaves one visible"
+            hint = f"Use {least:g}, which hides one patch of {num_patches}, to {most:g}, which leaves one visible"
             some = some and 0 < num_kept(num_patches, self.mask_ratio) < num_patches
-        require(self, field, {"mask_ratio": some}, way_out)
+        require(self, field, {"mask_ratio": some}, hint)
 
     def build(self, context: EvalContext) -> Evaluate:
         """The measurement, on images spread evenly over the test split."""
@@ -75,7 +75,7 @@ class Reconstruction(AbstractEvaluator):
             batches = context.images("test", indices)
             for batch, rows in zip(batches, batch_rows(indices, context.batch_size), strict=True):
                 given = (jnp.asarray(batch.image), image_keys(key, rows), self.mask_ratio, context.mesh)
-                error, pictures = _reconstruct(model, context.codec, context.path, *given)
+                error, pictures = _reconstruct(model, context.tokenizer_or_identity, context.path, *given)
                 errors.append(np.asarray(error))
                 valid.append(np.asarray(batch.valid))
                 shown += pick(pictures, valid[-1], self.pictures - len(shown))
@@ -96,13 +96,13 @@ class Reconstruction(AbstractEvaluator):
     def programs(self, model: AbstractPatchModel, context: EvalContext) -> dict[str, Program]:
         """Reconstruction of one batch."""
         given = (context.image_shapes, context.key_shapes, self.mask_ratio, context.mesh)
-        return {"reconstruct": Program(_reconstruct, (model, context.codec, context.path, *given))}
+        return {"reconstruct": Program(_reconstruct, (model, context.tokenizer_or_identity, context.path, *given))}
 
 
 @eqx.filter_jit
 def _reconstruct(
     model: AbstractPatchModel,
-    codec: AbstractTokenizer,
+    tokenizer: AbstractTokenizer,
     path: AbstractPath,
     images: Float[Array, "b h w c"],
     keys: Key[Array, "b"],
@@ -110,16 +110,16 @@ def _reconstruct(
     mesh: Mesh,
 ) -> tuple[Float[Array, "b 2"], tuple[Float[Array, "b h w c"], ...]]:
     def one(image: Image, key: PRNGKeyArray) -> tuple[Float[Array, "2"], tuple[Image, ...]]:
-        x0 = codec.encode(image).mode()
+        x0 = tokenizer.encode(image).mode()
         view = View(draw_order(key, model.num_patches), num_kept(model.num_patches, mask_ratio))
         prediction = model(x0, model.cond(), view).read("x0", path, x0, jnp.asarray(0.0))
         m = hidden_pixels(view, x0, model.patch)
-        combined = codec.decode(x0 * (1.0 - m) + prediction * m)
-        m_image = hidden_pixels(view, image, model.patch * codec.factor)
-        pictures = (image, image * (1.0 - m_image), codec.decode(prediction), combined)
+        combined = tokenizer.decode(x0 * (1.0 - m) + prediction * m)
+        m_image = hidden_pixels(view, image, model.patch * tokenizer.factor)
+        pictures = (image, image * (1.0 - m_image), tokenizer.decode(prediction), combined)
         return jnp.stack([_on_hidden(combined - image, m_image), _on_hidden(prediction - x0, m)]), pictures
 
-    return in_pieces(lambda given: one(*given), (images, keys), mesh)
+    return chunked_vmap(lambda given: one(*given), (images, keys), mesh)
 
 
 def _on_hidden(difference: Image, m: Float[Array, "h w 1"]) -> Scalar:

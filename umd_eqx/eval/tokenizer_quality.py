@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from umd_eqx.core.display import Display
 from umd_eqx.core.programs import Program
-from umd_eqx.core.sharding import in_pieces
+from umd_eqx.core.sharding import chunked_vmap
 from umd_eqx.core.types import Image, Report
 from umd_eqx.eval.base import AbstractEvaluator, EvalContext, Evaluate, require, spread, weighted_mean
 from umd_eqx.eval.pictures import grid, pick
@@ -22,7 +22,7 @@ from umd_eqx.models.tokenizers.fsq import FSQ
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerQuality(AbstractEvaluator):
-    """Test images there and back again, by their likeliest latents.
+    """Test images there and back again, by the modes of their posteriors.
 
     `error` is the mean squared error of pixels in [-1, 1] and `psnr` the same in decibels; `latent_mean` and
     `latent_std` are over all numbers of all latents. With a codebook also `codes_used`, the share of its codes that
@@ -98,4 +98,4 @@ def _there_and_back(
         moments = jnp.stack([jnp.mean((back - image) ** 2), jnp.mean(z), jnp.mean(z**2)])
         return back, moments, model.indices(z) if isinstance(model, FSQ) else None
 
-    return in_pieces(one, images, mesh)
+    return chunked_vmap(one, images, mesh)

@@ -100,7 +100,7 @@ def score(
     if broken.any():
         return {"not_finite": float(np.mean(broken))}
     context, protocol, extractor = yardstick.context, yardstick.protocol, yardstick.extractor
-    images = decoded(context.codec, samples, context.batch_size, context.mesh)
+    images = decoded(context.tokenizer_or_identity, samples, context.batch_size, context.mesh)
     levels = (np.asarray(to_uint8(jnp.asarray(some), protocol.rounding)) for some in images)
     say = functools.partial(say_progress, context.phase, "features of samples")
     fake = activations(extractor, levels, context.mesh, lambda done: say(done, len(samples)))

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Float32, Int
 
 from umd_eqx.core.errors import BadInput
 from umd_eqx.core.files import save_json, write_atomically
-from umd_eqx.core.sharding import batch_sharding, in_pieces, place, replicated, whole_batch
+from umd_eqx.core.sharding import batch_sharding, chunked_vmap, place, replicated, round_up_to_devices
 from umd_eqx.core.types import DataSpec
 from umd_eqx.data.loader import evaluation_batches
 from umd_eqx.data.source import DataSource, Example
@@ -99,7 +99,7 @@ def encode(
     done = settings.images - sum(len(settings.shards[shard]) for shard in missing)
     tokenizer = place(tokenizer, replicated(mesh))
     views = _Views(source, settings)
-    size = whole_batch(min(batch_size // settings.views, settings.images), mesh)
+    size = round_up_to_devices(min(batch_size // settings.views, settings.images), mesh)
     for shard in missing:
         labels: list[np.ndarray] = []
         moments: list[np.ndarray] = []
@@ -210,7 +210,7 @@ def _as_it_is(image: np.ndarray) -> Float32[np.ndarray, "rows size c"]:
 def _moments(
     tokenizer: AbstractTokenizer, images: Float[Array, "b h w c"], mesh: Mesh, mode_only: bool
 ) -> Float[Array, "b lh lw stored"]:
-    return in_pieces(lambda image: join_moments(tokenizer.encode_raw(image), mode_only=mode_only), images, mesh)
+    return chunked_vmap(lambda image: join_moments(tokenizer.encode_raw(image), mode_only=mode_only), images, mesh)
 
 
 def _write_shard(

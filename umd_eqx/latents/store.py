@@ -154,7 +154,7 @@ def check(
     `source_hash` of the images, as the run has them; the flag that named the folder.
     """
     there = manifest.settings
-    for what, stored, asked, way_out in (
+    for what, stored, asked, hint in (
         ("another tokenizer", there.tokenizer, digest, "Give --tokenizer the one that made them"),
         ("another shift of the tokenizer", there.shift, shift, "Encode them anew"),
         ("another scale of the tokenizer", there.scale, scale, "Encode them anew"),
@@ -164,7 +164,7 @@ def check(
         ("other images", there.source, source_hash, "Give the data that they were made of"),
     ):
         if stored != asked:
-            raise BadInput(field, f"the latents were made with {what} ({stored}, and now {asked})", way_out)
+            raise BadInput(field, f"the latents were made with {what} ({stored}, and now {asked})", hint)
 
 
 def source_hash(source: DataSource) -> str:
@@ -210,17 +210,17 @@ class LatentSource:
         settings = self.manifest.settings
         place = Path(folder).expanduser()
         files = [place / settings.shard_name(shard) for shard in range(len(settings.shards))]
-        way_out = "Run experiments/encode_latents.py once more"
+        hint = "Run experiments/encode_latents.py once more"
         for file in files:
             if not file.exists():
-                raise BadInput(field, f"{file} is missing", way_out)
+                raise BadInput(field, f"{file} is missing", hint)
         try:
             self._records = array_record_data_source.ArrayRecordDataSource([str(file) for file in files])
         except Exception as error:  # array_record raises many kinds; the files are at fault
-            raise BadInput(field, f"the shards in {place} cannot be read", way_out) from error
+            raise BadInput(field, f"the shards in {place} cannot be read", hint) from error
         if len(self._records) != settings.images:
             problem = f"{place} holds {len(self._records)} records and not {settings.images}"
-            raise BadInput(field, problem, way_out)
+            raise BadInput(field, problem, hint)
         rows, columns, _ = settings.shape
         classes, count = self.manifest.num_classes, settings.images
         self.spec = DataSpec(settings.name, count, 0, rows, columns, settings.record_shape[-1], classes)

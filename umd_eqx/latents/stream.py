@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from umd_eqx.core.sharding import in_pieces
+from umd_eqx.core.sharding import chunked_vmap
 from umd_eqx.core.types import Batch
 from umd_eqx.models.tokenizers.base import AbstractTokenizer, Posterior
 
@@ -45,7 +45,7 @@ def as_latents(
 @eqx.filter_jit
 def encode_batch(tokenizer: AbstractTokenizer, batch: Batch, key: PRNGKeyArray, step: Array, mesh: Mesh) -> Batch:
     """Encodes the images of a batch, no more at once than the devices can hold, and draws the latent of each."""
-    return _drawn(in_pieces(tokenizer.encode, jnp.asarray(batch.image), mesh), batch, key, step)
+    return _drawn(chunked_vmap(tokenizer.encode, jnp.asarray(batch.image), mesh), batch, key, step)
 
 
 @eqx.filter_jit

@@ -80,8 +80,8 @@ class Unified(AbstractObjective):
             raise BadInput(flag, f"{self.no_noise_prob} is outside [0, 1]", "Give the share of images without noise")
         clean = self.num_clean(batch_size)
         if clean == 0 and self.no_noise_prob > 0:
-            way_out = f"Use at least {math.ceil(1e5 / batch_size) / 1e5:g}, or a larger --data.batch-size"
-            raise BadInput(flag, f"{self.no_noise_prob} of a batch of {batch_size} is no image at all", way_out)
+            hint = f"Use at least {math.ceil(1e5 / batch_size) / 1e5:g}, or a larger --data.batch-size"
+            raise BadInput(flag, f"{self.no_noise_prob} of a batch of {batch_size} is no image at all", hint)
         if clean < batch_size:
             self.denoising.validate(num_patches, batch_size - clean, f"{field}.denoising")
         if clean > 0:

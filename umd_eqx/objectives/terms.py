@@ -127,16 +127,16 @@ class MaskedDenoising(AbstractObjective):
             raise BadInput(f"{field}.label-dropout", f"{self.label_dropout} is outside [0, 1]", "Give a probability")
         regions = {term.region for term in self.terms}
         if num_patches == 1 and ("hidden" in regions or self.mask_ratio > 0):
-            way_out = "Choose a smaller patch, or a larger --data.size"
-            raise BadInput("--model.variant", "an image of one patch has none to hide and none to show", way_out)
+            hint = "Choose a smaller patch, or a larger --data.size"
+            raise BadInput("--model.variant", "an image of one patch has none to hide and none to show", hint)
         kept = num_kept(num_patches, self.mask_ratio)
         if kept == 0:
-            way_out = f"Use at most {ratios(num_patches)[1]:g}, which leaves one visible"
-            raise BadInput(flag, f"{self.mask_ratio} hides all {num_patches} patches of an image", way_out)
+            hint = f"Use at most {ratios(num_patches)[1]:g}, which leaves one visible"
+            raise BadInput(flag, f"{self.mask_ratio} hides all {num_patches} patches of an image", hint)
         if kept == num_patches and "hidden" in regions:
             name = next(term.name for term in self.terms if term.region == "hidden")
-            way_out = f"Use at least {ratios(num_patches)[0]:g}, or a preset without that term (dit)"
-            raise BadInput(flag, f"{self.mask_ratio} hides no patch, but the term {name} needs some", way_out)
+            hint = f"Use at least {ratios(num_patches)[0]:g}, or a preset without that term (dit)"
+            raise BadInput(flag, f"{self.mask_ratio} hides no patch, but the term {name} needs some", hint)
 
 
 def _mean_square(difference: Image, term: Term, hidden: Float[Array, "h w 1"]) -> Scalar:

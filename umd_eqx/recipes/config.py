@@ -171,7 +171,7 @@ class Config:
         return self.side, self.side, spec.channels if self.latent is None else self.latent.channels
 
     def validate(self, mesh: Mesh) -> None:
-        """Raises `BadInput` for the first value that cannot work, naming its flag and the way out."""
+        """Raises `BadInput` for the first value that cannot work, naming its flag, with a hint."""
         self._validate_latents()
         self.model.validate(self.side)
         self.data.validate(mesh)
@@ -201,8 +201,8 @@ class Config:
 
     def _validate_latents(self) -> None:
         if self.tokenizer is None and self.data.latents is not None:
-            way_out = "Name the tokenizer that made them, too"
-            raise BadInput("--data.latents", "latents are nothing to a system in pixels", way_out)
+            hint = "Name the tokenizer that made them, too"
+            raise BadInput("--data.latents", "latents are nothing to a system in pixels", hint)
         if self.tokenizer is not None and self.latent is None:
             raise BadInput(
                 "--tokenizer", f"{self.tokenizer} was not looked at", "Call umd_eqx.runs.resolved.resolve first"

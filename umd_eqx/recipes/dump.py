@@ -109,8 +109,8 @@ def load(data: Any, types: Iterable[type] = ()) -> Any:
             return {name: build(item) for name, item in data.items()}
         name = data["type"]
         if not isinstance(name, str) or name not in known:
-            way_out = "Run the command by the file that defines it (python my_file.py sample ...), or pass types=[...]"
-            raise BadInput("config.json", f"{name!r} is not a type that this program knows", way_out)
+            hint = "Run the command by the file that defines it (python my_file.py sample ...), or pass types=[...]"
+            raise BadInput("config.json", f"{name!r} is not a type that this program knows", hint)
         try:
             return known[name](**{key: build(item) for key, item in data.items() if key != "type"})
         except TypeError as error:

@@ -59,8 +59,8 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
         except ValueError as error:
             if number == len(lines):
                 break
-            way_out = "Remove that line, or the file if its numbers are not needed."
-            raise BadInput(f"{os.fspath(path)}, line {number}", "this is not a row of metrics", way_out) from error
+            hint = "Remove that line, or the file if its numbers are not needed."
+            raise BadInput(f"{os.fspath(path)}, line {number}", "this is not a row of metrics", hint) from error
         rows.append(row)
     return rows
 

@@ -58,9 +58,9 @@ class RunDirectory:
         - `name`: its key.
         """
         inner = self.config.get("config") if isinstance(self.config, Mapping) else None
-        for place in (self.environment, self.config, inner):
-            if isinstance(place, Mapping) and place.get(name) is not None:
-                return place[name]
+        for facts in (self.environment, self.config, inner):
+            if isinstance(facts, Mapping) and facts.get(name) is not None:
+                return facts[name]
         return None
 
     def count(self, name: str) -> int | None:

@@ -71,8 +71,8 @@ def follow(
         return name, dataclasses.replace(derived_recipe(source, source.trained, types), start=start)
     if name not in presets:
         problem = f"there is no recipe {name!r} for what lies in {start.source}"
-        way_out = f"Give the run that it was exported from, or put one of these first: {', '.join(presets)}"
-        raise BadInput("preset", problem, way_out)
+        hint = f"Give the run that it was exported from, or put one of these first: {', '.join(presets)}"
+        raise BadInput("preset", problem, hint)
     recipe = presets[name]()
     kept = ("source", "train_split", "test_split", "size", "expected")
     data = dataclasses.replace(recipe.data, **{field: getattr(source.data, field) for field in kept})
@@ -97,8 +97,8 @@ def resolve_fitting(config: Config, source: Pretrained) -> Resolved:
             f"--model.{name.replace('_', '-')} is {there} there and {here} here"
             for name, (there, here) in different.items()
         )
-        way_out = "Take the preset of that network, or none: the recipe then follows the source"
-        raise BadInput("--from", f"{config.start.source} holds another network: {said}", way_out)
+        hint = "Take the preset of that network, or none: the recipe then follows the source"
+        raise BadInput("--from", f"{config.start.source} holds another network: {said}", hint)
     if config.path != source.path:
         problem = f"it was trained on {type(source.path).__name__}, the recipe has {type(config.path).__name__}"
         raise BadInput("--from", problem, "Name no preset: the recipe then follows the source")
@@ -125,7 +125,7 @@ def resolve_fitting(config: Config, source: Pretrained) -> Resolved:
 
 def finetuned_dir(path: str | os.PathLike[str]) -> Path:
     """Where a fine-tuning run is kept by default: beside its source, with `-ft`; for an export, in `runs/`."""
-    place = Path(path)
-    if place.name in ("", ".."):
-        place = Path(os.path.abspath(path))
-    return place.parent / f"{place.name}-ft" if place.is_dir() else Path("runs") / f"{place.stem}-ft"
+    location = Path(path)
+    if location.name in ("", ".."):
+        location = Path(os.path.abspath(path))
+    return location.parent / f"{location.name}-ft" if location.is_dir() else Path("runs") / f"{location.stem}-ft"

@@ -107,18 +107,18 @@ def from_pretrained(
 
     **Raises:** `BadInput` for what is no such thing, cannot be read, or does not fit its card. No pickle is loaded.
     """
-    place = SHIPPED if path is None else Path(path)
-    if place.is_dir():
-        if (place / "config.json").exists():
-            return _from_run(place, weights, tokenizer, known, field, say, tuple(types))
-        exports = sorted(place.glob("*.safetensors"))
+    location = SHIPPED if path is None else Path(path)
+    if location.is_dir():
+        if (location / "config.json").exists():
+            return _from_run(location, weights, tokenizer, known, field, say, tuple(types))
+        exports = sorted(location.glob("*.safetensors"))
         if len(exports) != 1:
             found = f"{len(exports)} exports" if exports else "neither a run nor an export"
-            raise BadInput(field, f"{place} holds {found}", "Give a run directory or a .safetensors file")
-        place = exports[0]
-    if not place.exists():
-        raise BadInput(field, f"there is no {place}", "Give a run directory or a .safetensors file")
-    return _from_export(place, tokenizer, known, field, tuple(types))
+            raise BadInput(field, f"{location} holds {found}", "Give a run directory or a .safetensors file")
+        location = exports[0]
+    if not location.exists():
+        raise BadInput(field, f"there is no {location}", "Give a run directory or a .safetensors file")
+    return _from_export(location, tokenizer, known, field, tuple(types))
 
 
 def first_weights(
@@ -147,7 +147,7 @@ def export(source: Pretrained, path: str | os.PathLike[str], *, half: bool = Fal
 
     **Raises:** `BadInput` naming `--out` where the name does not end in .safetensors, or the files exist already.
     """
-    place = new_weights(path)
+    location = new_weights(path)
     content = {
         "format": FORMAT,
         "preset": source.preset,
@@ -162,22 +162,22 @@ def export(source: Pretrained, path: str | os.PathLike[str], *, half: bool = Fal
     }
     if source.latents is not None:
         content |= {"tokenizer": source.latents.source, "latent": dump(source.latents.spec)}
-    return save_weights(place, source.model, content, dtype=np.float16 if half else np.float32)
+    return save_weights(location, source.model, content, dtype=np.float16 if half else np.float32)
 
 
 def new_weights(path: str | os.PathLike[str]) -> Path:
     """A path for weights and, beside them, their card. Raises `BadInput` naming `--out` where there is something."""
-    place = Path(path)
-    if place.suffix != ".safetensors":
-        raise BadInput("--out", f"{place} is no name for weights", "Let it end in .safetensors")
-    for existing in (place, card_of(place)):
+    location = Path(path)
+    if location.suffix != ".safetensors":
+        raise BadInput("--out", f"{location} is no name for weights", "Let it end in .safetensors")
+    for existing in (location, card_of(location)):
         if existing.exists():
             raise BadInput("--out", f"{existing} exists already", "Choose another name, or delete it")
-    return place
+    return location
 
 
 def _from_run(
-    place: Path,
+    location: Path,
     weights: Weights,
     tokenizer: str | None,
     known: Latents | None,
@@ -186,21 +186,21 @@ def _from_run(
     types: tuple[type, ...],
 ) -> Pretrained:
     try:
-        kept = json.loads((place / "config.json").read_text())
+        kept = json.loads((location / "config.json").read_text())
         parts = {name: load(kept["config"][name], types) for name in ("model", "path", "data", "optim", "ema")}
         # Runs of pixels from before there were latents have neither.
         parts |= {name: load(kept["config"].get(name)) for name in ("tokenizer", "latent")}
         if "trainable" in kept["config"]:  # runs from before there was a choice trained everything
             parts["trainable"] = load(kept["config"]["trainable"], types)
-        facts = json.loads((place / "environment.json").read_text())
+        facts = json.loads((location / "environment.json").read_text())
         spec = DataSpec(**facts["data"])
     except FileNotFoundError as error:
-        problem = f"{place} holds a run that never began ({Path(error.filename).name} is missing)"
+        problem = f"{location} holds a run that never began ({Path(error.filename).name} is missing)"
         raise BadInput(field, problem, "Run it first") from error
     except (ValueError, KeyError, TypeError) as error:
         if isinstance(error, BadInput):
             raise
-        raise BadInput(field, f"the configuration in {place} cannot be read", "Choose another run") from error
+        raise BadInput(field, f"the configuration in {location} cannot be read", "Choose another run") from error
     latents = _latents(tokenizer or parts["tokenizer"], parts["latent"], known)
     # Which objective and evaluators the run had does not matter here, and they may be a reader's own classes.
     parts["optim"] = dataclasses.replace(parts["optim"], accumulate=1)
@@ -208,10 +208,10 @@ def _from_run(
     built = build(dataclasses.replace(config, data=_on_any_machine(config.data)), spec)
     if not isinstance(built.abstract_state().model, AbstractModel):
         if isinstance(parts["model"], FashionClassifierConfig):
-            problem = f"{place} holds a classifier and no auto-encoder"
+            problem = f"{location} holds a classifier and no auto-encoder"
             raise BadInput(field, problem, "Give a run of pretrain.py or finetune.py")
-        raise BadInput(field, f"{place} holds a tokenizer and no network", "Give it to --tokenizer, and a run here")
-    step, state = restored(built, place, field, say)
+        raise BadInput(field, f"{location} holds a tokenizer and no network", "Give it to --tokenizer, and a run here")
+    step, state = restored(built, location, field, say)
     average = state.ema if weights == "ema" else None
     model = state.model if average is None else average
     assert isinstance(model, AbstractModel)
@@ -263,11 +263,11 @@ def _on_any_machine(data: DataConfig) -> DataConfig:
 
 
 def _from_export(
-    place: Path, tokenizer: str | None, known: Latents | None, field: str, types: tuple[type, ...]
+    location: Path, tokenizer: str | None, known: Latents | None, field: str, types: tuple[type, ...]
 ) -> Pretrained:
     anew = "Export the weights anew"
-    file = read_weights(place, field)
-    with open_card(place, field, anew, newest=FORMAT) as card:
+    file = read_weights(location, field)
+    with open_card(location, field, anew, newest=FORMAT) as card:
         parts = {name: load(card[name], types) for name in ("model", "path", "data", "spec")}
         preset, step, kind, digest = (card[name] for name in ("preset", "step", "weights", "sha256"))
         named, latent = card.get("tokenizer"), load(card.get("latent"))
@@ -279,10 +279,10 @@ def _from_export(
         side = parts["data"].size // (1 if latent is None else latent.factor)
         parts["model"].validate(side)
         parts["path"].validate(field)
-    require_described(place, file, digest, field, anew)
+    require_described(location, file, digest, field, anew)
     spec, latents = parts["spec"], _latents(tokenizer or named, latent, known)
     channels = spec.channels if latent is None else latent.channels
     make = functools.partial(parts["model"].build, side, channels, spec.num_classes)
     like = jax.eval_shape(lambda key: make(key=key), jax.random.key(0))
-    model = fill(like, file.tensors, place, field, anew)
+    model = fill(like, file.tensors, location, field, anew)
     return Pretrained(model, parts["model"], parts["path"], parts["data"], spec, preset, step, kind, latents, denoises)

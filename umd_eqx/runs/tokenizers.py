@@ -78,19 +78,19 @@ def load_tokenizer(source: str, field: str = "--tokenizer") -> LoadedTokenizer:
 
     **Raises:** `BadInput` for what is no such thing, cannot be read, or does not fit its card. No pickle is loaded.
     """
-    place = SHIPPED.get(source) or Path(source).expanduser()
-    if not place.exists():
-        place = _cached(source, field)
-    if place.is_dir() and (place / TRAINED).exists():
-        place = place / TRAINED
-    elif is_diffusers(place):
-        tokenizer = read_diffusers(place, field)
+    location = SHIPPED.get(source) or Path(source).expanduser()
+    if not location.exists():
+        location = _cached(source, field)
+    if location.is_dir() and (location / TRAINED).exists():
+        location = location / TRAINED
+    elif is_diffusers(location):
+        tokenizer = read_diffusers(location, field)
         return LoadedTokenizer(tokenizer, fingerprint(tokenizer), f"{source}, {_shape_of(tokenizer)}")
-    elif place.is_dir():
-        some = (place / "config.json").exists()
-        problem = f"{place} holds {'a run without a finished' if some else 'no'} tokenizer"
+    elif location.is_dir():
+        some = (location / "config.json").exists()
+        problem = f"{location} holds {'a run without a finished' if some else 'no'} tokenizer"
         raise BadInput(field, problem, WAY_OUT + ", ".join(SHIPPED))
-    return _from_card(place, source, field)
+    return _from_card(location, source, field)
 
 
 def load_latents(source: str, *, known: Latents | None = None) -> Latents:
@@ -146,22 +146,22 @@ def fingerprint(tokenizer: AbstractTokenizer) -> str:
     return weights[:16] + sha256_of_json(named_settings(tokenizer))[:16]
 
 
-def _from_card(place: Path, source: str, field: str) -> LoadedTokenizer:
+def _from_card(location: Path, source: str, field: str) -> LoadedTokenizer:
     anew = "Train or export it anew"
-    weights = read_weights(place, field)
-    with open_card(place, field, "Train or export the tokenizer anew", newest=FORMAT) as card:
+    weights = read_weights(location, field)
+    with open_card(location, field, "Train or export the tokenizer anew", newest=FORMAT) as card:
         if card.get("kind") != "tokenizer":
-            raise BadInput(field, f"{place} holds no tokenizer", WAY_OUT + ", ".join(SHIPPED))
+            raise BadInput(field, f"{location} holds no tokenizer", WAY_OUT + ", ".join(SHIPPED))
         config, digest = load(card["model"]), card["sha256"]
         channels, shift, scale = card["channels"], card["shift"], card["scale"]
         require_sane_tokenizer(config, channels, shift, scale)
         config.validate(LARGEST_FACTOR)
         make = functools.partial(config.build, 0, channels, 1)
         like = jax.eval_shape(lambda key: make(key=key), jax.random.key(0))
-    require_described(place, weights, digest, field, anew)
-    filled = fill(like, weights.tensors, place, field, anew)
+    require_described(location, weights, digest, field, anew)
+    filled = fill(like, weights.tensors, location, field, anew)
     if card["format"] > 1 and not is_intact(card):
-        problem = f"{card_of(place)} was changed after it was written"
+        problem = f"{card_of(location)} was changed after it was written"
         raise BadInput(field, problem, "Train or export the tokenizer anew")
     tokenizer = with_statistics(filled, float(shift), float(scale))
     title = f"{source}, {config.title}, {_shape_of(tokenizer)}"
@@ -182,16 +182,16 @@ def _cached(source: str, field: str) -> Path:
     snapshots = cache / f"models--{repository.replace('/', '--')}" / "snapshots"
     found = sorted(snapshots.iterdir(), key=lambda snapshot: snapshot.stat().st_mtime) if snapshots.is_dir() else []
     for snapshot in reversed(found):
-        place = snapshot / folder
-        if any((place / file).exists() for file in (TRAINED, WEIGHTS, f"vae/{WEIGHTS}")):
-            return place
-    way_out = WAY_OUT + ", ".join(SHIPPED)
+        location = snapshot / folder
+        if any((location / file).exists() for file in (TRAINED, WEIGHTS, f"vae/{WEIGHTS}")):
+            return location
+    hint = WAY_OUT + ", ".join(SHIPPED)
     if named is not None:
         files = " ".join(str(PurePosixPath(folder, name)) for name in (CONFIG, WEIGHTS))
         fetch = f"`pip install huggingface_hub && hf download {repository} {files}` fetches it"
         elsewhere = "" if folder else f" (if it lies in a folder of the repository, name it {repository}/FOLDER)"
-        way_out = f"{fetch}{elsewhere}. Or: {way_out}"
-    raise BadInput(field, f"there is no {source} on this machine", way_out)
+        hint = f"{fetch}{elsewhere}. Or: {hint}"
+    raise BadInput(field, f"there is no {source} on this machine", hint)
 
 
 def _shape_of(tokenizer: AbstractTokenizer) -> str:

@@ -78,8 +78,8 @@ def own(run_dir: Path, field: str = "--run-dir") -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            way_out = "Wait for it, stop it, or choose another directory"
-            raise BadInput(field, f"another process is running in {run_dir}", way_out) from error
+            hint = "Wait for it, stop it, or choose another directory"
+            raise BadInput(field, f"another process is running in {run_dir}", hint) from error
         yield
 
 

@@ -79,12 +79,12 @@ class Autoguidance(AbstractGuidance):
 
     def __init__(self, denoiser: AbstractDenoiser, weak: AbstractDenoiser, scale: float | Scalar):
         self.denoiser, self.weak, self.scale = denoiser, weak, _scale(scale)
-        way_out, ours, theirs = "Take a checkpoint of the same data", denoiser.model, weak.model
+        hint, ours, theirs = "Take a checkpoint of the same data", denoiser.model, weak.model
         if theirs.image_shape != ours.image_shape:
             problem = f"its images are {theirs.image_shape} and not {ours.image_shape}"
-            raise BadInput("--weak", problem, way_out)
+            raise BadInput("--weak", problem, hint)
         if theirs.num_classes not in (None, ours.num_classes):
-            raise BadInput("--weak", f"it knows {theirs.num_classes} classes and not {ours.num_classes}", way_out)
+            raise BadInput("--weak", f"it knows {theirs.num_classes} classes and not {ours.num_classes}", hint)
 
     @property
     def ends(self) -> Ends:

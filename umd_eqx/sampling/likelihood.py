@@ -70,8 +70,8 @@ def bits_per_dim(
     """
     path = denoiser.path
     if not isinstance(path, AbstractSmoothPath):
-        way_out = "Pass umd_eqx.core.paths.smooth(path), the curve through its levels"
-        raise BadInput("--path", "the likelihood follows the rates of the path, and a table has none", way_out)
+        hint = "Pass umd_eqx.core.paths.smooth(path), the curve through its levels"
+        raise BadInput("--path", "the likelihood follows the rates of the path, and a table has none", hint)
     for flag, value in (("--probes", probes), ("--steps", steps)):
         if value is not None and value < 1:
             raise BadInput(flag, f"{value} is too small", "Use 1 or more")

@@ -33,13 +33,13 @@ def load_fashion_classifier(
     first array that is missing, has no place, or is of another shape, not float32 or not finite.
     """
     weights = read_weights(path, field)
-    way_out = "Take the file that experiments/train_classifier.py wrote, with its card"
-    require_described(path, weights, read_card(path, field)["sha256"], field, way_out)
+    hint = "Take the file that experiments/train_classifier.py wrote, with its card"
+    require_described(path, weights, read_card(path, field)["sha256"], field, hint)
     like = jax.eval_shape(lambda key: FashionClassifier.init(NUM_CLASSES, key=key), jax.random.key(0))
     for name, tensor in weights.tensors.items():
         if tensor.dtype != np.float32:
-            raise BadInput(field, f"{path} has {name} as {tensor.dtype} and not as float32", way_out)
-    return fill(like, weights.tensors, path, field, way_out)
+            raise BadInput(field, f"{path} has {name} as {tensor.dtype} and not as float32", hint)
+    return fill(like, weights.tensors, path, field, hint)
 
 
 def save_fashion_classifier(model: FashionClassifier, path: str | os.PathLike[str], facts: Mapping[str, Any]) -> Path:

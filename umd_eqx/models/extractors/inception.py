@@ -33,7 +33,7 @@ Port = Literal["pytorch", "tensorflow"]
   TensorFlow 1 (`resize_tensorflow`), (x - 128) / 128; logits without bias, as in Salimans et al.'s Inception score.
 """
 
-Features = Float[Array, "_ _ _"]
+FeatureMap = Float[Array, "_ _ _"]
 """Rows, columns and channels, different from step to step."""
 
 
@@ -95,7 +95,7 @@ class InceptionV3(AbstractExtractor):
         return cls(layers=layers, fc=Linear(array("fc.kernel"), array("fc.bias")), port=port)
 
     def __call__(self, image: Float[Array, "h w c"]) -> Activations:
-        """Features (2048), the mean over the last 8 x 8 places, and logits (1008), of grey levels 0 .. 255.
+        """FeatureMap (2048), the mean over the last 8 x 8 places, and logits (1008), of grey levels 0 .. 255.
 
         Of any size; a grey image is taken for one with three equal channels. Raises `ValueError` for other channels.
         """
@@ -110,7 +110,7 @@ class InceptionV3(AbstractExtractor):
         logits = jnp.dot(features, self.fc.kernel, precision=lax.Precision.HIGHEST)
         return Activations(features, logits + self.fc.bias if self.port == "pytorch" else logits)
 
-    def _along(self, branch: Branch, prefix: str, x: Features) -> Features:
+    def _along(self, branch: Branch, prefix: str, x: FeatureMap) -> FeatureMap:
         for step in branch:
             if isinstance(step, Pool):
                 x = _pool(x, step)
@@ -144,7 +144,7 @@ def _prepare(image: Float[Array, "h w c"], port: Port) -> Float[Array, "299 299 
     return 2.0 * (resize_bilinear(image, SIDE) / 255.0) - 1.0
 
 
-def _pool(x: Features, pool: Pool) -> Features:
+def _pool(x: FeatureMap, pool: Pool) -> FeatureMap:
     window, strides, padding = (3, 3, 1), (pool.stride, pool.stride, 1), "SAME" if pool.stride == 1 else "VALID"
     if pool.kind == "max":
         return lax.reduce_window(x, -math.inf, lax.max, window, strides, padding)

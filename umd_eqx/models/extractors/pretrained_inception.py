@@ -89,18 +89,18 @@ def load_inception(
     features of other weights is no FID.
     """
     tensors, texts = read_tensors(path, field)
-    way_out = f"Convert the published file: {CONVERT}"
+    hint = f"Convert the published file: {CONVERT}"
     for name, shape in parameter_shapes().items():
         if name not in tensors:
-            raise BadInput(field, f"{path} lacks {name}", way_out)
+            raise BadInput(field, f"{path} lacks {name}", hint)
         tensor = tensors[name]
         if tensor.shape != shape or tensor.dtype != np.float32:
             problem = f"{name} in {path} is {tensor.dtype} {tensor.shape}, not float32 {shape}"
-            raise BadInput(field, problem, way_out)
+            raise BadInput(field, problem, hint)
         if not np.isfinite(tensor).all():
-            raise BadInput(field, f"{name} in {path} holds numbers that are not finite", way_out)
+            raise BadInput(field, f"{name} in {path} holds numbers that are not finite", hint)
     if texts.get("source_sha256") != PUBLISHED.sha256:
-        raise BadInput(field, f"{path} was not made of the published weights", way_out)
+        raise BadInput(field, f"{path} was not made of the published weights", hint)
     return InceptionV3.from_tensors(tensors, port)
 
 
@@ -110,40 +110,40 @@ def convert_inception(state: Mapping[str, np.ndarray], field: str = "SOURCE") ->
     Kernels (outputs, inputs, rows, columns) become (rows, columns, inputs, outputs). Raises `BadInput` naming the first
     array that is missing, of another shape, or has no place.
     """
-    way_out = "Take the file of pytorch-fid or torch-fidelity, unchanged"
+    hint = "Take the file of pytorch-fid or torch-fidelity, unchanged"
     sources = {f"{name}.kernel": (f"{name}.conv.weight", (2, 3, 1, 0)) for name, *_ in convolutions()}
     for name, *_ in convolutions():
         sources |= {f"{name}.{ours}": (f"{name}.{theirs}", (0,)) for ours, theirs in _PORTED.items()}
     sources |= {"fc.kernel": ("fc.weight", (1, 0)), "fc.bias": ("fc.bias", (0,))}
     for name in sorted(set(state) - {theirs for theirs, _ in sources.values()}):
         if not name.endswith(".num_batches_tracked"):  # counts the batches of a training that is over
-            raise BadInput(field, f"{name!r} has no place in the network", way_out)
+            raise BadInput(field, f"{name!r} has no place in the network", hint)
     tensors = {}
     for ours, shape in parameter_shapes().items():
         theirs, order = sources[ours]
         if theirs not in state:
-            raise BadInput(field, f"{theirs} is missing", way_out)
+            raise BadInput(field, f"{theirs} is missing", hint)
         tensor = np.asarray(state[theirs], np.float32)
         if tensor.ndim != len(order) or tensor.transpose(order).shape != shape:
-            raise BadInput(field, f"{theirs} has shape {tensor.shape}, which does not fit", way_out)
+            raise BadInput(field, f"{theirs} has shape {tensor.shape}, which does not fit", hint)
         tensors[ours] = tensor.transpose(order)
     return tensors
 
 
 def read_published(path: str | os.PathLike[str], published: Published = PUBLISHED, field: str = "SOURCE") -> bytes:
     """The bytes of a published file, once its SHA-256 is right. Raises `BadInput` for any other file."""
-    way_out = f"Take the published one, {published.url}"
+    hint = f"Take the published one, {published.url}"
     try:
         if not os.path.isfile(path):
             raise BadInput(field, f"there is no file {path}", "Name it, or let --download fetch it")
         if os.path.getsize(path) != published.size:
             problem = f"{path} has {os.path.getsize(path):,} bytes, not {published.size:,}"
-            raise BadInput(field, problem, way_out)
+            raise BadInput(field, problem, hint)
         data = Path(path).read_bytes()
     except OSError as error:
-        raise BadInput(field, f"{path} cannot be read ({error.strerror or error})", way_out) from error
+        raise BadInput(field, f"{path} cannot be read ({error.strerror or error})", hint) from error
     if sha256_of(data) != published.sha256:
-        raise BadInput(field, f"{path} has another SHA-256 than the published file; it was not opened", way_out)
+        raise BadInput(field, f"{path} has another SHA-256 than the published file; it was not opened", hint)
     return data
 
 
@@ -153,15 +153,15 @@ def fetch_published(path: str | os.PathLike[str], published: Published = PUBLISH
     Raises `BadInput` where there is no network, where something else comes, and where it cannot be written.
     """
     path = Path(path)
-    way_out = f"Fetch {published.url} by other means and name the file"
+    hint = f"Fetch {published.url} by other means and name the file"
     try:
         with urllib.request.urlopen(published.url, timeout=60) as answer:
             data = answer.read(published.size + 1)
     except (OSError, ValueError) as error:  # an address that cannot be reached, one that is none
         reason = " ".join(str(getattr(error, "reason", error)).split())[:120]
-        raise BadInput(field, f"{published.url} cannot be fetched ({reason})", way_out) from error
+        raise BadInput(field, f"{published.url} cannot be fetched ({reason})", hint) from error
     if sha256_of(data) != published.sha256:
-        raise BadInput(field, f"what {published.url} sent has another SHA-256", way_out)
+        raise BadInput(field, f"what {published.url} sent has another SHA-256", hint)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, data)

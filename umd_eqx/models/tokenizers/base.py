@@ -18,7 +18,7 @@ class Posterior(eqx.Module):
     logvar: Latent | None = None
 
     def mode(self) -> Latent:
-        """The likeliest latent."""
+        """The mode of the posterior."""
         return self.mean
 
     def sample(self, key: PRNGKeyArray) -> Latent:

@@ -74,21 +74,21 @@ def read_diffusers(place: str | os.PathLike[str], field: str = "--tokenizer") ->
         raise BadInput(field, f"{file} holds the attention's layers by their old and by their new names", "Get it anew")
     tensors = renamed
     wanted = {_theirs(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(like)}
-    way_out = f"Is {CONFIG} the one that belongs to it?"
+    hint = f"Is {CONFIG} the one that belongs to it?"
     for name in sorted(set(tensors) - set(wanted)):
-        raise BadInput(field, f"{_word(name)} in {file} has no place in the network", way_out)
+        raise BadInput(field, f"{_word(name)} in {file} has no place in the network", hint)
 
     def put(path: tuple[jax.tree_util.KeyEntry, ...], leaf: Any) -> jax.Array:
         name = _theirs(path)
         if name not in tensors:
-            raise BadInput(field, f"{file} lacks {name}", way_out)
+            raise BadInput(field, f"{file} lacks {name}", hint)
         if not jnp.issubdtype(tensors[name].dtype, jnp.floating):  # of a quantised file, which is not these weights
             raise BadInput(field, f"{name} in {file} is {tensors[name].dtype}", "Get the file in float16 or float32")
         with np.errstate(over="ignore"):  # to infinity, which is told below
             tensor = _ours(tensors[name].astype(np.float32), leaf.ndim)
         if tensor.shape != leaf.shape:
             problem = f"{name} in {file} has shape {tensors[name].shape}, which is not that of the network"
-            raise BadInput(field, problem, way_out)
+            raise BadInput(field, problem, hint)
         if not np.isfinite(tensor).all():
             raise BadInput(field, f"{name} in {file} holds numbers that are not finite", "Get the file anew")
         return jnp.asarray(tensor)
