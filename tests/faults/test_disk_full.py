@@ -133,7 +133,7 @@ class Reluctant(io.FileIO):
 
 def test_a_row_of_which_the_disk_took_a_part_is_written_on(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    with MetricsFile(Reluctant(path, "wb"), -1) as metrics:
+    with MetricsFile(Reluctant(path, "wb"), []) as metrics:
         metrics.append(1, {"train/loss": 0.5})
         metrics.append(2, {"train/loss": 0.25})
     assert read_metrics(path) == [{"step": 1, "train/loss": 0.5}, {"step": 2, "train/loss": 0.25}]
