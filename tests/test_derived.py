@@ -14,6 +14,7 @@ from umd_eqx.commands.cli import exit_with
 from umd_eqx.commands.finetune import finetune
 from umd_eqx.core.errors import BadInput
 from umd_eqx.core.paths import RectifiedFlow
+from umd_eqx.data.source_configs import TFDS
 from umd_eqx.eval import FewShot
 from umd_eqx.objectives import (
     Unified,
@@ -56,7 +57,8 @@ class Mine:
 
 def own_recipe(photos, objective):
     """Another data set, size, number of channels, network, path and length than any preset has."""
-    data = {"name": "tiny", "dir": str(photos), "size": 16, "area_min": 60.0, "flip": True, "expected": None}
+    source = TFDS("tiny", str(photos))
+    data = {"source": source, "size": 16, "area_min": 60.0, "flip": True, "expected": None}
     config = tiny(
         **{f"data__{name}": value for name, value in data.items()},
         **{"model__variant": "mu/4", "model__class_tokens": 2, "model__conditioning": "shared-adaln"},

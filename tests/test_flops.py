@@ -34,7 +34,8 @@ def forward(model: AutoEncoder, mask_ratio: float) -> tuple:
 
     def function(arrays, x, key):
         view = View(draw_order(key, model.num_patches), num_kept(model.num_patches, mask_ratio))
-        return eqx.combine(arrays, static)(x, jnp.asarray(3.0), jnp.asarray(1), view if mask_ratio else None)
+        network = eqx.combine(arrays, static)
+        return network(x, network.cond(1).at(jnp.asarray(3.0)), view if mask_ratio else None)
 
     return function, arrays, jax.ShapeDtypeStruct((SIZE, SIZE, CHANNELS), jnp.float32), jax.random.key(0)
 

@@ -11,6 +11,7 @@ from umd_eqx.core.errors import BadInput
 from umd_eqx.recipes.dump import completed, dump, flatten, load, only_the_run, run_identity
 from umd_eqx.recipes.pretrain import PUBLISHED_SAMPLER, SMALL_SAMPLER, latent_dit
 from umd_eqx.recipes.upgrade import upgraded
+from umd_eqx.report.rundir import RunDirectory
 from umd_eqx.runs.remeasure import not_yet_measured
 from umd_eqx.runs.workspace import claim
 from umd_eqx.sampling import DDIM, Adaptive, DPMSolverPP, EDMGrid, Euler, Heun, ReverseSDE, ShiftedGrid, UniformGrid
@@ -46,10 +47,10 @@ def test_a_kept_configuration_loads_as_that_of_today(today):
 
 def test_a_kept_run_is_continued_and_not_measured_again(today, tmp_path):
     shutil.copy(KEPT, tmp_path / "config.json")
-    assert claim(tmp_path, today, "latent-dit") is False
-    assert not_yet_measured(tmp_path, today.eval, [], 3000) == {}
+    assert claim(tmp_path, today, "latent-dit") == json.loads(KEPT.read_text())
+    assert not_yet_measured(RunDirectory.read(tmp_path), today.eval, 3000) == {}
     heun = dataclasses.replace(today.eval["generation"], sampler=Heun(steps=9))
-    asked = not_yet_measured(tmp_path, {"generation": heun}, [], 3000)
+    asked = not_yet_measured(RunDirectory.read(tmp_path), {"generation": heun}, 3000)
     assert list(asked) == ["generation[sampler.steps=9,sampler.type=Heun]"]
 
 

@@ -66,7 +66,7 @@ def test_run_directories_have_the_names_of_flags():
 
     assert name(TFDS(dir="/data")) == "runs/umd,data.size=8,data.train_split=train-9"
     assert name(TFDS("mnist")) == "runs/umd,data.name=mnist,data.size=8,data.train_split=train-9"
-    folder = "data.channels=3,data.size=8,data.source=ImageFolder,data.title=pet,data.train_split=train-9"
+    folder = "data.size=8,data.source=ImageFolder,data.title=pet,data.train_split=train-9"
     assert name(ImageFolder("/data/pet")) == f"runs/umd,{folder}"
 
 

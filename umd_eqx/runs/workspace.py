@@ -42,8 +42,8 @@ def default_run_dir(preset: str, config: Config, recipe: Config, *, parent: Path
     """
     old, new = run_identity(recipe), run_identity(config)
     changed = {name for name, value in new.items() if name not in old or old[name] != value}
-    told = {name: new[name] for name in changed if not _by_default(name, old, new)}
-    words = [f"{as_flag(name)}={_plain(value)}" for name, value in sorted(told.items())]
+    told = {as_flag(name): new[name] for name in changed if not _by_default(name, old, new)}
+    words = [f"{flag}={_plain(value)}" for flag, value in sorted(told.items())]
     name = ",".join([preset, *words])
     if len(name) > LONGEST_NAME:
         name = f"{name[:LONGEST_NAME]}-{sha256_of(name.encode())[:8]}"
