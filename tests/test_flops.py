@@ -150,6 +150,11 @@ def test_convolutions_loops_and_branches_are_counted():
         return jax.lax.conv_general_dilated(x, kernel, (2, 2), "SAME", dimension_numbers=axes, feature_group_count=2)
 
     assert product_flops(convolve, x, kernel) == 2 * (4 * 4 * 6) * (3 * 3 * 2)
+
+    def enlarge(x, kernel):  # each pixel becomes 2 x 2, by a product with each place of the kernel
+        return jax.lax.conv_transpose(x, kernel, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    assert product_flops(enlarge, jnp.ones((1, 8, 8, 4)), jnp.ones((2, 2, 4, 6))) == 2 * (8 * 8 * 4) * (2 * 2 * 6)
     square = jnp.ones((5, 5))
     assert product_flops(lambda x: jax.lax.fori_loop(0, 7, lambda _, y: y @ y, x), square) == 7 * 250
     assert product_flops(lambda x: jax.lax.cond(x[0, 0] > 0, lambda y: y @ y @ y, lambda y: y @ y, x), square) == 500

@@ -9,15 +9,17 @@ import struct
 import sys
 import tracemalloc
 
+import equinox as eqx
 import hypothesis
 import hypothesis.extra.numpy as arrays
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import strategies as st
 
 from umd_eqx.core.errors import BadInput
-from umd_eqx.core.tensors import read_tensors, write_tensors
+from umd_eqx.core.tensors import fill, named_leaves, read_tensors, write_tensors
 
 BODY = bytes(8)
 A = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
@@ -209,3 +211,16 @@ def test_a_writer_that_fails_leaves_the_old_file(tmp_path):
     with pytest.raises(IsADirectoryError):
         write_tensors(path, {"a": np.ones(3)})
     assert path.read_bytes() == before
+
+
+def test_leaves_that_are_not_arrays_are_kept_and_not_written(tmp_path):
+    def make(key):
+        return eqx.nn.MLP(3, 2, 4, 1, activation=jax.nn.silu, key=key)
+
+    network = make(jax.random.key(0))
+    weights = {name: np.asarray(leaf) for name, leaf in named_leaves(network).items()}
+    write_tensors(tmp_path / "a.safetensors", weights)
+    tensors, _ = read_tensors(tmp_path / "a.safetensors")
+    like = eqx.filter_eval_shape(make, jax.random.key(1))
+    filled = fill(like, tensors, "a.safetensors", "--weights", "Export it anew")
+    np.testing.assert_array_equal(filled(jnp.ones(3)), network(jnp.ones(3)))

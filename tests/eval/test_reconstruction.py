@@ -155,7 +155,7 @@ def test_a_mask_ratio_that_hides_no_patch_or_all_of_them_is_refused(ratio):
 def test_an_image_of_one_patch_cannot_be_masked():
     with pytest.raises(BadInput, match="smaller patch") as refused:
         HIDDEN.validate(1)
-    assert refused.value.field == "--model.variant"
+    assert refused.value.field == "--eval.reconstruction"
 
 
 @pytest.mark.parametrize("num_patches", [2, 3, *(side**2 for side in range(2, 65)), 10_000, 16_384, 65_536, 100_000])

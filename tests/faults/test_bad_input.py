@@ -51,7 +51,7 @@ def test_a_preset_after_a_flag_is_told_to_come_first(refused, flag):
     ("words", "field"),
     [
         (("umd", "--path.steps", "0"), "--path.steps"),
-        (("mae", "--model.variant", "mu/28"), "--model.variant"),
+        (("mae", "--model.variant", "mu/28"), "--objective.mask-ratio"),
         (("umd", "--run-dir", "gs://bucket/x"), "--run-dir"),
     ],
 )

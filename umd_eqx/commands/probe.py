@@ -16,6 +16,7 @@ from umd_eqx.commands.training import flag_value
 from umd_eqx.core.errors import BadInput, require_writable
 from umd_eqx.core.sharding import make_mesh, round_up_to_devices
 from umd_eqx.eval import EvalContext, FewShot
+from umd_eqx.eval.features import require_representation
 from umd_eqx.latents.store import source_hash
 from umd_eqx.recipes.dump import dump
 from umd_eqx.report import Terminal
@@ -76,6 +77,7 @@ def measure_probe(words: list[str], types: Mapping[str, type] | None = None) -> 
         require_writable("--json", command.json)
     options = {"weights": command.settings.weights, "tokenizer": command.tokenizer}
     source = from_pretrained(command.run, **options, types=(types or {}).values())
+    require_representation(source.model, "--run")
     result = _measured(command, source)
     settled = {name: result[name] for name in ("settings", "seed", "weights", "data", "tokenizer")}
     keep(result, f"probe-{source.weights}-step{source.step}-{tag(settled)}", command.run, command.json)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -92,8 +93,12 @@ def write_tensors(path: str | os.PathLike[str], tensors: Tensors, texts: Mapping
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:
-    """The arrays of a PyTree, or what stands for them, by the names that they have in a file: `encoder.norm.scale`."""
-    return {jax.tree_util.keystr(path)[1:]: leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    """The arrays of a PyTree, or what stands for them, by the names that they have in a file: `encoder.norm.scale`.
+
+    Leaves that are not arrays, such as the activation of an `equinox.nn.MLP`, are left out.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path)[1:]: leaf for path, leaf in leaves if _is_array(leaf)}
 
 
 def named_settings(tree: Any, prefix: str = "") -> dict[str, Any]:
@@ -114,6 +119,8 @@ def named_settings(tree: Any, prefix: str = "") -> dict[str, Any]:
 def fill(like: Any, tensors: Tensors, path: str | os.PathLike[str], field: str, hint: str) -> Any:
     """`like`, a PyTree of shapes, with the arrays of a file in their places, each in the dtype that it has there.
 
+    Leaves of `like` that are not shapes of arrays are kept.
+
     Raises `BadInput`, naming `field` and `hint`, for the first array of `path` that is missing, has no place, is of
     another shape or not finite.
     """
@@ -131,4 +138,10 @@ def fill(like: Any, tensors: Tensors, path: str | os.PathLike[str], field: str, 
         if what:
             raise BadInput(field, f"{path} {what}", hint)
     filled = [jnp.asarray(tensors[name], leaf.dtype) for name, leaf in leaves.items()]
-    return jax.tree.unflatten(jax.tree.structure(like), filled)
+    places, rest = eqx.partition(like, _is_array)
+    return eqx.combine(jax.tree.unflatten(jax.tree.structure(places), filled), rest)
+
+
+def _is_array(leaf: Any) -> bool:
+    # Also of a shape and of a tracer.
+    return hasattr(leaf, "shape") and hasattr(leaf, "dtype")

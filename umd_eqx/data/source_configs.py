@@ -19,13 +19,12 @@ class AbstractSource(abc.ABC):
     Hence the other fields must tell two data sets apart. No field may have the name of a field of `DataConfig`.
     """
 
-    @abc.abstractmethod
     def splits(self) -> tuple[str, ...]:
-        """The names of the splits. Raises `BadInput` as `describe` does."""
+        """The names of the splits, by default train and test. Raises `BadInput` as `describe` does."""
+        return ("train", "test")
 
-    @abc.abstractmethod
     def describe(self, train_split: str, test_split: str) -> DataSpec:
-        """The facts of the data, without reading an image.
+        """The facts of the data. By default both splits are opened for it; reading an image should not be necessary.
 
         **Arguments:** two splits, or parts of them such as `train[:99%]`.
 
@@ -34,6 +33,8 @@ class AbstractSource(abc.ABC):
 
         **Raises:** `BadInput` naming a field of the source (`--data.dir`), `--data.train-split` or `--data.test-split`.
         """
+        train, test = self.open(train_split), self.open(test_split, field="--data.test-split")
+        return train.spec._replace(num_train=len(train), num_test=len(test))
 
     @abc.abstractmethod
     def open(self, split: str, *, field: str = "--data.train-split") -> DataSource:
@@ -44,9 +45,13 @@ class AbstractSource(abc.ABC):
         **Raises:** `BadInput` naming a field of the source or `field`.
         """
 
-    @abc.abstractmethod
     def moved(self, dir: str | None) -> "AbstractSource":
-        """The same data in another place; None stands for the usual place, or for an unknown one."""
+        """The same data in another place; None stands for the usual place, or for an unknown one.
+
+        By default another value of the field `dir`; a source without this field is the same everywhere.
+        """
+        has_place = any(field.name == "dir" for field in dataclasses.fields(self))
+        return dataclasses.replace(self, **{"dir": dir}) if has_place else self
 
 
 @dataclasses.dataclass(frozen=True)

@@ -193,6 +193,11 @@ class AbstractEvaluator(abc.ABC):
         return False
 
     @property
+    def needs_representation(self) -> bool:
+        """Whether it asks for a network with patches that represents an image (`AbstractPatchModel`)."""
+        return False
+
+    @property
     def untrained(self) -> bool:
         """Whether the network's first weights are measured once too, as the line to beat."""
         return False

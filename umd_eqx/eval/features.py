@@ -1,6 +1,7 @@
-"""FeatureKind of many images from a frozen network."""
+"""Features of many images from a frozen network."""
 
-from typing import Literal, NamedTuple
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -14,7 +15,7 @@ from umd_eqx.core.paths import AbstractPath
 from umd_eqx.core.programs import Program
 from umd_eqx.core.sharding import batch_sharding, chunked_vmap
 from umd_eqx.core.types import Image, Representation
-from umd_eqx.eval.base import EvalContext, batch_rows, image_keys, posterior_mode
+from umd_eqx.eval.base import AbstractEvaluator, EvalContext, batch_rows, image_keys, posterior_mode
 from umd_eqx.models import AbstractModel, AbstractPatchModel
 
 FeatureKind = Literal["class_tokens", "patches", "both"]
@@ -64,9 +65,7 @@ def extract(
     **Raises:** whatever the source raises but `BrokenImage`, such as `BadInput` for too many of these; `BadInput` for a
     network that is not an `AbstractPatchModel`; `ValueError` where `indices` is empty.
     """
-    if not isinstance(model, AbstractPatchModel):
-        problem = f"{type(model).__name__} does not represent images"
-        raise BadInput("--eval.fewshot", problem, "Leave the probe out, or give the network a `represent`")
+    model = require_representation(model, "--eval")
     parts = []
     for batch, rows in zip(
         context.batches(split, indices, crop="fewshot"), batch_rows(indices, context.batch_size), strict=True
@@ -77,6 +76,27 @@ def extract(
         valid = np.asarray(batch.valid)
         parts.append([np.asarray(x)[valid] for x in (features.class_tokens, features.patches, batch.label, rows)])
     return FeatureSet(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+def require_representation(model: Any, field: str) -> AbstractPatchModel:
+    """The network, if it represents images. Raises `BadInput` naming `field` otherwise."""
+    if not isinstance(model, AbstractPatchModel):
+        problem = f"{type(model).__name__} does not represent images"
+        raise BadInput(field, problem, "Leave the probe out, or make the network an AbstractPatchModel")
+    return model
+
+
+def require_measurable(model: Any, evaluators: Mapping[str, AbstractEvaluator]) -> None:
+    """Raises `BadInput` naming the first evaluator that needs a representation where the network has none.
+
+    **Arguments:**
+
+    - `model`: what is trained; shapes will do.
+    - `evaluators`: of a run, by name.
+    """
+    for name, evaluator in evaluators.items():
+        if evaluator.needs_representation:
+            require_representation(model, f"--eval.{name}")
 
 
 def flat_pixels(

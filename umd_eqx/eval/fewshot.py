@@ -146,6 +146,11 @@ class FewShot(AbstractEvaluator):
     would be a choice made on the test images."""
 
     @property
+    def needs_representation(self) -> bool:
+        """The representation is what is probed."""
+        return True
+
+    @property
     def untrained(self) -> bool:
         """The first weights are probed too."""
         return True

@@ -57,8 +57,8 @@ class Reconstruction(AbstractEvaluator):
         hint = "Use a share in (0, 1)"
         some = 0.0 < self.mask_ratio < 1.0
         if num_patches == 1:
-            problem = "an image of one patch has none to hide and none to show"
-            raise BadInput("--model.variant", problem, "Choose a smaller patch, or a larger --data.size")
+            hint = "Leave it out, or choose a network with a smaller patch, or a larger --data.size"
+            raise BadInput(field, "an image is one patch to the network, and none can be hidden", hint)
         if num_patches is not None:
             least, most = ratios(num_patches)
             hint = f"Use {least:g}, which hides one patch of {num_patches}, to {most:g}, which leaves one visible"

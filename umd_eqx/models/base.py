@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from umd_eqx.core.masking import View
 from umd_eqx.core.predictions import AbstractPrediction, PredictionType
-from umd_eqx.core.types import NO_CLASS, AbstractCond, Image, Label, Representation
+from umd_eqx.core.types import NO_CLASS, AbstractCond, Cond, Image, Label, Representation
 
 
 class Group(eqx.Module):
@@ -40,9 +40,12 @@ class AbstractModel(eqx.Module):
     num_classes: eqx.AbstractVar[int | None]
     prediction: eqx.AbstractVar[PredictionType]
 
-    @abc.abstractmethod
     def cond(self, y: Label = NO_CLASS) -> AbstractCond:
-        """What the network is told of a clean image of class `y`; `cond.at(t)` is for a noised one."""
+        """What the network is told of a clean image of class `y`; `cond.at(t)` is for a noised one.
+
+        Time 0 and the label, unless a network is told something else.
+        """
+        return Cond(jnp.zeros((), jnp.float32), label_array(y))
 
     @abc.abstractmethod
     def __call__(

@@ -16,6 +16,7 @@ from umd_eqx.data.broken import CountBroken, SkipBroken
 from umd_eqx.data.source_configs import TFDS, AbstractSource
 from umd_eqx.data.transforms import TrainTransform
 from umd_eqx.eval import AbstractEvaluator
+from umd_eqx.eval.features import require_measurable
 from umd_eqx.models import AbstractModel
 from umd_eqx.models.vit.variants import AbstractModelConfig
 from umd_eqx.models.vit.warm_start import warm_start
@@ -266,9 +267,11 @@ class Built:
     def abstract_state(self) -> TrainState:
         """The state's shapes, without computing it.
 
-        Raises `BadInput` where the network cannot be built for these data, or lacks what `trainable` names.
+        Raises `BadInput` where the network cannot be built for these data or lacks what training or an evaluator needs.
         """
-        return eqx.filter_eval_shape(self._init)
+        state = eqx.filter_eval_shape(self._init)
+        require_measurable(state.model, self.config.eval)
+        return state
 
 
 def build(config: Config, spec: DataSpec, mesh: Mesh | None = None) -> Built:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal, get_args
 
 from umd_eqx.core.paths import AbstractPath
@@ -13,6 +13,7 @@ from umd_eqx.models import ModelConfig
 from umd_eqx.models.tokenizers.configs import FSQTokenizer, KLTokenizer
 from umd_eqx.models.vit.blocks import BlockConfig
 from umd_eqx.models.vit.stack import Remat
+from umd_eqx.models.vit.variants import AbstractModelConfig
 from umd_eqx.recipes.config import DataConfig
 
 Weights = Literal["raw", "ema"]
@@ -27,25 +28,40 @@ MOST_LAYERS, MOST_SIZES = 16, 16
 """Of a tokenizer that a card describes: to build a deeper one, even as shapes, would take minutes."""
 
 
-def require_sane_network(parts: Mapping[str, Any], preset: Any, step: Any, kind: Any) -> None:
+def require_sane_network(
+    parts: Mapping[str, Any], preset: Any, step: Any, kind: Any, types: Collection[type] = ()
+) -> None:
     """Raises `TypeError` or `ValueError` for what no export of a network has written.
 
-    `parts` are its model, path, data and spec as they were loaded.
+    `parts` are its model, path, data and spec as they were loaded. `types` are the reader's own: what the fields of a
+    network among them may be is for its `validate` to say.
     """
-    for name, cls in {"model": ModelConfig, "path": AbstractPath, "data": DataConfig, "spec": DataSpec}.items():
+    for name, cls in {"path": AbstractPath, "data": DataConfig, "spec": DataSpec}.items():
         if not isinstance(parts[name], cls):
             raise TypeError(name)
     model, data, spec = parts["model"], parts["data"], parts["spec"]
     if not isinstance(data.source, AbstractSource):
         raise TypeError("source")
-    counts = (data.size, data.eval_batch_size, model.class_tokens, model.registers)
-    counts += (spec.channels, spec.num_classes, step)
-    if any(type(count) is not int or not 0 <= count < 2**31 for count in counts):
-        raise TypeError("a count")
+    _require_counts(data.size, data.eval_batch_size, spec.channels, spec.num_classes, step)
     if data.size > LARGEST_SIDE or kind not in get_args(Weights):
         raise ValueError("size or weights")
-    if not (isinstance(preset, str) and preset.isprintable() and isinstance(model.variant, str)):
-        raise TypeError("preset or variant")
+    if not (isinstance(preset, str) and preset.isprintable()):
+        raise TypeError("preset")
+    if isinstance(model, ModelConfig):
+        _require_sane_config(model)
+    elif not (isinstance(model, AbstractModelConfig) and type(model) in types):
+        raise TypeError("model")
+
+
+def _require_counts(*counts: Any) -> None:
+    if any(type(count) is not int or not 0 <= count < 2**31 for count in counts):
+        raise TypeError("a count")
+
+
+def _require_sane_config(model: ModelConfig) -> None:
+    _require_counts(model.class_tokens, model.registers)
+    if not isinstance(model.variant, str):
+        raise TypeError("variant")
     if model.prediction not in get_args(PredictionType):
         raise ValueError("prediction")
     if model.dtype not in ("float32", "bfloat16") or model.remat not in get_args(Remat):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import equinox as eqx
 import jax
 import numpy as np
 from etils import epath
@@ -274,15 +275,17 @@ def _from_export(
         denoises = card.get("denoises")
         if denoises not in (None, True, False):
             raise TypeError("denoises")
-        require_sane_network(parts, preset, step, kind)
+        require_sane_network(parts, preset, step, kind, types)
         require_sane_latents(named, latent)
         side = parts["data"].size // (1 if latent is None else latent.factor)
         parts["model"].validate(side)
         parts["path"].validate(field)
+        channels = parts["spec"].channels if latent is None else latent.channels
+        make = functools.partial(parts["model"].build, side, channels, parts["spec"].num_classes)
+        like = eqx.filter_eval_shape(lambda key: make(key=key), jax.random.key(0))
+        if not isinstance(like, AbstractModel):
+            raise TypeError("model")
     require_described(location, file, digest, field, anew)
     spec, latents = parts["spec"], _latents(tokenizer or named, latent, known)
-    channels = spec.channels if latent is None else latent.channels
-    make = functools.partial(parts["model"].build, side, channels, spec.num_classes)
-    like = jax.eval_shape(lambda key: make(key=key), jax.random.key(0))
     model = fill(like, file.tensors, location, field, anew)
     return Pretrained(model, parts["model"], parts["path"], parts["data"], spec, preset, step, kind, latents, denoises)

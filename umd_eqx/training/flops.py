@@ -90,7 +90,9 @@ def _products(jaxpr: Any) -> int:
             case "conv_general_dilated":
                 kernel = equation.invars[1].aval.shape
                 out_axis = equation.params["dimension_numbers"].rhs_spec[0]
-                total += 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) // kernel[out_axis]
+                products = math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) // kernel[out_axis]
+                # A transposed convolution is one of an image with zeros between its pixels: these are not multiplied.
+                total += 2 * products // math.prod(equation.params["lhs_dilation"])
             case "scan":
                 total += equation.params["length"] * sum(inner)
             case "cond":

@@ -51,12 +51,12 @@ VARIANTS = {
 
 @dataclasses.dataclass(frozen=True)
 class AbstractModelConfig(abc.ABC):
-    """How what a run trains is built: the auto-encoder of the systems, or a tokenizer."""
+    """How what a run trains is built: the auto-encoder of the systems, a tokenizer, or a network of a reader's own."""
 
     @property
-    @abc.abstractmethod
     def title(self) -> str:
-        """What a person calls it, in a word or two."""
+        """What a person calls it, in a word or two. The name of its type unless it says otherwise."""
+        return type(self).__name__
 
     @property
     @abc.abstractmethod
@@ -68,13 +68,17 @@ class AbstractModelConfig(abc.ABC):
         """What it computes in, as result files tell it. float32 unless it says otherwise."""
         return "float32"
 
-    @abc.abstractmethod
     def num_patches(self, size: int) -> int:
-        """The patches of an image of `size` x `size` that a mask is drawn over; 1 where there are no masks."""
+        """The patches of an image of `size` x `size` that a mask is drawn over. 1, which is no mask, by default."""
+        del size
+        return 1
 
-    @abc.abstractmethod
     def validate(self, size: int, field: str = "--model.variant") -> None:
-        """Raises `BadInput` if it cannot be built, or cannot read images of `size` x `size`."""
+        """Raises `BadInput` if it cannot be built, or cannot read images of `size` x `size`. By default it never does.
+
+        `field` is the flag to be named where the size of the images is at fault.
+        """
+        del size, field
 
     @abc.abstractmethod
     def build(self, size: int, channels: int, num_classes: int, *, key: PRNGKeyArray) -> eqx.Module:
