@@ -25,8 +25,8 @@ from umd_eqx.core.sharding import make_mesh, round_up_to_devices
 from umd_eqx.eval import EvalContext
 from umd_eqx.eval.extractors import choose_extractor
 from umd_eqx.eval.generation import path_for
+from umd_eqx.eval.generation_metrics import ReferenceStatistics, measure_generation
 from umd_eqx.eval.protocol import UMD10K, labels_for, scale
-from umd_eqx.eval.yardstick import Yardstick, measure_generation
 from umd_eqx.runs.pretrained import from_pretrained
 from umd_eqx.sampling import (
     DDIM,
@@ -101,8 +101,8 @@ def main(words: list[str]) -> int:
         tokenizer=source.tokenizer,
     )
     extractor = choose_extractor("fashion", None, source.spec)
-    yardstick = Yardstick(context, protocol, extractor)
-    floor = yardstick.floor()
+    reference = ReferenceStatistics(context, protocol, extractor)
+    floor = reference.floor()
     print(f"{source.describe()}; guidance {arguments.cfg_scale:g}; {arguments.samples} samples a point")
     print(f"as many real training images: fd_fashion {floor:.2f}\n")
     print(f"{'sampler':<18} {'calls':>5} {'fd_fashion':>10} {'recognised':>10}")
@@ -113,7 +113,7 @@ def main(words: list[str]) -> int:
         path, sampler = path_for(asked, source.path), in_force(asked, latents=source.tokenizer is not None)
         denoiser = guide(sampler.denoiser(source.model, path), arguments.cfg_scale)
         draw = functools.partial(sample, denoiser, sampler, key=jax.random.key(0), **options)
-        found = measure_generation(draw, yardstick, source.model.num_classes)
+        found = measure_generation(draw, reference, source.model.num_classes)
         calls = (
             mean_calls(sampler, denoiser, labels[: arguments.batch_size])
             if isinstance(sampler, Adaptive)

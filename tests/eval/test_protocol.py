@@ -15,6 +15,7 @@ from umd_eqx.core.hashes import sha256_of_tree
 from umd_eqx.core.types import NO_CLASS
 from umd_eqx.data.transforms import ADMTransform, EvalTransform, SquashTransform
 from umd_eqx.eval.distances import statistics_of
+from umd_eqx.eval.generation_metrics import real_images
 from umd_eqx.eval.protocol import (
     ADM50K,
     UMD10K,
@@ -24,7 +25,6 @@ from umd_eqx.eval.protocol import (
     statistics_hash,
     to_uint8,
 )
-from umd_eqx.eval.yardstick import real_images
 from umd_eqx.models.extractors.base import AbstractExtractor, Activations
 
 

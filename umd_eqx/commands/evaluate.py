@@ -22,9 +22,9 @@ from umd_eqx.core.sharding import make_mesh, round_up_to_devices
 from umd_eqx.eval import EvalContext
 from umd_eqx.eval.extractors import ExtractorName, choose_extractor, unfamiliar
 from umd_eqx.eval.generation import PROTOCOLS, ProtocolName
+from umd_eqx.eval.generation_metrics import ReferenceStatistics, measure_generation
 from umd_eqx.eval.measure import metric_names
 from umd_eqx.eval.protocol import Protocol, generation_result, scale
-from umd_eqx.eval.yardstick import Yardstick, measure_generation
 from umd_eqx.recipes.dump import dump
 from umd_eqx.report import Terminal
 from umd_eqx.runs.pretrained import Pretrained
@@ -88,9 +88,9 @@ def evaluate(words: list[str], types: Types | None = None) -> int:
             say=terminal.say,
             phase=terminal.phase,
         )
-        yardstick = Yardstick(context, protocol, extractor)
-        real = yardstick.real
-        found = {f"floor_{metric_names(extractor.name).frechet}": yardstick.floor()} if command.floor else {}
+        reference = ReferenceStatistics(context, protocol, extractor)
+        real = reference.real
+        found = {f"floor_{metric_names(extractor.name).frechet}": reference.floor()} if command.floor else {}
         terminal.phase("sampling")
 
         def draw(labels: Int[np.ndarray, "n"]) -> Float[np.ndarray, "n h w c"]:
@@ -103,7 +103,7 @@ def evaluate(words: list[str], types: Types | None = None) -> int:
             terminal.phase("measuring")
             return images
 
-        found |= measure_generation(draw, yardstick, source.model.num_classes, seed=flags.seed)
+        found |= measure_generation(draw, reference, source.model.num_classes, seed=flags.seed)
     if "not_finite" in found:
         problem = f"{found['not_finite']:.1%} of the samples are not finite"
         raise BadInput("--sampler", problem, "Use more steps, or another sampler")

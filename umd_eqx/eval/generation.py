@@ -18,9 +18,9 @@ from umd_eqx.core.types import NO_CLASS, Label, Report
 from umd_eqx.eval.activations import BATCH, activate_batch
 from umd_eqx.eval.base import AbstractEvaluator, EvalContext, Evaluate, decode_batch, decoded, require
 from umd_eqx.eval.extractors import ExtractorName, choose_extractor, extractor_shapes
+from umd_eqx.eval.generation_metrics import ReferenceStatistics, measure_generation, say_progress
 from umd_eqx.eval.pictures import grid
 from umd_eqx.eval.protocol import ADM50K, UMD10K, scale
-from umd_eqx.eval.yardstick import Yardstick, measure_generation, say_progress
 from umd_eqx.models import AbstractModel
 from umd_eqx.models.tokenizers.base import AbstractTokenizer
 from umd_eqx.sampling import DDIM, AbstractDenoiser, AbstractSampler, guide, in_force, sample
@@ -90,7 +90,7 @@ class Generation(AbstractEvaluator):
         extractor = choose_extractor(
             self.extractor, self.inception_weights, context.train.spec, context.say, port=protocol.port
         )
-        yardstick = Yardstick(context, protocol, extractor)
+        reference = ReferenceStatistics(context, protocol, extractor)
 
         def evaluate(model: AbstractModel, key: PRNGKeyArray) -> Report:
             scalars: dict[str, float] = {}
@@ -107,7 +107,7 @@ class Generation(AbstractEvaluator):
                 pictures = decoded(context.tokenizer_or_identity, draw(shown), self.batch_size, context.mesh)
                 images[name] = grid(_rows(np.concatenate(list(pictures)), self.columns))
                 say = functools.partial(say_progress, context.phase, f"sampling at guidance {cfg_scale:g}")
-                found = measure_generation(functools.partial(draw, progress=say), yardstick, model.num_classes)
+                found = measure_generation(functools.partial(draw, progress=say), reference, model.num_classes)
                 scalars |= {f"{protocol.name}/{name}/{metric}": value for metric, value in found.items()}
             best = guide(denoiser, 1.0 if model.num_classes is None else self.cfg_scales[len(self.cfg_scales) // 2])
             context.phase("a film of samples")

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from eval.fakes import blobs, context
 
-from umd_eqx.eval import yardstick as module
+from umd_eqx.eval import generation_metrics as module
+from umd_eqx.eval.generation_metrics import ReferenceStatistics, measure_generation
 from umd_eqx.eval.protocol import UMD10K, labels_for, scale
-from umd_eqx.eval.yardstick import Yardstick, measure_generation
 from umd_eqx.models.extractors.base import AbstractExtractor, Activations
 
 PROTOCOL = scale(UMD10K, 40)
@@ -26,8 +26,8 @@ class Rows(AbstractExtractor):
 
 
 @pytest.fixture
-def yardstick() -> Yardstick:
-    return Yardstick(context(TRAIN, TEST, devices=1), PROTOCOL, Rows())
+def reference() -> ReferenceStatistics:
+    return ReferenceStatistics(context(TRAIN, TEST, devices=1), PROTOCOL, Rows())
 
 
 def perfect(labels: np.ndarray) -> np.ndarray:
@@ -36,7 +36,7 @@ def perfect(labels: np.ndarray) -> np.ndarray:
     return np.stack(images).astype(np.float32) / 127.5 - 1.0
 
 
-def test_samples_are_drawn_for_the_protocols_labels_and_measured_against_real_images(yardstick, monkeypatch):
+def test_samples_are_drawn_for_the_protocols_labels_and_measured_against_real_images(reference, monkeypatch):
     asked, read = [], []
     images = module.real_images
     monkeypatch.setattr(module, "real_images", lambda *given: read.append(given[2]) or images(*given))
@@ -45,27 +45,27 @@ def test_samples_are_drawn_for_the_protocols_labels_and_measured_against_real_im
         asked.append(labels)
         return perfect(labels)
 
-    good = measure_generation(draw, yardstick, 4, seed=3)
+    good = measure_generation(draw, reference, 4, seed=3)
     np.testing.assert_array_equal(asked[0], labels_for(PROTOCOL, 4, 3))
     assert good["recognised"] == 1.0
-    bad = measure_generation(lambda labels: perfect((labels + 1) % 4) * 0.1, yardstick, 4)
+    bad = measure_generation(lambda labels: perfect((labels + 1) % 4) * 0.1, reference, 4)
     assert bad["recognised"] == 0.0
     assert bad["fd_fake"] > 10 * good["fd_fake"]
     assert read == ["test"]  # the features of the real images are taken once
-    assert yardstick.floor() < bad["fd_fake"]
+    assert reference.floor() < bad["fd_fake"]
     assert read == ["test", "train"]
 
 
-def test_samples_that_are_not_finite_are_all_that_is_told(yardstick):
+def test_samples_that_are_not_finite_are_all_that_is_told(reference):
     def draw(labels: np.ndarray) -> np.ndarray:
         images = perfect(labels)
         images[:10] = np.nan
         return images
 
-    assert measure_generation(draw, yardstick, 4) == {"not_finite": 0.25}
+    assert measure_generation(draw, reference, 4) == {"not_finite": 0.25}
 
 
-def test_a_network_without_labels_has_none_that_could_be_recognised(yardstick):
-    found = measure_generation(lambda labels: np.zeros((len(labels), 8, 8, 1), np.float32), yardstick, None)
+def test_a_network_without_labels_has_none_that_could_be_recognised(reference):
+    found = measure_generation(lambda labels: np.zeros((len(labels), 8, 8, 1), np.float32), reference, None)
     assert "recognised" not in found
     assert jnp.isfinite(found["fd_fake"])

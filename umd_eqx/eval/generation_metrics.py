@@ -21,7 +21,7 @@ Draw = Callable[[Int[np.ndarray, "n"]], Float[np.ndarray, "n h w c"]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Yardstick:
+class ReferenceStatistics:
     """What generated images are compared with: real images, as a protocol brings them to size, in an extractor's eyes.
 
     **Arguments:**
@@ -55,13 +55,15 @@ class Yardstick:
         return frechet_distance(self.real.statistics, activations(self.extractor, images, self.context.mesh).statistics)
 
 
-def measure_generation(draw: Draw, yardstick: Yardstick, classes: int | None, *, seed: int = 0) -> dict[str, float]:
+def measure_generation(
+    draw: Draw, reference: ReferenceStatistics, classes: int | None, *, seed: int = 0
+) -> dict[str, float]:
     """Samples as a protocol says, and compares the images with real ones.
 
     **Arguments:**
 
     - `draw`: from a label for each sample to the samples: images in [-1, 1], or latents of the context's tokenizer.
-    - `yardstick`: what they are compared with.
+    - `reference`: what they are compared with.
     - `classes`: that the network knows; None for a network without labels.
     - `seed`: of the labels.
 
@@ -70,8 +72,8 @@ def measure_generation(draw: Draw, yardstick: Yardstick, classes: int | None, *,
 
     **Raises:** `BadInput` as `labels_for` and `measure` do.
     """
-    labels = labels_for(yardstick.protocol, classes, seed)
-    return score(draw(labels), labels, yardstick, classes=classes)
+    labels = labels_for(reference.protocol, classes, seed)
+    return score(draw(labels), labels, reference, classes=classes)
 
 
 def real_images(
@@ -87,7 +89,7 @@ def real_images(
 def score(
     samples: Float[np.ndarray, "n lh lw lc"],
     labels: Int[np.ndarray, "n"],
-    yardstick: Yardstick,
+    reference: ReferenceStatistics,
     *,
     classes: int | None,
 ) -> dict[str, float]:
@@ -99,12 +101,12 @@ def score(
     broken = ~np.isfinite(samples).all(axis=(1, 2, 3))
     if broken.any():
         return {"not_finite": float(np.mean(broken))}
-    context, protocol, extractor = yardstick.context, yardstick.protocol, yardstick.extractor
+    context, protocol, extractor = reference.context, reference.protocol, reference.extractor
     images = decoded(context.tokenizer_or_identity, samples, context.batch_size, context.mesh)
     levels = (np.asarray(to_uint8(jnp.asarray(some), protocol.rounding)) for some in images)
     say = functools.partial(say_progress, context.phase, "features of samples")
     fake = activations(extractor, levels, context.mesh, lambda done: say(done, len(samples)))
-    found = measure(yardstick.real, fake, extractor.name, splits=protocol.splits)
+    found = measure(reference.real, fake, extractor.name, splits=protocol.splits)
     if extractor.name == context.train.spec.name.split("_")[0] and classes == fake.probabilities.shape[1]:
         found["recognised"] = float(np.mean(np.argmax(fake.probabilities, axis=1) == labels))
     return found
