@@ -69,7 +69,7 @@ def test_a_length_that_is_given_not_at_all_or_twice_is_refused(optim):
 
 
 def test_so_few_epochs_that_there_is_no_step_are_refused():
-    with pytest.raises(BadInput, match="is no step") as error:
+    with pytest.raises(BadInput, match="are less than one step") as error:
         build(small(optim=AdamW(epochs=1e-6)), SPEC)
     assert error.value.field == "--optim.epochs"
 
@@ -158,7 +158,7 @@ def test_samples_of_what_never_saw_noise_are_refused():
     asked = {"samples": Generation()}
     for objective in (masked_reconstruction(), unified(no_noise_prob=1.0)):
         with pytest.raises(
-            BadInput, match="it samples from noise, and the objective trains on clean images only"
+            BadInput, match="the evaluator samples from noise, but the objective trains on clean images only"
         ) as error:
             build(small(objective=objective, eval=asked), SPEC)
         assert error.value.field == "--eval.samples"

@@ -50,7 +50,7 @@ def test_a_configuration_from_before_there_was_a_choice_trains_everything():
 
 def test_a_type_that_is_not_known_is_refused_and_nothing_is_imported():
     for name in ("Nothing", "os.system", "builtins.eval", "Parts", ["Config"], None):
-        with pytest.raises(BadInput, match="is not a type that this program knows"):
+        with pytest.raises(BadInput, match="is not a known type"):
             load({"type": name})
     data = dump(PRETRAIN["umd"]())
     data["objective"]["denoising"]["type"] = "Backdoor"

@@ -150,7 +150,7 @@ def test_own_types_are_trained_resumed_sampled_fine_tuned_exported_and_loaded(mi
     assert (source.step, source.denoises) == (4, True)
     assert load(kept, [types["Lion"], types["Heavier"]]).objective.weight == 2.0
     # Nothing that a file names is imported: without them, the run is refused in one line.
-    with pytest.raises(BadInput, match="'Lion' is not a type that this program knows"):
+    with pytest.raises(BadInput, match="'Lion' is not a known type"):
         from_pretrained("run")
     with pytest.raises(SystemExit) as end:
         exit_with(sample, ["--run", "run"])

@@ -227,9 +227,12 @@ def test_a_configuration_is_told_what_its_tokenizer_makes(saved):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"data": {"latents": "somewhere"}, "tokenizer": None}, "--data.latents: latents are nothing to a system in"),
-        ({"data": {"size": 30}}, "--data.size: 30 pixels are no whole number of latents of 4 pixels"),
-        ({"latent": None}, "--tokenizer: fashion-kl was not looked at"),
+        (
+            {"data": {"latents": "somewhere"}, "tokenizer": None},
+            "--data.latents: a system that is trained on pixels cannot use latents",
+        ),
+        ({"data": {"size": 30}}, "--data.size: 30 is not a multiple of the tokenizer's downsampling factor, 4"),
+        ({"latent": None}, "--tokenizer: fashion-kl has not been resolved"),
         ({"model": {"variant": "mu/2"}}, "--model.variant: a patch of 2 does not divide an image of 7 x 7"),
     ],
 )
@@ -257,7 +260,7 @@ def edited(saved, tmp_path, **fields):
         ({"format": 99}, "was written by a newer version"),
         ({"kind": "network"}, "holds no tokenizer"),
         ({"sha256": "0"}, "is not the file that its card describes"),
-        ({"model": {"type": "Popen"}}, "'Popen' is not a type that this program knows"),
+        ({"model": {"type": "Popen"}}, "'Popen' is not a known type"),
         ({"model": {"type": "LinearTable"}}, "t.json cannot be read"),
         ({"model": {"type": "FashionClassifierConfig"}}, "t.json cannot be read"),
         ({"channels": 10**9}, "t.json cannot be read"),

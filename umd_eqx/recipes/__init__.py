@@ -1,1 +1,1 @@
-"""Configurations as values: their types, their dumps, and the presets of every command."""
+"""Configurations: their types, their serialisation, and the presets of every command."""

@@ -1,4 +1,4 @@
-"""The frozen tree of dataclasses that a run is made from, what is wrong with it, and what is built of it."""
+"""The configuration of a run, a tree of frozen dataclasses: its validation, and the parts of training built from it."""
 
 import dataclasses
 from typing import Annotated, Literal
@@ -29,42 +29,46 @@ from umd_eqx.training.trainable import EVERYTHING, AbstractTrainable
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """The images."""
+    """The images that a run is trained and evaluated on."""
 
     source: Annotated[AbstractSource, tyro.conf.arg(name="")] = dataclasses.field(default_factory=TFDS)
-    """Where they come from; its fields are flags of their own, such as --data.dir."""
+    """The source of the images; its fields have flags of their own, such as --data.dir."""
     train_split: str = "train"
-    """Which part to train on, such as train[:99%]."""
+    """The split to train on, such as train[:99%]."""
     test_split: str = "test"
-    """Which part to evaluate on."""
+    """The split to evaluate on."""
     size: int = 28
-    """Side of the square that the network sees, in pixels, after cropping."""
+    """Side of the square images after cropping, in pixels."""
     area_min: float | int = 80.0
-    """Smallest area of a random crop, in percent. 100: the centre crop of the evaluations."""
+    """Smallest area of a random crop, in percent of the image. 100 takes the centre crop of the evaluations."""
     flip: bool = True
-    """Mirror one image in two."""
+    """Whether to mirror each training image with probability 1/2."""
     batch_size: int = 32
-    """Images a step, over all devices."""
+    """Images per training step, over all devices."""
     eval_batch_size: int = 256
-    """Images a batch of an evaluation, over all devices."""
+    """Images per evaluation batch, over all devices."""
     workers: int = 2
-    """Threads that read images ahead, each a batch of its own."""
+    """Number of threads that prefetch images; each prepares a batch of its own."""
     max_broken: int = 100
-    """How many images of each split may be unreadable or of no class (skipped and counted) before the run stops."""
+    """Number of images of each split that may be unreadable or without a class before the run stops. They are skipped
+    and counted."""
     latents: str | None = None
-    """A folder that encode_latents.py made: train on its latents. None: images are encoded on the way, if at all."""
+    """Folder written by encode_latents.py whose latents are trained on. None: images are encoded during training if
+    there is a tokenizer."""
     expected: Annotated[DataSpec | None, tyro.conf.Suppress] = None
-    """What the data will be: enough for --dry-run where they are not on this machine."""
+    """The expected description of the data, used by --dry-run where the data are not on this machine."""
 
     def validate(self, mesh: Mesh) -> None:
-        """Raises `BadInput` for values that cannot work."""
+        """Raises `BadInput` for invalid values."""
         for name in ("size", "batch_size", "eval_batch_size", "workers"):
             if getattr(self, name) < 1:
                 raise BadInput(
                     f"--data.{name.replace('_', '-')}", f"{getattr(self, name)} is too small", "Use 1 or more"
                 )
         if not 0 < self.area_min <= 100:
-            raise BadInput("--data.area-min", f"{self.area_min} is outside (0, 100]", "Give percent; the paper has 80")
+            raise BadInput(
+                "--data.area-min", f"{self.area_min} is outside (0, 100]", "Use a percentage; the paper uses 80"
+            )
         if self.max_broken < 0:
             raise BadInput("--data.max-broken", f"{self.max_broken} is negative", "Use 0 or more")
         if self.eval_batch_size % mesh.size:
@@ -73,17 +77,17 @@ class DataConfig:
             raise BadInput("--data.eval-batch-size", problem, f"Use {nearest}, for example")
 
     def describe(self) -> DataSpec:
-        """What the data are, without reading an image: images in each split, pixels, channels, classes.
+        """Returns the size of each split and the image size, channels and classes, without reading an image.
 
         Raises `BadInput` naming a flag of the source (`--data.dir`), `--data.train-split` or `--data.test-split`.
         """
         return self.source.describe(self.train_split, self.test_split)
 
     def open(self) -> tuple[SkipBroken, CountBroken]:
-        """The images to train on, broken ones replaced, and those to evaluate on, broken ones counted.
+        """Returns the training images, broken ones replaced, and the evaluation images, broken ones counted.
 
         Raises `BadInput` as `describe` does, and for files that cannot be read. Reading an image raises `BadInput`
-        naming `--data.max-broken` where too many of its split were broken.
+        naming `--data.max-broken` if too many images of its split were broken.
         """
         train = self.source.open(self.train_split)
         test = self.source.open(self.test_split, field="--data.test-split")
@@ -93,52 +97,52 @@ class DataConfig:
         )
 
     def moved(self, dir: str | None) -> "DataConfig":
-        """The same data where they lie in another folder; None: in the usual one, or in an unknown one."""
+        """Returns the same data in another folder. None: the default folder of the source, or an unknown folder."""
         return dataclasses.replace(self, source=self.source.moved(dir))
 
     def transform(self) -> TrainTransform:
-        """What happens to an image before training: from uint8 of any size to float32 (size, size, channels), -1 .. 1.
+        """Returns the training transform, from uint8 of any size to float32 (size, size, channels) in [-1, 1].
 
-        Raises nothing: the values are checked by `validate`.
+        Never raises: the values are checked by `validate`.
         """
         return TrainTransform(self.size, self.area_min, self.flip)
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    """How often the state is saved."""
+    """How often the training state is saved, and how many checkpoints are kept."""
 
     every: int = 5000
-    """Steps between two checkpoints; there is also one at the end, and one when a signal stops the run."""
+    """Steps between two checkpoints. One is also saved at the end and when a signal stops the run."""
     keep: int = 2
-    """How many of the newest are kept."""
+    """Number of most recent checkpoints to keep."""
 
 
 @dataclasses.dataclass(frozen=True)
 class LogConfig:
-    """What is written down."""
+    """How often metrics are logged, and where to."""
 
     every: int = 100
-    """Steps between two lines of metrics.jsonl."""
+    """Steps between two rows of metrics.jsonl."""
     wandb: bool = False
-    """Send metrics and pictures to Weights & Biases, too (key and mode from WANDB_API_KEY and WANDB_MODE)."""
+    """Whether to also log metrics and images to Weights & Biases (key and mode from WANDB_API_KEY and WANDB_MODE)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """Where the first weights of a run come from, if not from its seed: see `umd_eqx.runs.pretrained`."""
+    """The pretrained weights that a run is initialised from; see `umd_eqx.runs.pretrained`."""
 
     source: str
     """A run directory or an exported safetensors file."""
     weights: Literal["raw", "ema"]
-    """Which weights of a run: raw, or their average where one is kept."""
+    """Which weights of a run: raw, or their moving average if the run has one."""
     digest: str
-    """The fingerprint of the weights, so that a run goes on only from those that it began with."""
+    """Fingerprint of the weights: a run is resumed only with the weights that it was started from."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """A run: everything that its result depends on, and what may change while it goes on."""
+    """The configuration of a run: everything that its result depends on, and settings that may change on resuming."""
 
     model: AbstractModelConfig
     objective: AbstractObjective
@@ -146,33 +150,34 @@ class Config:
     data: DataConfig
     optim: AbstractOptimiser
     tokenizer: str | None = None
-    """What makes the latents that the network is trained on: a run of train_tokenizer.py, an export, a folder or cached
-    repository of a Stable Diffusion VAE, or fashion-kl or fashion-fsq, which come with the package. None: pixels."""
+    """The tokenizer whose latents the network is trained on: a run of train_tokenizer.py, an export, a folder or cached
+    repository of a Stable Diffusion VAE, or fashion-kl or fashion-fsq, which come with the package. None: the network
+    is trained on pixels."""
     latent: Annotated[LatentSpec | None, tyro.conf.Suppress] = None
-    """What it makes of them (`umd_eqx.runs.resolved.resolve` looks)."""
+    """The shape of the tokenizer's latents, filled in by `umd_eqx.runs.resolved.resolve`."""
     trainable: AbstractTrainable = EVERYTHING
     ema: EmaConfig = dataclasses.field(default_factory=EmaConfig)
     eval: dict[str, AbstractEvaluator] = dataclasses.field(default_factory=dict)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     log: LogConfig = dataclasses.field(default_factory=LogConfig)
     seed: int = 0
-    """Of everything random: weights, order of the data, augmentation, masks, noise."""
+    """Seed of everything random: weights, order of the data, augmentation, masks and noise."""
     max_skipped: int = 10
-    """How many steps in a row may have a loss or gradient that is not finite before the run stops."""
+    """Number of consecutive steps with a non-finite loss or gradient after which the run stops."""
     start: Annotated[Start | None, tyro.conf.Suppress] = None
-    """The weights to begin with; None: fresh ones, from the seed."""
+    """The pretrained weights to start from. None: the weights are initialised from the seed."""
 
     @property
     def side(self) -> int:
-        """Rows and columns of what the network sees: of the image, or of its latent."""
+        """Side of the network's input: of the image, or of its latent."""
         return self.data.size if self.latent is None else self.data.size // self.latent.factor
 
     def image_shape(self, spec: DataSpec) -> tuple[int, int, int]:
-        """What the network sees of data that are as `spec` says."""
+        """Returns the shape of the network's input for data described by `spec`."""
         return self.side, self.side, spec.channels if self.latent is None else self.latent.channels
 
     def validate(self, mesh: Mesh) -> None:
-        """Raises `BadInput` for the first value that cannot work, naming its flag, with a hint."""
+        """Raises `BadInput` for the first invalid value, naming its flag, with a hint."""
         self._validate_latents()
         self.model.validate(self.side)
         self.data.validate(mesh)
@@ -195,28 +200,28 @@ class Config:
         for name, evaluator in self.eval.items():
             evaluator.validate(num_patches, f"--eval.{name}")
             if evaluator.needs_noise and not self.objective.denoises:
-                problem = "it samples from noise, and the objective trains on clean images only"
-                raise BadInput(f"--eval.{name}", problem, "Leave it out, or let the objective noise some images")
+                problem = "the evaluator samples from noise, but the objective trains on clean images only"
+                raise BadInput(f"--eval.{name}", problem, "Leave it out, or use an objective with noised images")
         if not 0 <= self.seed < 2**32:
             raise BadInput("--seed", f"{self.seed} is outside 0 .. 2^32 - 1", "Choose a number in that range")
 
     def _validate_latents(self) -> None:
         if self.tokenizer is None and self.data.latents is not None:
-            hint = "Name the tokenizer that made them, too"
-            raise BadInput("--data.latents", "latents are nothing to a system in pixels", hint)
+            hint = "Also give --tokenizer, the tokenizer that encoded them"
+            raise BadInput("--data.latents", "a system that is trained on pixels cannot use latents", hint)
         if self.tokenizer is not None and self.latent is None:
             raise BadInput(
-                "--tokenizer", f"{self.tokenizer} was not looked at", "Call umd_eqx.runs.resolved.resolve first"
+                "--tokenizer", f"{self.tokenizer} has not been resolved", "Call umd_eqx.runs.resolved.resolve first"
             )
         factor = 1 if self.latent is None else self.latent.factor
         if self.data.size % factor:
-            problem = f"{self.data.size} pixels are no whole number of latents of {factor} pixels"
+            problem = f"{self.data.size} is not a multiple of the tokenizer's downsampling factor, {factor}"
             raise BadInput("--data.size", problem, f"Use a multiple of {factor}")
 
 
 @dataclasses.dataclass(frozen=True)
 class Built:
-    """What a configuration builds: static parts, and a state when it is asked for."""
+    """The parts of training built from a configuration; `init` returns the initial state."""
 
     config: Config
     spec: DataSpec
@@ -225,31 +230,34 @@ class Built:
     total: int
 
     def steps(self, limit: int | None) -> int:
-        """Where the run ends: at the end of its schedule, or at `limit` if that is sooner. Raises `BadInput`."""
+        """Returns the step at which the run ends: the last of its schedule, or `limit` if that is sooner.
+
+        Raises `BadInput` for a `limit` below 1.
+        """
         if limit is not None and limit < 1:
             raise BadInput("--limit-steps", f"{limit} is too small", "Use 1 or more, or leave it out")
         return self.total if limit is None else min(self.total, limit)
 
     def init(self, source: AbstractModel | None = None) -> TrainState:
-        """The state before the first step, a function of the seed and of the weights to begin with, on every device.
+        """Returns the state before the first step, a function of the seed and of `source`, on every device.
 
-        Raises `BadInput` naming `--from` where `source` is another network.
+        Raises `BadInput` naming `--from` if the weights of `source` do not fit the network.
         """
-        # Compiled: one program starts sooner than the hundreds of small ones that it is made of.
+        # Compiled as one program, which starts sooner than hundreds of small ones.
         return eqx.filter_jit(self._init)(source)
 
     def _init(self, source: AbstractModel | None = None) -> TrainState:
         model = self._model()
         if source is not None:
             if not isinstance(model, AbstractModel):
-                problem = f"{self.config.model.title} is not a network that weights of another one fit"
+                problem = f"{self.config.model.title} cannot be initialised from the weights of another network"
                 raise BadInput("--from", problem, "Leave it out")
             model = warm_start(model, source)
         parts = self.parts
         return TrainState.init(model, parts.optimiser, ema=parts.ema_rate is not None, trainable=parts.trainable)
 
     def init_model(self) -> eqx.Module:
-        """The model of `init` alone, from the seed: without an optimiser's state and without an average."""
+        """Returns the model of `init`, initialised from the seed, without optimiser state or moving average."""
         return eqx.filter_jit(self._model)()
 
     def _model(self) -> eqx.Module:
@@ -258,16 +266,16 @@ class Built:
         return self.config.model.build(size, channels, self.spec.num_classes, key=key)
 
     def step_flops(self) -> int:
-        """Model FLOPs of one step, `umd_eqx.training.flops`; the encoding of images on the way is not the network's."""
+        """Returns the model FLOPs of one step (`umd_eqx.training.flops`), without the encoding of images to latents."""
         config, model = self.config, self.abstract_state().model
         part = None if config.trainable == EVERYTHING else config.trainable
         image, batch_size = config.image_shape(self.spec), config.data.batch_size
         return step_flops(config.objective, model, config.path, image, batch_size, part)
 
     def abstract_state(self) -> TrainState:
-        """The state's shapes, without computing it.
+        """Returns the shapes and dtypes of the state without computing it.
 
-        Raises `BadInput` where the network cannot be built for these data or lacks what training or an evaluator needs.
+        Raises `BadInput` if the network cannot be built for these data, or lacks what training or an evaluator needs.
         """
         state = eqx.filter_eval_shape(self._init)
         require_measurable(state.model, self.config.eval)
@@ -275,16 +283,17 @@ class Built:
 
 
 def build(config: Config, spec: DataSpec, mesh: Mesh | None = None) -> Built:
-    """Checks a configuration and builds the parts of its training step, for data that are as `spec` says.
+    """Validates a configuration and builds the parts of its training step, for data described by `spec`.
 
-    Raises `BadInput` naming the flag.
+    Raises `BadInput` naming the flag of an invalid value.
     """
     mesh = make_mesh() if mesh is None else mesh
     config.validate(mesh)
     batch_size = config.data.batch_size
     warmup, total = horizon(config.optim, spec.num_train, batch_size)
     if total < 1:
-        raise BadInput("--optim.epochs", f"{config.optim.epochs} of {spec.num_train} images is no step", "Use more")
+        problem = f"{config.optim.epochs} epochs of {spec.num_train} images are less than one step"
+        raise BadInput("--optim.epochs", problem, "Use more epochs")
     lr = schedule(config.optim, spec.num_train, batch_size)
     parts = Parts(
         objective=config.objective,

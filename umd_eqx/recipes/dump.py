@@ -1,4 +1,4 @@
-"""A configuration as plain data, and back. Types are tags out of a closed list: nothing named by a file is imported."""
+"""Conversion of configurations to plain data and back. Types are tags from a closed list: a file cannot import code."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping
@@ -66,18 +66,21 @@ TYPES: tuple[type, ...] = (
     *(DDIM, DPMSolverPP, Euler, Heun, Adaptive, ReverseSDE, MeanFlowSampler),
     *(ReferenceGrid, UniformGrid, EDMGrid, LogSNRGrid, ShiftedGrid),
 )
-"""What a dump may hold. A reader's own types are passed to `load` beside them."""
+"""The types that a dump may contain. A user's own types are passed to `load` in addition."""
 
 NOT_THE_RUN = (
     *("log", "checkpoint", "eval", "max_skipped"),
     *("start.source", "tokenizer", "data.latents"),
     *("data.source.dir", "data.eval_batch_size", "data.workers", "data.max_broken", "data.expected"),
 )
-"""What does not change the weights that come out: it may differ when a run is resumed."""
+"""Fields that do not affect the trained weights: they may differ when a run is resumed."""
 
 
 def dump(value: Any) -> Any:
-    """Numbers, strings, lists and dictionaries; a dataclass becomes a dictionary with its type's name under "type"."""
+    """Converts a value to numbers, strings, lists and dictionaries.
+
+    A dataclass or named tuple becomes a dictionary with the name of its type under "type".
+    """
     fields = getattr(value, "_fields", None)  # a named tuple
     if fields is not None:
         return {"type": type(value).__name__} | {name: dump(getattr(value, name)) for name in fields}
@@ -94,9 +97,10 @@ def dump(value: Any) -> Any:
 
 
 def load(data: Any, types: Iterable[type] = ()) -> Any:
-    """The inverse of `dump`, also of older versions; lists become tuples. `types` are the reader's own, beside `TYPES`.
+    """Converts a dump, also one of an older version, back to a value; lists become tuples.
 
-    Raises `BadInput` for a type that is in neither, or a field that its type does not have.
+    `types` are a user's own types, in addition to `TYPES`. Raises `BadInput` for a type that is in neither, and for a
+    field that its type does not have.
     """
     known = {cls.__name__: cls for cls in (*TYPES, *types)}
 
@@ -109,21 +113,21 @@ def load(data: Any, types: Iterable[type] = ()) -> Any:
             return {name: build(item) for name, item in data.items()}
         name = data["type"]
         if not isinstance(name, str) or name not in known:
-            hint = "Run the command by the file that defines it (python my_file.py sample ...), or pass types=[...]"
-            raise BadInput("config.json", f"{name!r} is not a type that this program knows", hint)
+            hint = "Run the command from the file that defines it (python my_file.py sample ...), or pass types=[...]"
+            raise BadInput("config.json", f"{name!r} is not a known type", hint)
         try:
             return known[name](**{key: build(item) for key, item in data.items() if key != "type"})
         except TypeError as error:
-            problem = " ".join(str(error).split())[:200]  # on one line, where shapes and types are checked
+            problem = " ".join(str(error).split())[:200]  # jaxtyping's messages have several lines
             raise BadInput("config.json", problem, "It was written by another version of this program") from error
 
     return build(upgraded(data))
 
 
 def completed(data: Any) -> Any:
-    """A dump of any version as one of today, with the fields that it lacks at their defaults.
+    """Converts a dump of any version to the current format, with missing fields at their defaults.
 
-    A reader's own types are left as they are.
+    A user's own types are left unchanged.
     """
     known = {cls.__name__: cls for cls in TYPES if dataclasses.is_dataclass(cls)}
 
@@ -143,14 +147,14 @@ def completed(data: Any) -> Any:
 
 
 def default_of(field: dataclasses.Field[Any]) -> Any:
-    """The default of a field of a dataclass; None where there is none."""
+    """Returns the default of a field of a dataclass, or None if it has no default."""
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
     return None if field.default is dataclasses.MISSING else field.default
 
 
 def flatten(data: Any, prefix: str = "") -> dict[str, Any]:
-    """Every leaf of a dump by its dotted name: `{"optim.lr": 0.001, ...}`."""
+    """Flattens a dump to its leaves by dotted name: `{"optim.lr": 0.001, ...}`."""
     items = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else None
     if items is None:
         return {prefix: data}
@@ -161,19 +165,22 @@ def flatten(data: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def run_identity(config: Config) -> dict[str, Any]:
-    """What makes a run, by dotted name: two configurations with the same identity train the same weights."""
+    """Returns the fields that determine the trained weights, by dotted name.
+
+    Two configurations with the same identity train the same weights.
+    """
     return only_the_run(flatten(dump(config)))
 
 
 def only_the_run(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a flat dump, what makes the run."""
+    """Removes the fields in `NOT_THE_RUN` from a flat dump."""
     return {name: v for name, v in flat.items() if not any(f"{name}.".startswith(f"{skip}.") for skip in NOT_THE_RUN)}
 
 
 def as_flag(name: str) -> str:
-    """The flag, without its dashes, that sets a leaf of a configuration: `data.name` sets `data.source.name`.
+    """Returns the flag, without its dashes, that sets a leaf of a configuration: `data.name` for `data.source.name`.
 
-    A type is chosen by the flag of its part: `data.source.type` by `data.source`, `optim.type` by `optim`.
+    A type is chosen by the flag of its parent: `data.source` for `data.source.type`, `optim` for `optim.type`.
     """
     if name.endswith(".type"):
         return name.removesuffix(".type")
@@ -181,5 +188,5 @@ def as_flag(name: str) -> str:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Names whose values differ between two flat dumps, with both values (None where there is none)."""
+    """Returns the names whose values differ between two flat dumps, with both values (None for a missing one)."""
     return {name: (old.get(name), new.get(name)) for name in {**old, **new} if old.get(name) != new.get(name)}

@@ -1,6 +1,7 @@
-"""The recipes for class-conditional generation: fine-tuning, and what it is compared with.
+"""The recipes for class-conditional generation: fine-tuning, and training from scratch as its baseline.
 
-Labels in, fresh label table and label MLP, fresh optimiser, no mask on noised images (reference.md, section 4).
+Fine-tuning adds labels, with a new label table and label MLP, starts a new optimiser state, and does not mask noised
+images (reference.md, section 4).
 """
 
 import dataclasses
@@ -27,12 +28,12 @@ from umd_eqx.training.optimisers import AdamW
 
 
 def umd_ft() -> Config:
-    """UMD on the shipped images, fine-tuned with labels; 5 % of each batch still reconstructed."""
+    """UMD on the shipped images, fine-tuned with labels; 5 % of each batch is still reconstructed."""
     return _small(_mostly_denoising())
 
 
 def mae_ft() -> Config:
-    """MAE on the shipped images, fine-tuned with labels; 5 % of each batch still reconstructed."""
+    """MAE on the shipped images, fine-tuned with labels; 5 % of each batch is still reconstructed."""
     return _with_token(_small(_mostly_denoising()))
 
 
@@ -47,7 +48,7 @@ def maskdit_ft() -> Config:
 
 
 def dit_scratch() -> Config:
-    """DiT on the shipped images, with labels from the first step: the line that fine-tuning has to beat."""
+    """DiT on the shipped images, with labels from scratch: the baseline of fine-tuning."""
     return _small(denoising(), PUBLISHED_NOISY_TIME)
 
 
@@ -87,7 +88,7 @@ def latent_umd_l2_in256_ft() -> Config:
 
 
 def dit_b4_in64_scratch() -> Config:
-    """DiT-B/4 on ImageNet at 64 px with labels from scratch: the published 400 epochs of its latent sister."""
+    """DiT-B/4 on ImageNet at 64 px with labels from scratch, for 400 epochs as published for Latent-DiT-L/2."""
     return _imagenet64(denoising(), epochs=400.0, time=PUBLISHED_NOISY_TIME)
 
 
@@ -106,11 +107,11 @@ FINETUNE: dict[str, Preset] = {
     "latent-umd-fsq-ft": latent_umd_fsq_ft,
     "latent-umd-l2-in256-ft": latent_umd_l2_in256_ft,
 }
-"""The presets of `experiments/finetune.py`. Those that end in -ft start from trained weights, the others do not."""
+"""The presets of `experiments/finetune.py`. Those whose names end in -ft start from trained weights."""
 
 
 def starts_from_weights(preset: str) -> bool:
-    """Whether a recipe asks for `--from`."""
+    """Whether a recipe requires `--from`."""
     return not preset.endswith("-scratch")
 
 
@@ -124,7 +125,8 @@ def _with_token(config: Config) -> Config:
 
 def _small(objective: AbstractObjective, time: float = 0.0) -> Config:
     steps = 3000
-    # The published rate would leave 93 % of the first weights after so many steps of 64 images; this leaves 0.2 %.
+    # With the published rate, 93 % of the average would still be the first weights after 3000 steps of 64 images; with
+    # this one, 0.2 % are.
     ema = EmaConfig(rate=2e-3, batch_size=None)
     learned = what_it_learns(objective, Reconstruction(every=steps, images=250), Denoising(every=steps, images=125))
     evaluators = {

@@ -1,7 +1,7 @@
-"""Every recipe by name: the structure of a method, with its numbers. A flag changes a number, a preset the structure.
+"""The pretraining recipes by name. A preset sets the structure of a method; flags override its numbers.
 
-The first four run on the images that ship with the package, sized to a laptop; the others are rows of the paper
-(arXiv 2406.17688, tables 1 and 6, and its code).
+Recipes without "in64" or "in256" in their names run on the images that ship with the package, on a laptop; the others
+are rows of the paper (arXiv 2406.17688, tables 1 and 6, and its code).
 """
 
 import dataclasses
@@ -32,30 +32,30 @@ from umd_eqx.training.optimisers import AdamW
 Preset = Callable[[], Config]
 
 PUBLISHED_TOKENIZER = "stable-diffusion-v1-5/stable-diffusion-v1-5/vae"
-"""Whose latents the published systems are trained on: the VAE of Stable Diffusion 1.5, scale 0.18215.
+"""The tokenizer of the published latent systems: the VAE of Stable Diffusion 1.5, scale 0.18215.
 
-stabilityai/sd-vae-ft-mse has the same encoder, and hence the same latents; its decoder was trained further.
+stabilityai/sd-vae-ft-mse has the same encoder and so the same latents; its decoder was trained further.
 """
 
 SMALL_LATENT = LatentSpec(4, 4)
-"""What both tokenizers that come with the package make of images."""
+"""The latents of both tokenizers that come with the package: factor 4, 4 channels."""
 
-# Few steps, because a laptop has minutes. v goes by the predicted clean image where there is most noise: there the
-# predicted noise says nothing of the image (alpha is 5e-5), and after so little training this is seen.
+# Few steps, to sample in minutes on a laptop. Near pure noise, v is dominated by the predicted clean image. The
+# predicted noise carries no information about the image there (alpha is 5e-5), which shows after so little training.
 SMALL_SAMPLER = DPMSolverPP(steps=16, head="v")
 PUBLISHED_SAMPLER = DDIM(steps=125, eta=1.0)
 
 PUBLISHED_NOISY_TIME = 0.051
-"""Where the reference reads the features of systems that never saw a clean image: diffusion index 50, step 51."""
+"""Time at which the reference probes systems that are not trained on clean images: diffusion index 50, step 51."""
 
 
 def umd() -> Config:
-    """UMD on the shipped images: half of each batch reconstructed, half denoised."""
+    """UMD on the shipped images: half of each batch is reconstructed, half is denoised."""
     return _small(unified(), 2000)
 
 
 def mae() -> Config:
-    """MAE on the shipped images: hidden patches of clean images."""
+    """MAE on the shipped images: hidden patches of clean images are predicted."""
     config = _small(masked_reconstruction(), 4000)
     return dataclasses.replace(config, model=dataclasses.replace(config.model, conditioning="token"))
 
@@ -71,13 +71,13 @@ def maskdit() -> Config:
 
 
 def x_prediction() -> Config:
-    """The clean image predicted and v compared, with labels, on the rectified flow (arXiv 2511.13720)."""
+    """Rectified flow with x0 prediction and a v loss, with labels (arXiv 2511.13720)."""
     objective = MaskedDenoising((Term("v", "all", 1.0),), mask_ratio=0.0)
     return _generator(objective, "x0", RectifiedFlow(), Heun(steps=16))
 
 
 def mean_flow() -> Config:
-    """Average velocities, with labels: an image in one call of the network (arXiv 2505.13447)."""
+    """MeanFlow with labels: generation in one call of the network (arXiv 2505.13447)."""
     return _generator(MeanFlow(), "u", RectifiedFlow(), MeanFlowSampler(steps=1), cfg_scales=(1.0,))
 
 
@@ -115,12 +115,12 @@ def mae_l16_in256() -> Config:
 
 
 def latent_umd() -> Config:
-    """UMD on the latents of the shipped images: 7 x 7 of 4 numbers, by the KL tokenizer that comes with the package."""
+    """UMD on the latents of the shipped images: 7 x 7 x 4, from the KL tokenizer that comes with the package."""
     return small_latents(_small(unified(), 2000))
 
 
 def latent_umd_fsq() -> Config:
-    """UMD on quantised latents of the shipped images: 7 x 7 codes, by the FSQ tokenizer that comes with the package."""
+    """UMD on quantised latents of the shipped images: 7 x 7 codes of the FSQ tokenizer that comes with the package."""
     return dataclasses.replace(latent_umd(), tokenizer="fashion-fsq")
 
 
@@ -168,16 +168,16 @@ PRETRAIN: dict[str, Preset] = {
 
 
 def small_latents(config: Config) -> Config:
-    """A recipe for the shipped images as one for their latents: a latent has as many patches as the image had.
+    """Turns a recipe for the shipped images into one for their latents, with the same number of patches.
 
-    On the linear betas, as the published systems of latents.
+    Uses linear betas, as the published latent systems do.
     """
     model = dataclasses.replace(config.model, variant="nano/1")
     return dataclasses.replace(config, model=model, path=LinearTable(), tokenizer="fashion-kl", latent=SMALL_LATENT)
 
 
 def published_latents(config: Config) -> Config:
-    """A recipe for ImageNet as one for the latents of 256 px images: 32 x 32 of 4 numbers, L/2, linear betas."""
+    """Turns a recipe for ImageNet into one for the latents of 256 px images: 32 x 32 x 4, L/2, linear betas."""
     model = dataclasses.replace(config.model, variant="L/2")
     data = dataclasses.replace(config.data, size=256)
     changes = {"path": LinearTable(), "tokenizer": PUBLISHED_TOKENIZER, "latent": LatentSpec(8, 4)}
@@ -187,17 +187,17 @@ def published_latents(config: Config) -> Config:
 def what_it_learns(
     objective: AbstractObjective, reconstruction: Reconstruction, denoising: Denoising
 ) -> dict[str, AbstractEvaluator]:
-    """The evaluators, by name, that measure what an objective trains: as the reference, no others.
+    """Returns the evaluators, by name, that measure what an objective trains, as the reference does.
 
-    Reconstruction is measured where patches are hidden, denoising where images are noised.
+    `reconstruction` is included if the objective hides patches, `denoising` if it noises images.
     """
     trained = {"reconstruction": (reconstruction, objective.hides), "denoising": (denoising, objective.denoises)}
     return {name: evaluator for name, (evaluator, measured) in trained.items() if measured}
 
 
 def _small(objective: AbstractObjective, steps: int, *, time: float = 0.0, mask_ratio: float = 0.75) -> Config:
-    # Small batches and many steps learn most in the minutes that a laptop has; crops and flips did not help there. With
-    # positions as weak as the published ones, features of the untrained network hardly tell where a patch lies.
+    # Small batches and many steps learn most in a few minutes on a laptop; crops and flips did not help. With position
+    # embeddings as small as the published ones, features of the untrained network hardly depend on a patch's position.
     every = steps // 4
     evaluators = {
         "fewshot": FewShot(every=every, time=time, l2=None, headline="both", test_images=5000)
@@ -228,7 +228,7 @@ def _generator(
     steps: int = 3000,
     cfg_scales: tuple[float, ...] = (1.0, 2.0, 4.0),
 ) -> Config:
-    """Class-conditional generation of the shipped images from scratch, as long as `dit-scratch` of `finetune.py`."""
+    """Class-conditional generation of the shipped images from scratch, with as many steps as `dit-scratch`."""
     config = _small(objective, steps, time=PUBLISHED_NOISY_TIME)
     generation = Generation(every=steps // 3, samples=200, sampler=sampler, cfg_scales=cfg_scales)
     return dataclasses.replace(
@@ -243,8 +243,8 @@ def _generator(
 
 
 def _imagenet64(objective: AbstractObjective, *, batch_size: int, time: float = 0.0) -> Config:
-    probe = FewShot(every=10_000, time=time, raw_pixels=False)  # class tokens are its headline, as in the reference
-    # Hidden at 0.75 in every row, as the reference does: MaskDiT's too, which is trained at 0.5.
+    probe = FewShot(every=10_000, time=time, raw_pixels=False)  # the headline is the class tokens, as in the reference
+    # All systems are evaluated at a mask ratio of 0.75, as in the reference, even MaskDiT, which is trained at 0.5.
     learned = what_it_learns(objective, Reconstruction(every=25_000, mask_ratio=0.75), Denoising(every=25_000))
     return Config(
         model=ModelConfig(variant="B/4", conditioning="adaln", class_tokens=4, class_token_std=0.0, remat="full"),

@@ -1,4 +1,4 @@
-"""The recipes for training a tokenizer. What is made of such a run when it is over: `models/tokenizer_file.py`."""
+"""The recipes for training a tokenizer. Its weights and its card on the disk: `umd_eqx.models.tokenizers.files`."""
 
 from umd_eqx.core.paths import Clean
 from umd_eqx.eval.tokenizer_quality import TokenizerQuality
@@ -12,12 +12,12 @@ from umd_eqx.training.optimisers import AdamW
 
 
 def kl() -> Config:
-    """A small KL auto-encoder of the shipped images: 7 x 7 Gaussian latents of 4 numbers."""
+    """A small KL autoencoder for the shipped images: Gaussian latents of 7 x 7 x 4."""
     return _small(KLTokenizer(), Tokenizing())
 
 
 def fsq() -> Config:
-    """A small FSQ tokenizer of the shipped images: 7 x 7 codes out of 1,000."""
+    """A small FSQ tokenizer for the shipped images: 7 x 7 codes from a codebook of 1,000."""
     return _small(FSQTokenizer(), Tokenizing(kl_weight=0.0))
 
 

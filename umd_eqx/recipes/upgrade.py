@@ -1,4 +1,4 @@
-"""Dumps that older versions of this program wrote, brought to the types and fields of today."""
+"""Conversion of dumps of older versions of this program to the current types and fields."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -6,14 +6,14 @@ from typing import Any
 from umd_eqx.core.errors import BadInput
 
 Rule = Callable[[dict[str, Any]], dict[str, Any]]
-"""Takes a dumped value of one type, its members upgraded already, and returns it as it is dumped today.
+"""Takes a dumped value of one type, whose members are already upgraded, and returns it in the current format.
 
-It must leave a value of today as it is.
+It must leave a value in the current format unchanged.
 """
 
 
 def _data_config(members: dict[str, Any]) -> dict[str, Any]:
-    """TFDS was the only source, and its fields were those of `DataConfig` itself."""
+    """Upgrades a `DataConfig` from when TFDS was the only source and its fields were part of `DataConfig`."""
     if "source" in members:
         return members
     moved = {name: members[name] for name in ("name", "dir") if name in members}
@@ -28,7 +28,7 @@ _GRIDS = {
     "shifted": "ShiftedGrid",
 }
 
-# Of each sampler by its name: type, the grid where none was given, and its fields beside those that all have.
+# For each sampler by name: its type, its default grid, and its fields in addition to the common ones.
 _SAMPLERS = {
     "ddim": ("DDIM", "reference", ("eta",)),
     "dpmpp": ("DPMSolverPP", "logsnr", ()),
@@ -39,13 +39,13 @@ _SAMPLERS = {
     "dopri5": ("Adaptive", None, ("rtol", "atol")),
 }
 
-# A field that a dump of `SamplerConfig` does not have was at its default.
+# Fields that are missing in a dump of `SamplerConfig` had these defaults.
 _SAMPLER = {"name": "ddim", "steps": 125, "eta": 1.0, "grid": None, "head": "eps", "clip": True}
 _SAMPLER |= {"rtol": 1e-3, "atol": 1e-3}
 
 
 def _sampler(data: dict[str, Any]) -> dict[str, Any]:
-    """`SamplerConfig` named a sampler and a grid, and had the fields of all samplers."""
+    """Upgrades a `SamplerConfig`, which had a sampler's name, a grid's name and the fields of all samplers."""
     old = _SAMPLER | data
     kind, usual, own = _SAMPLERS[_one_of(_SAMPLERS, old["name"])]
     new = {name: old[name] for name in ("steps", *own, "head", "clip")}
@@ -58,7 +58,7 @@ def _sampler(data: dict[str, Any]) -> dict[str, Any]:
 def _one_of(names: Mapping[str, Any], name: Any) -> str:
     if isinstance(name, str) and name in names:
         return name
-    raise BadInput("config.json", f"{name!r} is not one of {', '.join(names)}", "It was changed by hand: mend it")
+    raise BadInput("config.json", f"{name!r} is not one of {', '.join(names)}", "Correct the edited file")
 
 
 RULES: dict[str, Rule] = {
@@ -66,11 +66,14 @@ RULES: dict[str, Rule] = {
     "OptimConfig": lambda data: data | {"type": "AdamW"},
     "SamplerConfig": _sampler,
 }
-"""By the name that an older version wrote under "type"."""
+"""The upgrade rule of each type, by the name that an older version wrote under "type"."""
 
 
 def upgraded(data: Any) -> Any:
-    """A dump (`umd_eqx.recipes.dump`) of any version as one of today. A reader's own types are left as they are."""
+    """Converts a dump (`umd_eqx.recipes.dump`) of any version to the current format.
+
+    A user's own types are left unchanged.
+    """
     if isinstance(data, list):
         return [upgraded(item) for item in data]
     if not isinstance(data, dict):
