@@ -1,4 +1,4 @@
-"""What every optimiser has in common: its schedule, its weight decay, and the average of the weights."""
+"""What all optimisers share: the schedule, the selection for weight decay, and the moving average of the weights."""
 
 import abc
 import dataclasses
@@ -14,47 +14,48 @@ from jaxtyping import PyTree
 from umd_eqx.core.errors import BadInput
 
 UNDECAYED = frozenset({"bias", "class_tokens", "registers", "mask_token"})
-"""Parameters that the reference does not decay. Scales and positions are decayed."""
+"""Parameters without weight decay, as in the reference. Scales and position embeddings are decayed."""
 
 STACKED = ("blocks", "layers")
-"""Attributes of a network whose leaves have a leading axis of the depth."""
+"""Attributes of a network whose leaves have a leading depth axis."""
 
 
 @dataclasses.dataclass(frozen=True)
 class AbstractOptimiser(abc.ABC):
-    """How the weights are updated, and for how long. `umd_eqx.training.optimisers` has those of this package."""
+    """The optimiser and the length of training. `umd_eqx.training.optimisers` has those of this package."""
 
     lr: float = 1.5e-4
-    """Peak learning rate, for a batch of `lr_batch_size` images."""
+    """Peak learning rate for a batch size of `lr_batch_size`."""
     lr_batch_size: int | None = 256
-    """The learning rate grows in proportion to the batch from here. None: `lr` is the peak for any batch."""
+    """Batch size that `lr` is given for; the learning rate scales linearly with the batch size. None: no scaling."""
     epochs: float | int | None = None
-    """How long to train, in passes over the data. Give this or `steps`."""
+    """Length of training in epochs. Give either this or `steps`."""
     steps: int | None = None
-    """How long to train, in steps."""
+    """Length of training in steps."""
     warmup: float = 0.05
-    """Share of the run in which the learning rate rises from 0 (of whole epochs, where `epochs` is given)."""
+    """Fraction of the run with linear learning rate warm-up from 0 (rounded down to whole epochs if `epochs` is
+    given)."""
     weight_decay: float = 0.05
-    """Decoupled weight decay, on everything but biases, class tokens and mask embedding."""
+    """Decoupled weight decay of all parameters except biases, class tokens, registers and the mask token."""
     clip: float = 1.0
-    """Largest global norm of the gradient."""
+    """Maximum global norm of the gradient; larger gradients are scaled down."""
     accumulate: int = 1
-    """Micro-batches a step: less memory, the same gradient."""
+    """Micro-batches per step. Gradient accumulation saves memory and leaves the gradient unchanged."""
 
     @abc.abstractmethod
     def transformation(self, lr: optax.Schedule) -> optax.GradientTransformation:
-        """The chain of optax that turns gradients into updates.
+        """Returns the optax transformation of gradients into updates.
 
         **Arguments:**
 
-        - `lr`: learning rate by step, as `schedule` makes it.
+        - `lr`: the learning rate at each step, as returned by `schedule`.
 
-        The parameters are those leaves of the model that are floating-point arrays, with None for the others. A leaf
-        with a leading axis of the depth (`is_stacked`) holds the parameters of that many layers.
+        The parameters are the floating-point array leaves of the model, with None for all other leaves. A leaf with a
+        leading depth axis (`is_stacked`) holds the parameters of all layers.
         """
 
     def validate(self) -> None:
-        """Raises `BadInput` for values that cannot work."""
+        """Raises `BadInput` for invalid values."""
         if (self.epochs is None) == (self.steps is None):
             raise BadInput("--optim.epochs", "give either epochs or steps", "Set the other one to None")
         require_positive(self, "lr", "clip")
@@ -82,7 +83,7 @@ def require_shares(config: AbstractOptimiser, *names: str) -> None:
 
 
 def horizon(config: AbstractOptimiser, num_train: int, batch_size: int) -> tuple[int, int]:
-    """(warm-up steps, all steps) of a run over `num_train` images, as the reference counts them."""
+    """Returns (warm-up steps, total steps) of a run over `num_train` images, counted as in the reference."""
     if config.epochs is not None:
         warmup_epochs = int(config.warmup * config.epochs)
         return warmup_epochs * num_train // batch_size, round(config.epochs * num_train / batch_size)
@@ -91,26 +92,26 @@ def horizon(config: AbstractOptimiser, num_train: int, batch_size: int) -> tuple
 
 
 def schedule(config: AbstractOptimiser, num_train: int, batch_size: int) -> optax.Schedule:
-    """Learning rate by step: linear from 0 to the peak, cosine to 0, then 0."""
+    """Returns the learning rate at each step: linear from 0 to the peak, cosine decay to 0, then 0."""
     warmup, total = horizon(config, num_train, batch_size)
     scale = 1.0 if config.lr_batch_size is None else batch_size / config.lr_batch_size
     return optax.warmup_cosine_decay_schedule(0.0, config.lr * scale, warmup, max(total, warmup + 1))
 
 
 def decayed(params: PyTree) -> PyTree:
-    """True for each parameter that weight decay applies to, as in the reference."""
+    """Returns a PyTree of bools, True for each parameter that weight decay applies to, as in the reference."""
     return jax.tree_util.tree_map_with_path(lambda path, _: not UNDECAYED & set(names_of(path)), params)
 
 
 def names_of(path: tuple[Any, ...]) -> list[str | None]:
-    """The attributes that lead to a leaf; None for an index or a key of a dictionary."""
+    """Returns the attribute names on the path to a leaf; None for an index or a dictionary key."""
     return [getattr(entry, "name", None) for entry in path]
 
 
 def is_stacked(path: tuple[Any, ...]) -> bool:
-    """Whether a leaf at this path has a leading axis of the depth, as the blocks of a `Stack` and their conditioning.
+    """Whether the leaf at this path has a leading depth axis, like the blocks of a `Stack` and their conditioning.
 
-    In a list of blocks each layer has leaves of its own, which have no such axis.
+    In a list of blocks, each layer has its own leaves without such an axis.
     """
     names = names_of(path)
     return any(name in STACKED and following is not None for name, following in itertools.pairwise([*names, ""]))
@@ -118,17 +119,17 @@ def is_stacked(path: tuple[Any, ...]) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class EmaConfig:
-    """The moving average of the weights that generation is done with."""
+    """The exponential moving average of the weights, which generation uses."""
 
     rate: float | None = 1e-4
-    """How far the average moves toward the weights each step, for a batch of `batch_size`. None: no average is kept."""
+    """Update rate, 1 - decay, of the moving average per step, for a batch size of `batch_size`. None: no average."""
     batch_size: int | None = 256
-    """The rate grows in proportion to the batch from here. None: `rate` is for any batch."""
+    """Batch size that `rate` is given for; the rate scales linearly with the batch size. None: no scaling."""
     only_with_labels: bool = False
-    """Keep an average only where labels are trained with (as published)."""
+    """Whether to keep an average only when training with labels (as published)."""
 
     def rate_for(self, batch_size: int, *, labels: bool) -> float | None:
-        """The rate of a run, or None where it keeps no average. Raises `BadInput` if it is not in (0, 1]."""
+        """Returns the rate for a batch size, or None if no average is kept. Raises `BadInput` if outside (0, 1]."""
         if self.rate is None or (self.only_with_labels and not labels):
             return None
         rate = self.rate if self.batch_size is None else self.rate * batch_size / self.batch_size
@@ -138,7 +139,7 @@ class EmaConfig:
 
 
 def ema_update(average: PyTree, model: PyTree, rate: float) -> PyTree:
-    """The average, moved by `rate` toward the weights; what is no floating-point array is taken from the model."""
+    """Returns average + rate * (weights - average); leaves that are not floating-point arrays are the model's."""
     old, _ = eqx.partition(average, eqx.is_inexact_array)
     new, rest = eqx.partition(model, eqx.is_inexact_array)
     return eqx.combine(optax.incremental_update(new, old, rate), rest)

@@ -1,4 +1,4 @@
-"""The optimisers, by name: AdamW, as published; Muon; LARS."""
+"""The optimisers: AdamW, as in the published recipes, Muon and LARS."""
 
 import dataclasses
 import functools
@@ -22,63 +22,63 @@ from umd_eqx.training.optim import (
 )
 
 MATRICES = ("kernel", "weight")
-"""What the matrix of a linear layer is called, here and in `equinox.nn`."""
+"""Attribute names of the matrix of a linear layer, here and in `equinox.nn`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class AdamW(AbstractOptimiser):
-    """Adam with decoupled weight decay (Loshchilov and Hutter 2019): that of every published recipe."""
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019), the optimiser of every published recipe."""
 
     beta1: float = 0.9
     """Decay of the first moment."""
     beta2: float = 0.95
     """Decay of the second moment."""
     mu_dtype: Literal["float32", "bfloat16"] = "float32"
-    """What the first moment is kept in."""
+    """Data type of the first moment."""
 
     def transformation(self, lr: optax.Schedule) -> optax.GradientTransformation:
-        """Clipping, Adam, decoupled decay, learning rate: in this order, as the reference."""
+        """Returns clipping, Adam, decoupled weight decay and learning rate, in this order, as in the reference."""
         return optax.chain(optax.clip_by_global_norm(self.clip), *_adamw(self, lr))
 
     def validate(self) -> None:
-        """Raises `BadInput` for values that cannot work."""
+        """Raises `BadInput` for invalid values."""
         super().validate()
         require_shares(self, "beta1", "beta2")
 
 
 @dataclasses.dataclass(frozen=True)
 class Muon(AbstractOptimiser):
-    """Momentum that is orthogonalised layer by layer, for the matrices of the blocks; AdamW for all else.
+    """Momentum orthogonalised layer by layer for the matrices of the blocks, AdamW for all other parameters.
 
     Jordan et al. 2024, https://kellerjordan.github.io/posts/muon. The matrices of the blocks are the leaves named
-    `kernel` or `weight` under an attribute `blocks` (`orthogonalised`). Embeddings, positions, tokens, heads,
-    modulation and all vectors are under AdamW, as there. Queries, keys and values are one matrix.
+    `kernel` or `weight` under an attribute `blocks` (`orthogonalised`). As in that publication, embeddings, positions,
+    tokens, heads, modulation and all vectors are updated by AdamW. Queries, keys and values are one matrix.
 
-    The update of a matrix of a x b numbers is scaled by `rms` sqrt(max(a, b)), so that the root of its mean square is
-    `rms`, about that of AdamW's updates (Liu et al. 2025, arXiv 2502.16982, section 2.2): the learning rate and the
-    weight decay of an AdamW recipe are then right for both groups. With `rms` None the scale is sqrt(max(1, b / a)), as
-    in the first publication, and `lr` belongs to the matrices alone: its values were 0.02, and 3e-4 for `adam_lr`.
+    The update of an a x b matrix is scaled by `rms` sqrt(max(a, b)), which makes its root mean square `rms`, close to
+    that of AdamW's updates (Liu et al. 2025, arXiv 2502.16982, section 2.2): the learning rate and the weight decay of
+    an AdamW recipe then suit both groups. With `rms` None, the scale is sqrt(max(1, b / a)), as in the first
+    publication, and `lr` applies to the matrices alone; the values there were 0.02, and 3e-4 for `adam_lr`.
     """
 
     momentum: float = 0.95
-    """Decay of the momentum (Nesterov's) of the matrices."""
+    """Decay of the Nesterov momentum of the matrices."""
     rms: float | None = 0.2
-    """Root mean square of an update of a matrix before the learning rate. None: scaled by the shape of the matrix."""
+    """Root mean square of a matrix's update before the learning rate. None: scaled by the shape of the matrix."""
     ns_steps: int = 5
-    """Newton-Schulz iterations of the orthogonalisation."""
+    """Number of Newton-Schulz iterations of the orthogonalisation."""
     adam_lr: float | None = None
-    """Peak learning rate of all else, scaled as `lr`. None: `lr`."""
+    """Peak learning rate of the parameters under AdamW, scaled like `lr`. None: the same as `lr`."""
     beta1: float = 0.9
-    """Decay of the first moment of all else."""
+    """Decay of the first moment of the parameters under AdamW."""
     beta2: float = 0.95
-    """Decay of the second moment of all else."""
+    """Decay of the second moment of the parameters under AdamW."""
     mu_dtype: Literal["float32", "bfloat16"] = "float32"
-    """What the momentum and the first moment are kept in."""
+    """Data type of the momentum and the first moment."""
 
     def transformation(self, lr: optax.Schedule) -> optax.GradientTransformation:
-        """Clipping by the norm of the whole gradient, then each group by its own rule, decay and learning rate.
+        """Returns clipping by the global norm, then the update rule, decay and learning rate of each group.
 
-        Raises `BadInput` naming `--optim` when it is given parameters without a matrix to orthogonalise.
+        The transformation's `init` raises `BadInput` naming `--optim` for parameters without a matrix to orthogonalise.
         """
         share = 1.0 if self.adam_lr is None else self.adam_lr / self.lr
         matrices = optax.contrib.muon(
@@ -96,7 +96,7 @@ class Muon(AbstractOptimiser):
         )
 
     def validate(self) -> None:
-        """Raises `BadInput` for values that cannot work."""
+        """Raises `BadInput` for invalid values."""
         super().validate()
         require_shares(self, "momentum", "beta1", "beta2")
         require_positive(self, "rms", "ns_steps", "adam_lr")
@@ -104,24 +104,24 @@ class Muon(AbstractOptimiser):
 
 @dataclasses.dataclass(frozen=True)
 class LARS(AbstractOptimiser):
-    """Momentum with a learning rate for each layer, in proportion to the norm of its weights (You et al. 2017).
+    """Momentum with layer-wise learning rates, proportional to the norm of each layer's weights (You et al. 2017).
 
-    As for the linear probes of MAE (He et al. 2022, table 10; `lr` 0.1 for 256 images, no decay). Biases, the scales of
-    normalisations and what else is not decayed keep the plain learning rate. An update is `trust` times the norm of the
-    layer's weights long, so that `lr` is some hundred times that of AdamW.
+    The defaults are those of MAE's linear probes (He et al. 2022, table 10: `lr` 0.1 for 256 images, no decay). Biases,
+    the scales of normalisations and other parameters without weight decay use the plain learning rate. The norm of an
+    update is `trust` times the norm of the layer's weights, and `lr` is several hundred times that of AdamW.
     """
 
     lr: float = 0.1
-    """Peak learning rate, for a batch of `lr_batch_size` images."""
+    """Peak learning rate for a batch size of `lr_batch_size`."""
     weight_decay: float = 0.0
-    """Weight decay, added to the gradient before its norm is taken; not on biases and scales."""
+    """Weight decay, added to the gradient before its norm is taken, of all parameters except biases and scales."""
     momentum: float = 0.9
     """Decay of the momentum."""
     trust: float = 1e-3
-    """Norm of an update as a share of the norm of the layer's weights, before the learning rate."""
+    """Trust coefficient: ratio of the norms of a layer's update and of its weights, before the learning rate."""
 
     def transformation(self, lr: optax.Schedule) -> optax.GradientTransformation:
-        """Clipping, then decay, the ratio of norms layer by layer, the learning rate and momentum, as `optax.lars`."""
+        """Returns clipping, weight decay, layer-wise trust ratio, learning rate and momentum, as in `optax.lars`."""
         return optax.chain(
             optax.clip_by_global_norm(self.clip),
             optax.add_decayed_weights(self.weight_decay, mask=_adapted),
@@ -131,7 +131,7 @@ class LARS(AbstractOptimiser):
         )
 
     def validate(self) -> None:
-        """Raises `BadInput` for values that cannot work."""
+        """Raises `BadInput` for invalid values."""
         super().validate()
         require_shares(self, "momentum")
         require_positive(self, "trust")
@@ -140,16 +140,16 @@ class LARS(AbstractOptimiser):
 OPTIMISERS: Mapping[str, Callable[[], AbstractOptimiser]] = {
     "adamw": AdamW,
     "muon": Muon,
-    # A rate or a decay that was chosen for another optimiser means nothing to LARS.
+    # A learning rate or weight decay chosen for another optimiser does not suit LARS.
     "lars": functools.partial(LARS, lr=LARS.lr, weight_decay=LARS.weight_decay),
 }
-"""What `--optim` can name. Values that are fixed here do not come from the optimiser that it takes the place of."""
+"""The optimisers by the name that `--optim` takes. Values fixed here are not taken from the recipe's optimiser."""
 
 
 def orthogonalised(params: PyTree) -> PyTree:
-    """`MuonDimensionNumbers` of each matrix of a block, with the depth as a batch axis where blocks are stacked.
+    """Returns the `MuonDimensionNumbers` of each matrix of a block, with the depth of stacked blocks as a batch axis.
 
-    None for every other parameter, and for kernels of convolutions.
+    They are None for every other parameter and for kernels of convolutions.
     """
     return jax.tree_util.tree_map_with_path(_dimensions, params)
 
@@ -164,7 +164,7 @@ def _dimensions(path: tuple[Any, ...], leaf: jax.Array) -> optax.contrib.MuonDim
 def _groups(params: PyTree) -> PyTree:
     groups = jax.tree_util.tree_map_with_path(lambda *leaf: "muon" if _dimensions(*leaf) else "adamw", params)
     if "muon" not in jax.tree.leaves(groups):
-        problem = "the network has no blocks whose matrices muon could orthogonalise"
+        problem = "the network has no blocks with matrices for muon to orthogonalise"
         raise BadInput("--optim", problem, "Use adamw")
     return groups
 
@@ -183,7 +183,7 @@ def _adapted(params: PyTree) -> PyTree:
 
 
 def _layer_by_layer(rule: optax.GradientTransformation) -> optax.GradientTransformation:
-    """A rule without a state, applied to each layer of a stacked leaf alone."""
+    """Applies a stateless transformation to each layer of a stacked leaf separately."""
 
     def update(updates: PyTree, state: optax.OptState, params: PyTree | None = None) -> tuple[PyTree, optax.OptState]:
         def layer(gradient: jax.Array, weights: jax.Array) -> Any:
