@@ -137,13 +137,13 @@ def test_how_many_threads_read_is_no_part_of_the_run():
 @pytest.mark.parametrize(
     ("evaluator", "flag", "said"),
     [
-        (FewShot(shots=0), "shots", "0 cannot work"),
-        (Denoising(levels=(0.5, 1.5)), "levels", "(0.5, 1.5) cannot work"),
-        (Reconstruction(images=-1), "images", "-1 cannot work"),
+        (FewShot(shots=0), "shots", "0 is not valid"),
+        (Denoising(levels=(0.5, 1.5)), "levels", "(0.5, 1.5) is not valid"),
+        (Reconstruction(images=-1), "images", "-1 is not valid"),
         (
             Reconstruction(mask_ratio=0.99),
             "mask-ratio",
-            "0.99 cannot work. Use 0.0625, which hides one patch of 16, to",
+            "0.99 is not valid. Use 0.0625, which hides one patch of 16, to",
         ),
     ],
 )

@@ -33,7 +33,7 @@ def test_what_cannot_be_is_told_in_one_line(called, exported):
         (("--samples", "3"), "--samples: 3 are too few"),
         (("--steps", "0"), "--steps: 0"),
         (("--json", "nowhere/x.json"), "--json: there is no folder"),
-        (("--extractor", "inception"), "--inception-weights: there are none"),
+        (("--extractor", "inception"), "--inception-weights: no weights were found"),
         (("--inception-weights", "nowhere.safetensors"), "--inception-weights: there is no file nowhere.safetensors"),
         (("--data-dir", "nowhere"), "nowhere"),
     ):

@@ -174,4 +174,4 @@ def test_what_cannot_work_is_refused_before_training(fields, flag):
         dataclasses.replace(LEVELS, **fields).build(context(SOURCE, SOURCE))
     assert refused.value.field == f"--eval.denoising.{flag}"
     (value,) = fields.values()
-    assert str(refused.value).startswith(f"--eval.denoising.{flag}: {value} cannot work. ")
+    assert str(refused.value).startswith(f"--eval.denoising.{flag}: {value} is not valid. ")

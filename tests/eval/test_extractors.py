@@ -19,7 +19,9 @@ def test_images_of_another_kind_than_clothes_are_scored_with_a_warning(name):
     stripes = FASHION_MNIST._replace(name="stripes")
     assert choose_extractor(name, None, stripes, said.append).name == "fashion"
     assert [
-        line for line in said if line.startswith("warning: images of stripes are scored by a classifier of clothes")
+        line
+        for line in said
+        if line.startswith("warning: images of stripes are scored by a classifier of Fashion-MNIST")
     ]
     assert all("\n" not in line for line in said)
 

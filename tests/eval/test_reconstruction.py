@@ -141,7 +141,7 @@ def test_what_cannot_work_is_refused_before_training(field, value):
         dataclasses.replace(HIDDEN, **{field: value}).build(context(SOURCE, SOURCE))
     flag = f"--eval.reconstruction.{field.replace('_', '-')}"
     assert refused.value.field == flag
-    assert str(refused.value).startswith(f"{flag}: {value} cannot work. Use ")
+    assert str(refused.value).startswith(f"{flag}: {value} is not valid. Use ")
 
 
 @pytest.mark.parametrize("ratio", [0.99, 1.0, 0.0, -0.1, 1e-17, float("nan")])
@@ -149,7 +149,7 @@ def test_a_mask_ratio_that_hides_no_patch_or_all_of_them_is_refused(ratio):
     evaluator = dataclasses.replace(HIDDEN, mask_ratio=ratio)
     with pytest.raises(BadInput, match=r"Use 0\.0204, which hides one patch of 49, to 0\.9795, which") as refused:
         evaluator.validate(49, "--eval.hidden")
-    assert str(refused.value).startswith(f"--eval.hidden.mask-ratio: {ratio} cannot work.")
+    assert str(refused.value).startswith(f"--eval.hidden.mask-ratio: {ratio} is not valid.")
 
 
 def test_an_image_of_one_patch_cannot_be_masked():

@@ -1,4 +1,4 @@
-"""How many test images a classifier recognises."""
+"""The test accuracy of a classifier."""
 
 import dataclasses
 from typing import Literal
@@ -19,21 +19,21 @@ from umd_eqx.models.tokenizers.base import AbstractTokenizer
 
 @dataclasses.dataclass(frozen=True)
 class Accuracy(AbstractEvaluator):
-    """`recognised`, the share of test images whose most probable class is their label, in [0, 1]."""
+    """Test accuracy: `recognised`, the fraction of test images whose most probable class is their label, in [0, 1]."""
 
     every: int = 25_000
     """Steps between two evaluations."""
     weights: Literal["raw", "ema"] = "ema"
-    """Which weights: raw, or their average where one is kept."""
+    """Which weights to evaluate: raw, or their moving average if the run has one."""
     images: int | None = None
-    """How many test images, spread evenly over the split. None: all of them."""
+    """Number of test images, evenly spaced over the split. None: all."""
 
     def validate(self, num_patches: int | None = None, field: str = "--eval.accuracy") -> None:
-        """Raises `BadInput` for a number of images below 1."""
+        """Raises `BadInput` if `images` is below 1."""
         require(self, field, {"images": self.images is None or self.images >= 1}, "Use 1 or more, or None")
 
     def build(self, context: EvalContext) -> Evaluate:
-        """The measurement for an `AbstractClassifier`. An image that cannot be read does not count."""
+        """Returns the evaluation function of an `AbstractClassifier`. Images that cannot be read are not counted."""
         self.validate()
         count = len(context.test)
         indices = spread(count if self.images is None else self.images, count)
@@ -50,7 +50,7 @@ class Accuracy(AbstractEvaluator):
         return evaluate
 
     def programs(self, model: AbstractClassifier, context: EvalContext) -> dict[str, Program]:
-        """The classification of one batch."""
+        """Returns the classification of one batch."""
         given = (context.image_shapes, context.label_shapes, context.mesh)
         return {"recognise": Program(_recognised, (model, context.tokenizer_or_identity, *given))}
 

@@ -1,4 +1,4 @@
-"""What an evaluator is, and what it is given."""
+"""The interface of evaluators, and the context that they are built from."""
 
 import abc
 import dataclasses
@@ -25,21 +25,20 @@ from umd_eqx.models.tokenizers.base import AbstractTokenizer, Identity
 from umd_eqx.objectives import AbstractObjective
 
 Evaluate = Callable[[Any, PRNGKeyArray], Report]
-"""A pure function of the model (an `AbstractModel`, or the tokenizer that is trained) and a key."""
+"""A pure function of a model (an `AbstractModel`, or the tokenizer that is being trained) and a key."""
 
 Crop = Literal["evaluation", "fewshot", "squash", "adm"]
-"""How images are brought to size (`umd_eqx.data.transforms`).
+"""How images are resized and cropped (`umd_eqx.data.transforms`).
 
-As the reference does in its evaluations, for its few-shot probe, or for FID; or as ADM does for the field's FID.
+The first three are the reference's: for its evaluations, its few-shot probe and its FID. "adm" is that of ADM's FID.
 """
 
 
 @dataclasses.dataclass(frozen=True)
 class EvalContext:
-    """What an evaluation may look at: both splits, the path, and how images are brought to the network.
+    """The inputs of evaluations: both splits, the path, and the tokenizer and size of the network's inputs.
 
-    `size` is that of images in pixels. A network that is trained on latents is given those of `tokenizer`; without one
-    it is given the images.
+    `size` is the side of images in pixels. With a `tokenizer`, the network receives latents, otherwise images.
     """
 
     train: DataSource
@@ -49,15 +48,15 @@ class EvalContext:
     batch_size: int
     mesh: Mesh
     tokenizer: AbstractTokenizer | None = None
-    """What the network's latents are made by."""
+    """The tokenizer that encodes images to the network's latents. None: the network works on pixels."""
     objective: AbstractObjective | None = None
-    """What the network is trained for, where that decides what can be measured. None: everything is measured."""
+    """The training objective, which may limit what can be measured. None: everything is measured."""
     threads: int = 2
-    """That read images, each a batch of its own."""
+    """Number of threads that read images; each prepares a batch of its own."""
     say: Callable[[str], None] = print
-    """Told what a person should know, such as weights that are missing."""
+    """Called with messages for the user, such as missing weights."""
     phase: Callable[[str], None] = lambda _: None
-    """Told what is going on now, where that takes long enough to be waited for."""
+    """Called with a description of the current phase of a longer computation."""
 
     @property
     def native(self) -> bool:
@@ -67,23 +66,23 @@ class EvalContext:
 
     @property
     def tokenizer_or_identity(self) -> AbstractTokenizer:
-        """The tokenizer, or pixels as they are: so that one way of measuring serves both."""
+        """The tokenizer, or the identity for a network on pixels."""
         return Identity.init(self.train.spec.channels) if self.tokenizer is None else self.tokenizer
 
     @property
     def image_shapes(self) -> jax.ShapeDtypeStruct:
-        """A batch of images as `images` gives it, without its values."""
+        """The shape, dtype and sharding of a batch of images as yielded by `images`."""
         shape = (self.batch_size, self.size, self.size, self.train.spec.channels)
         return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=batch_sharding(self.mesh))
 
     @property
     def label_shapes(self) -> jax.ShapeDtypeStruct:
-        """The labels of such a batch, without their values."""
+        """The shape, dtype and sharding of the labels of such a batch."""
         return jax.ShapeDtypeStruct((self.batch_size,), jnp.int32, sharding=batch_sharding(self.mesh))
 
     @property
     def key_shapes(self) -> jax.ShapeDtypeStruct:
-        """A key for each image of a batch, without its value."""
+        """The shape and dtype of the keys of a batch, one per image."""
         return jax.eval_shape(lambda: image_keys(jax.random.key(0), np.arange(self.batch_size)))
 
     def batches(
@@ -93,7 +92,7 @@ class EvalContext:
         *,
         crop: Crop = "evaluation",
     ) -> Iterator[Batch]:
-        """What the network sees of some images: as `images`, or the modes of their posteriors."""
+        """Yields batches of network inputs: the images as in `images`, or their posterior modes with a tokenizer."""
         for batch in self.images(split, indices, crop=crop):
             yield (
                 batch
@@ -110,10 +109,10 @@ class EvalContext:
         *,
         crop: Crop = "evaluation",
     ) -> Iterator[Batch]:
-        """The images of a split by their indices, in order, as whole batches on the devices.
+        """Yields the images of a split at `indices`, in order, in full batches on the devices.
 
-        The last one is filled up with rows that are not `valid`. `crop` says how images are brought to size.
-        Raises whatever the source raises but `BrokenImage`, such as `BadInput` for too many of these.
+        The last batch is padded with rows that are not `valid`. `crop` selects how images are resized and cropped.
+        Raises whatever the source raises except `BrokenImage`, such as `BadInput` for too many broken images.
         """
         source = self.train if split == "train" else self.test
         transforms = {
@@ -131,14 +130,14 @@ class EvalContext:
 def posterior_mode(
     tokenizer: AbstractTokenizer, images: Float[Array, "b h w c"], mesh: Mesh
 ) -> Float[Array, "b lh lw lc"]:
-    """The mode of the posterior of each image of a batch that the devices of `mesh` share."""
+    """Returns the posterior mode of each image of a batch that is sharded over `mesh`."""
     return chunked_vmap(lambda image: tokenizer.encode(image).mode(), images, mesh)
 
 
 def decoded(
     tokenizer: AbstractTokenizer, latents: Float[np.ndarray, "n lh lw lc"], batch_size: int, mesh: Mesh
 ) -> Iterator[Float[np.ndarray, "b h w c"]]:
-    """The images of latents, no more than `batch_size` (rounded up to a multiple of the devices) at once."""
+    """Yields the decoded images of latents in batches of `batch_size`, rounded up to a multiple of the devices."""
     size, tokenizer = round_up_to_devices(batch_size, mesh), place(tokenizer, replicated(mesh))
     for start in range(0, len(latents), size):
         some = latents[start : start + size]
@@ -150,46 +149,42 @@ def decoded(
 def decode_batch(
     tokenizer: AbstractTokenizer, latents: Float[Array, "b lh lw lc"], mesh: Mesh
 ) -> Float[Array, "b h w c"]:
-    """The image of each latent of a batch that the devices of `mesh` share."""
+    """Returns the decoded image of each latent of a batch that is sharded over `mesh`."""
     return chunked_vmap(tokenizer.decode, latents, mesh, factor=tokenizer.factor)
 
 
 @dataclasses.dataclass(frozen=True)
 class AbstractEvaluator(abc.ABC):
-    """The hyper-parameters of a measurement.
-
-    `every` is the number of steps between two of them (it is also made at the end of a run), `weights` which weights
-    are measured: "ema" means the average where there is one.
-    """
+    """The hyper-parameters of an evaluation, which is made every `every` steps and at the end of a run."""
 
     every: int
     """Steps between two evaluations."""
     weights: Literal["raw", "ema"]
-    """Which weights: raw, or their average where one is kept."""
+    """Which weights to evaluate: raw, or their moving average if the run has one."""
 
     def validate(self, num_patches: int | None = None, field: str = "--eval") -> None:
-        """Raises `BadInput` for hyper-parameters that cannot work. By default there are none.
+        """Raises `BadInput` for invalid hyper-parameters. By default, all are valid.
 
-        `num_patches` are those of an image, None where they are not known; `field` is the flag without its last part.
+        `num_patches` is the number of patches of an image, None if unknown; `field` is the flag without its last part.
         """
         del num_patches, field
 
     @abc.abstractmethod
     def build(self, context: EvalContext) -> Evaluate:
-        """The measurement itself. Raises `BadInput` where it cannot be made with these data."""
+        """Returns the evaluation function. Raises `BadInput` if the data do not support it."""
 
     def programs(self, model: Any, context: EvalContext) -> dict[str, Program]:
-        """The compiled computations of a measurement, by name, at their full size: what its memory is read off.
+        """Returns the compiled programs of an evaluation by name, at full size, to measure their memory.
 
-        `model` and the tokenizer of `context` may be given by their shapes alone (`umd_eqx.core.programs.abstract`),
-        and its data by their description. By default there are none: what an evaluator does not state is not counted.
+        `model` and the tokenizer of `context` may consist of shapes alone (`umd_eqx.core.programs.abstract`), and its
+        data of their description. By default there are none, and the evaluator's memory is not counted.
         """
         del model, context
         return {}
 
     @property
     def needs_noise(self) -> bool:
-        """Whether it asks for a network that was trained on noised images: without, it would measure noise."""
+        """Whether the evaluation requires a network that was trained on noised images."""
         return False
 
     @property
@@ -199,46 +194,46 @@ class AbstractEvaluator(abc.ABC):
 
     @property
     def untrained(self) -> bool:
-        """Whether the network's first weights are measured once too, as the line to beat."""
+        """Whether the network is also evaluated once with its initial weights, as a baseline."""
         return False
 
     def display(self, data: str | None = None) -> Display:
-        """What a report shows of it, besides a table of its numbers. `data` is the name of the data set, if known."""
+        """Returns the charts and captions of a report, besides its table. `data` is the data set's name, if known."""
         del data
         return Display()
 
     def is_baseline(self, name: str) -> bool:
-        """Whether a number of its report is independent of the network, and so not measured of the first weights."""
+        """Whether a scalar of the report does not depend on the network; it is then not measured before training."""
         del name
         return False
 
 
 def require(evaluator: AbstractEvaluator, field: str, works: Mapping[str, bool], hint: str) -> None:
-    """Raises `BadInput` for the first hyper-parameter that cannot work: by their names, True where they can."""
+    """Raises `BadInput` for the first invalid hyper-parameter. `works` has True for the name of each valid one."""
     for name, fine in works.items():
         if not fine:
-            raise BadInput(f"{field}.{name.replace('_', '-')}", f"{getattr(evaluator, name)} cannot work", hint)
+            raise BadInput(f"{field}.{name.replace('_', '-')}", f"{getattr(evaluator, name)} is not valid", hint)
 
 
 def spread(count: int, size: int) -> Int[np.ndarray, "count"]:
-    """`count` indices (or all) evenly over a data set of `size` images, whatever order it is stored in."""
+    """Returns up to `count` evenly spaced indices into a data set of `size` images."""
     count = min(count, size)
     return np.arange(count) * size // max(count, 1)
 
 
 def batch_rows(indices: Int[np.ndarray, "count"], batch_size: int) -> list[Int[np.ndarray, "b"]]:
-    """The indices of each batch of `EvalContext.batches`; what fills up the last one repeats its last image."""
+    """Returns the indices of each batch of `EvalContext.batches`; the last batch is padded with its last index."""
     batches = -(-len(indices) // batch_size)
     padded = np.concatenate([indices, np.repeat(indices[-1:], batches * batch_size - len(indices))])
     return np.split(padded, batches)
 
 
 def image_keys(key: PRNGKeyArray, indices: Int[np.ndarray, "b"]) -> Key[Array, "b"]:
-    """A key for each image by its index, so that its noise does not depend on the batch it is in."""
+    """Returns a key for each image, derived from its index: its noise does not depend on the batch that it is in."""
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, indices)
 
 
 def weighted_mean(values: Float[np.ndarray, "count ..."], valid: np.ndarray) -> Float[np.ndarray, "..."]:
-    """The mean over the rows that are valid. NaN where none is."""
+    """Returns the mean over the valid rows, NaN if there are none."""
     kept = np.asarray(values, np.float64)[np.asarray(valid, bool)]
     return np.asarray(kept.mean(axis=0)) if len(kept) else np.full(kept.shape[1:], np.nan)

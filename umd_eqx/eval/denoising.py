@@ -1,4 +1,4 @@
-"""How well the clean image and the noise are predicted at each noise level, and pictures of it."""
+"""Errors of the predicted clean image and noise at each noise level, with an image grid."""
 
 import dataclasses
 from typing import Literal
@@ -32,30 +32,30 @@ from umd_eqx.models.tokenizers.base import AbstractTokenizer
 
 @dataclasses.dataclass(frozen=True)
 class Denoising(AbstractEvaluator):
-    """Denoising of test images with every patch visible, each with its label where the network knows labels.
+    """Denoising error of test images with every patch visible, conditioned on labels if the network supports them.
 
     `x0/tX` and `eps/tX` are the mean squared errors of the clean image and of the noise at time X of the path, written
-    with two decimals (`t0.50`) or as many as it has. The picture has an image a row: the image, then, level by level,
-    noised and the clean image that follows from the predicted noise. There is no `x0` where the objective trains the x0
-    head on hidden patches only (UMD, MaskDiT): every patch is visible here. A network of latents is given noised
-    latents; its clean latents are decoded, so that `x0` and the pictures are of pixels, while `eps` is of latents.
+    with at least two decimals (`t0.50`). Each row of the image grid has a test image, then for each level the noised
+    image and the clean image computed from the predicted noise. `x0` is left out if the objective trains the x0 head on
+    hidden patches only (UMD, MaskDiT), because every patch is visible here. A network on latents receives noised
+    latents, and its predicted clean latents are decoded: `x0` and the grid are in pixels, `eps` is in latents.
     """
 
     every: int = 25_000
     """Steps between two evaluations."""
     weights: Literal["raw", "ema"] = "raw"
-    """Which weights: raw, or their average where one is kept."""
+    """Which weights to evaluate: raw, or their moving average if the run has one."""
     levels: tuple[float, ...] = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-    """Times of the path, in (0, 1)."""
+    """Noise levels: times of the path, in (0, 1)."""
     images: int = 512
-    """How many test images."""
+    """Number of test images."""
     pictures: int = 6
-    """How many of them are shown."""
+    """Number of test images in the image grid."""
     shown_levels: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8)
-    """The levels of the picture, among `levels`."""
+    """Noise levels in the image grid, a subset of `levels`."""
 
     def validate(self, num_patches: int | None = None, field: str = "--eval.denoising") -> None:
-        """Raises `BadInput` for numbers of images below 1, and levels that are none, twice there or outside (0, 1)."""
+        """Raises `BadInput` for counts below 1, and for levels that are missing, repeated or outside (0, 1)."""
         require(self, field, {"images": self.images >= 1, "pictures": self.pictures >= 1}, "Use 1 or more")
         inside = len(self.levels) > 0 and all(0.0 < level < 1.0 for level in self.levels)
         once = len(set(self.levels)) == len(self.levels)
@@ -64,7 +64,7 @@ class Denoising(AbstractEvaluator):
         require(self, field, {"shown_levels": shown}, f"Choose among {field}.levels")
 
     def build(self, context: EvalContext) -> Evaluate:
-        """The measurement, on images spread evenly over the test split."""
+        """Returns the evaluation function, on images spread evenly over the test split."""
         self.validate()
         indices = spread(self.images, len(context.test))
         heads = ("x0", "eps") if context.objective is None or context.objective.predicts_visible_x0 else ("eps",)
@@ -92,21 +92,21 @@ class Denoising(AbstractEvaluator):
         return evaluate
 
     def display(self, data: str | None = None) -> Display:
-        """The error of each head against the noise level."""
+        """Returns a chart of the error of each head against the noise level."""
         pattern, x_label = r"(?P<line>.+)/t(?P<x>[0-9]*\.?[0-9]+)", "noise level t  (0 clean, 1 noise)"
         chart = Chart("denoising", "Squared error", pattern, x_label=x_label, folded="by noise level")
         caption = "Denoising. In each row: image, then noised and denoised, at growing noise levels"
         return Display((Section("Denoising", (chart,)),), {"pictures": caption})
 
     def programs(self, model: AbstractModel, context: EvalContext) -> dict[str, Program]:
-        """Denoising of one batch at one level."""
+        """Returns the denoising of one batch at one level."""
         images, labels, t = context.image_shapes, context.label_shapes, jax.ShapeDtypeStruct((), jnp.float32)
         given = (images, labels, t, context.key_shapes, context.mesh)
         return {"denoise": Program(_denoise, (model, context.tokenizer_or_identity, context.path, *given))}
 
 
 def level_name(level: float) -> str:
-    """As a level is logged: t0.50, t0.051. Two decimals or as many as it has, so that no two levels share a name."""
+    """Returns the unique logged name of a noise level, with at least two decimals, such as t0.50 or t0.051."""
     return f"t{np.format_float_positional(level, min_digits=2)}"
 
 
@@ -128,7 +128,7 @@ def _denoise(
         prediction = model(x_t, model.cond(label).at(path.network_time(t)))
         predicted = tokenizer.decode(prediction.read("x0", path, x_t, t))
         errors = jnp.mean((predicted - image) ** 2), jnp.mean((prediction.read("eps", path, x_t, t) - eps) ** 2)
-        # By way of the noise, as the reference samples: with a mask, the x0 head never learned visible patches.
+        # From the predicted noise, as the reference samples: a mask leaves the x0 head untrained on visible patches.
         clean = prediction.denoised("eps", path, x_t, t).x0
         return errors, (image, tokenizer.decode(x_t), tokenizer.decode(clean))
 

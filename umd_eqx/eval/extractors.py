@@ -1,4 +1,4 @@
-"""Which frozen network generated images are compared by."""
+"""The choice of the frozen network whose features generated and real images are compared by."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -27,19 +27,19 @@ def choose_extractor(
     *,
     port: Port = "pytorch",
 ) -> AbstractExtractor:
-    """The extractor of that name.
+    """Returns the extractor of that name.
 
     **Arguments:**
 
-    - `name`: "inception", "fashion" (the classifier that comes with the package), or "auto": what comes with the
-      package for the images that come with it, else Inception where its weights are found.
-    - `inception_weights`: a safetensors file; None looks where they are usually kept. Naming one asks for Inception.
-    - `spec`: of the data.
-    - `port`: which program's Inception it is to agree with, in resizing and range (`Protocol.port`).
-    - `say`: told in one line what to get, where Inception is wanted and the other is taken; and in another where the
-        other is taken for images that it does not know (`unfamiliar`).
+    - `name`: "inception", "fashion" (the classifier that comes with the package), or "auto": the classifier for
+      Fashion-MNIST, else Inception if its weights are found, else the classifier.
+    - `inception_weights`: a safetensors file; None looks in the default locations. A file selects Inception.
+    - `spec`: the description of the data.
+    - `say`: called with one line on how to get Inception's weights if the classifier is used for want of them, and with
+      a warning if the classifier is used for data that it was not trained on (`unfamiliar`).
+    - `port`: the implementation whose resizing and input range Inception follows (`Protocol.port`).
 
-    **Raises:** `BadInput` for a file that cannot be used, and where "inception" has no weights.
+    **Raises:** `BadInput` for a file that cannot be used, and for "inception" if there are no weights.
     """
     if _is_own(name, inception_weights, spec):
         return _of_clothes(spec, say)
@@ -47,25 +47,25 @@ def choose_extractor(
     if found is not None:
         return found
     if name == "inception":
-        raise BadInput("--inception-weights", "there are none", missing_inception())
+        raise BadInput("--inception-weights", "no weights were found", missing_inception())
     say(f"{missing_inception()}; features are those of the small classifier instead (fd_fashion, not FID)")
     return _of_clothes(spec, say)
 
 
 def unfamiliar(extractor: str, spec: DataSpec) -> str | None:
-    """What to warn of where images are scored by an extractor that was not trained on their kind; else None.
+    """Returns a warning if the extractor was not trained on images like those of the data, else None.
 
     **Arguments:**
 
-    - `extractor`: its name. Inception knows photographs of most things; the classifier that comes with the package
-        knows the clothes of Fashion-MNIST alone.
-    - `spec`: of the data.
+    - `extractor`: the name of the extractor. Inception was trained on photographs (ImageNet), and the classifier that
+      comes with the package on Fashion-MNIST alone.
+    - `spec`: the description of the data.
     """
     if extractor != "fashion" or spec.name == "fashion_mnist":
         return None
     return (
-        f"images of {spec.name} are scored by a classifier of clothes (Fashion-MNIST), which says little of other "
-        "images: compare its numbers with care, and only with each other"
+        f"images of {spec.name} are scored by a classifier of Fashion-MNIST, whose features are hardly meaningful for "
+        "other images: compare its numbers with care, and only with each other"
     )
 
 
@@ -76,9 +76,9 @@ def _of_clothes(spec: DataSpec, say: Callable[[str], None]) -> AbstractExtractor
 
 
 def extractor_shapes(name: ExtractorName, inception_weights: str | None, spec: DataSpec) -> AbstractExtractor:
-    """The shapes of the extractor of that name, by the arguments of `choose_extractor`, without its weights.
+    """Returns the shapes of the extractor that `choose_extractor` selects, without its weights.
 
-    Inception's wherever it would be taken if its weights were there.
+    They are Inception's whenever it would be selected if its weights were found.
     """
     if _is_own(name, inception_weights, spec):
         return abstract(load_fashion_classifier())
@@ -87,5 +87,5 @@ def extractor_shapes(name: ExtractorName, inception_weights: str | None, spec: D
 
 
 def _is_own(name: ExtractorName, inception_weights: str | None, spec: DataSpec) -> bool:
-    """Whether the classifier that comes with the package is wanted, and not only taken for want of another."""
+    """Whether the arguments select the classifier that comes with the package, other than for want of weights."""
     return name == "fashion" or (name == "auto" and inception_weights is None and spec.name == "fashion_mnist")

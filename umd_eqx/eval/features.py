@@ -21,14 +21,14 @@ from umd_eqx.models import AbstractModel, AbstractPatchModel
 FeatureKind = Literal["class_tokens", "patches", "both"]
 
 RAW_PIXELS = "raw_pixels"
-"""What the names of features that are the images themselves begin with."""
+"""Prefix of the names of features that are the raw pixels."""
 
 RAW_SIDE = 32
-"""The largest side, in pixels, at which images themselves are features: at most 3,072 numbers, as many as networks'."""
+"""The largest side of images as raw features, in pixels: at most 3,072 values, comparable to a network's features."""
 
 
 class FeatureSet(NamedTuple):
-    """FeatureKind, labels and indices, a row an image. Images that could not be read are left out."""
+    """Features, labels and indices, one row per image. Images that could not be read are left out."""
 
     class_tokens: Float[np.ndarray, "n d"]
     patches: Float[np.ndarray, "n d"]
@@ -36,7 +36,7 @@ class FeatureSet(NamedTuple):
     indices: Int[np.ndarray, "n"]
 
     def of(self, name: FeatureKind) -> Float[np.ndarray, "n features"]:
-        """One kind, or both side by side."""
+        """Returns the features of one kind, or the concatenation of both."""
         if name == "both":
             return np.concatenate([self.class_tokens, self.patches], axis=1)
         return self.class_tokens if name == "class_tokens" else self.patches
@@ -50,20 +50,20 @@ def extract(
     time: float,
     key: PRNGKeyArray,
 ) -> FeatureSet:
-    """The representation of each image, noised on the path, without its label.
+    """Computes the representation of each image, noised on the path, without conditioning on its label.
 
     **Arguments:**
 
     - `model`: represents one image (h, w, c) with values in [-1, 1].
-    - `context`: whose split is read, cropped as the reference's probe does.
-    - `split`, `indices`: which images, 0 .. len(split) - 1, in any order.
-    - `time`: of the path, 0 (clean) to 1 (noise).
-    - `key`: of the noise; an image's noise depends on the key and its index only.
+    - `context`: the data; images are cropped as in the reference's probe.
+    - `split`, `indices`: the images, 0 .. len(split) - 1, in any order.
+    - `time`: the time of the path, from 0 (clean) to 1 (noise).
+    - `key`: the key of the noise; an image's noise depends on the key and its index only.
 
     **Returns:** a row for each image that can be read, in the order of `indices`.
 
-    **Raises:** whatever the source raises but `BrokenImage`, such as `BadInput` for too many of these; `BadInput` for a
-    network that is not an `AbstractPatchModel`; `ValueError` where `indices` is empty.
+    **Raises:** whatever the source raises except `BrokenImage`, such as `BadInput` for too many broken images;
+    `BadInput` for a network that is not an `AbstractPatchModel`; `ValueError` if `indices` is empty.
     """
     model = require_representation(model, "--eval")
     parts = []
@@ -102,10 +102,10 @@ def require_measurable(model: Any, evaluators: Mapping[str, AbstractEvaluator]) 
 def flat_pixels(
     context: EvalContext, split: Literal["train", "test"], indices: Int[np.ndarray, "n"]
 ) -> Float[np.ndarray, "readable pixels"]:
-    """The images themselves as features, values in [-1, 1]; those that cannot be read are left out.
+    """Returns the raw pixels as features, with values in [-1, 1]; images that cannot be read are left out.
 
-    Images of more than `RAW_SIDE` pixels a side are averaged over boxes to that side, a batch at a time: 100,000 of
-    256 px would be 79 GB as they are, and are 1.2 GB so.
+    Images larger than `RAW_SIDE` pixels are averaged over boxes to that side, batch by batch: 100,000 images of 256 px
+    take 1.2 GB instead of 79 GB.
 
     Raises as `extract` does.
     """
@@ -118,15 +118,15 @@ def flat_pixels(
 
 
 def raw_pixels_name(size: int) -> str:
-    """What the features of `flat_pixels` are called for images of `size` pixels a side: raw_pixels if unchanged."""
+    """Returns the name of the features of `flat_pixels` for images of side `size`: raw_pixels if not averaged."""
     return RAW_PIXELS if size <= RAW_SIDE else f"{RAW_PIXELS}_{RAW_SIDE}px"
 
 
 @eqx.filter_jit
 def box_average(images: Float[Array, "b h w c"], side: int) -> Float[Array, "b side side c"]:
-    """Images as squares of a smaller `side`: each value is the mean over a box of pixels, by the area of each in it.
+    """Resizes images to squares of a smaller `side` by area-weighted averages over boxes of pixels.
 
-    Where `side` divides the rows and columns, the boxes are whole pixels.
+    If `side` divides the numbers of rows and columns, the boxes consist of whole pixels.
     """
 
     def shares(length: int) -> Float[np.ndarray, "side length"]:
@@ -135,12 +135,12 @@ def box_average(images: Float[Array, "b h w c"], side: int) -> Float[Array, "b s
         return np.asarray(np.maximum(inside, 0.0) * (side / length), np.float32)
 
     rows, columns = (jnp.asarray(shares(length)) for length in images.shape[1:3])
-    highest = jax.lax.Precision.HIGHEST  # accelerators would round the pixels
+    highest = jax.lax.Precision.HIGHEST  # accelerators round to a lower precision by default
     return jnp.einsum("ih,bhwc,jw->bijc", rows, images, columns, precision=highest)
 
 
 def extraction_programs(model: AbstractPatchModel, context: EvalContext) -> dict[str, Program]:
-    """What `extract` compiles for a batch, by shapes alone: see `AbstractEvaluator.programs`."""
+    """Returns the programs that `extract` compiles for a batch, from shapes alone: see `AbstractEvaluator.programs`."""
     inputs = (context.batch_size, *model.image_shape)
     images = jax.ShapeDtypeStruct(inputs, jnp.float32, sharding=batch_sharding(context.mesh))
     given = (
@@ -166,7 +166,10 @@ def represent_batch(
     mesh: Mesh,
     factor: int,
 ) -> Representation:
-    """The representation of each image (or latent, of `factor` pixels a side) of a batch, noised to time `t`."""
+    """Returns the representation of each image of a batch, noised to time `t`.
+
+    `factor` is the downsampling factor of the tokenizer if they are latents, otherwise 1.
+    """
 
     def one(x0: Image, key: Key[Array, ""]) -> Representation:
         x_t = path.interpolate(x0, jax.random.normal(key, x0.shape), t)

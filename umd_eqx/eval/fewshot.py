@@ -1,4 +1,4 @@
-"""Few-shot linear probe and k-nearest neighbours on frozen features (reference.md's evaluation; big_vision's probe)."""
+"""Few-shot linear probe and k-nearest neighbours on frozen features, as in the reference (big_vision's probe)."""
 
 import dataclasses
 import functools
@@ -15,36 +15,36 @@ from umd_eqx.eval.features import RAW_PIXELS, FeatureKind, extract, extraction_p
 from umd_eqx.models import AbstractModel, AbstractPatchModel
 
 ROWS = 1024
-"""Test images that are whitened, or whose neighbours are looked for, at once. Among 100,000 neighbours that takes
-1.2 GB; all 50,000 test images of ImageNet would take 60."""
+"""Number of test images that are whitened, or compared with all training images, at once. With 100,000 training images
+this takes 1.2 GB; all 50,000 test images of ImageNet at once would take 60 GB."""
 
 BIAS_FEATURE = 100.0
-"""The constant appended to the features: large, so that the ridge penalty hardly touches the bias."""
+"""The constant feature. It is large, which makes the effect of the ridge penalty on the bias negligible."""
 
 STRENGTHS = tuple(10.0 ** (power / 2) for power in range(-4, 9))
-"""The ridge penalties, 0.01 to 10,000, that one is chosen from where `FewShot.l2` is None."""
+"""The candidate ridge penalties, 0.01 to 10,000, if `FewShot.l2` is None."""
 
 Labels = Int[np.ndarray, "n"]
 
 
 class RidgeProbe(NamedTuple):
-    """A linear classifier of whitened features; the last row of `weights` belongs to the constant feature."""
+    """A linear classifier of whitened features. The last row of `weights` is that of the constant feature."""
 
     mean: Float[np.ndarray, "d"]
     std: Float[np.ndarray, "d"]
     weights: Float[np.ndarray, "d_plus_1 classes"]
 
     def predict(self, features: Float[np.ndarray, "n d"]) -> Int[np.ndarray, "n"]:
-        """The class with the largest score."""
+        """Returns the class with the largest score for each row."""
         parts = (features[start : start + ROWS] for start in range(0, len(features), ROWS))
         scores = [_whitened(part, self.mean, self.std) @ self.weights for part in parts]
         return np.argmax(np.concatenate(scores), axis=1)
 
 
 def draw_shots(labels: Labels, shots: int, seed: int) -> Int[np.ndarray, "drawn"]:
-    """Indices of up to `shots` examples of each class, classes in order, each in random order.
+    """Returns the indices of up to `shots` random examples of each class, with the classes in order.
 
-    A class with fewer gives what it has, as the reference does.
+    All examples are taken of a class with fewer, as in the reference.
     """
     rng = np.random.default_rng(seed)
     classes = range(int(labels.max()) + 1)
@@ -52,10 +52,10 @@ def draw_shots(labels: Labels, shots: int, seed: int) -> Int[np.ndarray, "drawn"
 
 
 def ridge_probe(features: Float[np.ndarray, "n d"], labels: Labels, num_classes: int, l2: float = 1024.0) -> RidgeProbe:
-    """Ridge regression to targets +-1, in closed form and float64: W = (X'X + l2 I)^-1 X'Y.
+    """Fits ridge regression to targets +-1, in closed form and float64: W = (X'X + l2 I)^-1 X'Y.
 
-    X is whitened by its own mean and standard deviation (+ 1e-5), with a constant feature 100. With fewer examples than
-    features the same solution is found through X X'.
+    X is whitened by its own mean and standard deviation (+ 1e-5), with a constant feature of 100 appended. With fewer
+    examples than features, the same solution is computed from X X'.
     """
     mean, std = _moments(features)
     x, y = _whitened(features, mean, std), _targets(labels, num_classes)
@@ -69,16 +69,16 @@ def ridge_probe(features: Float[np.ndarray, "n d"], labels: Labels, num_classes:
 def leave_one_out(
     features: Float[np.ndarray, "n d"], labels: Labels, num_classes: int, l2: float
 ) -> Float[np.ndarray, "n classes"]:
-    """What `ridge_probe` fitted without an image scores for it, for every image, from a single fit.
+    """Returns the leave-one-out scores of `ridge_probe` for every image, from a single fit.
 
-    y - y_without = (y - y_fitted) / (1 - h), h the diagonal of X (X'X + l2 I)^-1 X' (Allen 1974, PRESS). Whitening is
-    that of all images.
+    y - y_without = (y - y_fitted) / (1 - h), where h is the diagonal of X (X'X + l2 I)^-1 X' (Allen 1974, PRESS). The
+    whitening is that of all images.
     """
     return _leave_one_out(*_spectrum(features), _targets(labels, num_classes), l2)
 
 
 def choose_l2(features: Float[np.ndarray, "n d"], labels: Labels, num_classes: int) -> float:
-    """The strength among `STRENGTHS` that classifies most of these images from the others; of equals the largest."""
+    """Returns the penalty in `STRENGTHS` with the best leave-one-out accuracy, the largest one in case of ties."""
     projections, squares = _spectrum(features)
     targets = _targets(labels, num_classes)
 
@@ -92,9 +92,9 @@ def choose_l2(features: Float[np.ndarray, "n d"], labels: Labels, num_classes: i
 def nearest_neighbours(
     train: Float[np.ndarray, "n d"], labels: Labels, test: Float[np.ndarray, "m d"], k: int, *, rows: int = ROWS
 ) -> Int[np.ndarray, "m"]:
-    """The most frequent class among the k training features nearest in angle; of equals, the lowest class.
+    """Returns the majority class among the k training features with the largest cosine similarity.
 
-    `rows` is how many of the m are compared with all n at once: it changes the memory taken, and nothing else.
+    Ties go to the lowest class. `rows` test features are compared with all n at once, which affects memory only.
     """
 
     def unit(x: np.ndarray) -> np.ndarray:
@@ -111,39 +111,41 @@ def nearest_neighbours(
 
 @dataclasses.dataclass(frozen=True)
 class FewShot(AbstractEvaluator):
-    """Probes the representation with a few labelled images of each class; top-1 accuracy in percent on the test split.
+    """Few-shot linear probe and k-nearest neighbours of the representation: top-1 test accuracy in percent.
 
-    For each of `features`: `<features>/top1`, the mean over the draws of the training images, `<features>/top1_seed0`,
-    the reference's single draw, and `<features>/knn`, nearest neighbours among all drawn images. `raw_pixels` are the
-    images themselves; above 32 px a side they are averaged over boxes to 32 x 32 and called `raw_pixels_32px`.
+    For each of `features`, the report has `<features>/top1`, the mean over the draws of the training images,
+    `<features>/top1_seed0`, for the reference's single draw, and `<features>/knn`, k-nearest neighbours among all drawn
+    images. `raw_pixels` are the images themselves; images larger than 32 px are averaged over boxes to 32 x 32, as
+    `raw_pixels_32px`.
     """
 
     every: int = 10_000
     """Steps between two evaluations."""
     weights: Literal["raw", "ema"] = "raw"
-    """Which weights: raw, or their average where one is kept."""
+    """Which weights to evaluate: raw, or their moving average if the run has one."""
     shots: int = 100
-    """Training images a class."""
+    """Number of training images per class."""
     seeds: int = 3
-    """Draws of the training images."""
+    """Number of random draws of the training images."""
     l2: float | None = 1024.0
-    """Strength of the ridge penalty (the reference's, for its 100,000 images). None: for each kind of features the one
-    that classifies most of the training images of a draw, each left out in turn."""
+    """Ridge penalty (the default is the reference's, for its 100,000 images). None: chosen for each kind of features by
+    leave-one-out accuracy on the training images of a draw."""
     features: tuple[FeatureKind, ...] = ("class_tokens", "patches", "both")
-    """The mean of the class tokens (the reference's), the mean of the patches, or both side by side."""
+    """Features to probe: the mean of the class tokens (as in the reference), the mean of the patches, or their
+    concatenation."""
     time: float = 0.0
-    """Noise level at which images are read: 0 is clean; the reference reads r = 0 systems at 0.051, its step 51."""
+    """Noise level of the images, from 0 (clean) to 1. The reference uses 0.051, its step 51, for systems with r = 0."""
     pool: int | None = 100_000
-    """Draw from the first so many training images (as the reference); None: from all."""
+    """Number of training images, from the first, that shots are drawn from (as in the reference). None: all."""
     test_images: int | None = None
-    """Measure on so many test images, evenly spread; None: on all."""
+    """Number of test images, evenly spaced over the split. None: all."""
     knn: int = 20
-    """Neighbours that vote."""
+    """Number of neighbours of the k-nearest-neighbour classifier."""
     raw_pixels: bool = True
-    """Also probe the pixels themselves (at 32 x 32 if there are more), the line that a representation has to beat."""
+    """Whether to also probe the pixels themselves (averaged to at most 32 x 32), as a baseline."""
     headline: FeatureKind | None = None
-    """Which of `features` stands for the network in the report; None: the first. The best of them on the test images
-    would be a choice made on the test images."""
+    """Which of `features` is the headline of the report. None: the first. Choosing the best on the test images would
+    bias the result."""
 
     @property
     def needs_representation(self) -> bool:
@@ -152,18 +154,18 @@ class FewShot(AbstractEvaluator):
 
     @property
     def untrained(self) -> bool:
-        """The first weights are probed too."""
+        """Always True: the initial weights are probed too, as a baseline."""
         return True
 
     def display(self, data: str | None = None) -> Display:
-        """Accuracies against the step; the headline is of the features that the configuration names, not the best."""
+        """Returns charts of the accuracies against the step; the headline is that of the configured features."""
         charts = (
             Chart("fewshot", "Few-shot linear probe, top-1", r"(?P<line>.+)/top1", "percent", first_as_level=True),
             Chart("knn", "Nearest neighbours, top-1", r"(?P<line>.+)/knn", "percent", first_as_level=True),
         )
         headline_note = (
-            "The headline is the kind of features that the configuration names; the others are for comparison, and the "
-            "best of them would be a choice made on the test images."
+            "The headline is the accuracy of the configured kind of features; the others are for comparison, because "
+            "choosing the best of them on the test images would bias the result."
         )
         section = Section(
             "Probe accuracy",
@@ -184,11 +186,11 @@ class FewShot(AbstractEvaluator):
         )
 
     def is_baseline(self, name: str) -> bool:
-        """Probes of the pixels themselves."""
+        """Whether `name` is an accuracy of the raw pixels."""
         return name.startswith(RAW_PIXELS)
 
     def validate(self, num_patches: int | None = None, field: str = "--eval.fewshot") -> None:
-        """Raises `BadInput` for numbers below 1, no features, a time outside [0, 1], and a penalty that is none."""
+        """Raises `BadInput` for counts below 1, no features, a time outside [0, 1], and a penalty of 0 or below."""
         counts = {"shots": self.shots, "seeds": self.seeds, "knn": self.knn}
         counts |= {"pool": self.pool, "test_images": self.test_images}
         require(self, field, {name: n is None or n >= 1 for name, n in counts.items()}, "Use 1 or more")
@@ -196,22 +198,22 @@ class FewShot(AbstractEvaluator):
         among = self.headline is None or self.headline in self.features
         require(self, field, {"headline": among}, f"Choose among {field}.features")
         require(self, field, {"time": 0 <= self.time <= 1}, "Use a time of the path, 0 (clean) to 1 (noise)")
-        require(self, field, {"l2": self.l2 is None or self.l2 > 0}, "Use a positive number; the reference has 1024")
+        require(self, field, {"l2": self.l2 is None or self.l2 > 0}, "Use a positive number; the reference uses 1024")
 
     def build(self, context: EvalContext) -> Evaluate:
-        """The function returned extracts features and fits; the first time it also draws the training images."""
+        """Returns the evaluation function, which draws the training images when it is first called."""
         self.validate()
         test_count = len(context.test) if self.test_images is None else self.test_images
         test_indices = spread(test_count, len(context.test))
 
-        @functools.cache  # reads a label of each image of the pool, for which no start of a run should wait
+        @functools.cache  # reads the label of each image of the pool, which would delay the start of a run
         def drawn() -> tuple[list[np.ndarray], np.ndarray]:
             pool = len(context.train) if self.pool is None else min(self.pool, len(context.train))
             labels = context.train.labels(np.arange(pool))
             draws = [draw_shots(labels, self.shots, seed) for seed in range(self.seeds)]
             return draws, np.unique(np.concatenate(draws))
 
-        @functools.cache  # they stay what they are for the whole run
+        @functools.cache  # the same at every evaluation
         def pixels() -> tuple[np.ndarray, np.ndarray]:
             _, train_indices = drawn()
             return flat_pixels(context, "train", train_indices), flat_pixels(context, "test", test_indices)
@@ -231,7 +233,7 @@ class FewShot(AbstractEvaluator):
         return evaluate
 
     def programs(self, model: AbstractPatchModel, context: EvalContext) -> dict[str, Program]:
-        """Encoding and representation of one batch; the probes are fitted on the host."""
+        """Returns the encoding and representation of one batch; the probes are fitted on the host."""
         return extraction_programs(model, context)
 
     def _score(
@@ -276,7 +278,7 @@ def _targets(labels: Labels, num_classes: int) -> Float[np.ndarray, "n classes"]
 
 
 def _spectrum(features: Float[np.ndarray, "n d"]) -> tuple[Float[np.ndarray, "n rank"], Float[np.ndarray, "rank"]]:
-    # The images on the principal directions of the whitened features, and the squared length of each direction.
+    # Projections of the images on the principal directions of the whitened features, and the squared singular values.
     x = _whitened(features, *_moments(features))
     if x.shape[0] < x.shape[1]:
         squares, left = np.linalg.eigh(x @ x.T)

@@ -1,4 +1,4 @@
-"""Generated images: samples by class at several guidance scales, and how they compare with real ones."""
+"""Evaluation of generation: image grids and metrics of samples at several guidance scales."""
 
 import dataclasses
 import functools
@@ -30,61 +30,63 @@ PROTOCOLS = {"umd10k": UMD10K, "adm50k": ADM50K}
 ProtocolName = Literal["umd10k", "adm50k"]
 
 FILMS = 4
-"""Rows of a film."""
+"""Rows of the image grid of denoising trajectories."""
 
 SHOWN_CLASSES = 10
-"""Rows of a picture of samples."""
+"""Rows of an image grid of samples, one class each."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Generation(AbstractEvaluator):
-    """Samples at several guidance scales: pictures of a few from a fixed seed, and the metrics of many.
+    """Samples at several guidance scales: image grids of a few from a fixed seed, and metrics of many.
 
-    `<protocol>/cfg<scale>/<metric>`: `fid`, `is`, `kid`, ... with Inception's features; `fd_fashion`, `is_fashion`, ...
-    with the classifier that comes with the package, and `recognised`, the share of samples in which it sees the class
-    that was asked for. A network without labels is sampled as it is, at `cfg1` only. The film is one sample coming out
-    of the noise: the clean image as it is predicted at steps spread over the way.
+    The metrics are named `<protocol>/cfg<scale>/<metric>`: `fid`, `is`, `kid`, ... with Inception's features;
+    `fd_fashion`, `is_fashion`, ... with the classifier that comes with the package, and `recognised`, the fraction of
+    samples that it assigns to the requested class. A network without labels is sampled unconditionally, as `cfg1` only.
+    The image grid `film` shows denoising trajectories: the predicted clean images at evenly spaced sampling steps.
     """
 
     every: int = 25_000
     """Steps between two evaluations."""
     weights: Literal["raw", "ema"] = "ema"
-    """Which weights: raw, or their average where one is kept."""
+    """Which weights to evaluate: raw, or their moving average if the run has one."""
     protocol: ProtocolName = "umd10k"
-    """How it is measured: the paper's way or the field's."""
+    """Evaluation protocol: umd10k is that of the UMD paper, adm50k is that of ADM, which most papers use."""
     samples: int = 10_240
-    """How many samples are measured at each scale; another number than the protocol's is told by its name."""
+    """Number of samples per guidance scale. A number other than the protocol's is added to its name (umd10k@500)."""
     cfg_scales: tuple[float, ...] = (1.0, 2.0, 4.0)
-    """Guidance scales; 1 is none."""
+    """Scales of classifier-free guidance; 1 is no guidance."""
     sampler: AbstractSampler = dataclasses.field(default_factory=DDIM)
-    """From noise to images."""
+    """The sampler and its settings."""
     batch_size: int = 64
-    """Images sampled at once."""
+    """Number of images that are sampled at once."""
     extractor: ExtractorName = "auto"
-    """What features are compared in. auto: Inception where its weights are found, else what comes with the package."""
+    """The network whose features are compared. auto: the classifier that comes with the package for Fashion-MNIST; for
+    other data Inception if its weights are found, else the classifier."""
     inception_weights: str | None = None
-    """A safetensors file (experiments/convert_inception.py makes it). None: where they are usually kept."""
+    """A safetensors file with Inception's weights, written by experiments/convert_inception.py. None: the default
+    location."""
     columns: int = 8
-    """Samples of each class in a picture."""
+    """Samples per class in an image grid."""
     frames: int = 10
-    """Pictures of a film."""
+    """Number of steps shown of each denoising trajectory."""
 
     @property
     def needs_noise(self) -> bool:
-        """Samples come out of noise."""
+        """Always True: sampling starts from noise."""
         return True
 
     def validate(self, num_patches: int | None = None, field: str = "--eval.generation") -> None:
-        """Raises `BadInput` for counts below what the metrics need, scales below 0, and a bad sampler."""
+        """Raises `BadInput` for counts below what the metrics need, scales below 0, and an invalid sampler."""
         enough = {"samples": self.samples >= 10, "batch_size": self.batch_size >= 1}
-        require(self, field, enough, "Use more: 10 samples are the least that the metrics take")
+        require(self, field, enough, "Use more: the metrics need at least 10 samples")
         require(self, field, {"columns": self.columns >= 1, "frames": self.frames >= 1}, "Use 1 or more")
         fine = len(self.cfg_scales) > 0 and all(0.0 <= s < float("inf") for s in self.cfg_scales)
-        require(self, field, {"cfg_scales": fine}, "Give one or more scales from 0 on; 1 is no guidance")
+        require(self, field, {"cfg_scales": fine}, "Use one or more scales of at least 0; 1 is no guidance")
         self.sampler.validate(f"{field}.sampler")
 
     def build(self, context: EvalContext) -> Evaluate:
-        """The measurement; the features of the real images are taken once, when they are first needed."""
+        """Returns the evaluation function, which computes the features of the real images once, when first needed."""
         self.validate()
         protocol = scale(PROTOCOLS[self.protocol], self.samples)
         extractor = choose_extractor(
@@ -119,7 +121,7 @@ class Generation(AbstractEvaluator):
         return evaluate
 
     def display(self, data: str | None = None) -> Display:
-        """How far samples are from real images, and how many are of the class asked for, by guidance."""
+        """Returns charts of the distance and the recognised fraction of samples for each guidance scale."""
         named = r"(?P<protocol>.+)/(?P<line>cfg[0-9.]+)"
         distance = "Distance of the samples from real images ({metric}, {protocol})"
         charts = (
@@ -127,14 +129,14 @@ class Generation(AbstractEvaluator):
             Chart("recognised", "Samples recognised as the class asked for", rf"{named}/recognised", "share"),
         )
         captions = {
-            f"cfg{scale:g}": f"Samples {how}, a class a row, always of the same noise"
+            f"cfg{scale:g}": f"Samples {how}, one class per row, always from the same noise"
             for scale in self.cfg_scales
             for how in ["without guidance" if scale == 1 else f"at guidance {scale:g}"]
         }
-        captions["film"] = "Samples coming out of the noise: the clean image as it is predicted on the way"
+        captions["film"] = "Denoising trajectories: the predicted clean image at evenly spaced sampling steps"
         warning = (
-            f"images of {data} are scored by a classifier of clothes (Fashion-MNIST), which says little of other "
-            "images: compare these numbers with care, and only with each other"
+            f"images of {data} are scored by a classifier of Fashion-MNIST, whose features are hardly meaningful for "
+            "other images: compare these numbers with care, and only with each other"
         )
         return Display(
             (Section("Generation", charts),),
@@ -144,7 +146,7 @@ class Generation(AbstractEvaluator):
         )
 
     def programs(self, model: AbstractModel, context: EvalContext) -> dict[str, Program]:
-        """Sampling of a batch under guidance, decoding of a batch, the film, and features of a batch."""
+        """Returns guided sampling, decoding and feature extraction of a batch, and the denoising trajectories."""
         everywhere, shared = replicated(context.mesh), batch_sharding(context.mesh)
         scales = () if model.num_classes is None else self.cfg_scales
         denoiser, sampler = self._way(model, context)
@@ -171,7 +173,7 @@ class Generation(AbstractEvaluator):
 
 
 def path_for(sampler: AbstractSampler, path: AbstractPath) -> AbstractPath:
-    """The path that a sampler can go along: a table is smoothed for those that need rates."""
+    """Returns the path for a sampler: a discrete path is smoothed if the sampler needs its derivatives."""
     if sampler.needs_rates and isinstance(path, AbstractDiscretePath):
         return smooth(path)
     return path
@@ -185,7 +187,10 @@ def film(
     key: PRNGKeyArray,
     frames: int,
 ) -> UInt8[np.ndarray, "rows columns 3"]:
-    """A row for each label: the clean image as it is predicted, and decoded, at `frames` steps spread over the way."""
+    """Returns an image grid of denoising trajectories, one row per label.
+
+    A row has the decoded prediction of the clean image at `frames` evenly spaced sampling steps.
+    """
     shown = np.asarray(_films(denoiser, sampler, tokenizer, jnp.asarray(labels), key, frames))
     return grid([list(row) for row in shown])
 
@@ -200,9 +205,9 @@ def _films(
     frames: int,
 ) -> Float[Array, "count shown h w c"]:
     def one(index: Int[Array, ""], y: Label) -> Float[Array, "shown h w c"]:
-        noise, rest = image_noise(key, index, denoiser.model.image_shape)  # that of `sample`: its first images
+        noise, rest = image_noise(key, index, denoiser.model.image_shape)  # as for the first images of `sample`
         steps = sampler.trajectory(denoiser.given(denoiser.model.cond(y)), noise, rest)[1]
-        # Chosen before they are decoded: of hundreds of steps a dozen are shown.
+        # Selected before decoding: only about a dozen of hundreds of steps are shown.
         picked = np.unique(np.linspace(0, len(steps) - 1, frames).round().astype(int))
         return jax.lax.map(tokenizer.decode, steps[picked])
 

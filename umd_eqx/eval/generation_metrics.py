@@ -1,4 +1,4 @@
-"""Generated images beside real ones: the one way in which a run, the command and the benchmarks measure them."""
+"""Metrics of generated images against real ones, as used by runs, `experiments/evaluate.py` and the benchmarks."""
 
 import dataclasses
 import functools
@@ -17,18 +17,18 @@ from umd_eqx.eval.protocol import Protocol, labels_for, to_uint8
 from umd_eqx.models.extractors.base import AbstractExtractor
 
 Draw = Callable[[Int[np.ndarray, "n"]], Float[np.ndarray, "n h w c"]]
-"""From a label for each sample to the samples, in the same order."""
+"""Generates samples from labels, one for each, in the same order."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ReferenceStatistics:
-    """What generated images are compared with: real images, as a protocol brings them to size, in an extractor's eyes.
+    """The reference that generated images are compared with: features of real images, as a protocol prescribes.
 
     **Arguments:**
 
-    - `context`: the images, and the tokenizer that decodes what is sampled.
-    - `protocol`: how many samples there are, of which labels, and against which split.
-    - `extractor`: takes the features.
+    - `context`: the data, and the tokenizer that decodes samples.
+    - `protocol`: the number of samples, their labels, and the reference split and size.
+    - `extractor`: the network that computes the features.
     """
 
     context: EvalContext
@@ -37,9 +37,9 @@ class ReferenceStatistics:
 
     @functools.cached_property
     def real(self) -> Features:
-        """Features of all real images of the protocol's split, taken when they are first asked for.
+        """The features of all real images of the protocol's split, computed on first access.
 
-        Rows are kept of a random part only, `protocol.reference_rows`.
+        Rows are kept for a random subset of `protocol.reference_rows` images only.
         """
         split = "test" if self.protocol.reference == "validation" else "train"
         count = len(self.context.test if split == "test" else self.context.train)
@@ -49,7 +49,7 @@ class ReferenceStatistics:
         return activations(self.extractor, images, self.context.mesh, lambda done: say(done, count), keep=keep)
 
     def floor(self) -> float:
-        """The Frechet distance of as many real images of the other split: what a perfect generator would come to."""
+        """Returns the Frechet distance of as many real images of the other split: that of a perfect generator."""
         split = "train" if self.protocol.reference == "validation" else "test"
         images = real_images(self.context, self.protocol, split, self.protocol.samples)
         return frechet_distance(self.real.statistics, activations(self.extractor, images, self.context.mesh).statistics)
@@ -58,17 +58,17 @@ class ReferenceStatistics:
 def measure_generation(
     draw: Draw, reference: ReferenceStatistics, classes: int | None, *, seed: int = 0
 ) -> dict[str, float]:
-    """Samples as a protocol says, and compares the images with real ones.
+    """Draws samples for the labels of the protocol, and compares them with real images.
 
     **Arguments:**
 
-    - `draw`: from a label for each sample to the samples: images in [-1, 1], or latents of the context's tokenizer.
-    - `reference`: what they are compared with.
-    - `classes`: that the network knows; None for a network without labels.
-    - `seed`: of the labels.
+    - `draw`: generates a sample for each label: images in [-1, 1], or latents of the context's tokenizer.
+    - `reference`: the real images that they are compared with.
+    - `classes`: the number of classes of the network; None for a network without labels.
+    - `seed`: the seed of the labels.
 
-    **Returns:** every metric by its name, and `recognised` where the extractor knows the classes; of samples that are
-    not all finite their share `not_finite` alone: see `score`.
+    **Returns:** every metric by its name, and `recognised` if the extractor classifies the same classes. If some
+    samples are not finite, only their fraction, `not_finite`: see `score`.
 
     **Raises:** `BadInput` as `labels_for` and `measure` do.
     """
@@ -79,10 +79,10 @@ def measure_generation(
 def real_images(
     context: EvalContext, protocol: Protocol, split: Literal["train", "test"], count: int
 ) -> Iterator[UInt8[np.ndarray, "b h w c"]]:
-    """Some images of a split, or all, in a random order that is always the same, as grey levels."""
+    """Yields `count` images of a split as uint8 pixel values, in a random order with a fixed seed."""
     order = np.random.default_rng(0).permutation(len(context.test if split == "test" else context.train))
     for batch in context.images(split, order[:count], crop=protocol.reference_size):
-        # They were grey levels before, so that the nearest is the one it was.
+        # They were uint8 originally: rounding restores their values.
         yield np.asarray(to_uint8(jnp.asarray(batch.image), "round"))[np.asarray(batch.valid)]
 
 
@@ -93,10 +93,10 @@ def score(
     *,
     classes: int | None,
 ) -> dict[str, float]:
-    """All metrics of samples by their names, and `recognised` where the extractor knows the classes.
+    """Returns all metrics of samples by name, and `recognised` if the extractor classifies the same classes.
 
-    Samples are images in [-1, 1], or latents of the context's tokenizer, which are decoded a batch at a time. Where
-    some are not finite, their share, `not_finite`, is all: as images they would be black, and count.
+    Samples are images in [-1, 1], or latents of the context's tokenizer, which are decoded batch by batch. If some are
+    not finite, only their fraction, `not_finite`, is returned: as uint8 they would be counted as black images.
     """
     broken = ~np.isfinite(samples).all(axis=(1, 2, 3))
     if broken.any():
@@ -113,5 +113,5 @@ def score(
 
 
 def say_progress(phase: Callable[[str], None], what: str, done: int, total: int) -> None:
-    """Tells how many of how many are done, behind what is going on."""
+    """Reports progress to `phase`, such as "features of samples: 64/1,024"."""
     phase(f"{what}: {done:,}/{total:,}")

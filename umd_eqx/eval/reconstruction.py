@@ -1,4 +1,4 @@
-"""How well hidden patches of clean images are predicted, and pictures of it."""
+"""Reconstruction error of hidden patches of clean images, with an image grid."""
 
 import dataclasses
 from typing import Literal
@@ -33,28 +33,28 @@ from umd_eqx.models.tokenizers.base import AbstractTokenizer
 
 @dataclasses.dataclass(frozen=True)
 class Reconstruction(AbstractEvaluator):
-    """Masked reconstruction of test images: `error`, the mean squared error on hidden pixels in [-1, 1].
+    """Masked reconstruction of test images: `error` is the mean squared error on hidden pixels in [-1, 1].
 
-    The picture has an image a column: input, what the network sees, its prediction, and the prediction put in where the
-    image was hidden. A network of latents is asked for latents, and what it says is decoded: `error` is that of the
-    pixels under the hidden latents, with the true ones around them, and `latent_error` that of the latents.
+    Each column of the image grid has the image, its visible patches, the prediction, and the image with the prediction
+    in its hidden patches. The predicted latents of a network on latents are decoded together with the true visible
+    latents: `error` is that of the pixels under the hidden latents, and `latent_error` that of the latents.
     """
 
     every: int = 25_000
     """Steps between two evaluations."""
     weights: Literal["raw", "ema"] = "raw"
-    """Which weights: raw, or their average where one is kept."""
+    """Which weights to evaluate: raw, or their moving average if the run has one."""
     mask_ratio: float = 0.75
-    """Share of the patches that the encoder does not see."""
+    """Fraction of the patches that is hidden from the encoder."""
     images: int = 1024
-    """How many test images."""
+    """Number of test images."""
     pictures: int = 12
-    """How many of them are shown."""
+    """Number of test images in the image grid."""
 
     def validate(self, num_patches: int | None = None, field: str = "--eval.reconstruction") -> None:
-        """Raises `BadInput` for numbers of images below 1, and a mask ratio that hides no patch or all of them."""
+        """Raises `BadInput` for counts below 1, and for a mask ratio that hides no patch or all of them."""
         require(self, field, {"images": self.images >= 1, "pictures": self.pictures >= 1}, "Use 1 or more")
-        hint = "Use a share in (0, 1)"
+        hint = "Use a fraction in (0, 1)"
         some = 0.0 < self.mask_ratio < 1.0
         if num_patches == 1:
             hint = "Leave it out, or choose a network with a smaller patch, or a larger --data.size"
@@ -66,7 +66,7 @@ class Reconstruction(AbstractEvaluator):
         require(self, field, {"mask_ratio": some}, hint)
 
     def build(self, context: EvalContext) -> Evaluate:
-        """The measurement, on images spread evenly over the test split."""
+        """Returns the evaluation function, on images spread evenly over the test split."""
         self.validate()
         indices = spread(self.images, len(context.test))
 
@@ -89,12 +89,12 @@ class Reconstruction(AbstractEvaluator):
         return evaluate
 
     def display(self, data: str | None = None) -> Display:
-        """Its numbers are few, and in the table."""
-        caption = "Masked reconstruction. Rows: image, what the encoder sees, prediction, both combined"
+        """Returns a caption of the image grid; the scalars are in the report's table."""
+        caption = "Masked reconstruction. Rows: image, visible patches, prediction, image with predicted hidden patches"
         return Display(captions={"pictures": caption})
 
     def programs(self, model: AbstractPatchModel, context: EvalContext) -> dict[str, Program]:
-        """Reconstruction of one batch."""
+        """Returns the reconstruction of one batch."""
         given = (context.image_shapes, context.key_shapes, self.mask_ratio, context.mesh)
         return {"reconstruct": Program(_reconstruct, (model, context.tokenizer_or_identity, context.path, *given))}
 

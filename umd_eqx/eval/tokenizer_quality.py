@@ -1,4 +1,4 @@
-"""How well a tokenizer gives images back, and what its latents are like."""
+"""Reconstruction error of a tokenizer, and statistics of its latents and codes."""
 
 import dataclasses
 import math
@@ -22,29 +22,29 @@ from umd_eqx.models.tokenizers.fsq import FSQ
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerQuality(AbstractEvaluator):
-    """Test images there and back again, by the modes of their posteriors.
+    """Reconstruction of test images by a tokenizer, from their posterior modes.
 
     `error` is the mean squared error of pixels in [-1, 1] and `psnr` the same in decibels; `latent_mean` and
-    `latent_std` are over all numbers of all latents. With a codebook also `codes_used`, the share of its codes that
-    these images use, and `perplexity`, how many codes used equally often would be as hard to guess. The picture has an
-    image above what became of it.
+    `latent_std` are over all values of all latents. With a codebook, `codes_used` is the fraction of its codes that
+    these images use, and `perplexity` is that of the distribution of codes. The image grid has each image above its
+    reconstruction.
     """
 
     every: int = 25_000
     """Steps between two evaluations."""
     weights: Literal["raw", "ema"] = "ema"
-    """Which weights: raw, or their average where one is kept."""
+    """Which weights to evaluate: raw, or their moving average if the run has one."""
     images: int = 10_000
-    """How many test images."""
+    """Number of test images."""
     pictures: int = 16
-    """How many of them are shown."""
+    """Number of test images in the image grid."""
 
     def validate(self, num_patches: int | None = None, field: str = "--eval.tokenizer") -> None:
-        """Raises `BadInput` for numbers of images below 1."""
+        """Raises `BadInput` for counts below 1."""
         require(self, field, {"images": self.images >= 1, "pictures": self.pictures >= 1}, "Use 1 or more")
 
     def build(self, context: EvalContext) -> Evaluate:
-        """The measurement, on images spread evenly over the test split."""
+        """Returns the evaluation function, on images spread evenly over the test split."""
         self.validate()
         indices = spread(self.images, len(context.test))
 
@@ -61,7 +61,7 @@ class TokenizerQuality(AbstractEvaluator):
             error, mean, square = weighted_mean(np.concatenate(sums), np.concatenate(valid))
             scalars = {
                 "error": float(error),
-                "psnr": 10.0 * math.log10(4.0 / max(float(error), 1e-12)),  # the range -1 .. 1 is 2 wide
+                "psnr": 10.0 * math.log10(4.0 / max(float(error), 1e-12)),  # the width of [-1, 1] is 2
                 "latent_mean": float(mean),
                 "latent_std": math.sqrt(max(float(square - mean**2), 0.0)),
             }
@@ -73,16 +73,16 @@ class TokenizerQuality(AbstractEvaluator):
         return evaluate
 
     def display(self, data: str | None = None) -> Display:
-        """Its numbers are few, and in the table."""
-        return Display(captions={"pictures": "Images, and below each what became of it as a latent and back"})
+        """Returns a caption of the image grid; the scalars are in the report's table."""
+        return Display(captions={"pictures": "Images, and below each its reconstruction from the latent"})
 
     def programs(self, model: AbstractTokenizer, context: EvalContext) -> dict[str, Program]:
-        """Encoding and decoding of one batch."""
+        """Returns the encoding and decoding of one batch."""
         return {"encode and decode": Program(_there_and_back, (model, context.image_shapes, context.mesh))}
 
 
 def codebook_use(codes: Int[np.ndarray, "n"], size: int) -> dict[str, float]:
-    """`codes_used`, the share of a codebook of `size` that is among `codes`, and their `perplexity`, 1 .. size."""
+    """Returns `codes_used`, the fraction of a codebook of `size` among `codes`, and their `perplexity`, 1 .. size."""
     share = np.bincount(codes, minlength=size) / max(len(codes), 1)
     some = share[share > 0]
     return {"codes_used": len(some) / size, "perplexity": float(np.exp(-np.sum(some * np.log(some))))}
