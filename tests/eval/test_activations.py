@@ -89,5 +89,5 @@ def test_no_images_are_refused():
 
 
 def test_images_of_two_shapes_are_refused():
-    with pytest.raises(ValueError, match="not one set"):
+    with pytest.raises(ValueError, match="images of different shapes"):
         activations(TINY, [IMAGES[:8], IMAGES[:8, :, :1]], ALL, batch_size=8)

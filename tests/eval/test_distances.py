@@ -66,7 +66,7 @@ class TestStatistics:
             statistics_of(np.zeros((0, 3)))
 
     def test_of_other_lengths_are_not_merged(self):
-        with pytest.raises(ValueError, match="not of one extractor"):
+        with pytest.raises(ValueError, match="not from the same extractor"):
             merge(statistics_of(features(9, 3)), statistics_of(features(9, 4)))
 
 

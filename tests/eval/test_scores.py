@@ -136,5 +136,5 @@ class TestNeighbours:
 
 
 def test_features_of_two_extractors_are_refused():
-    with pytest.raises(ValueError, match="not of one extractor"):
+    with pytest.raises(ValueError, match="not from the same extractor"):
         scores._centred(np.zeros((9, 2)), np.zeros((9, 1)))  # whose difference numpy would broadcast

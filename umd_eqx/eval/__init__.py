@@ -1,4 +1,4 @@
-"""What a run is measured by: each evaluator is `(model, key) -> Report`, and logs nothing itself."""
+"""Evaluators: each builds a function `(model, key) -> Report`, which does not log anything itself."""
 
 from umd_eqx.eval.accuracy import Accuracy as Accuracy
 from umd_eqx.eval.base import AbstractEvaluator as AbstractEvaluator

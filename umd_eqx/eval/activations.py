@@ -1,4 +1,4 @@
-"""What an extractor says of many images, batch by batch over the devices."""
+"""Features and class probabilities of many images from an extractor, batch by batch over the devices."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -16,14 +16,14 @@ from umd_eqx.eval.distances import Statistics, add
 from umd_eqx.models.extractors.base import AbstractExtractor
 
 BATCH = 64
-"""Images at once: two gigabytes of Inception's activations."""
+"""Default batch size: two gigabytes of Inception's activations."""
 
 _BLOCK = 1024
-"""Rows whose statistics are merged at once: one by one, the merging would cost more than the network."""
+"""Number of rows whose statistics are merged at once: merging each batch would cost more than the network."""
 
 
 class Features(NamedTuple):
-    """Statistics of all images of a set; features and class probabilities of all or of the first ones, a row each."""
+    """Statistics of all images of a set, with the features and class probabilities of all or the first, as rows."""
 
     statistics: Statistics
     features: Float32[np.ndarray, "kept d"]
@@ -39,18 +39,18 @@ def activations(
     batch_size: int = BATCH,
     keep: int | None = None,
 ) -> Features:
-    """Features and probabilities of images, streamed: no more than two batches of images are held at once.
+    """Computes features and class probabilities of a stream of images, holding at most two batches at once.
 
-    Neither the batch size nor the number of devices matters but for float32 rounding.
+    The result depends on the batch size and the number of devices only by float32 rounding.
 
     **Arguments:**
 
-    - `images`: grey levels, in arrays of any number of images; all images are of one shape.
-    - `mesh`: the devices that share each batch.
-    - `progress`: told the number of images that are done, after each batch.
-    - `batch_size`: images at once, rounded up to a multiple of the devices. What fills up the last is not counted.
-    - `keep`: how many rows of features and probabilities are kept, the first; None is all. The statistics are always
-      of all images. A set that is ordered by class must be shuffled first.
+    - `images`: pixel values 0-255, in arrays of any number of images, all of the same shape.
+    - `mesh`: the devices that each batch is sharded over.
+    - `progress`: called with the number of images done after each batch.
+    - `batch_size`: rounded up to a multiple of the devices. The padding of the last batch is not counted.
+    - `keep`: number of rows of features and probabilities to keep, from the first; None keeps all. The statistics are
+      always those of all images. A set that is ordered by class must be shuffled first.
 
     **Raises:** `ValueError` for no images, or for images of different shapes.
     """
@@ -67,7 +67,7 @@ def activations(
         if progress is not None:
             progress(done)
     if not done:
-        raise ValueError("no images to take features of")
+        raise ValueError("no images to compute features of")
     if waiting:
         statistics = add(statistics, np.concatenate(waiting))
     features, probabilities = (np.concatenate(column)[:keep] for column in zip(*kept, strict=True))
@@ -78,7 +78,7 @@ def activations(
 def _streamed(
     extractor: AbstractExtractor, groups: Iterable[np.ndarray], size: int, mesh: Mesh
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    # One batch ahead: the devices work on it while the host is busy with the one before.
+    # One batch is dispatched ahead: the devices compute it while the host processes the previous one.
     ahead: deque[tuple[int, tuple[Array, Array]]] = deque()
     for group in groups:
         batch = np.concatenate([group, np.zeros((size - len(group), *group.shape[1:]), np.uint8)])
@@ -98,18 +98,18 @@ def _fetched(count: int, outputs: tuple[Array, Array]) -> tuple[np.ndarray, np.n
 def activate_batch(
     extractor: AbstractExtractor, images: UInt8[Array, "b h w c"]
 ) -> tuple[Float32[Array, "b d"], Float32[Array, "b classes"]]:
-    """Features and class probabilities of each image of a batch."""
+    """Returns the features and class probabilities of each image of a batch."""
     features, logits = jax.vmap(extractor)(images.astype(jnp.float32))
     return features.astype(jnp.float32), jax.nn.softmax(logits.astype(jnp.float32))
 
 
 def _regrouped(arrays: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
-    """The rows of the arrays, in order, `size` at a time; the last may be fewer."""
+    """Yields the rows of the arrays, in order, in groups of `size`; the last group may be smaller."""
     pieces, have, shape = [], 0, None
     for array in arrays:
         shape = array.shape[1:] if shape is None else shape
         if array.shape[1:] != shape:
-            raise ValueError(f"images of shapes {shape} and {array.shape[1:]} are not one set")
+            raise ValueError(f"images of different shapes, {shape} and {array.shape[1:]}, in one set")
         while len(array):
             piece, array = array[: size - have], array[size - have :]
             pieces.append(piece)

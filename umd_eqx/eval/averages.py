@@ -27,17 +27,17 @@ def mean_over_images(
     images: int = 10_000,
     mesh: Mesh | None = None,
 ) -> Float[np.ndarray, "k"]:
-    """The mean of `function(model, image)` in float64, over `images` images that are spread over the source.
+    """Returns the mean of `function(model, image)` in float64, over `images` evenly spaced images of the source.
 
     **Arguments:**
 
-    - `function`: of one image, with values in [-1, 1]; of one shape for all.
+    - `function`: receives one image with values in [-1, 1], and returns values of the same shape for every image.
     - `model`: a PyTree.
-    - `size`: to which images are brought, in pixels a side.
-    - `batch_size`: images at once, rounded up to a multiple of the devices.
-    - `mesh`: the devices that share each batch; all if not given.
+    - `size`: the side that images are resized to, in pixels.
+    - `batch_size`: rounded up to a multiple of the devices.
+    - `mesh`: the devices that each batch is sharded over; all by default.
 
-    **Raises:** what the source raises, and `ValueError` where no image can be read.
+    **Raises:** what the source raises, and `ValueError` if no image can be read.
     """
     mesh = make_mesh() if mesh is None else mesh
     model, batch_size = place(model, replicated(mesh)), round_up_to_devices(batch_size, mesh)
@@ -52,7 +52,7 @@ def mean_over_images(
 
 
 def mean_program(function: PerImage, model: Any, images: jax.ShapeDtypeStruct, mesh: Mesh) -> Program:
-    """What `mean_over_images` compiles for a batch, by shapes alone."""
+    """Returns the program that `mean_over_images` compiles for a batch, from shapes alone."""
     return Program(_values, (function, model, images, mesh))
 
 

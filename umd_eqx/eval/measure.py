@@ -1,4 +1,4 @@
-"""All metrics of two sets of images, by the names that they may be called by."""
+"""All metrics of two sets of images, named by their extractor."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ from umd_eqx.eval.scores import density_coverage, inception_score, precision_rec
 
 
 class MetricNames(NamedTuple):
-    """What each metric is called in reports and result files."""
+    """The name of each metric in reports and result files."""
 
     frechet: str
     inception_score: str
@@ -22,15 +22,15 @@ class MetricNames(NamedTuple):
 
 
 def metric_names(extractor: str) -> MetricNames:
-    """The names for an extractor of this name (`AbstractExtractor.name`).
+    """Returns the metric names for an extractor's name (`AbstractExtractor.name`).
 
-    Only "inception" gives the published names, `fid`, `is`, `kid`, ...; numbers of any other extractor are on another
-    scale and carry its name: `fd_fashion`, `is_fashion`, `kid_fashion`, ... Raises `ValueError` for an empty name.
+    Only "inception" has the published names, `fid`, `is`, `kid`, ...; metrics of any other extractor are on a different
+    scale and include its name: `fd_fashion`, `is_fashion`, `kid_fashion`, ... Raises `ValueError` for an empty name.
     """
     if extractor == "inception":
         return MetricNames("fid", "is", "is_std", "kid", "kid_std", "precision", "recall", "density", "coverage")
     if not extractor:
-        raise ValueError("an extractor without a name")
+        raise ValueError("the extractor has no name")
     plain = ("fd", "is", "is_std", "kid", "kid_std", "precision", "recall", "density", "coverage")
     return MetricNames(*(f"{name}_{extractor}" for name in plain))
 
@@ -45,17 +45,17 @@ def measure(
     subset_size: int = 1000,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Every metric of `fake` against `real`, in the order of `MetricNames`.
+    """Returns every metric of `fake` against `real`, in the order of `MetricNames`.
 
-    The Frechet distance is of the statistics, all others of the rows that were kept.
+    The Frechet distance is computed from the statistics, all others from the rows that were kept.
 
     **Arguments:**
 
-    - `extractor`: the name of what made both sets; see `metric_names`.
-    - `splits`: of the Inception score, which is of `fake` alone.
-    - `subsets`, `subset_size`, `seed`: of the kernel distance.
+    - `extractor`: the name of the extractor of both sets; see `metric_names`.
+    - `splits`: number of splits of the Inception score, which depends on `fake` alone.
+    - `subsets`, `subset_size`, `seed`: arguments of `kid`.
 
-    **Raises:** `BadInput` where a side has too few images for one of them: 10 are enough for all at the defaults.
+    **Raises:** `BadInput` if a set has too few images for a metric; 10 suffice for all of them by default.
     """
     score = inception_score(fake.probabilities, splits)
     kernel = kid(real.features, fake.features, subsets=subsets, subset_size=subset_size, seed=seed)

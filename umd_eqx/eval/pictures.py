@@ -1,4 +1,4 @@
-"""Pictures of what a network does."""
+"""Image grids of the outputs of a network."""
 
 from collections.abc import Sequence
 
@@ -6,12 +6,12 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, UInt8
 
 GAP = 2
-"""Pixels between two images of a grid."""
+"""Number of pixels between two images of a grid."""
 WHITE = 255
 
 
 def to_rgb8(image: Float[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h w 3"]:
-    """An image in [-1, 1] (clipped) as red, green, blue; one channel becomes grey, of many the first three count."""
+    """Converts an image in [-1, 1] (clipped) to RGB: one channel is repeated; of several, the first three are taken."""
     pixels = np.clip((np.asarray(image, np.float32) + 1.0) * 127.5 + 0.5, 0, 255).astype(np.uint8)
     return np.repeat(pixels[..., :1], 3, axis=2) if pixels.shape[2] < 3 else pixels[..., :3]
 
@@ -19,13 +19,13 @@ def to_rgb8(image: Float[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h w 3"]:
 def pick(
     kinds: Sequence[Float[Array | np.ndarray, "b h w c"]], valid: Bool[np.ndarray, "b"], count: int
 ) -> list[tuple[Float[np.ndarray, "h w c"], ...]]:
-    """Of several pictures of each image of a batch, those of the first `count` valid images: a tuple an image."""
+    """Selects the first `count` valid images of several batches with matching rows; returns a tuple per row."""
     rows = np.flatnonzero(valid)[:count]
     return list(zip(*(np.asarray(kind)[rows] for kind in kinds), strict=True)) if rows.size else []
 
 
 def grid(rows: Sequence[Sequence[Float[np.ndarray, "h w c"]]]) -> UInt8[np.ndarray, "rows columns 3"]:
-    """Images in rows and columns, all of one size, with white lines between them."""
+    """Arranges images of the same size in a grid, with white lines between them."""
     height, width, _ = rows[0][0].shape
     canvas = np.full((len(rows) * (height + GAP) - GAP, len(rows[0]) * (width + GAP) - GAP, 3), WHITE, np.uint8)
     for i, row in enumerate(rows):

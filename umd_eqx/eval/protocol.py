@@ -1,4 +1,4 @@
-"""The published ways of measuring generated images, told apart by name, and the record of a measurement."""
+"""The published protocols for evaluating generated images, and the record of a result."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -22,23 +22,23 @@ LabelSampling = Literal["each-class-then-random", "uniform"]
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """All that two numbers must share to be compared, besides the extractor. Nothing here is a preference.
+    """An evaluation protocol: all settings, besides the extractor, that two results must share to be comparable.
 
     **Arguments:**
 
-    - `name`: what results are filed under.
-    - `samples`: how many images are generated.
-    - `call`: how many are drawn at once by the paper; where `labels` begins anew.
+    - `name`: the name that results are reported under.
+    - `samples`: number of generated images.
+    - `call`: number of images that the paper draws at once; the pattern of `labels` restarts after each call.
     - `labels`: see `labels_for`.
-    - `reference`: the split whose statistics are compared with, all of it.
-    - `reference_size`: how its images are brought to the sampled size. "squash": bilinear without antialiasing, which
-      changes the aspect ratio (`SquashTransform`). "adm": halved by averages, then bicubic until the smaller side has
-      that size, and the middle cut out (`ADMTransform`).
-    - `reference_rows`: how many of its images precision and the others that need single images are counted among.
-    - `resize`: how images are brought to the extractor's size, in words.
-    - `rounding`: of samples in [-1, 1] to grey levels; see `to_uint8`.
-    - `splits`: of the Inception score.
-    - `port`: whose Inception-v3 it is to agree with (`umd_eqx.models.extractors.inception`).
+    - `reference`: the split whose statistics the samples are compared with; all its images are used.
+    - `reference_size`: how its images are resized to the sampled size. "squash": bilinear without antialiasing, which
+      changes the aspect ratio (`SquashTransform`). "adm": repeated halving by box averages, then bicubic until the
+      smaller side has that size, and a centre crop (`ADMTransform`).
+    - `reference_rows`: number of its images for precision and the other metrics that use individual images.
+    - `resize`: description of how images are resized for the extractor.
+    - `rounding`: how samples in [-1, 1] are converted to pixel values; see `to_uint8`.
+    - `splits`: number of splits of the Inception score.
+    - `port`: the implementation of Inception-v3 to agree with (`umd_eqx.models.extractors.inception`).
     """
 
     name: str
@@ -55,7 +55,7 @@ class Protocol:
 
 
 HALF_PIXEL = "bilinear, half-pixel centres, no antialias"
-"""`resize_bilinear`."""
+"""Description of `resize_bilinear`."""
 
 UMD10K = Protocol(
     name="umd10k",
@@ -69,7 +69,7 @@ UMD10K = Protocol(
     rounding="truncate",
     splits=10,
 )
-"""What the reference does: ten calls of 1024 images, the validation set squashed to the sampled size."""
+"""The reference's protocol: ten calls of 1024 images, and the validation set squashed to the sampled size."""
 
 ADM50K = Protocol(
     name="adm50k",
@@ -84,39 +84,40 @@ ADM50K = Protocol(
     splits=10,
     port="tensorflow",
 )
-"""What the field does since ADM (Dhariwal and Nichol 2021, section 2.2), whose sampling script truncates as well.
+"""The usual protocol since ADM (Dhariwal and Nichol 2021, section 2.2), whose sampling script also truncates.
 
-Ours differs from that program in two ways: its reference statistics are a file, ours are computed from images that are
-brought to size as its own data are; it compares neighbours in float16. Numbers are near the published ones, not equal
-to them.
+This implementation differs from ADM's in two ways: ADM's reference statistics are a file, and are computed here from
+images that are resized like its data; and ADM compares neighbours in float16. Results are close to the published ones
+but not equal.
 """
 
 
 def scale(protocol: Protocol, samples: int) -> Protocol:
-    """The protocol with another number of samples and a name that says so: `umd10k@1024`.
+    """Returns the protocol with another number of samples, and a name that includes it: `umd10k@1024`.
 
-    Few samples make a Frechet distance larger, so that the bare name would be wrong. Raises `BadInput` for less than 1.
+    Frechet distances are larger for fewer samples and must not be confused with those of the full protocol. Raises
+    `BadInput` for less than 1 sample.
     """
     if samples < 1:
-        raise BadInput("--samples", f"{samples} is no number of images", "Use 1 or more")
+        raise BadInput("--samples", f"{samples} is too small", "Use 1 or more")
     if samples == protocol.samples:
         return protocol
     return dataclasses.replace(protocol, name=f"{protocol.name.split('@')[0]}@{samples}", samples=samples)
 
 
 def labels_for(protocol: Protocol, num_classes: int | None, seed: int = 0) -> Int[np.ndarray, "samples"]:
-    """The label of each sample, 0 .. num_classes - 1; `NO_CLASS` for a network without labels (None).
+    """Returns the label of each sample, 0 .. num_classes - 1, or `NO_CLASS` for a network without labels (None).
 
-    - "uniform": every label is drawn.
-    - "each-class-then-random": in each call all classes in order, as often as they fit, and the rest is drawn. With
-      1000 classes and calls of 1024 that is every class once and 24 at random, which is the reference.
+    - "uniform": every label is drawn at random.
+    - "each-class-then-random": each call has all classes in order, as often as they fit, and random labels for the
+      rest. With 1000 classes and calls of 1024, this is every class once and 24 at random, as in the reference.
 
     Raises `BadInput` for less than one class.
     """
     if num_classes is None:
         return np.full(protocol.samples, NO_CLASS)
     if num_classes < 1:
-        raise BadInput("--run", "its model has no classes to draw labels from", "Use a run that knows labels")
+        raise BadInput("--run", "its model has no classes to draw labels from", "Use a run with labels")
     rng = np.random.default_rng(seed)
     if protocol.labels == "uniform":
         return rng.integers(0, num_classes, protocol.samples)
@@ -129,10 +130,10 @@ def labels_for(protocol: Protocol, num_classes: int | None, seed: int = 0) -> In
 
 
 def to_uint8(images: Float[Array, "*shape"], rounding: Rounding) -> UInt8[Array, "*shape"]:
-    """Images in [-1, 1], and what lies beyond as its nearest end, to grey levels.
+    """Converts images in [-1, 1] to pixel values 0-255; values outside of the range are clipped.
 
-    "truncate" drops the fraction of (x + 1) 127.5, as the reference and ADM do: half a level darker on average.
-    "round" goes to the nearest level, as EDM and DiT do.
+    "truncate" drops the fractional part of (x + 1) 127.5, as the reference and ADM do: half a value darker on average.
+    "round" rounds to the nearest value, as EDM and DiT do.
     """
     levels = (images.astype(jnp.float32) + 1.0) * 127.5
     if rounding == "round":
@@ -141,10 +142,9 @@ def to_uint8(images: Float[Array, "*shape"], rounding: Rounding) -> UInt8[Array,
 
 
 def statistics_hash(statistics: Statistics) -> str:
-    """SHA-256 of the bytes of reference statistics.
+    """Returns the SHA-256 of the bytes of reference statistics, which identifies them in results.
 
-    It tells which numbers were compared with. Computed again elsewhere they may differ in their last digits, and the
-    hash with them.
+    Statistics that are recomputed on another machine may differ in their last digits, and then have another hash.
     """
     numbers = (np.asarray(part, "<f8") for part in (statistics.mean, statistics.covariance))
     count = np.asarray(statistics.count, "<i8")
@@ -153,17 +153,17 @@ def statistics_hash(statistics: Statistics) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class GenerationResult:
-    """A measurement with everything that it depends on. Raises `ValueError` where it would call FID what is none.
+    """A result with everything that it depends on. Raises `ValueError` for FID and the like of another extractor.
 
     **Arguments:**
 
-    - `protocol`: as measured; `scale` has changed its name where the count is another.
-    - `reference_hash`, `reference_count`: of the reference statistics and the images in them.
-    - `extractor`, `weights_hash`: what took the features.
+    - `protocol`: the protocol, as renamed by `scale` if the number of samples differs.
+    - `reference_hash`, `reference_count`: hash of the reference statistics, and the number of their images.
+    - `extractor`, `weights_hash`: name of the extractor, and the hash of its weights.
     - `sampler`: its hyper-parameters, as JSON.
-    - `guidance`: its hyper-parameters, as JSON; `{"scale": 1.0}` is none.
-    - `precision`: what the network computed in, such as "float32".
-    - `metrics`: what `measure` returns, and others by names of their own.
+    - `guidance`: its hyper-parameters, as JSON; `{"scale": 1.0}` is no guidance.
+    - `precision`: the data type that the network computes in, such as "float32".
+    - `metrics`: the output of `measure`, and possibly others.
     """
 
     protocol: Protocol
@@ -179,10 +179,10 @@ class GenerationResult:
     def __post_init__(self):
         wrong = set(metric_names("inception")) & set(self.metrics) - set(metric_names(self.extractor))
         if wrong:
-            raise ValueError(f"{', '.join(sorted(wrong))}: not what metrics of {self.extractor!r} are called")
+            raise ValueError(f"{', '.join(sorted(wrong))}: not valid names for metrics of {self.extractor!r}")
 
     def to_json(self) -> dict[str, Any]:
-        """All of it for `json.dumps`: the protocol's fields are spelled out under its name, and not looked up again."""
+        """Returns the record for `json.dumps`, with all fields of the protocol besides its name."""
         return {
             "protocol": dataclasses.asdict(self.protocol),
             "reference": {"sha256": self.reference_hash, "count": self.reference_count},
@@ -204,7 +204,7 @@ def generation_result(
     guidance: Mapping[str, Any],
     precision: str,
 ) -> GenerationResult:
-    """The record of a measurement, with the hashes taken. Raises `ValueError` as `GenerationResult` does."""
+    """Returns the record of a result, and computes its hashes. Raises `ValueError` as `GenerationResult` does."""
     hashes = statistics_hash(reference), sha256_of_tree(extractor)
     return GenerationResult(
         protocol, hashes[0], reference.count, extractor.name, hashes[1], sampler, guidance, precision, metrics
