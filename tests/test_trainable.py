@@ -87,7 +87,7 @@ def test_the_selection_is_the_same_for_arrays_shapes_and_tracers(network):
         (AllExcept(("",)), "--trainable.frozen", "begins with ''"),
         (AllExcept(("layers", "layers_norm", "head")), "--trainable.frozen", "every parameter is frozen"),
         (Only(("heads",)), "--trainable.trained", "begins with 'heads'"),
-        (Only(()), "--trainable.trained", "no parameter is named"),
+        (Only(()), "--trainable.trained", "no parameter is given"),
     ],
 )
 def test_a_selection_that_does_not_fit_is_refused_in_one_line(network, trainable, field, said):

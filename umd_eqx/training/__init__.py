@@ -1,1 +1,1 @@
-"""A training step, the loop around it, optimisers, checkpoints, and what a step costs."""
+"""The training step and loop, optimisers, checkpoints, and the cost of a step."""

@@ -1,4 +1,4 @@
-"""What a training step costs, counted in the traced loss, and what the machine could do."""
+"""The FLOPs of a training step, counted in the traced loss, and the peak FLOP/s of a device."""
 
 import math
 import time
@@ -26,7 +26,7 @@ PEAKS = {
     "TPU v5": 459e12,
     "TPU v6 lite": 918e12,
 }
-"""Dense bfloat16 FLOP/s of one chip by the beginning of its name, from the vendors' data sheets."""
+"""Dense bfloat16 FLOP/s of one chip by the prefix of its name, from the vendors' data sheets."""
 
 
 def step_flops(
@@ -37,12 +37,12 @@ def step_flops(
     batch_size: int,
     trainable: Callable[[PyTree], PyTree] | None = None,
 ) -> int:
-    """Model FLOPs of one training step: three times the products of the forward loss (two for its gradient).
+    """Returns the model FLOPs of one training step: three times those of the forward loss (two for its gradient).
 
-    Where only a part is `trainable` (`umd_eqx.training.trainable`), the products of the loss and those of its
-    derivative in the direction of that part: the gradient takes as many. What is computed twice to save memory does not
-    count: that is the usual meaning of "model" FLOPs. `model` may be shapes alone, and may be whatever the objective
-    trains.
+    FLOPs are those of matrix products (`product_flops`). If only a part is `trainable` (`umd_eqx.training.trainable`),
+    they are those of the loss and of its directional derivative along that part, which takes as many as the gradient.
+    Rematerialised computations are not counted, which is the usual meaning of "model" FLOPs. `model` is whatever the
+    objective trains, and may consist of shapes alone.
     """
     shape = (batch_size, *image_shape)
     images = jax.ShapeDtypeStruct(shape, jnp.float32)
@@ -61,18 +61,18 @@ def step_flops(
 
 
 def encode_flops(tokenizer: AbstractTokenizer, image_shape: tuple[int, int, int]) -> int:
-    """Floating-point operations of the products of encoding one image; `tokenizer` may be shapes alone."""
+    """Returns the FLOPs of the matrix products of encoding one image; `tokenizer` may consist of shapes alone."""
     image = jax.ShapeDtypeStruct(image_shape, jnp.float32)
     return product_flops(lambda tokenizer, image: tokenizer.encode_raw(image).mean, tokenizer, image)
 
 
 def product_flops(function: Callable[..., PyTree], *arguments: PyTree) -> int:
-    """Floating-point operations of the products and convolutions in a function (a multiply and an add are two).
+    """Returns the FLOPs of the matrix products and convolutions of a function (a multiply-add is two).
 
-    They are counted in the traced function, a loop as often as it runs. Softmax, normalisation and the like are not
-    counted, as is usual for a utilisation of the matrix units. Arrays may be given by their shapes alone. Of the
-    branches of a `cond` the most expensive one counts; raises `ValueError` for products within a `while`, which does
-    not say how often it runs.
+    They are counted in the traced function, with the body of a `scan` multiplied by its length. Softmax, normalisation
+    and the like are not counted, as is usual for the utilisation of matrix units. Arguments may be shapes alone. Of the
+    branches of a `cond`, the most expensive one is counted. Raises `ValueError` for products within a `while`, because
+    its number of iterations is unknown.
     """
     jaxpr, _, _ = eqx.filter_make_jaxpr(function)(*arguments)
     return _products(jaxpr.jaxpr)
@@ -99,19 +99,19 @@ def _products(jaxpr: Any) -> int:
                 total += max(inner)
             case "while":
                 if sum(inner):
-                    raise ValueError("a while loop does not say how often its products are computed")
+                    raise ValueError("the number of iterations of a while loop with matrix products is unknown")
             case "custom_jvp_call" | "custom_vjp_call":
-                total += inner[0]  # of the function itself, and not of its rule
+                total += inner[0]  # the function itself, without its derivative rule
             case _:
                 total += sum(inner)
     return total
 
 
 def peak_flops(*, seconds: float = 0.3) -> tuple[float, str]:
-    """(FLOP/s that one device can reach at matrix products, where the number is from).
+    """Returns (peak FLOP/s of one device at matrix products, description of its source).
 
-    From the data sheet where the chip is known; else measured, for about `seconds`, as the best of a few float32
-    products of 1536 x 1536.
+    It is from the data sheet for a known chip, and otherwise measured for about `seconds`, as the best of several
+    float32 products of 1536 x 1536 matrices.
     """
     kind = jax.devices()[0].device_kind
     for name in sorted(PEAKS, key=len, reverse=True):
@@ -121,7 +121,7 @@ def peak_flops(*, seconds: float = 0.3) -> tuple[float, str]:
 
 
 def measured_peak_flops(*, seconds: float = 0.3, size: int = 1536) -> float:
-    """The best FLOP/s of float32 products of two `size` x `size` matrices, tried again for about `seconds`."""
+    """Returns the best FLOP/s of float32 products of two `size` x `size` matrices, repeated for about `seconds`."""
     x = jnp.ones((size, size)) * 0.5
     product = eqx.filter_jit(lambda a, b: a @ b)
     product(x, x).block_until_ready()

@@ -1,4 +1,4 @@
-"""The training loop: it knows steps, rows and checkpoints, and no method's name."""
+"""The training loop: steps, evaluations, metrics and checkpoints, independent of the training method."""
 
 import functools
 import time
@@ -22,15 +22,15 @@ Pictures = Mapping[str, UInt8[np.ndarray, "rows columns 3"]]
 
 
 class Evaluations:
-    """The evaluators of a run, by name, and when each is due.
+    """The evaluators of a run, by name, and the steps at which each is due.
 
     **Arguments:**
 
-    - `evaluators`: a name's hyper-parameters and what was built of them.
-    - `key`: the same for every evaluation of a run, so that they see the same masks and noise and can be compared.
-    - `last`: the step at which the run ends: everything is due there.
-    - `untrained`: makes the first weights again; None where they are not to be measured.
-    - `beaten`: the names whose first weights have been measured already.
+    - `evaluators`: each evaluator with the evaluation function built from it.
+    - `key`: the key of every evaluation of a run. They use the same masks and noise, which makes them comparable.
+    - `last`: the last step of the run, at which every evaluator is due.
+    - `untrained`: returns the model with its initial weights; None if it is not to be evaluated.
+    - `beaten`: the names of evaluators that have already measured the initial weights.
     """
 
     def __init__(
@@ -46,13 +46,14 @@ class Evaluations:
         self.beaten = set(beaten)
 
     def due(self, step: int) -> list[str]:
-        """The names of those that are due after `step` steps."""
+        """Returns the names of the evaluators that are due after `step` steps."""
         return [name for name, (e, _) in self.evaluators.items() if step % e.every == 0 or step == self.last]
 
     def measure(self, names: list[str], state: TrainState, say: Callable[[str], None]) -> tuple[Row, dict]:
-        """Numbers by `eval/<name>/...` and pictures by the same. A name's first time also `eval/untrained/<name>/...`.
+        """Returns scalars named `eval/<evaluator>/...` and image grids named `<evaluator>/...`.
 
-        The first weights are measured then, and not before training, so that training begins at once.
+        With the first evaluation of each evaluator that has `untrained`, its scalars of the initial weights are
+        returned too, as `eval/untrained/<evaluator>/...`. They are not measured before training, which would delay it.
         """
         row: Row = {}
         pictures: dict[str, np.ndarray] = {}
@@ -80,18 +81,18 @@ class Evaluations:
 
 
 class Sinks:
-    """Everything that a run writes to.
+    """The outputs of a run: terminal, metrics file, web page, and optionally Weights & Biases.
 
     **Arguments:**
 
-    - `run`: the run as its page shows it, with the rows of `metrics`.
+    - `run`: the run directory that the web page is made from, with the rows of `metrics`.
     """
 
     def __init__(self, run: RunDirectory, terminal: Terminal, metrics: MetricsFile, wandb: Wandb | None):
         self.run, self.terminal, self.metrics, self.wandb = run, terminal, metrics, wandb
 
     def write(self, step: int, row: Row, pictures: Pictures) -> None:
-        """Writes one step's numbers and pictures, and the page if there are pictures."""
+        """Writes the metrics and image grids of one step, and the web page if there are image grids."""
         self.metrics.append(step, row)
         self.terminal.update(step, row)
         if self.wandb is not None:
@@ -103,20 +104,20 @@ class Sinks:
                 self.wandb.images(step, pictures)
 
     def close(self, failed: bool = False) -> None:
-        """Sends what is left to be sent; `failed` where the run ended by an error."""
+        """Finishes pending uploads; `failed` is whether the run ended with an error."""
         if self.wandb is not None:
             self.wandb.finish(failed)
 
 
 class Meter:
-    """Throughput between two rows, without the time in which the run did something else than train.
+    """Measures the throughput between two rows, without the time for anything other than training.
 
     **Arguments:**
 
-    - `batch_size`, `flops`: of one step, over all devices.
-    - `peak`: FLOP/s of all devices together.
-    - `wall`: seconds that earlier sessions of the run took.
-    - `clock`: seconds that only grow.
+    - `batch_size`, `flops`: images and FLOPs per step, over all devices.
+    - `peak`: peak FLOP/s of all devices together.
+    - `wall`: wall time of earlier sessions of the run, in seconds.
+    - `clock`: a monotonic clock, in seconds.
     """
 
     def __init__(
@@ -133,11 +134,11 @@ class Meter:
         self.restart()
 
     def restart(self) -> None:
-        """Begins a new interval now."""
+        """Starts a new interval."""
         self.since, self.steps, self.waited = self.clock(), 0, 0.0
 
     def next(self, batches: Iterator[Batch]) -> Batch:
-        """The next batch; counts the step, and the time it was waited for."""
+        """Returns the next batch, and counts the step and the time spent waiting for the batch."""
         before = self.clock()
         batch = next(batches)
         self.waited += self.clock() - before
@@ -146,12 +147,12 @@ class Meter:
 
     @property
     def wall(self) -> dict[str, float]:
-        """Seconds since the run began, those of earlier sessions included."""
+        """The wall time of the run in seconds, including earlier sessions."""
         return {"throughput/wall_seconds": self.clock() - self.began}
 
     def row(self) -> Row:
-        """What the interval came to: nothing where it had no step. Call it when the last step is really over."""
-        if self.steps == 0:  # the first step is the compiler's
+        """Returns the throughput of the interval, empty if it had no step. Call it when the last step has completed."""
+        if self.steps == 0:  # the first step compiles and is not counted
             return {}
         seconds = max(self.clock() - self.since, 1e-9)
         return {
@@ -162,8 +163,9 @@ class Meter:
 
 
 class Guard:
-    """Watches for steps that were skipped because something was not finite; looks at each one step late, so as not to
-    hold up the device.
+    """Detects steps that were skipped because the loss or gradient was not finite.
+
+    Each step is checked one step later, to avoid blocking the device.
     """
 
     def __init__(self, most: int, warn: Callable[[str], None]):
@@ -172,12 +174,12 @@ class Guard:
         self.pending: tuple[int, jax.Array] | None = None
 
     def watch(self, step: int, metrics: Metrics) -> None:
-        """Takes note of a step. Raises `BadInput` if as many in a row as are allowed were skipped."""
+        """Records a step. Raises `BadInput` if `most` consecutive steps were skipped."""
         self.settle()
         self.pending = (step, metrics["skipped"])
 
     def settle(self) -> None:
-        """Looks at the step that is still open."""
+        """Checks the last recorded step."""
         if self.pending is None:
             return
         (step, skipped), self.pending = self.pending, None
@@ -188,7 +190,7 @@ class Guard:
             raise BadInput(
                 "--optim.lr",
                 f"loss or gradient was not finite for {self.most} steps in a row, the last of them step {step}",
-                "Use a smaller learning rate, or --model.dtype float32; the last checkpoint is as it was",
+                "Use a smaller learning rate, or --model.dtype float32; the last checkpoint is not affected",
             )
 
 
@@ -207,9 +209,10 @@ def fit(
     guard: Guard,
     stop: Stop,
 ) -> tuple[int, TrainState]:
-    """Trains from step `steps.start` to `steps.stop`, or until `stop` is asked for; gives the steps done and the state.
+    """Trains from step `steps.start` to `steps.stop`, or until `stop` is set; returns the last step and the state.
 
-    A step's row is on the disk before its checkpoint begins, so that a run restored from there has every row.
+    The metrics of a step are on the disk before its checkpoint is started. A run that is resumed from the checkpoint
+    therefore has every row.
     """
     sinks.terminal.phase("compiling")
     done = steps.start
@@ -218,7 +221,7 @@ def fit(
         state, metrics = train_step(parts, state, batch)
         done = step + 1
         guard.watch(done, metrics)
-        if step == steps.start:  # not a step's time but the compiler's
+        if step == steps.start:  # the time of the first step is mostly compilation
             jax.block_until_ready(metrics)
             sinks.terminal.phase("training")
             meter.restart()

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: a flag that the training loop looks at, and the end of a process that is interrupted elsewhere.
+"""Handling of Ctrl-C and SIGTERM: a flag for the training loop, and a clean exit outside of it.
 
 Only the standard library is imported here, so that a program can guard its other imports (`interruptible_imports`).
 """
@@ -12,15 +12,15 @@ from types import FrameType
 from typing import NoReturn
 
 EXIT_STOPPED = 75
-"""The exit code of a run that a signal stopped with its state saved: "try again" to a shell or a scheduler."""
+"""Exit code of a run that was stopped by a signal with its state saved: EX_TEMPFAIL, "try again", of sysexits.h."""
 
 EXIT_INTERRUPTED = 130
-"""The exit code of a program that Ctrl-C ended with nothing saved: what a shell expects."""
+"""Exit code of a program that was ended by Ctrl-C with nothing saved, as shells expect (128 + SIGINT)."""
 
 
 @contextlib.contextmanager
 def interruptible_imports() -> Iterator[None]:
-    """A context for the imports of a program, in which Ctrl-C ends the process with one line and `EXIT_INTERRUPTED`.
+    """Context manager for the imports of a program: Ctrl-C ends the process with one line and `EXIT_INTERRUPTED`.
 
     The process ends in the signal handler itself, because a `KeyboardInterrupt` in the middle of an import reaches the
     caller as a traceback, or as an `ImportError` of the extension module that was being initialised. The context does
@@ -44,12 +44,12 @@ def interruptible_imports() -> Iterator[None]:
 def end_interrupted(message: str) -> NoReturn:
     """Ends the process at once with one line on stderr and `EXIT_INTERRUPTED`.
 
-    The interpreter is not torn down: XLA may still be compiling or computing on threads of its own, which do not
-    survive that (the process would end with a segmentation fault). Hence nothing registered with `atexit` is called.
+    The interpreter is not finalised, because XLA may still be compiling or computing on its own threads, and
+    finalisation would then end in a segmentation fault. Functions registered with `atexit` are not called.
     """
     with contextlib.suppress(ValueError):  # outside the main thread
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not interrupt the message
-    # Of a closed stream, a broken one, and one that the signal came to in the middle of a write.
+    # The stream may be closed or broken, or the signal may have interrupted a write.
     with contextlib.suppress(OSError, ValueError, RuntimeError):
         sys.stdout.flush()
     with contextlib.suppress(OSError):
@@ -58,9 +58,10 @@ def end_interrupted(message: str) -> NoReturn:
 
 
 class Stop:
-    """A context manager in which the first Ctrl-C or SIGTERM sets `asked`, and a second Ctrl-C ends at once.
+    """Context manager in which the first Ctrl-C or SIGTERM sets `asked`, and a second Ctrl-C raises immediately.
 
-    `say` is told the first time. Outside the main thread, where Python has no signals, it does nothing.
+    `say` is called with a message the first time. Outside the main thread, where Python does not deliver signals, the
+    context manager does nothing.
     """
 
     def __init__(self, say: Callable[[str], None]):

@@ -19,18 +19,18 @@ from umd_eqx.training.optim import ema_update
 from umd_eqx.training.trainable import EVERYTHING
 
 Trainable = Callable[[PyTree], PyTree]
-"""Selects what is trained, as `umd_eqx.training.trainable.AbstractTrainable`: from a model, a bool for each leaf.
+"""Returns a bool for each leaf of a model, True if it is trained; see `umd_eqx.training.trainable.AbstractTrainable`.
 
-It may look at the structure of the model alone, so that it selects the same leaves at every step.
+It must depend on the structure of the model alone: the same leaves are then selected at every step.
 """
 
 
 class TrainState(eqx.Module):
-    """Everything that changes in training, and all that a checkpoint holds. The model is whatever the objective trains,
-    with what is frozen of it.
+    """The training state, which is also the content of a checkpoint.
 
-    No key: a step's key is made of the seed and `step`. `skipped` counts the steps whose loss or gradient was not
-    finite and which changed nothing else.
+    The model is whatever the objective trains, including its frozen parts. There is no key: the key of a step is
+    derived from the seed and `step`. `skipped` counts the steps whose loss or gradient was not finite, which do not
+    update the model, the average or the optimiser state.
     """
 
     step: Int[Array, ""]
@@ -48,9 +48,9 @@ class TrainState(eqx.Module):
         ema: bool,
         trainable: Trainable = EVERYTHING,
     ) -> "TrainState":
-        """The state before the first step; the average starts as a copy of the weights.
+        """Returns the state before the first step, with a copy of the weights as the moving average.
 
-        The state of the optimiser covers what is `trainable` and nothing else.
+        The optimiser state covers the `trainable` parameters only.
         """
         params = eqx.filter(model, trainable(model))
         average = jax.tree.map(lambda leaf: jnp.array(leaf) if eqx.is_array(leaf) else leaf, model) if ema else None
@@ -59,7 +59,7 @@ class TrainState(eqx.Module):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Parts:
-    """What a step is made of and does not change: static for the compiler."""
+    """The constant parts of a training step, which are static under `jit`."""
 
     objective: AbstractObjective
     path: AbstractPath
@@ -70,29 +70,27 @@ class Parts:
     ema_rate: float | None = None
     accumulate: int = 1
     trainable: Trainable = EVERYTHING
-    """What is trained: gradients, their norm, the optimiser and the average of the weights cover this part alone."""
+    """The trained parameters: gradients, their norm, the optimiser and the moving average cover these only."""
 
 
 def train_step(parts: Parts, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-    """One update, compiled. The batch is sharded over the devices; the state is a copy on each, and is donated.
+    """Performs one compiled update. The batch is sharded over the devices; the state is replicated and donated.
 
-    What is not `parts.trainable` keeps its values bit for bit, in the model and in its average.
+    Parameters that are not `parts.trainable` are bitwise unchanged, in the model and in its average.
 
-    The metrics are scalars by name: the loss and its parts, `grad_norm` before clipping, `lr`, and `skipped`, 1 where
-    the loss or the gradient was not finite: then only `step` and the count of such steps, `skipped_total`, move.
+    The metrics are scalars by name: the loss and its parts, `grad_norm` before clipping, `lr`, and `skipped`, which is
+    1 if the loss or the gradient was not finite. In that case, only `step` and the count of such steps,
+    `skipped_total`, are updated.
     """
     return _update((parts, batch), state)
 
 
 def compile_step(parts: Parts, state: PyTree, batch: PyTree) -> Any:
-    """The compiled step: to see what it needs (`.compiled.memory_analysis()`), or to call it as often as wanted.
-
-    Call it with `((parts, batch), state)`.
-    """
+    """Returns the compiled step, for `.compiled.memory_analysis()` or repeated calls with `((parts, batch), state)`."""
     return _update.lower((parts, batch), state).compile()  # pyright: ignore[reportFunctionMemberAccess]
 
 
-# What comes first is not donated: the batch has no output that could take its place.
+# The first argument is not donated: no output could reuse the memory of the batch.
 @eqx.filter_jit(donate="all-except-first")
 def _update(given: tuple[Parts, Batch], state: TrainState) -> tuple[TrainState, Metrics]:
     parts, batch = given
@@ -111,7 +109,7 @@ def _update(given: tuple[Parts, Batch], state: TrainState) -> tuple[TrainState, 
         ema = eqx.combine(moved, ema)
     model, ema, opt_state = _where(finite, (model, ema, opt_state), (state.model, state.ema, state.opt_state))
 
-    lr = jnp.asarray(parts.schedule(state.step - state.skipped))  # skipped steps do not move the schedule
+    lr = jnp.asarray(parts.schedule(state.step - state.skipped))  # skipped steps do not advance the schedule
     skipped = 1 - finite.astype(jnp.int32)
     state = TrainState(state.step + 1, model, ema, opt_state, state.skipped + skipped)
     own = {"loss": loss, "grad_norm": grad_norm, "lr": lr, "skipped": skipped, "skipped_total": state.skipped}
@@ -121,10 +119,10 @@ def _update(given: tuple[Parts, Batch], state: TrainState) -> tuple[TrainState, 
 def loss_and_grads(
     parts: Parts, model: eqx.Module, batch: Batch, numbers: PyTree
 ) -> tuple[tuple[Scalar, Metrics], PyTree]:
-    """((loss, its parts), gradients) of a whole batch, in `parts.accumulate` micro-batches one after the other.
+    """Returns ((loss, its parts), gradients) of a batch, accumulated over `parts.accumulate` micro-batches.
 
-    The gradients are a PyTree of the model's structure, with None for what is not `parts.trainable`.
-    The loss is a mean over images and the micro-batches are alike, so that their mean is the loss of the whole.
+    The gradients are a PyTree with the structure of the model, with None for leaves that are not `parts.trainable`. The
+    loss is a mean over images and the micro-batches have equal composition: the mean of their losses is the batch's.
     """
     trained, frozen = eqx.partition(model, parts.trainable(model))
 
@@ -146,5 +144,5 @@ def loss_and_grads(
 
 
 def _where(condition: Bool[Array, ""], new: PyTree, old: PyTree) -> PyTree:
-    # Fused into the update by the compiler: it reads both anyway.
+    # XLA fuses this into the update, which reads both anyway.
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b) if eqx.is_array(a) else a, new, old)

@@ -1,4 +1,4 @@
-"""Which part of a model is trained: a filter of its parameters, by their dotted names."""
+"""Selection of the trained parameters of a model by their dotted names."""
 
 import abc
 import dataclasses
@@ -16,8 +16,8 @@ from umd_eqx.core.errors import BadInput
 class AbstractTrainable(abc.ABC):
     """Selects the parameters that are trained.
 
-    A parameter is a floating-point array of the model, and its name is its path: `encoder.blocks.norm1.scale`. Layers
-    that are stacked into one array are trained or frozen together.
+    A parameter is a floating-point array of the model, and its name is its path, such as `encoder.blocks.norm1.scale`.
+    Layers that are stacked into one array are trained or frozen together.
     """
 
     @abc.abstractmethod
@@ -28,22 +28,22 @@ class AbstractTrainable(abc.ABC):
 
         - `model`: any PyTree of arrays, of shapes (`jax.ShapeDtypeStruct`) or of tracers.
 
-        **Returns:** a PyTree of the model's structure with a bool for each leaf, True for what is trained. It depends
-        on the structure of the model alone, and is False for every leaf that is not a floating-point array.
+        **Returns:** a PyTree with the structure of the model and a bool for each leaf, True if it is trained. It
+        depends on the structure of the model alone, and is False for every leaf that is not a floating-point array.
 
-        **Raises:** `BadInput` where the selection does not fit the model.
+        **Raises:** `BadInput` if the selection does not fit the model.
         """
 
 
 @dataclasses.dataclass(frozen=True)
 class AllExcept(AbstractTrainable):
-    """Trains every parameter but those under some names."""
+    """Trains all parameters except those with the given names or prefixes."""
 
     frozen: tuple[str, ...] = ()
-    """Parameters that keep their first values: names, or dotted prefixes of names, such as encoder."""
+    """Parameters to freeze at their initial values: names, or dotted prefixes of names, such as encoder."""
 
     def __call__(self, model: PyTree) -> PyTree:
-        """As `AbstractTrainable`. Raises `BadInput` for a prefix of no parameter, and where nothing is left."""
+        """See `AbstractTrainable`. Raises `BadInput` if a prefix matches no parameter, or all are frozen."""
         names = parameter_names(model)
         frozen = _selected(names, self.frozen, "--trainable.frozen")
         if len(frozen) == len(names):
@@ -53,15 +53,15 @@ class AllExcept(AbstractTrainable):
 
 @dataclasses.dataclass(frozen=True)
 class Only(AbstractTrainable):
-    """Trains the parameters under some names, and no others."""
+    """Trains only the parameters with the given names or prefixes."""
 
     trained: tuple[str, ...]
-    """Parameters that are trained: names, or dotted prefixes of names, such as head."""
+    """Parameters to train: names, or dotted prefixes of names, such as head."""
 
     def __call__(self, model: PyTree) -> PyTree:
-        """As `AbstractTrainable`. Raises `BadInput` for a prefix of no parameter, and where nothing is left."""
+        """See `AbstractTrainable`. Raises `BadInput` if a prefix matches no parameter, or none is given."""
         if not self.trained:
-            raise BadInput("--trainable.trained", "no parameter is named", "Name at least one, or a prefix")
+            raise BadInput("--trainable.trained", "no parameter is given", "Give at least one name or prefix")
         return _specification(model, _selected(parameter_names(model), self.trained, "--trainable.trained"))
 
 
@@ -70,7 +70,7 @@ EVERYTHING = AllExcept()
 
 
 def parameter_names(model: PyTree) -> list[str]:
-    """The dotted names of the parameters of a model, in the order of its leaves."""
+    """Returns the dotted names of the parameters of a model, in the order of its leaves."""
     leaves = jax.tree_util.tree_leaves_with_path(model)
     return [_name(path) for path, leaf in leaves if _is_parameter(leaf)]
 
@@ -98,5 +98,5 @@ def _name(path: tuple[Any, ...]) -> str:
 
 
 def _is_parameter(leaf: Any) -> bool:
-    # Also of a shape, which `eqx.is_inexact_array` is not True for.
+    # Unlike `eqx.is_inexact_array`, this is also True for a `jax.ShapeDtypeStruct`.
     return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.inexact)
