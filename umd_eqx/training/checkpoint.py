@@ -1,4 +1,4 @@
-"""Checkpoints: the training state, saved while training goes on, restored bit for bit."""
+"""Checkpoints of the training state, saved asynchronously during training and restored bit for bit."""
 
 import dataclasses
 import json
@@ -25,23 +25,23 @@ from umd_eqx.core.files import write_atomically
 from umd_eqx.training.step import TrainState
 
 FOLDER = "checkpoints"
-"""Where they lie in a run directory."""
+"""The folder of checkpoints in a run directory."""
 
 SEAL = "crc32.json"
-"""The checksums of a checkpoint's files, beside them."""
+"""The file with the checksums of a checkpoint's files, in the same folder."""
 
 DAMAGE = ("DATA_LOSS", "NOT_FOUND", "OUT_OF_RANGE", "INVALID_ARGUMENT", "FAILED_PRECONDITION")
-"""What tensorstore says of a damaged or missing file. UNKNOWN, PERMISSION_DENIED, ... are the machine's trouble."""
+"""Status codes of tensorstore for damaged or missing files. UNKNOWN, PERMISSION_DENIED, ... are system errors."""
 
 
 class Checkpoints:
-    """The checkpoints of one run directory. A save that was cut short leaves nothing that could be mistaken for one.
+    """The checkpoints of one run directory. An interrupted save leaves nothing that passes for one.
 
     **Arguments:**
 
-    - `directory`: where they lie, one folder a step.
-    - `keep`: how many of the newest are kept.
-    - `writing`: False where the run is somebody else's: it is only read, and nothing in it is changed.
+    - `directory`: the folder of the checkpoints, with one folder for each step.
+    - `keep`: number of most recent checkpoints to keep.
+    - `writing`: False to only read the checkpoints, without changing anything in the directory.
     """
 
     def __init__(self, directory: epath.Path, *, keep: int, writing: bool = True):
@@ -55,20 +55,20 @@ class Checkpoints:
         self._sealed: Future[None] | None = None
 
     def steps(self) -> list[int]:
-        """The steps that have a complete checkpoint, oldest first."""
+        """Returns the steps with a complete checkpoint, oldest first."""
         return sorted(self.manager.all_steps())
 
     def save(self, step: int, state: TrainState) -> None:
-        """Begins to save; returns once the state is copied. A failure of the save before is raised here.
+        """Starts an asynchronous save; returns once the state is copied. Raises the error of a failed previous save.
 
-        In the background the checkpoint is completed, and then sealed: so a run that is killed later has checksums for
-        its newest one, too.
+        In the background, the checkpoint is completed and its checksums are written, which makes them available for the
+        newest checkpoint even if the run is killed later.
         """
         if step in self.manager.all_steps():
             return
         arrays = _as_dict(eqx.filter(state, eqx.is_array))
         if jax.default_backend() == "cpu":
-            # There orbax would write from the very buffers that the next step is given to overwrite.
+            # On CPU, orbax would write from the same buffers that the next step overwrites by donation.
             arrays = jax.tree.map(jnp.copy, arrays)
         with disk_errors(self.directory):
             self._finish()
@@ -78,11 +78,11 @@ class Checkpoints:
     def restore(
         self, like: TrainState, sharding: jax.sharding.Sharding, say: Callable[[str], None]
     ) -> tuple[int, TrainState] | None:
-        """The newest state that can be read, with its step; None if there is none at all.
+        """Returns the newest readable state with its step, or None if there are no checkpoints.
 
-        `like` gives the structure (shapes will do), `sharding` where its arrays go. `say` is told of a checkpoint that
-        is damaged; it is set aside as `<step>.corrupt`, and the one before it is tried. Raises `BadInput` if none can
-        be read, and where the machine is at fault and not the files: then nothing is set aside.
+        `like` has the structure of the state (shapes suffice), and `sharding` is that of the restored arrays. A damaged
+        checkpoint is reported by `say`, renamed to `<step>.corrupt`, and the one before it is tried. Raises `BadInput`
+        if none can be read, and for system errors that do not come from the files; nothing is then renamed.
         """
         arrays, static = eqx.partition(like, lambda leaf: hasattr(leaf, "dtype"))
         abstract = {
@@ -102,7 +102,7 @@ class Checkpoints:
             leaves = [restored[name] for name in abstract]
             return step, eqx.combine(jax.tree.unflatten(jax.tree.structure(arrays), leaves), static)
         if found or any(entry.name.endswith(".corrupt") for entry in self.directory.iterdir()):
-            # Also the second time: to begin again would wipe the numbers of the run.
+            # Also when all have been renamed already: starting afresh would delete the metrics of the run.
             raise BadInput(
                 "--run-dir",
                 f"none of the checkpoints in {self.directory} can be read",
@@ -111,32 +111,32 @@ class Checkpoints:
         return None
 
     def wait(self) -> None:
-        """Returns when everything that was begun is on the disk."""
+        """Waits until all saves are on the disk."""
         with disk_errors(self.directory):
             self._finish()
 
     def close(self) -> None:
-        """Waits, and lets go of the directory."""
+        """Waits for all saves, and releases the directory."""
         self.wait()
         self._background.shutdown()
         self.manager.close()
 
     def _finish(self) -> None:
-        # An error of the save is raised by the first line, one of its seal by the last, each once.
+        # An error of the save is raised by the first line, and one of the checksums by the last, each once.
         self.manager.wait_until_finished()
         sealed, self._sealed = self._sealed, None
         if sealed is not None:
             sealed.result()
 
     def _seal(self, step: int) -> None:
-        # A process that is killed before the last line leaves a whole checkpoint without a seal, which is restored
-        # unchecked: to refuse it would lose more than it saves.
+        # A process that is killed before the last line leaves a complete checkpoint without checksums. It is restored
+        # unchecked, because rejecting it would lose progress.
         try:
             self.manager.wait_until_finished()
-        except Exception:  # the main thread meets it itself
+        except Exception:  # also raised in the main thread
             return
         seal = self.directory / str(step) / SEAL
-        # In one piece: half a seal would make a sound checkpoint look damaged.
+        # Written atomically: incomplete checksums would make an intact checkpoint look damaged.
         write_atomically(seal, json.dumps(_digests(seal.parent)).encode())
 
     def _read(self, step: int, abstract: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
@@ -149,7 +149,7 @@ class Checkpoints:
             raise
         except Exception as error:
             cause: BaseException = error
-            while type(cause) is Exception and cause.__cause__ is not None:  # orbax wraps all it meets, even Ctrl-C
+            while type(cause) is Exception and cause.__cause__ is not None:  # orbax wraps all errors, even Ctrl-C
                 cause = cause.__cause__
             if not isinstance(cause, Exception):
                 raise KeyboardInterrupt from error
@@ -157,7 +157,8 @@ class Checkpoints:
                 raise _Damaged((str(cause).strip() or type(cause).__name__).splitlines()[0][:160]) from error
             if trouble := _trouble(cause):
                 problem = f"checkpoint {step} in {self.directory} cannot be read ({trouble})"
-                raise BadInput("--run-dir", problem, "It is as it was: mend that and run the same command") from error
+                hint = "The checkpoint is unchanged: resolve the error and run the same command again"
+                raise BadInput("--run-dir", problem, hint) from error
             raise
 
     def _set_aside(self, step: int) -> None:
@@ -170,7 +171,7 @@ class Checkpoints:
 
 def _digests(folder: epath.Path) -> dict[str, int]:
     digests = {}
-    for entry in sorted(folder.iterdir()):  # epath has no recursive glob, which would be dear on a bucket
+    for entry in sorted(folder.iterdir()):  # epath has no recursive glob, and it would be slow on a bucket
         if entry.is_dir():
             digests |= {f"{entry.name}/{name}": digest for name, digest in _digests(entry).items()}
         elif not (entry.name == SEAL or (entry.name.startswith(f"{SEAL}.") and entry.name.endswith(".tmp"))):
@@ -179,12 +180,12 @@ def _digests(folder: epath.Path) -> dict[str, int]:
 
 
 class _Damaged(Exception):
-    """A checkpoint whose files are not what was written."""
+    """Raised for a checkpoint whose files are damaged or missing."""
 
 
 def _check_seal(folder: epath.Path) -> bool:
-    """Whether there is a seal. Raises `_Damaged` if the files are not those that were sealed."""
-    # orbax does not notice a flipped bit, and a damaged file makes its threads print tracebacks at exit.
+    """Whether there are checksums. Raises `_Damaged` if the files do not match them."""
+    # orbax does not detect flipped bits, and for a damaged file its threads print tracebacks at exit.
     if not (folder / SEAL).exists():
         return False
     try:
@@ -199,16 +200,16 @@ def _check_seal(folder: epath.Path) -> bool:
 
 
 def _is_damage(error: BaseException) -> bool:
-    """Whether an error is one that a damaged or missing file makes of orbax, json or tensorstore."""
+    """Whether an error of orbax, json or tensorstore is caused by a damaged or missing file."""
     if isinstance(error, ValueError):
         status = _status(error)
         return status is None or status in DAMAGE
-    # The last three: a description that is still JSON, but says something else.
+    # The last three are raised for metadata that is valid JSON with unexpected content.
     return isinstance(error, FileNotFoundError | IsADirectoryError | LookupError | TypeError | AttributeError)
 
 
 def _trouble(error: BaseException) -> str | None:
-    """The machine's trouble, as a user is told; None if it is something else."""
+    """Returns the message of a system error; None for any other error."""
     if isinstance(error, OSError):
         return error.strerror or str(error)
     status = _status(error)
@@ -224,9 +225,9 @@ def _status(error: BaseException) -> str | None:
 
 
 def require_space(run_dir: epath.Path, state: PyTree, keep: int) -> None:
-    """Raises `BadInput` if the disk has no room for the checkpoints of `state` (arrays or shapes) still to come.
+    """Raises `BadInput` if the disk has no space for the remaining checkpoints of `state` (arrays or shapes).
 
-    There are at most `keep` and the one being written. Those that `run_dir` holds already need no more room.
+    There are at most `keep` checkpoints and the one being written; those already in `run_dir` are subtracted.
     """
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state) if hasattr(leaf, "dtype"))
     try:
@@ -234,7 +235,7 @@ def require_space(run_dir: epath.Path, state: PyTree, keep: int) -> None:
     except OSError:  # a bucket
         return
     folder = run_dir / FOLDER
-    # Only a complete one has a bare number for a name.
+    # Only complete checkpoints have a number as their name.
     there = sum(entry.name.isdecimal() for entry in folder.iterdir()) if folder.exists() else 0
     missing = keep + 1 - min(keep, there)
     if free < missing * size:
@@ -248,9 +249,9 @@ def require_space(run_dir: epath.Path, state: PyTree, keep: int) -> None:
 
 
 def _hush() -> None:
-    # orbax tells its whole life at INFO, warns about its own defaults, and logs each error with a traceback. Then it
-    # leaves its event loop, and each array that was still under way prints another one, or a warning that nobody waited
-    # for it: hundreds for a full disk. Its errors reach us as exceptions.
+    # orbax logs profusely at INFO, warns about its own defaults, and logs each error with a traceback. When it leaves
+    # its event loop, each pending array prints another traceback, or a warning that it was never awaited: hundreds for
+    # a full disk. Its errors are raised as exceptions as well.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     logging.getLogger("asyncio").addFilter(_is_no_echo)
     warnings.filterwarnings("ignore", r"coroutine '.*' was never awaited", RuntimeWarning)
@@ -274,6 +275,6 @@ class _WithoutEchoes:
 
 
 def _as_dict(arrays: PyTree) -> dict[str, Any]:
-    # By name, so that a checkpoint does not depend on the order of fields, and so that its files can be looked at.
+    # By name: checkpoints do not depend on the order of fields, and their files can be inspected.
     leaves, _ = jax.tree_util.tree_flatten_with_path(arrays)
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
