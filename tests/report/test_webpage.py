@@ -122,7 +122,7 @@ def test_a_full_run(tmp_path):
         "noise level",
         "Distance of the samples from real images (fd_fashion, umd10k@500)",
         "cfg2 48",
-        "Samples recognised as the class asked for",
+        "Samples recognised as the requested class",
         '"note": "<&>"',
         "eval-samples, step 200",
     ):

@@ -112,7 +112,7 @@ class Generation(AbstractEvaluator):
                 found = measure_generation(functools.partial(draw, progress=say), reference, model.num_classes)
                 scalars |= {f"{protocol.name}/{name}/{metric}": value for metric, value in found.items()}
             best = guide(denoiser, 1.0 if model.num_classes is None else self.cfg_scales[len(self.cfg_scales) // 2])
-            context.phase("a film of samples")
+            context.phase("denoising trajectories")
             images["film"] = film(
                 best, sampler, context.tokenizer_or_identity, shown[:: self.columns][:FILMS], key, self.frames
             )
@@ -126,7 +126,7 @@ class Generation(AbstractEvaluator):
         distance = "Distance of the samples from real images ({metric}, {protocol})"
         charts = (
             Chart("distance", distance, rf"{named}/(?P<metric>fid|fd_\w+)"),
-            Chart("recognised", "Samples recognised as the class asked for", rf"{named}/recognised", "share"),
+            Chart("recognised", "Samples recognised as the requested class", rf"{named}/recognised", "share"),
         )
         captions = {
             f"cfg{scale:g}": f"Samples {how}, one class per row, always from the same noise"
