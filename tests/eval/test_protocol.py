@@ -171,7 +171,7 @@ class TestRecord:
 
     def test_refuses_to_call_it_fid(self):
         for name in ("fid", "is", "kid", "precision"):
-            with pytest.raises(ValueError, match=f"{name}: not what"):
+            with pytest.raises(ValueError, match=f"{name}: not valid names"):
                 record({name: 1.5, "fd_fashion": 1.0})
         assert record({"recognised": 0.9}).metrics == {"recognised": 0.9}
         inception = generation_result(
