@@ -128,7 +128,7 @@ class FewShot(AbstractEvaluator):
     seeds: int = 3
     """Number of random draws of the training images."""
     l2: float | None = 1024.0
-    """Ridge penalty (the default is the reference's, for its 100,000 images). None: chosen for each kind of features by
+    """Ridge penalty; the reference uses 1024 for its 100,000 images. None: chosen for each kind of features by
     leave-one-out accuracy on the training images of a draw."""
     features: tuple[FeatureKind, ...] = ("class_tokens", "patches", "both")
     """Features to probe: the mean of the class tokens (as in the reference), the mean of the patches, or their
