@@ -189,7 +189,7 @@ class AbstractEvaluator(abc.ABC):
 
     @property
     def needs_representation(self) -> bool:
-        """Whether it asks for a network with patches that represents an image (`AbstractPatchModel`)."""
+        """Whether the evaluation requires a network that represents images (`AbstractPatchModel`)."""
         return False
 
     @property

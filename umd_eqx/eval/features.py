@@ -79,7 +79,7 @@ def extract(
 
 
 def require_representation(model: Any, field: str) -> AbstractPatchModel:
-    """The network, if it represents images. Raises `BadInput` naming `field` otherwise."""
+    """Returns the network if it is an `AbstractPatchModel`, and raises `BadInput` naming `field` otherwise."""
     if not isinstance(model, AbstractPatchModel):
         problem = f"{type(model).__name__} does not represent images"
         raise BadInput(field, problem, "Leave the probe out, or make the network an AbstractPatchModel")
@@ -87,12 +87,12 @@ def require_representation(model: Any, field: str) -> AbstractPatchModel:
 
 
 def require_measurable(model: Any, evaluators: Mapping[str, AbstractEvaluator]) -> None:
-    """Raises `BadInput` naming the first evaluator that needs a representation where the network has none.
+    """Raises `BadInput` naming the first evaluator that requires a representation if the network has none.
 
     **Arguments:**
 
-    - `model`: what is trained; shapes will do.
-    - `evaluators`: of a run, by name.
+    - `model`: the trained model; it may consist of shapes alone.
+    - `evaluators`: the evaluators of a run, by name.
     """
     for name, evaluator in evaluators.items():
         if evaluator.needs_representation:

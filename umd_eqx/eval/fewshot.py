@@ -149,7 +149,7 @@ class FewShot(AbstractEvaluator):
 
     @property
     def needs_representation(self) -> bool:
-        """The representation is what is probed."""
+        """Always True: the representation is probed."""
         return True
 
     @property

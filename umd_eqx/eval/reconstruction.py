@@ -58,7 +58,7 @@ class Reconstruction(AbstractEvaluator):
         some = 0.0 < self.mask_ratio < 1.0
         if num_patches == 1:
             hint = "Leave it out, or choose a network with a smaller patch, or a larger --data.size"
-            raise BadInput(field, "an image is one patch to the network, and none can be hidden", hint)
+            raise BadInput(field, "an image is a single patch for this network, which cannot be hidden", hint)
         if num_patches is not None:
             least, most = ratios(num_patches)
             hint = f"Use {least:g}, which hides one patch of {num_patches}, to {most:g}, which leaves one visible"

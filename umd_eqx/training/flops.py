@@ -91,7 +91,7 @@ def _products(jaxpr: Any) -> int:
                 kernel = equation.invars[1].aval.shape
                 out_axis = equation.params["dimension_numbers"].rhs_spec[0]
                 products = math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) // kernel[out_axis]
-                # A transposed convolution is one of an image with zeros between its pixels: these are not multiplied.
+                # A transposed convolution has zeros inserted between the pixels, whose products are not counted.
                 total += 2 * products // math.prod(equation.params["lhs_dilation"])
             case "scan":
                 total += equation.params["length"] * sum(inner)
