@@ -237,7 +237,7 @@ def test_shares_that_are_none_are_refused_by_name():
     refused(MaskedDenoising(denoising().terms, 0.0, label_dropout=1.5), "--objective.label-dropout", "outside")
     for share in (-0.5, 1.5, float("nan")):
         refused(unified(no_noise_prob=share), "--objective.no-noise-prob", "outside")
-    refused(unified(no_noise_prob=0.05), "--objective.no-noise-prob", "no image at all", batch_size=16)
+    refused(unified(no_noise_prob=0.05), "--objective.no-noise-prob", "less than one image", batch_size=16)
 
 
 @pytest.mark.parametrize("objective", [masked_reconstruction(), denoising(), masked_denoising(), unified()])

@@ -1,4 +1,4 @@
-"""What a network is trained for: a table of terms over a path."""
+"""Training objectives: losses of a network along a path from data to noise."""
 
 from umd_eqx.objectives.base import AbstractObjective as AbstractObjective
 from umd_eqx.objectives.base import Draw as Draw

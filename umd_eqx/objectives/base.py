@@ -1,4 +1,4 @@
-"""What an objective is: a loss of one batch, whose randomness is drawn apart."""
+"""The interface of an objective: the loss of a batch, with its randomness drawn separately."""
 
 import abc
 import math
@@ -15,9 +15,9 @@ from umd_eqx.core.types import Batch, Metrics, Scalar
 
 
 class Draw(eqx.Module):
-    """What denoising one batch may need of randomness, an entry an image. A clean image leaves `t` and `eps` unused.
+    """The random numbers for denoising one batch, one entry per image. `t` and `eps` are unused for clean images.
 
-    Made by `draw_noised`; recorded numbers can stand in for it, so that a test needs no luck.
+    Created by `draw_noised`. Recorded values may be used instead, which makes a test deterministic.
     """
 
     t: Float[Array, "b"]
@@ -29,50 +29,50 @@ class Draw(eqx.Module):
 class AbstractObjective(eqx.Module):
     """A loss of a model on a batch, along a path from data to noise.
 
-    What a model is, an objective says for itself: an `AbstractModel`, or the tokenizer in front of one.
+    Each objective defines the type of its model: an `AbstractModel`, or the tokenizer in front of one.
     `objective(model, path, batch, key)` is `objective.loss(model, path, batch, objective.draw(key, ...))`. The loss of
-    a batch is the mean of the losses of its images, so that it may be computed in parts.
+    a batch is the mean of the losses of its images, which allows it to be computed in parts.
     """
 
     @abc.abstractmethod
     def draw(self, key: PRNGKeyArray, model: Any, path: AbstractPath, shape: tuple[int, ...]) -> Any:
-        """All randomness of one batch of `shape` (b, h, w, c): a PyTree whose arrays have an entry an image."""
+        """Draws all randomness of a batch of `shape` (b, h, w, c): a PyTree of arrays with one entry per image."""
 
     @abc.abstractmethod
     def loss(self, model: Any, path: AbstractPath, batch: Batch, draw: Any) -> tuple[Scalar, Metrics]:
-        """The loss and its parts by name, given what `draw` gives. Images in [-1, 1]."""
+        """Returns the loss and its parts by name, given the result of `draw`. Images are in [-1, 1]."""
 
     @abc.abstractmethod
     def period(self, batch_size: int) -> int:
-        """The smallest number of consecutive images that is treated alike all along a batch of `batch_size`.
+        """Returns the number of images after which the treatment of images in a batch of `batch_size` repeats.
 
-        A batch may be cut, over micro-batches or devices, wherever a period ends.
+        A batch may be split into micro-batches, or over devices, wherever a period ends.
         """
 
     @abc.abstractmethod
     def validate(self, num_patches: int, batch_size: int) -> None:
-        """Raises `BadInput` where a mask ratio or a share cannot work for so many patches and images."""
+        """Raises `BadInput` if a mask ratio or a share is invalid for this number of patches and images."""
 
     @property
     def denoises(self) -> bool:
-        """Whether images are noised, so that denoising can be measured and images sampled. True unless it says not."""
+        """Whether images are noised, which denoising metrics and sampling require. True unless overridden."""
         return True
 
     @property
     def hides(self) -> bool:
-        """Whether patches are hidden, so that their reconstruction can be measured. True unless it says not."""
+        """Whether patches are hidden, which reconstruction metrics require. True unless overridden."""
         return True
 
     @property
     def predicts_visible_x0(self) -> bool:
-        """Whether the clean image is learned on visible patches of noised images. True unless it says not.
+        """Whether the clean image is learned on visible patches of noised images. True unless overridden.
 
-        Where it is learned on hidden patches only, the x0 head's prediction of a visible patch means nothing.
+        If it is learned on hidden patches only, the prediction of the x0 head on a visible patch is meaningless.
         """
         return True
 
     def __call__(self, model: Any, path: AbstractPath, batch: Batch, key: PRNGKeyArray) -> tuple[Scalar, Metrics]:
-        """The loss and its parts, with fresh randomness."""
+        """Returns the loss and its parts by name, with randomness drawn from `key`."""
         return self.loss(model, path, batch, self.draw(key, model, path, batch.image.shape))
 
 
@@ -83,9 +83,9 @@ def draw_noised(
     num_patches: int,
     label_dropout: float,
 ) -> Draw:
-    """Fresh randomness for a batch of images of `shape` (b, h, w, c). Label dropout is a probability.
+    """Draws the randomness for a batch of images of `shape` (b, h, w, c). `label_dropout` is a probability.
 
-    In float32 also where 64-bit floats are enabled, so that the same key draws the same numbers.
+    The numbers are float32 even if 64-bit floats are enabled, so a key always gives the same numbers.
     """
     t_key, eps_key, order_key, drop_key = jax.random.split(key, 4)
     return Draw(
@@ -97,10 +97,10 @@ def draw_noised(
 
 
 def classes_of(label: Int[Array, "*batch"], num_classes: int | None) -> Int[Array, "*batch"]:
-    """Labels of data, those that are not a class replaced by a number for which a network's predictions are NaN.
+    """Replaces labels that are not a class by a number for which the predictions of a network are NaN.
 
-    So a step with such a label is skipped and counted. It must not pass for `NO_CLASS`, neither by its name nor by its
-    row of a table.
+    A step with such a label is therefore skipped and counted. The label must not be mistaken for `NO_CLASS`, neither by
+    its value nor by its row in an embedding table.
     """
     if num_classes is None:
         return label
@@ -108,16 +108,16 @@ def classes_of(label: Int[Array, "*batch"], num_classes: int | None) -> Int[Arra
 
 
 def in_rows(tree: PyTree, rows: int) -> PyTree:
-    """Each array (b, ...) as (rows, b / rows, ...)."""
+    """Reshapes each array from (b, ...) to (rows, b / rows, ...)."""
     return jax.tree.map(lambda leaf: jnp.reshape(leaf, (rows, -1, *leaf.shape[1:])), tree)
 
 
 def split_by_period(tree: PyTree, first: int, second: int) -> tuple[PyTree, PyTree]:
-    """Splits a batch of `first` + `second` images into two kinds by position within a period, not in the middle.
+    """Splits a batch of `first` + `second` images into two kinds, by position within each period.
 
-    The batch is g = gcd(first + second, second) rows of one period each; the last second / g images of each row are the
-    second kind. Gives both kinds as (g, images of that kind in a row, ...). No image leaves its device where the
-    devices divide g.
+    The batch consists of g = gcd(first + second, second) rows of one period each; the last second / g images of each
+    row are the second kind. Returns both kinds as (g, images of that kind in a row, ...). No image moves to another
+    device if the number of devices divides g.
     """
     rows = math.gcd(first + second, second)
     grid, middle = in_rows(tree, rows), first // rows

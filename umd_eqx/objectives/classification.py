@@ -1,4 +1,4 @@
-"""Supervised training: the cross-entropy of labelled images."""
+"""Supervised training with the cross-entropy of labelled images."""
 
 import equinox as eqx
 import jax
@@ -14,37 +14,37 @@ from umd_eqx.objectives.base import AbstractObjective
 
 
 class Classification(AbstractObjective):
-    """The mean over a batch of -log p(label), and `accuracy`, the share of its images whose class is recognised.
+    """The mean of -log p(label) over a batch, and `accuracy`, the share of its images that are classified correctly.
 
     Trains an `AbstractClassifier`. With label smoothing s the target is 1 - s + s / classes for the label and
     s / classes for every other class (Szegedy et al. 2016, section 7). The embedded classifier is trained without it:
-    smoothing draws the images of a class together (Mueller et al. 2019, figure 1), and distances are taken between its
-    features.
+    distances are measured between its features, and smoothing contracts the features of each class (Mueller et al.
+    2019, figure 1).
     """
 
     label_smoothing: float = eqx.field(static=True, default=0.0)
-    """Share of the target, in [0, 1), that is spread evenly over all classes."""
+    """Share of the target distribution, in [0, 1), that is spread evenly over all classes."""
 
     @property
     def denoises(self) -> bool:
-        """False: every image is clean."""
+        """Always False: the classifier is trained on clean images."""
         return False
 
     @property
     def hides(self) -> bool:
-        """False: every image is whole."""
+        """Always False: no patches are hidden."""
         return False
 
     @property
     def predicts_visible_x0(self) -> bool:
-        """False: no image is predicted."""
+        """Always False: no image is predicted."""
         return False
 
     def draw(self, key: PRNGKeyArray, model: AbstractClassifier, path: AbstractPath, shape: tuple[int, ...]) -> None:
-        """Returns None: the loss has no randomness."""
+        """Returns None, as the loss is deterministic."""
 
     def loss(self, model: AbstractClassifier, path: AbstractPath, batch: Batch, draw: None) -> tuple[Scalar, Metrics]:
-        """The mean cross-entropy in nats, and `accuracy` in [0, 1]. The path is not used: nothing is noised."""
+        """Returns the mean cross-entropy in nats, and `accuracy` in [0, 1]. `path` is unused: images are clean."""
 
         def one(image: Image, label: Label) -> tuple[Scalar, Array]:
             logits = model.logits(image)
@@ -54,7 +54,7 @@ class Classification(AbstractObjective):
         return jnp.mean(losses), {"accuracy": jnp.mean(recognised.astype(jnp.float32))}
 
     def period(self, batch_size: int) -> int:
-        """1: every image is treated alike."""
+        """Always 1: all images are treated alike."""
         return 1
 
     def validate(self, num_patches: int, batch_size: int) -> None:

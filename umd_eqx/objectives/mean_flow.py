@@ -1,4 +1,4 @@
-"""MeanFlow: a network of average velocities, which makes an image in one call (Geng et al. 2025, arXiv 2505.13447)."""
+"""MeanFlow: average velocities, for sampling with a single network evaluation (Geng et al. 2025, arXiv 2505.13447)."""
 
 import equinox as eqx
 import jax
@@ -14,7 +14,7 @@ from umd_eqx.objectives.base import AbstractObjective, classes_of, in_rows
 
 
 class MeanFlowDraw(eqx.Module):
-    """What one batch needs of randomness, an entry an image: times r <= t of the path, noise, dropped labels."""
+    """The random numbers of one batch, one entry per image: path times r <= t, noise, and which labels are dropped."""
 
     t: Float[Array, "b"]
     r: Float[Array, "b"]
@@ -25,29 +25,29 @@ class MeanFlowDraw(eqx.Module):
 class MeanFlow(AbstractObjective):
     """The MeanFlow identity u = v - (t - r) du/dt (eq. 6) as a regression, along the rectified flow.
 
-    u(z_t, r, t) is the average of the velocity from r to t; du/dt is its derivative along the flow, a Jacobian-vector
-    product in (z, r, t) with tangents (v, 0, 1), v = eps - x0. The target is held constant (eq. 9). Where r is t, this
-    is flow matching. The squared error of an image is divided by itself to the power `adaptive_power` (eq. 22).
+    u(z_t, r, t) is the average velocity from r to t; du/dt is its derivative along the flow, a Jacobian-vector product
+    in (z, r, t) with tangents (v, 0, 1), v = eps - x0. No gradient flows through the target (eq. 9). For r = t, this is
+    flow matching. The squared error of an image is divided by itself to the power `adaptive_power` (eq. 22).
     """
 
     interval_prob: float = eqx.field(static=True, default=0.25)
-    """Share of the images whose interval has a length: r is not t."""
+    """Share of the images trained on an interval of positive length, r < t; the others have r = t."""
     time_mean: float = eqx.field(static=True, default=-0.4)
-    """Mean of the normal distribution whose sigmoid the times are."""
+    """Mean of the normal distribution that the sigmoid maps to the times."""
     time_std: float = eqx.field(static=True, default=1.0)
-    """Its standard deviation."""
+    """Standard deviation of the normal distribution that the sigmoid maps to the times."""
     adaptive_power: float = eqx.field(static=True, default=1.0)
-    """How much large errors are weighted down; 0 is the plain squared error."""
+    """How strongly large errors are down-weighted; 0 gives the plain squared error."""
     label_dropout: float = eqx.field(static=True, default=0.1)
-    """Probability that an image's label is replaced by `NO_CLASS`."""
+    """Probability that the label of an image is replaced by `NO_CLASS` (for classifier-free guidance)."""
 
     @property
     def hides(self) -> bool:
-        """False: every patch is visible."""
+        """Always False: every patch is visible."""
         return False
 
     def draw(self, key: PRNGKeyArray, model: AbstractModel, path: AbstractPath, shape: tuple[int, ...]) -> MeanFlowDraw:
-        """Two times of the logit-normal distribution, of which t is the later; noise; which labels are dropped."""
+        """Draws two logit-normal times, the later one being t, the noise, and which labels are dropped."""
         time_key, interval_key, eps_key, drop_key = jax.random.split(key, 4)
         normal = jax.random.normal(time_key, (2, shape[0]), jnp.float32)
         times = jax.nn.sigmoid(self.time_mean + self.time_std * normal)
@@ -63,12 +63,14 @@ class MeanFlow(AbstractObjective):
     def loss(
         self, model: AbstractModel, path: AbstractPath, batch: Batch, draw: MeanFlowDraw
     ) -> tuple[Scalar, Metrics]:
-        """The mean of the weighted errors; `u`, the mean squared error a pixel, and `v`, that of intervals of length 0.
+        """Returns the mean of the weighted errors, and `u` and `v`.
 
-        **Raises:** `BadInput` naming `--model.prediction` or `--path` where they are not "u" and the rectified flow.
+        `u` is the mean squared error per pixel, and `v` the same for intervals of length 0.
+
+        **Raises:** `BadInput` naming `--model.prediction` or `--path` unless they are "u" and the rectified flow.
         """
         if model.prediction != "u":
-            problem = f"the network predicts {model.prediction} and no average velocity"
+            problem = f"the network predicts {model.prediction}, not average velocities"
             raise BadInput("--model.prediction", problem, "Use u")
         if not isinstance(path, RectifiedFlow):
             raise BadInput("--path", f"{type(path).__name__} is not the rectified flow", "Use RectifiedFlow()")
@@ -77,9 +79,9 @@ class MeanFlow(AbstractObjective):
 
         def u(z: Float[Array, "b h w c"], r: Float[Array, "b"], t: Float[Array, "b"]) -> Float[Array, "b h w c"]:
             def cond(y: Array, r: Array, t: Array) -> IntervalCond:
-                told = model.cond(y)
-                assert isinstance(told, IntervalCond)
-                return told.at(path.network_time(t), path.network_time(r))
+                conditions = model.cond(y)
+                assert isinstance(conditions, IntervalCond)
+                return conditions.at(path.network_time(t), path.network_time(r))
 
             images, conds = in_rows((z, jax.vmap(cond)(labels, r, t)), z.shape[0])
             (prediction,) = model.forward_groups([Group(images, conds, None)])
@@ -98,11 +100,11 @@ class MeanFlow(AbstractObjective):
         return jnp.mean(jax.lax.stop_gradient(weights) * errors * found[0].size), metrics
 
     def period(self, batch_size: int) -> int:
-        """1: every image is treated alike."""
+        """Always 1: all images are treated alike."""
         return 1
 
     def validate(self, num_patches: int, batch_size: int) -> None:
-        """Raises `BadInput` for a probability outside [0, 1], or a spread or power below 0."""
+        """Raises `BadInput` for a probability outside [0, 1], or a standard deviation or power below 0."""
         for name in ("interval_prob", "label_dropout"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 flag = f"--objective.{name.replace('_', '-')}"

@@ -1,4 +1,4 @@
-"""Denoising of images whose patches have noise levels of their own."""
+"""Denoising of images with an individual noise level for each patch."""
 
 from typing import Annotated
 
@@ -21,7 +21,7 @@ from umd_eqx.objectives.terms import MaskedDenoising, Term
 
 
 class PatchDraw(eqx.Module):
-    """What one batch needs of randomness, an entry an image; `t` has a time for each patch in raster order."""
+    """The random numbers of one batch, one entry per image; `t` has a time for each patch in raster order."""
 
     t: Float[Array, "b n"]
     eps: Float[Array, "b h w c"]
@@ -30,29 +30,30 @@ class PatchDraw(eqx.Module):
 
 
 class PatchNoise(AbstractObjective):
-    """`MaskedDenoising` of images with a time for each patch, which the network is told patch by patch.
+    """`MaskedDenoising` with a time for each patch; the network is conditioned on the times of all patches.
 
-    A share of the images, `shared_prob`, has one time for all patches, as sampling has. With equal times for all
-    patches of each image, the loss is that of `MaskedDenoising` (its "visible" and "hidden" regions are means over
-    patches). Its network has patches, and AdaLN conditioning: one token cannot tell the time of each patch.
+    A share `shared_prob` of the images has one time for all patches, as in sampling. With equal times for all patches
+    of each image, the loss equals that of `MaskedDenoising` (its "visible" and "hidden" regions are means over
+    patches). It requires a network with patches and AdaLN conditioning: a single conditioning token cannot carry the
+    times of all patches.
     """
 
     terms: Annotated[tuple[Term, ...], tyro.conf.Suppress] = eqx.field(static=True, default=denoising().terms)
     mask_ratio: float = eqx.field(static=True, default=0.0)
-    """Share of the patches that the encoder does not see, in [0, 1)."""
+    """Share of the patches that are hidden from the encoder, in [0, 1)."""
     shared_prob: float = eqx.field(static=True, default=0.5)
-    """Share of the images with one time for all patches."""
+    """Share of the images that have one time for all patches."""
     label_dropout: float = eqx.field(static=True, default=0.1)
-    """Probability that an image's label is replaced by `NO_CLASS`."""
+    """Probability that the label of an image is replaced by `NO_CLASS` (for classifier-free guidance)."""
 
     @property
     def hides(self) -> bool:
-        """Whether there is a mask."""
+        """Whether patches are hidden, that is, whether `mask_ratio` is positive."""
         return self.mask_ratio > 0
 
     @property
     def predicts_visible_x0(self) -> bool:
-        """As `MaskedDenoising`."""
+        """See `MaskedDenoising.predicts_visible_x0`."""
         return self._plain.predicts_visible_x0
 
     @property
@@ -62,7 +63,7 @@ class PatchNoise(AbstractObjective):
     def draw(
         self, key: PRNGKeyArray, model: AbstractPatchModel, path: AbstractPath, shape: tuple[int, ...]
     ) -> PatchDraw:
-        """Times of all patches, noise, orders of the patches, and which labels are dropped."""
+        """Draws the times of all patches, the noise, the order of the patches, and which labels are dropped."""
         t_key, shared_key, eps_key, order_key, drop_key = jax.random.split(key, 5)
         batch, n = shape[0], model.num_patches
         uniform = jax.random.uniform(t_key, (batch, n), jnp.float32)
@@ -77,7 +78,7 @@ class PatchNoise(AbstractObjective):
     def loss(
         self, model: AbstractPatchModel, path: AbstractPath, batch: Batch, draw: PatchDraw
     ) -> tuple[Scalar, Metrics]:
-        """The weighted sum of the terms, each the mean over the batch; the terms by name, unweighted."""
+        """Returns the weighted sum of the terms, and the unweighted terms by name, each a mean over the batch."""
         kept = num_kept(model.num_patches, self.mask_ratio)
         batch, draw = in_rows((batch, draw), batch.image.shape[0])
         views = over_rows(lambda order: View(order, kept))(draw.order)
@@ -97,11 +98,11 @@ class PatchNoise(AbstractObjective):
         def errors(
             prediction: AbstractPrediction, x0: Image, eps: Image, t: Float[Array, "n"], view: View
         ) -> Float[Array, "terms"]:
-            said, x0, eps = jax.tree.map(lambda image: _patches(image, model.patch), (prediction, x0, eps))
+            predicted, x0, eps = jax.tree.map(lambda image: _patches(image, model.patch), (prediction, x0, eps))
             hidden = hidden_patches(view)
 
             def term_error(term: Term) -> Scalar:
-                difference = jax.vmap(lambda p, *truth: p.error(term.head, path, *truth))(said, x0, eps, t)
+                difference = jax.vmap(lambda p, *truth: p.error(term.head, path, *truth))(predicted, x0, eps, t)
                 squares = jnp.mean(jnp.square(difference), axis=(1, 2, 3))
                 m = {"all": jnp.ones_like(hidden), "hidden": hidden, "visible": 1.0 - hidden}[term.region]
                 return jnp.mean(squares * m) / jnp.mean(m)
@@ -112,7 +113,7 @@ class PatchNoise(AbstractObjective):
         return self._plain.total(found)
 
     def period(self, batch_size: int) -> int:
-        """1: every image is treated alike."""
+        """Always 1: all images are treated alike."""
         return 1
 
     def validate(self, num_patches: int, batch_size: int, field: str = "--objective") -> None:

@@ -1,4 +1,4 @@
-"""Unified Masked Diffusion: some images of a batch are denoised, the others reconstructed."""
+"""Unified Masked Diffusion: denoises some images of a batch and reconstructs the others."""
 
 import math
 
@@ -15,7 +15,7 @@ from umd_eqx.objectives.terms import MaskedDenoising
 
 
 class Unified(AbstractObjective):
-    """Two objectives on one batch, each weighted by how many images it has (arXiv 2406.17688, section 3)."""
+    """Two objectives on one batch, each weighted by its number of images (arXiv 2406.17688, section 3)."""
 
     denoising: MaskedDenoising
     reconstruction: MaskedDenoising
@@ -24,17 +24,17 @@ class Unified(AbstractObjective):
 
     @property
     def denoises(self) -> bool:
-        """Whether a part with images noises them."""
+        """Whether a part with a positive share noises its images."""
         return any(part.denoises for part in self._present)
 
     @property
     def hides(self) -> bool:
-        """Whether a part with images has a mask."""
+        """Whether a part with a positive share hides patches."""
         return any(part.hides for part in self._present)
 
     @property
     def predicts_visible_x0(self) -> bool:
-        """Whether a part with images learns the clean image on visible patches of noised ones."""
+        """Whether a part with a positive share learns the clean image on visible patches of noised images."""
         return any(part.predicts_visible_x0 for part in self._present)
 
     @property
@@ -43,19 +43,19 @@ class Unified(AbstractObjective):
         return [part for part, share in shares if share > 0]
 
     def num_clean(self, batch_size: int) -> int:
-        """How many images of a batch are reconstructed: the floor of B r, as in the reference.
+        """Returns the number of reconstructed images in a batch: B r rounded down, as in the reference.
 
-        Where B r is a whole number that binary fractions miss (0.29 of 100), the reference's own product falls one
-        short. Here it does not: micro-batches of such a batch would be split otherwise than the whole.
+        If B r is an integer that floating point misses (0.29 of 100), the product of the reference is one too small.
+        Here it is exact; otherwise micro-batches of such a batch would be split differently from the whole.
         """
         return int(batch_size * self.no_noise_prob + 1e-9)
 
     def draw(self, key: PRNGKeyArray, model: AbstractModel, path: AbstractPath, shape: tuple[int, ...]) -> Draw:
-        """That of the denoised part for every image: the other part never has labels, and needs no more."""
+        """Draws for every image what denoising requires; reconstruction uses no labels and requires no more."""
         return self.denoising.draw(key, model, path, shape)
 
     def loss(self, model: AbstractModel, path: AbstractPath, batch: Batch, draw: Draw) -> tuple[Scalar, Metrics]:
-        """The mean over all images of whichever loss each has. Both kinds go through the network together."""
+        """Returns the mean over all images of their loss. Both kinds are passed through the network together."""
         size = batch.image.shape[0]
         clean = self.num_clean(size)
         kinds = {"denoising": (self.denoising, size - clean), "reconstruction": (self.reconstruction, clean)}
@@ -70,18 +70,18 @@ class Unified(AbstractObjective):
         return total, metrics
 
     def period(self, batch_size: int) -> int:
-        """The length of one row of the split."""
+        """Returns the length of one row of the split (see `split_by_period`)."""
         return batch_size // (math.gcd(batch_size, self.num_clean(batch_size)) or 1)
 
     def validate(self, num_patches: int, batch_size: int, field: str = "--objective") -> None:
-        """Raises `BadInput` where a part cannot work or would have no image."""
+        """Raises `BadInput` if a part is invalid or has a positive share but no images."""
         flag = f"{field}.no-noise-prob"
         if not 0.0 <= self.no_noise_prob <= 1.0:
             raise BadInput(flag, f"{self.no_noise_prob} is outside [0, 1]", "Give the share of images without noise")
         clean = self.num_clean(batch_size)
         if clean == 0 and self.no_noise_prob > 0:
             hint = f"Use at least {math.ceil(1e5 / batch_size) / 1e5:g}, or a larger --data.batch-size"
-            raise BadInput(flag, f"{self.no_noise_prob} of a batch of {batch_size} is no image at all", hint)
+            raise BadInput(flag, f"{self.no_noise_prob} of a batch of {batch_size} is less than one image", hint)
         if clean < batch_size:
             self.denoising.validate(num_patches, batch_size - clean, f"{field}.denoising")
         if clean > 0:

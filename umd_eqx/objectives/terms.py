@@ -1,4 +1,4 @@
-"""A method as data: which prediction is held to which truth, on which patches, at which mask ratio, noised or clean."""
+"""Masked denoising, defined by a table of terms: which quantity is predicted on which patches, with which weight."""
 
 from typing import Annotated, Literal
 
@@ -20,8 +20,8 @@ from umd_eqx.objectives.base import AbstractObjective, Draw, classes_of, draw_no
 class Term(eqx.Module):
     """The squared error of one quantity, averaged over one region of the image, times a weight.
 
-    `head` is "x0" (the clean image), "eps" (the noise) or "v"; where the network has no output for it, it is asked for
-    through the path (`AbstractPrediction.error`). `region` is "visible", "hidden" or "all" patches.
+    `head` is "x0" (the clean image), "eps" (the noise) or "v"; if the network has no output for it, it is computed by
+    means of the path (`AbstractPrediction.error`). `region` is "visible", "hidden" or "all" patches.
     """
 
     head: Head = eqx.field(static=True)
@@ -30,19 +30,19 @@ class Term(eqx.Module):
 
     @property
     def name(self) -> str:
-        """As it is logged."""
+        """The name under which the term is logged."""
         return f"{self.head}_{self.region}"
 
 
 class MaskedDenoising(AbstractObjective):
-    """Hide some patches, noise the rest or not, and predict: MAE, DiT and MaskDiT by their tables of terms."""
+    """Prediction from the visible patches of noised or clean images: MAE, DiT and MaskDiT, by their tables of terms."""
 
     terms: Annotated[tuple[Term, ...], tyro.conf.Suppress] = eqx.field(static=True)
     mask_ratio: float = eqx.field(static=True)
-    """Share of the patches that the encoder does not see, in [0, 1)."""
+    """Share of the patches that are hidden from the encoder, in [0, 1)."""
     noised: Annotated[bool, tyro.conf.Suppress] = eqx.field(static=True, default=True)
     label_dropout: float = eqx.field(static=True, default=0.1)
-    """Probability that a noised image's label is replaced by `NO_CLASS` (classifier-free guidance)."""
+    """Probability that the label of a noised image is replaced by `NO_CLASS` (for classifier-free guidance)."""
 
     @property
     def denoises(self) -> bool:
@@ -51,31 +51,31 @@ class MaskedDenoising(AbstractObjective):
 
     @property
     def hides(self) -> bool:
-        """Whether there is a mask."""
+        """Whether patches are hidden, that is, whether `mask_ratio` is positive."""
         return self.mask_ratio > 0
 
     @property
     def predicts_visible_x0(self) -> bool:
-        """Whether a term holds the clean image, or v, to the truth on visible patches of noised images."""
+        """Whether a term compares x0 or v with the truth on visible patches of noised images."""
         return self.noised and any(term.head != "eps" and term.region != "hidden" for term in self.terms)
 
     def draw(self, key: PRNGKeyArray, model: AbstractModel, path: AbstractPath, shape: tuple[int, ...]) -> Draw:
-        """Times, noise, orders of the patches, and which labels are dropped."""
+        """Draws the times, the noise, the order of the patches, and which labels are dropped."""
         return draw_noised(key, path, shape, num_patches_of(model), self.label_dropout)
 
     def loss(self, model: AbstractModel, path: AbstractPath, batch: Batch, draw: Draw) -> tuple[Scalar, Metrics]:
-        """The weighted sum of the terms, each the mean over the batch; the terms by name, unweighted."""
+        """Returns the weighted sum of the terms, and the unweighted terms by name, each a mean over the batch."""
         batch, draw = in_rows((batch, draw), batch.image.shape[0])
         (prediction,) = model.forward_groups([self.group(model, path, batch, draw)])
         return self.total(self.errors(model, path, prediction, batch, draw))
 
     def group(self, model: AbstractModel, path: AbstractPath, batch: Batch, draw: Draw) -> Group:
-        """What the network is given of a batch in rows: noised or not, with what it is told and a view.
+        """Returns the inputs of the network for a batch in rows: images (noised or clean), conditions and views.
 
-        For a label of the batch that is not a class of the network, predictions are NaN.
+        The predictions are NaN for a label that is not a class of the network.
 
-        **Raises:** `BadInput` naming `--model.prediction` where a network that does not predict the clean image is to
-        be trained without noise: v of a clean image says nothing of it.
+        **Raises:** `BadInput` naming `--model.prediction` if a network that does not predict the clean image is
+        trained without noise: v of a clean image does not depend on the image.
         """
         n = num_patches_of(model)
         kept = num_kept(n, self.mask_ratio)
@@ -94,7 +94,7 @@ class MaskedDenoising(AbstractObjective):
     def errors(
         self, model: AbstractModel, path: AbstractPath, prediction: AbstractPrediction, batch: Batch, draw: Draw
     ) -> Float[Array, "rows count terms"]:
-        """The squared error of each term, unweighted, for each image of a batch in rows."""
+        """Returns the unweighted squared error of each term, for each image of a batch in rows."""
         kept = num_kept(num_patches_of(model), self.mask_ratio)
 
         def of_image(
@@ -109,17 +109,17 @@ class MaskedDenoising(AbstractObjective):
         return over_rows(of_image)(prediction, batch.image, draw.t, draw.eps, draw.order)
 
     def total(self, errors: Float[Array, "rows count terms"]) -> tuple[Scalar, Metrics]:
-        """The weighted sum of the terms' means over all images, and these means by name."""
+        """Returns the weighted sum of the means of the terms over all images, and these means by name."""
         means = jnp.mean(errors.reshape(-1, len(self.terms)), axis=0)
         metrics = {term.name: mean for term, mean in zip(self.terms, means, strict=True)}
         return jnp.dot(jnp.asarray([term.weight for term in self.terms], means.dtype), means), metrics
 
     def period(self, batch_size: int) -> int:
-        """1: every image is treated alike."""
+        """Always 1: all images are treated alike."""
         return 1
 
     def validate(self, num_patches: int, batch_size: int, field: str = "--objective") -> None:
-        """Raises `BadInput` where the mask ratio leaves nothing visible, or nothing for a term."""
+        """Raises `BadInput` if the mask ratio leaves no visible patch, or no patch in the region of a term."""
         flag = f"{field}.mask-ratio"
         if not 0.0 <= self.mask_ratio < 1.0:
             raise BadInput(flag, f"{self.mask_ratio} is outside [0, 1)", "Give the share of patches to hide")
@@ -136,7 +136,7 @@ class MaskedDenoising(AbstractObjective):
         if kept == num_patches and "hidden" in regions:
             name = next(term.name for term in self.terms if term.region == "hidden")
             hint = f"Use at least {ratios(num_patches)[0]:g}, or a preset without that term (dit)"
-            raise BadInput(flag, f"{self.mask_ratio} hides no patch, but the term {name} needs some", hint)
+            raise BadInput(flag, f"{self.mask_ratio} hides no patch, but the term {name} requires hidden patches", hint)
 
 
 def _mean_square(difference: Image, term: Term, hidden: Float[Array, "h w 1"]) -> Scalar:

@@ -1,4 +1,4 @@
-"""What a tokenizer is trained for: to give an image back, by a latent that is no freer than it has to be."""
+"""The objective of a tokenizer: reconstruction of the image from a regularised latent."""
 
 import math
 
@@ -16,43 +16,43 @@ from umd_eqx.objectives.base import AbstractObjective
 
 
 class Tokenizing(AbstractObjective):
-    """Mean squared error of the decoded image, and two terms that may be left out (Rombach et al. 2022, appendix G).
+    """The mean squared error of the reconstruction, and two optional terms (Rombach et al. 2022, appendix G).
 
-    `kl` is the divergence of the latent's posterior from N(0, 1), in nats a number of the latent; a tokenizer whose
-    latent is a point has none. `perceptual` is the squared distance of the images in the features of the classifier
-    that comes with the package, relative to their length.
+    `kl` is the KL divergence of the posterior of the latent from N(0, 1), in nats per element of the latent; it is 0
+    for a deterministic tokenizer. `perceptual` is the squared distance between the features of the reconstruction and
+    of the image in the embedded classifier, relative to the squared norm of the latter.
     """
 
     kl_weight: float = eqx.field(static=True, default=1e-4)
-    """Weight of the divergence of the latent from N(0, 1)."""
+    """Weight of the KL divergence of the latent from N(0, 1)."""
     perceptual_weight: float = eqx.field(static=True, default=0.0)
-    """Weight of the distance in the features of the embedded classifier; 0 leaves it out."""
+    """Weight of the distance between features of the embedded classifier; 0 disables it."""
 
     @property
     def denoises(self) -> bool:
-        """No."""
+        """Always False: the tokenizer is trained on clean images."""
         return False
 
     @property
     def hides(self) -> bool:
-        """No."""
+        """Always False: no patches are hidden."""
         return False
 
     @property
     def predicts_visible_x0(self) -> bool:
-        """No: nothing is noised."""
+        """Always False: the tokenizer is trained on clean images."""
         return False
 
     def draw(
         self, key: PRNGKeyArray, model: AbstractTokenizer, path: AbstractPath, shape: tuple[int, ...]
     ) -> Key[Array, "b"]:
-        """A key for each image: what its latent is drawn by."""
+        """Returns a key for each image, used to sample its latent."""
         return jax.random.split(key, shape[0])
 
     def loss(
         self, model: AbstractTokenizer, path: AbstractPath, batch: Batch, draw: Key[Array, "b"]
     ) -> tuple[Scalar, Metrics]:
-        """The weighted sum; its terms by name, unweighted. The path is not used: nothing is noised."""
+        """Returns the weighted sum, and its terms by name, unweighted. `path` is unused: images are clean."""
         features = load_fashion_classifier() if self.perceptual_weight else None
 
         def of_image(image: Image, key: PRNGKeyArray) -> dict[str, Scalar]:
@@ -69,12 +69,12 @@ class Tokenizing(AbstractObjective):
         return total + self.perceptual_weight * terms.get("perceptual", 0.0), terms
 
     def period(self, batch_size: int) -> int:
-        """1: every image is treated alike."""
+        """Always 1: all images are treated alike."""
         return 1
 
     def validate(self, num_patches: int, batch_size: int) -> None:
-        """Raises `BadInput` for a weight that is none."""
+        """Raises `BadInput` for a weight that is negative or not finite."""
         for name in ("kl_weight", "perceptual_weight"):
             if not 0.0 <= getattr(self, name) < math.inf:
                 flag = f"--objective.{name.replace('_', '-')}"
-                raise BadInput(flag, f"{getattr(self, name)} is no weight", "Use 0 or more")
+                raise BadInput(flag, f"{getattr(self, name)} is negative or not finite", "Use 0 or more")
