@@ -179,7 +179,7 @@ class TestAutoguidance:
         assert_close(denoise(Autoguidance(strong, weak, 2.0), IMAGES, TIMES, LABELS), mixed(*expected, 2.0))
 
     @pytest.mark.parametrize(
-        ("weak", "said"), [({"image_shape": (8, 8, 1)}, r"\(8, 8, 1\)"), ({"num_classes": 7}, "7 classes and not 5")]
+        ("weak", "said"), [({"image_shape": (8, 8, 1)}, r"\(8, 8, 1\)"), ({"num_classes": 7}, "7 classes, not 5")]
     )
     def test_a_network_of_other_data_is_refused(self, weak, said):
         with pytest.raises(BadInput, match=said) as error:

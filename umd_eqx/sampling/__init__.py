@@ -1,4 +1,4 @@
-"""From noise to images: ODE and SDE solvers of diffrax along a path, one image at a time."""
+"""Samplers: ODE and SDE solvers of diffrax that turn noise into images along a path, one image at a time."""
 
 from umd_eqx.sampling.base import AbstractSampler as AbstractSampler
 from umd_eqx.sampling.batch import sample as sample

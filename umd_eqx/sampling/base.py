@@ -1,4 +1,4 @@
-"""What a sampler is."""
+"""The interface of a sampler."""
 
 import abc
 
@@ -20,13 +20,13 @@ States = Float[Array, "k h w c"]
 
 
 class AbstractSampler(eqx.Module):
-    """A way from noise to an image, and its hyper-parameters.
+    """A method of sampling an image from noise, with its hyperparameters.
 
-    `sampler(denoiser, noise, key)` is one image; use `jax.vmap`, or `sample` for many. The way goes from the first time
-    of a grid to its last, and ends in the clean image as it is predicted there.
+    `sampler(denoiser, noise, key)` returns one image; use `jax.vmap`, or `sample`, for many. Sampling proceeds from the
+    first time of a grid to its last, and returns the clean image predicted there.
 
-    `head` and `clip` say how the prediction of a network is used: `denoiser` makes a denoiser accordingly, and `clip`
-    keeps its clean image in [-1, 1].
+    `head` selects the network output that the method `denoiser` uses, and `clip` restricts predicted clean images to
+    [-1, 1].
     """
 
     head: eqx.AbstractVar[Head]
@@ -34,61 +34,64 @@ class AbstractSampler(eqx.Module):
 
     @property
     def needs_rates(self) -> bool:
-        """Whether the path must be smooth: a table is then replaced by `smooth(path)`. False unless it says so."""
+        """Whether the path must be smooth; a table is then replaced by `smooth(path)`. False unless overridden."""
         return False
 
     def validate(self, field: str = "") -> None:
-        """Raises `BadInput` for values that cannot work; `field` is the sampler's own flag, if it has one.
+        """Raises `BadInput` for invalid values; `field` is the flag of the sampler itself, if it has one.
 
-        Nothing is refused unless a sampler says so.
+        Accepts everything unless overridden.
         """
 
     @abc.abstractmethod
     def __call__(self, denoiser: AbstractDenoiser, noise: Image, key: PRNGKeyArray) -> Image:
-        """An image from standard normal `noise`. `key` is used by samplers that add noise on the way.
+        """Returns an image from standard normal `noise`. `key` is used by samplers that add noise at each step.
 
-        Raises `BadInput` naming `--sampler` for a path that the sampler cannot follow.
+        Raises `BadInput` naming `--sampler` for a path that the sampler does not support.
         """
 
     @abc.abstractmethod
     def states(self, denoiser: AbstractDenoiser, noise: Image, key: PRNGKeyArray) -> tuple[Float[Array, "k"], States]:
-        """The times on the way at which the denoiser is asked, from noise to clean, and the noised image at each."""
+        """Returns the times at which the denoiser is evaluated, from noise to clean, and the noised image at each."""
 
     @abc.abstractmethod
     def evaluations(self, path: AbstractPath) -> int | None:
-        """How often the network is asked for one image; None where the sampler decides that on the way."""
+        """Returns the number of network evaluations per image, or None if it is determined during sampling."""
 
     def denoiser(self, model: AbstractModel, path: AbstractPath, cond: AbstractCond | None = None) -> ModelDenoiser:
-        """A network along a path, read by `head`."""
+        """Returns the denoiser of a network along a path, which uses the output `head`."""
         return ModelDenoiser(model, path, cond, head=self.head)
 
     def clipped(self, denoiser: AbstractDenoiser) -> AbstractDenoiser:
-        """The denoiser as this sampler asks it: clipped, if `clip`."""
+        """Returns the denoiser as this sampler uses it, clipped if `clip` is set."""
         return Clipped(denoiser) if self.clip else denoiser
 
     def trajectory(
         self, denoiser: AbstractDenoiser, noise: Image, key: PRNGKeyArray
     ) -> tuple[Float[Array, "k"], States]:
-        """The denoising trajectory: the times of `states`, and the clean image as it is predicted at each."""
+        """Returns the denoising trajectory: the times of `states`, and the clean image predicted at each of them."""
         times, states = self.states(denoiser, noise, key)
-        asked = self.clipped(denoiser)
+        clipped = self.clipped(denoiser)
 
         def predict(state: tuple[Time, Image]) -> Image:
-            return asked(state[1], state[0]).x0
+            return clipped(state[1], state[0]).x0
 
         return times, jax.lax.map(predict, (times, states))
 
 
 def begin(path: AbstractPath, times: Float64[np.ndarray, "k"], noise: Image) -> Image:
-    """Where the way begins: sigma(t) times the noise at the first time; on a table the noise, as in the reference."""
+    """Returns the initial state: sigma(t) times the noise at the first time, or the noise itself on a tabulated path.
+
+    The latter is what the reference does.
+    """
     if isinstance(path, AbstractDiscretePath):
         return noise
     return noise * jnp.asarray(levels(path, times[:1])[1][0], noise.dtype)
 
 
 def require_smooth(path: AbstractPath, sampler: str) -> AbstractSmoothPath:
-    """The path, if it has rates. Raises `BadInput` naming `--sampler` for a table, whose derivative would be 0."""
+    """Returns the path if it is smooth. Raises `BadInput` naming `--sampler` for a table, whose derivative is 0."""
     if not isinstance(path, AbstractSmoothPath):
-        problem = f"{sampler} follows the rates of the path, and a table has none"
-        raise BadInput("--sampler", problem, "Pass umd_eqx.core.paths.smooth(path), or take ddim or dpmpp")
+        problem = f"{sampler} requires the rates of the path, and a tabulated path has none"
+        raise BadInput("--sampler", problem, "Pass umd_eqx.core.paths.smooth(path), or use ddim or dpmpp")
     return path

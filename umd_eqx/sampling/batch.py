@@ -1,4 +1,4 @@
-"""Many samples, batch by batch over the devices."""
+"""Sampling of many images, in batches distributed over the devices."""
 
 from collections.abc import Callable
 
@@ -27,20 +27,21 @@ def sample(
     noise: Float[np.ndarray, "n h w c"] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Float[np.ndarray, "n h w c"]:
-    """An image for each label, as the sampler leaves it: in [-1, 1] where it clips.
+    """Samples an image for each label. The images are in [-1, 1] if the sampler clips.
 
-    The noise of an image follows from `key` and its index alone: neither the batch size nor the devices change it.
+    The noise of an image depends only on `key` and its index, not on the batch size or the devices.
 
     **Arguments:**
 
-    - `denoiser`: of a network (`AbstractSampler.denoiser`), guided or not; each image tells it its own label.
+    - `denoiser`: the denoiser of a network (`AbstractSampler.denoiser`), with or without guidance. It is conditioned on
+        the label of each image.
     - `labels`: 0 .. num_classes - 1, or `NO_CLASS`; ignored by a network without labels.
-    - `batch_size`: images at once, rounded up to a multiple of the devices.
-    - `mesh`: the devices that share each batch; None takes all.
-    - `noise`: standard normal, in the place of what the key would give.
-    - `progress`: told (done, all) after each batch.
+    - `batch_size`: the number of images sampled at once, rounded up to a multiple of the number of devices.
+    - `mesh`: the devices over which each batch is distributed; None uses all.
+    - `noise`: standard normal noise to use instead of the noise drawn from `key`.
+    - `progress`: called as `progress(done, total)` after each batch.
 
-    **Raises:** `BadInput` naming `labels` for one that is neither a class of the network nor `NO_CLASS`.
+    **Raises:** `BadInput` naming `labels` for a label that is neither a class of the network nor `NO_CLASS`.
     """
     require_labels(labels, denoiser.model.num_classes)
     mesh = make_mesh() if mesh is None else mesh
@@ -49,7 +50,7 @@ def sample(
     images = []
     for start in range(0, len(labels), size):
         rows = np.arange(start, min(start + size, len(labels)))
-        filled = np.resize(rows, size)  # what fills up the last batch is sampled again and dropped
+        filled = np.resize(rows, size)  # images that pad the last batch are discarded
         given = None if noise is None else noise[filled]
         batch = jax.device_put((filled, labels[filled], given), batch_sharding(mesh))
         images.append(np.asarray(sample_batch(denoiser, sampler, key, *batch))[: len(rows)])
@@ -59,20 +60,20 @@ def sample(
 
 
 def require_labels(labels: Int[np.ndarray, "n"], num_classes: int | None) -> None:
-    """Raises `BadInput` naming `labels` for the first that is neither 0 .. num_classes - 1 nor `NO_CLASS`.
+    """Raises `BadInput` naming `labels` unless all labels are `NO_CLASS` or in 0 .. num_classes - 1.
 
-    A network without labels (`num_classes` None) takes any.
+    A network without labels (`num_classes` None) accepts any label.
     """
     if num_classes is None:
         return
     wrong = (labels != NO_CLASS) & ((labels < 0) | (labels >= num_classes))
     if wrong.any():
         problem = f"{labels[wrong][0]} is not one of the {num_classes} classes"
-        raise BadInput("labels", problem, f"Use 0 .. {num_classes - 1}, or NO_CLASS ({NO_CLASS}) for none")
+        raise BadInput("labels", problem, f"Use 0 .. {num_classes - 1}, or NO_CLASS ({NO_CLASS}) for no class")
 
 
 def image_noise(key: PRNGKeyArray, index: Int[Array, ""], shape: tuple[int, int, int]) -> tuple[Image, Key[Array, ""]]:
-    """The noise that an image begins with, and the key of what is added on the way."""
+    """Returns the initial noise of an image, and the key for the noise that is added at each step."""
     first, rest = jax.random.split(jax.random.fold_in(key, index))
     return jax.random.normal(first, shape, jnp.float32), rest
 
@@ -86,11 +87,11 @@ def sample_batch(
     labels: Int[Array, "b"],
     noise: Float[Array, "b h w c"] | None,
 ) -> Float[Array, "b h w c"]:
-    """An image for each index and label, from the noise that `key` gives the index or from `noise`."""
+    """Samples an image for each index and label, from `noise` or from the noise that `key` and the index determine."""
 
     def one(index: Int[Array, ""], y: Label, given: Image | None) -> Image:
         drawn, rest = image_noise(key, index, denoiser.model.image_shape)
-        told = denoiser.given(denoiser.model.cond(y))
-        return sampler(told, drawn if given is None else given, rest)
+        conditioned = denoiser.given(denoiser.model.cond(y))
+        return sampler(conditioned, drawn if given is None else given, rest)
 
     return jax.vmap(one)(indices, jnp.asarray(labels, jnp.int32), noise)

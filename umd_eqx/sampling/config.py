@@ -1,4 +1,4 @@
-"""The samplers by name, and what becomes of one when it is used."""
+"""The samplers by name, and the settings with which a sampler is used."""
 
 import dataclasses
 import functools
@@ -23,12 +23,12 @@ SAMPLERS: Mapping[str, Callable[[], AbstractSampler]] = {
     "sde": ReverseSDE,
     "meanflow": MeanFlowSampler,
 }
-"""What `--sampler` can name. Values that are fixed here do not come from the sampler that it takes the place of."""
+"""The values of `--sampler`. Fields that are fixed here are not copied from the sampler that is replaced."""
 
 
 def in_force(sampler: Sampler, *, latents: bool) -> Sampler:
-    """The sampler that is used where `sampler` is asked for, and that a result file records.
+    """Returns the sampler that is used, and recorded in result files, when `sampler` is configured.
 
-    Latents (`latents`) have no bounds, so that they are not clipped whatever `clip` says; pixels are as it says.
+    With `latents`, clipping is disabled whatever the value of `clip`, because latents are unbounded.
     """
     return dataclasses.replace(sampler, clip=False) if latents else sampler

@@ -1,4 +1,4 @@
-"""What a sampler asks: the clean image and the noise in x_t, by a network along a path."""
+"""Denoisers: the clean image and the noise in x_t, predicted by a network along a path."""
 
 import abc
 
@@ -14,57 +14,58 @@ from umd_eqx.models import AbstractModel
 from umd_eqx.sampling.levels import levels
 
 SAFE_END = 1e-3
-"""How far from an end of [0, 1] a sampler stays where the path divides by zero there."""
+"""The distance that samplers keep from an end of [0, 1] at which the path divides by zero."""
 
 Ends = tuple[float, float]
-"""(last, first) time at which a sampler asks: the ends of a path, as far as nothing divides by zero."""
+"""The (last, first) time at which a sampler evaluates a denoiser: the ends of a path, away from divisions by zero."""
 
 
 class AbstractDenoiser(eqx.Module):
-    """A function of (x_t, t), t in (0, 1], whose clean image and noise agree with x_t.
+    """A function of (x_t, t), with t in (0, 1], that returns a clean image and noise consistent with x_t.
 
-    It has been told everything else: `given` tells it another label. A denoiser may be made of denoisers, as guidance
-    is (`umd_eqx.sampling.guidance`), without being a network.
+    It holds all other conditions; `given` replaces them, for example by another label. A denoiser need not be a
+    network: guidance combines other denoisers (`umd_eqx.sampling.guidance`).
     """
 
     @property
     @abc.abstractmethod
     def model(self) -> AbstractModel:
-        """The network whose kind of images it denoises."""
+        """The network that defines the shape and the classes of the images."""
 
     @property
     @abc.abstractmethod
     def path(self) -> AbstractPath:
-        """The path of the noised images."""
+        """The path along which images are noised."""
 
     @property
     @abc.abstractmethod
     def cond(self) -> AbstractCond:
-        """What the network is told."""
+        """The conditions of the network."""
 
     @property
     @abc.abstractmethod
     def ends(self) -> Ends:
-        """The times between which a sampler may ask."""
+        """The (last, first) time at which a sampler may evaluate it."""
 
     @abc.abstractmethod
     def given(self, cond: AbstractCond) -> "AbstractDenoiser":
-        """The same, told something else."""
+        """Returns the same denoiser under other conditions."""
 
     @abc.abstractmethod
     def __call__(self, x_t: Image, t: Time) -> Denoised:
-        """The clean image and the noise."""
+        """Returns the clean image and the noise."""
 
 
 class ModelDenoiser(AbstractDenoiser):
-    """A network along a path.
+    """A network as a denoiser along a path.
 
     **Arguments:**
 
-    - `network`: the network; `along`: the path, which is the one that it was trained on, or smooth through its levels.
-    - `told`: what it is told. None: nothing but the time.
-    - `head`: which output decides where the network has two: "eps" the noise (as the reference samples), "x0" the clean
-        image, "v" both through the path's v. The other types of prediction have one, which decides.
+    - `network`: the network.
+    - `along`: the path on which the network was trained, or a smooth path through its noise levels.
+    - `told`: the conditions. None: the time alone.
+    - `head`: which output is used if the network has two: "eps" (the noise, as in the reference), "x0" (the clean
+        image), or "v" (the v of the path, computed from both). Other prediction types have a single output.
     """
 
     network: AbstractModel
@@ -90,31 +91,31 @@ class ModelDenoiser(AbstractDenoiser):
 
     @property
     def cond(self) -> AbstractCond:
-        """What the network is told."""
+        """The conditions of the network."""
         return self.told
 
     @property
     def ends(self) -> Ends:
-        """`end_times` of the path."""
+        """The `end_times` of the path."""
         return end_times(self.along, self.head if self.network.prediction == "x0_eps" else "v")
 
     def given(self, cond: AbstractCond) -> "ModelDenoiser":
-        """The same network, told something else."""
+        """Returns the same denoiser under other conditions."""
         return ModelDenoiser(self.network, self.along, cond, head=self.head)
 
     def __call__(self, x_t: Image, t: Time) -> Denoised:
-        """The prediction of the network, read by `head`."""
+        """Returns the prediction of the network, from its output `head`."""
         prediction = self.network(x_t, self.told.at(self.along.network_time(t)))
         return prediction.denoised(self.head, self.along, x_t, t)
 
     def average_velocity(self, x_t: Image, r: Time, t: Time) -> Image:
-        """u of x_t over the interval from r to t, 0 <= r <= t: x_r = x_t - (t - r) u (MeanFlow, eq. 3).
+        """Returns the average velocity u from r to t, 0 <= r <= t: x_r = x_t - (t - r) u (MeanFlow, eq. 3).
 
-        Raises `BadInput` naming `--sampler` for a network that predicts anything else.
+        Raises `BadInput` naming `--sampler` for a network that does not predict average velocities.
         """
         if not isinstance(self.told, IntervalCond):
-            problem = f"the network predicts {self.network.prediction} and no average velocity"
-            raise BadInput("--sampler", problem, "Train one with the meanflow preset, or take another sampler")
+            problem = f"the network predicts {self.network.prediction}, not average velocities"
+            raise BadInput("--sampler", problem, "Train a network with the meanflow preset, or use another sampler")
         times = (self.along.network_time(time) for time in (t, r))
         prediction = self.network(x_t, self.told.at(*times))
         assert isinstance(prediction, VPrediction)
@@ -122,48 +123,48 @@ class ModelDenoiser(AbstractDenoiser):
 
 
 class Clipped(AbstractDenoiser):
-    """A denoiser whose clean image is kept in [-1, 1], and whose noise is computed anew from it.
+    """A denoiser whose clean image is clipped to [-1, 1], with the noise recomputed from the clipped image.
 
-    As the reference does in pixels: it divides by sigma(t).
+    The reference does this in pixel space. The recomputation divides by sigma(t).
     """
 
     denoiser: AbstractDenoiser
 
     @property
     def model(self) -> AbstractModel:
-        """The denoiser's."""
+        """The network of the underlying denoiser."""
         return self.denoiser.model
 
     @property
     def path(self) -> AbstractPath:
-        """The denoiser's."""
+        """The path of the underlying denoiser."""
         return self.denoiser.path
 
     @property
     def cond(self) -> AbstractCond:
-        """The denoiser's."""
+        """The conditions of the underlying denoiser."""
         return self.denoiser.cond
 
     @property
     def ends(self) -> Ends:
-        """The denoiser's."""
+        """The end times of the underlying denoiser."""
         return self.denoiser.ends
 
     def given(self, cond: AbstractCond) -> "Clipped":
-        """The same, told something else."""
+        """Returns the same denoiser under other conditions."""
         return Clipped(self.denoiser.given(cond))
 
     def __call__(self, x_t: Image, t: Time) -> Denoised:
-        """The clipped image and its noise."""
+        """Returns the clipped clean image and the noise recomputed from it."""
         x0 = jnp.clip(self.denoiser(x_t, t).x0, -1.0, 1.0)
         return Denoised(x0, self.path.eps_from_x0(x_t, x0, t))
 
 
 def end_times(path: AbstractPath, head: Head) -> Ends:
-    """(last, first) time at which a sampler asks a network whose output `head` decides.
+    """Returns the (last, first) time at which a sampler evaluates a network with the output `head`.
 
-    A table's own ends, 1/T and 1. A smooth path's `t_min` and `t_max`, but no nearer than `SAFE_END` to where it
-    divides by zero: sigma at t = 0, and with the eps head alpha at t = 1.
+    On a tabulated path these are 1/T and 1. On a smooth path they are `t_min` and `t_max`, kept at least `SAFE_END`
+    away from divisions by zero: by sigma at t = 0 and, with the eps head, by alpha at t = 1.
     """
     if isinstance(path, AbstractDiscretePath):
         return 1.0 / path.steps, 1.0

@@ -1,8 +1,8 @@
-"""Samplers whose steps are exact where the predicted clean image is constant: DDIM with eta, and DPM-Solver++(2M).
+"""Samplers whose steps are exact for a constant predicted clean image: DDIM with eta, and DPM-Solver++(2M).
 
-Each step is a weighted sum of the image, the predicted clean image, the one predicted before, and fresh noise; the
-weights follow from alpha and sigma at the ends of the step, so that tables will do. The solver's time is the number of
-the step: nothing is rounded, repeated or negated on its way through diffrax.
+Each step is a weighted sum of the image, the predicted clean image, the previously predicted one, and fresh noise. The
+weights depend only on alpha and sigma at the ends of the step, and tabulated paths are therefore supported. The time
+of the diffrax solver is the index of the step, which diffrax neither rounds nor repeats nor negates.
 """
 
 import math
@@ -30,30 +30,30 @@ Weights = Float64[np.ndarray, "steps"]
 
 
 class DDIM(AbstractSampler):
-    """Song et al. 2021a, eq. 12. `eta` 0 is deterministic, 1 adds as much noise as ancestral sampling (DDPM).
+    """DDIM (Song et al. 2021a, eq. 12): deterministic for `eta` 0, and ancestral sampling (DDPM) for `eta` 1.
 
-    On the reference's grid it is the reference's sampler. Where the path is not variance preserving, the noise is `eta`
+    On `ReferenceGrid`, this is the sampler of the reference. If the path is not variance preserving, the noise is `eta`
     times that of q(x_s | x_t, x0).
     """
 
     steps: int = eqx.field(static=True, default=125)
-    """Steps from noise to the image, one call of the network each."""
+    """Number of steps from noise to the image, with one network evaluation each."""
     eta: float = eqx.field(static=True, default=1.0)
-    """0 is deterministic, 1 adds as much noise as ancestral sampling (as published)."""
+    """Amount of noise added in each step: 0 is deterministic, 1 is ancestral sampling (as published)."""
     grid: AbstractGrid = eqx.field(default_factory=ReferenceGrid)
-    """Where the steps lie."""
+    """Grid of the times at which the network is evaluated."""
     head: Head = eqx.field(static=True, default="eps")
-    """Which output of the network is used: the noise (as published), the clean image, or v, computed from both."""
+    """The network output to use: eps (the noise, as published), x0 (the clean image), or v (computed from both)."""
     clip: bool = eqx.field(static=True, default=True)
-    """Clip predicted clean images to [-1, 1] where pixels are sampled, as published. Latents are never clipped."""
+    """Clip predicted clean images to [-1, 1], as published. Latents are never clipped."""
 
     def validate(self, field: str = "") -> None:
-        """Raises `BadInput` for numbers that cannot work."""
+        """Raises `BadInput` for invalid values."""
         require_steps(self.steps, field)
         self.grid.validate(flag(field, "grid"))
         if not 0 <= self.eta <= 1:
             problem = f"{self.eta} is outside [0, 1]"
-            raise BadInput(flag(field, "eta"), problem, "0 adds no noise, 1 as much as published")
+            raise BadInput(flag(field, "eta"), problem, "Use 0 for no noise, or 1 for the published amount")
 
     def __call__(
         self,
@@ -63,7 +63,7 @@ class DDIM(AbstractSampler):
         *,
         step_noise: Float[Array, "steps h w c"] | None = None,
     ) -> Image:
-        """An image from noise. `step_noise` stands in for what `key` would draw, an array a call of the network."""
+        """Returns an image from noise. `step_noise` replaces the noise drawn from `key`, with one array per step."""
         return self._solve(denoiser, noise, key, step_noise, all_states=False)[0]
 
     def states(
@@ -74,19 +74,19 @@ class DDIM(AbstractSampler):
         *,
         step_noise: Float[Array, "steps h w c"] | None = None,
     ) -> tuple[Float[Array, "k"], States]:
-        """The noised image at each time of the grid."""
+        """Returns the times of the grid, and the noised image at each of them."""
         times = self.grid.times(denoiser.path, self.steps, noise.shape[0], denoiser.ends)
         return jnp.asarray(times, noise.dtype), self._solve(denoiser, noise, key, step_noise, all_states=True)
 
     def evaluations(self, path: AbstractPath) -> int:
-        """One at each time of the grid (for grids that ask for the side of the image, of 64 pixels)."""
+        """Returns the number of times of the grid (for a 64-pixel image, if the grid depends on the image size)."""
         return len(self.grid.times(path, self.steps, 64, end_times(path, self.head)))
 
     def weights(self, path: AbstractPath, side: int, ends: Ends) -> tuple[Weights, Weights, Weights]:
-        """Of the image, of the predicted clean image and of the noise, in each step; the last step ends at t = 0."""
+        """Returns the weights of image, predicted clean image and noise in each step. The last step ends at t = 0."""
         alpha, sigma = _down_to_clean(path, self.grid.times(path, self.steps, side, ends))
         a, s, next_a, next_s = alpha[:-1], sigma[:-1], alpha[1:], sigma[1:]
-        # Never below 0 but by rounding.
+        # Negative only by rounding.
         fresh = self.eta * next_s / s * np.sqrt(np.maximum(s**2 - (a / next_a * next_s) ** 2, 0.0))
         kept = np.sqrt(np.maximum(next_s**2 - fresh**2, 0.0))
         return kept / s, next_a - kept * a / s, fresh
@@ -111,50 +111,50 @@ class DDIM(AbstractSampler):
 
 
 class DPMSolverPP(AbstractSampler):
-    """DPM-Solver++(2M) (Lu et al. 2022b, algorithm 2): second order in the log-SNR, one call of the network a step.
+    """DPM-Solver++(2M) (Lu et al. 2022b, algorithm 2): second order in the log-SNR, one evaluation per step.
 
-    The first and the last step are of first order; the last ends at t = 0 in the predicted clean image. In between the
-    prediction is extrapolated by h / (2 h_before) of its last change, where h is the length of a step in half the
-    log-SNR. The usual grid has even steps. Where steps grow, as those even in t do near t = 0, the extrapolation
-    overshoots, and `max_ratio` 1 limits it: at 16 steps on the cosine table the error for a mixture of three normal
-    distributions of variance 0.02 is 0.085 on steps even in t, 0.019 on them with the limit, and 0.014 on the usual
-    grid. With many steps and sharp data the limit costs accuracy.
+    The first and the last step are of first order; the last ends at t = 0 in the predicted clean image. In between, the
+    prediction is extrapolated by h / (2 h_before) times its last change, where h is the length of a step in half the
+    log-SNR. The default grid has even steps. If steps grow, as steps even in t do near t = 0, the extrapolation
+    overshoots, and `max_ratio` 1 limits it. With 16 steps on the cosine table and a mixture of three normal
+    distributions of variance 0.02, the error is 0.085 on steps even in t, 0.019 with the limit, and 0.014 on the
+    default grid. With many steps and sharp data, the limit reduces accuracy.
     """
 
     steps: int = eqx.field(static=True, default=32)
-    """Steps from noise to the image, one call of the network each."""
+    """Number of steps from noise to the image, with one network evaluation each."""
     grid: AbstractGrid = eqx.field(default_factory=LogSNRGrid)
-    """Where the steps lie."""
+    """Grid of the times at which the network is evaluated."""
     head: Head = eqx.field(static=True, default="eps")
-    """Which output of the network is used: the noise (as published), the clean image, or v, computed from both."""
+    """The network output to use: eps (the noise, as published), x0 (the clean image), or v (computed from both)."""
     clip: bool = eqx.field(static=True, default=True)
-    """Clip predicted clean images to [-1, 1] where pixels are sampled, as published. Latents are never clipped."""
+    """Clip predicted clean images to [-1, 1], as published. Latents are never clipped."""
     max_ratio: float | None = eqx.field(static=True, default=None)
-    """The largest h / h_before that the extrapolation uses. None: no limit, the published rule."""
+    """Limit on the ratio of successive step lengths used in the extrapolation. None: no limit, as published."""
 
     def validate(self, field: str = "") -> None:
-        """Raises `BadInput` for numbers that cannot work."""
+        """Raises `BadInput` for invalid values."""
         require_steps(self.steps, field)
         self.grid.validate(flag(field, "grid"))
         if self.max_ratio is not None and not self.max_ratio > 0:
             problem = f"{self.max_ratio} is not positive"
-            raise BadInput(flag(field, "max-ratio"), problem, "1 is a usual limit, None is none")
+            raise BadInput(flag(field, "max-ratio"), problem, "Use 1 for the usual limit, or None for no limit")
 
     def __call__(self, denoiser: AbstractDenoiser, noise: Image, key: PRNGKeyArray) -> Image:
-        """An image from noise; `key` is not used."""
+        """Returns an image from noise; `key` is unused."""
         return self._solve(denoiser, noise, all_states=False)[0]
 
     def states(self, denoiser: AbstractDenoiser, noise: Image, key: PRNGKeyArray) -> tuple[Float[Array, "k"], States]:
-        """The noised image at each time of the grid; `key` is not used."""
+        """Returns the times of the grid, and the noised image at each of them; `key` is unused."""
         times = self.grid.times(denoiser.path, self.steps, noise.shape[0], denoiser.ends)
         return jnp.asarray(times, noise.dtype), self._solve(denoiser, noise, all_states=True)
 
     def evaluations(self, path: AbstractPath) -> int:
-        """One at each time of the grid (for grids that ask for the side of the image, of 64 pixels)."""
+        """Returns the number of times of the grid (for a 64-pixel image, if the grid depends on the image size)."""
         return len(self.grid.times(path, self.steps, 64, end_times(path, self.head)))
 
     def weights(self, path: AbstractPath, side: int, ends: Ends) -> tuple[Weights, Weights, Weights]:
-        """Of the image, of the predicted clean image and of the one before it, in each step."""
+        """Returns the weights of image, predicted clean image and previous prediction in each step."""
         alpha, sigma = _down_to_clean(path, self.grid.times(path, self.steps, side, ends))
         with np.errstate(divide="ignore"):
             half_log_snr = np.log(alpha) - np.log(sigma)
@@ -175,13 +175,13 @@ class DPMSolverPP(AbstractSampler):
 
 
 def _down_to_clean(path: AbstractPath, times: Weights) -> tuple[Float64[np.ndarray, "n"], Float64[np.ndarray, "n"]]:
-    """alpha and sigma at each time, then 1 and 0: a smoothed table is not quite clean at t = 0."""
+    """Returns alpha and sigma at each time, followed by 1 and 0, as a smoothed table is not quite clean at t = 0."""
     alpha, sigma = levels(path, times)
     return np.append(alpha, 1.0), np.append(sigma, 0.0)
 
 
 def _clean_image(denoiser: AbstractDenoiser, times: Weights) -> Callable[[Any, Image, Any], Image]:
-    """The clean image as predicted, by the number of the step: what these solvers have for a vector field."""
+    """Returns the predicted clean image as a function of the step index: the vector field of these solvers."""
 
     def field(k: Float[Array, ""], x: Image, args: Any) -> Image:
         t = jnp.asarray(times, x.dtype)[jnp.rint(k).astype(jnp.int32)]
@@ -193,12 +193,12 @@ def _clean_image(denoiser: AbstractDenoiser, times: Weights) -> Callable[[Any, I
 def _run(
     solver: diffrax.AbstractSolver, terms: diffrax.AbstractTerm, x: Image, steps: int, *, all_states: bool
 ) -> Float[Array, "k h w c"]:
-    """The states before each step, or the last one alone."""
+    """Returns the state before each step, or only the final state."""
     saved = diffrax.SaveAt(ts=jnp.arange(steps, dtype=x.dtype)) if all_states else diffrax.SaveAt(t1=True)
     solution = diffrax.diffeqsolve(
         terms,
         solver,
-        t0=jnp.zeros((), x.dtype),  # a float would be 64 bits wide where these are enabled, and the image with it
+        t0=jnp.zeros((), x.dtype),  # a Python float would be 64-bit if these are enabled, and would promote the image
         t1=jnp.asarray(steps, x.dtype),
         dt0=jnp.ones((), x.dtype),
         y0=x,
@@ -216,7 +216,7 @@ def _step_of(t0: Any) -> Array:
 
 
 class _DDIMStep(diffrax.AbstractItoSolver):
-    """One step of DDIM: the sum of image, clean image and noise."""
+    """One step of DDIM: a weighted sum of image, clean image and noise."""
 
     of_image: Float[Array, "steps"]
     of_x0: Float[Array, "steps"]
@@ -245,7 +245,7 @@ class _DDIMStep(diffrax.AbstractItoSolver):
 
 
 class _MultistepStep(diffrax.AbstractSolver):
-    """One step of DPM-Solver++(2M): the sum of image, clean image and the clean image before."""
+    """One step of DPM-Solver++(2M): a weighted sum of image, clean image and previous clean image."""
 
     of_image: Float[Array, "steps"]
     of_x0: Float[Array, "steps"]
@@ -257,7 +257,7 @@ class _MultistepStep(diffrax.AbstractSolver):
         return 2
 
     def init(self, terms: Any, t0: Any, t1: Any, y0: Any, args: Any) -> Any:
-        return jnp.zeros_like(y0)  # the first step gives it no weight
+        return jnp.zeros_like(y0)  # has weight 0 in the first step
 
     def step(self, terms: Any, t0: Any, t1: Any, y0: Any, args: Any, solver_state: Any, made_jump: Any) -> Any:
         k, x0 = _step_of(t0), terms.vf(t0, y0, args)
@@ -269,7 +269,7 @@ class _MultistepStep(diffrax.AbstractSolver):
 
 
 class _StepNoise(diffrax.AbstractPath):
-    """Standard normal noise, an image a step: drawn from a key, recorded, or none."""
+    """Standard normal noise for each step: drawn from a key, recorded, or zero."""
 
     t0: Any = eqx.field(static=True)  # pyright: ignore[reportIncompatibleVariableOverride]
     t1: Any = eqx.field(static=True)  # pyright: ignore[reportIncompatibleVariableOverride]

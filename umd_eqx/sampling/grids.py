@@ -1,4 +1,4 @@
-"""At which times a sampler asks the network, from noise to clean."""
+"""Grids: the times at which a sampler evaluates the network, from noise to clean."""
 
 import abc
 import math
@@ -18,64 +18,63 @@ Times = Float64[np.ndarray, "k"]
 
 
 class AbstractGrid(eqx.Module):
-    """A choice of times. Known when a sampler is compiled: it depends on no array."""
+    """A choice of times. It depends on no array, and is therefore known when a sampler is compiled."""
 
     @abc.abstractmethod
     def times(self, path: AbstractPath, steps: int, side: int, ends: Ends) -> Times:
-        """Falling times in (0, 1], `steps` of them or, on a table, fewer where two would be one.
+        """Returns `steps` decreasing times in (0, 1], or fewer if some of them coincide on a tabulated path.
 
-        `side` is that of the image in pixels; `ends` are the last and the first time (`AbstractDenoiser.ends`).
+        `side` is the side of the image in pixels; `ends` are the last and the first time (`AbstractDenoiser.ends`).
         """
 
     def validate(self, field: str = "") -> None:
-        """Raises `BadInput` for values that cannot work; `field` is the grid's own flag.
+        """Raises `BadInput` for invalid values; `field` is the flag of the grid itself.
 
-        Nothing is refused unless a grid says so.
+        Accepts everything unless overridden.
         """
 
 
 class UniformGrid(AbstractGrid):
-    """Evenly in t."""
+    """Times that are even in t."""
 
     def times(self, path: AbstractPath, steps: int, side: int, ends: Ends) -> Times:
-        """From the first time to the last."""
+        """Returns even times from the first to the last."""
         low, high = ends
         return _on(path, np.linspace(high, low, steps))
 
 
 class ReferenceGrid(AbstractGrid):
-    """The reference's: diffusion indices from T - 1 down in strides of floor(-T / steps) in size, and then 0.
+    """The times of the reference: diffusion indices from T - 1 downwards in strides of ceil(T / steps), and then 0.
 
-    So `steps` + 1 calls where `steps` divides T, and fewer than `steps` for 62 of 1000, whose stride is 17. The
-    reference asks again at index 0 until it has asked `steps` + 1 times, which changes nothing. T is 1000 on a smooth
-    path.
+    This gives `steps` + 1 evaluations if `steps` divides T, and fewer than `steps` for 62 of 1000, whose stride is 17.
+    The reference repeats index 0 up to `steps` + 1 evaluations, which has no effect. T is 1000 on a smooth path.
     """
 
     def times(self, path: AbstractPath, steps: int, side: int, ends: Ends) -> Times:
-        """The times of the indices."""
+        """Returns the times of these diffusion indices."""
         total = path.steps if isinstance(path, AbstractDiscretePath) else NETWORK_STEPS
         indices = np.append(np.arange(total - 1, 0, math.floor(-total / steps)), 0)
         return _on(path, np.clip((indices + 1.0) / total, *ends))
 
 
 class EDMGrid(AbstractGrid):
-    """Evenly in the rho-th root of sigma / alpha (Karras et al. 2022, eq. 5), within [sigma_min, sigma_max]."""
+    """Times even in the rho-th root of sigma / alpha, in [sigma_min, sigma_max] (EDM: Karras et al. 2022, eq. 5)."""
 
     rho: float = eqx.field(static=True, default=7.0)
-    """The larger, the shorter the steps at low noise; 1 is evenly in sigma / alpha."""
+    """Exponent: larger values give shorter steps at low noise; 1 gives steps even in sigma / alpha."""
     sigma_min: float = eqx.field(static=True, default=0.002)
-    """Smallest sigma / alpha."""
+    """Smallest noise-to-signal ratio sigma / alpha."""
     sigma_max: float = eqx.field(static=True, default=80.0)
-    """Largest sigma / alpha."""
+    """Largest noise-to-signal ratio sigma / alpha."""
 
     def validate(self, field: str = "") -> None:
-        """Raises `BadInput` for values that cannot work."""
+        """Raises `BadInput` for invalid values."""
         require_levels(self.sigma_min, self.sigma_max, field)
         if not 0 < self.rho < math.inf:
-            raise BadInput(flag(field, "rho"), f"{self.rho} is not positive", "Published is 7")
+            raise BadInput(flag(field, "rho"), f"{self.rho} is not positive", "Use the published 7, for example")
 
     def times(self, path: AbstractPath, steps: int, side: int, ends: Ends) -> Times:
-        """The times of these noise levels, as far as the path has them."""
+        """Returns the times of these noise levels, restricted to the range of the path."""
         log_ratios = np.clip(
             log_noise_to_signal(path, np.array(ends)), math.log(self.sigma_min), math.log(self.sigma_max)
         )
@@ -84,25 +83,25 @@ class EDMGrid(AbstractGrid):
 
 
 class LogSNRGrid(AbstractGrid):
-    """Evenly in the log-SNR (Lu et al. 2022a, section 3.3), with sigma / alpha within [sigma_min, sigma_max].
+    """Times even in the log-SNR (Lu et al. 2022a, section 3.3), with sigma / alpha in [sigma_min, sigma_max].
 
-    On a path that goes on beyond `sigma_max`, to alpha = 0 for example, the first time is the end of the path and the
-    first step leads to `sigma_max`. The prediction hardly changes over that step, but the path holds pure noise only at
-    its end. A table gives `steps` different times, or all of its own if it has fewer: times that would be rounded to
-    the same step are moved to the next free one.
+    If the path extends beyond `sigma_max`, for example to alpha = 0, the first time is the end of the path and the
+    first step leads to `sigma_max`. The prediction hardly changes over that step, but only the end of the path is pure
+    noise. On a tabulated path, there are `steps` distinct times, or all times of the table if it has fewer: times that
+    would be rounded to the same entry are moved to the next free one.
     """
 
     sigma_min: float = eqx.field(static=True, default=0.002)
-    """Smallest sigma / alpha."""
+    """Smallest noise-to-signal ratio sigma / alpha."""
     sigma_max: float = eqx.field(static=True, default=80.0)
-    """Largest sigma / alpha, but for the first time."""
+    """Largest noise-to-signal ratio sigma / alpha, except at the first time."""
 
     def validate(self, field: str = "") -> None:
-        """Raises `BadInput` for values that cannot work."""
+        """Raises `BadInput` for invalid values."""
         require_levels(self.sigma_min, self.sigma_max, field)
 
     def times(self, path: AbstractPath, steps: int, side: int, ends: Ends) -> Times:
-        """The first time of the path, then those of these levels, as far as the path has them."""
+        """Returns the first time of the path and the times of these levels, restricted to the range of the path."""
         log_ratios = log_noise_to_signal(path, np.array(ends))
         low, high = np.clip(log_ratios, math.log(self.sigma_min), math.log(self.sigma_max))
         if high == log_ratios[1]:
@@ -112,22 +111,22 @@ class LogSNRGrid(AbstractGrid):
 
 
 class ShiftedGrid(AbstractGrid):
-    """Evenly in t, then sigma / alpha times `side` / `base`: larger images are noised more at the same time.
+    """Times even in t, shifted by multiplying sigma / alpha by `side` / `base`: more noise for larger images.
 
-    Hoogeboom et al. 2023, eq. 4; on the rectified flow it is t' = s t / (1 + (s - 1) t) of Esser et al. 2024, eq. 23.
-    The ends stay where they are.
+    See Hoogeboom et al. 2023, eq. 4. On the rectified flow, this is t' = s t / (1 + (s - 1) t) of Esser et al. 2024,
+    eq. 23. The end times are not shifted.
     """
 
     base: int = eqx.field(static=True, default=64)
-    """The side, in pixels, of images whose times are not shifted."""
+    """Side in pixels of images for which the times are not shifted."""
 
     def validate(self, field: str = "") -> None:
-        """Raises `BadInput` for values that cannot work."""
+        """Raises `BadInput` for invalid values."""
         if self.base < 1:
-            raise BadInput(flag(field, "base"), f"{self.base} is too small", "Use 1 or more; published is 64")
+            raise BadInput(flag(field, "base"), f"{self.base} is too small", "Use 1 or more, such as the published 64")
 
     def times(self, path: AbstractPath, steps: int, side: int, ends: Ends) -> Times:
-        """The shifted times."""
+        """Returns the shifted times."""
         times = UniformGrid().times(path, steps, side, ends)
         inner = log_noise_to_signal(path, times[1:-1]) + math.log(side / self.base)
         return _on(path, np.concatenate([times[:1], times_of(path, inner, ends), times[1:][-1:]]))
@@ -140,21 +139,21 @@ GRIDS: Mapping[str, Callable[[], AbstractGrid]] = {
     "logsnr": LogSNRGrid,
     "shifted": ShiftedGrid,
 }
-"""What `--grid` can name."""
+"""The values of `--grid`."""
 
 
-def _on(path: AbstractPath, times: Float64[np.ndarray, "asked"]) -> Times:
-    """Falling times without repeats; on a table, its own."""
+def _on(path: AbstractPath, times: Float64[np.ndarray, "n"]) -> Times:
+    """Returns decreasing, distinct times, rounded to the entries of a tabulated path."""
     if isinstance(path, AbstractDiscretePath):
         times = np.maximum(np.rint(times * path.steps), 1) / path.steps
     return np.unique(times)[::-1]
 
 
-def _on_each(path: AbstractPath, times: Float64[np.ndarray, "asked"]) -> Times:
-    """As `_on`, but as many times as are asked for, or all that a table has."""
+def _on_each(path: AbstractPath, times: Float64[np.ndarray, "n"]) -> Times:
+    """As `_on`, but with as many times as requested, or all times of the table if it has fewer."""
     if not isinstance(path, AbstractDiscretePath):
         return _on(path, times)
-    asked = min(len(times), path.steps)
-    even = np.maximum(np.rint(times * path.steps), 1)[:asked]
-    steps = np.maximum.accumulate(even[::-1] - np.arange(asked)) + np.arange(asked)  # rising, each above the one before
-    return np.minimum(steps, path.steps - np.arange(asked)[::-1])[::-1] / path.steps
+    count = min(len(times), path.steps)
+    even = np.maximum(np.rint(times * path.steps), 1)[:count]
+    steps = np.maximum.accumulate(even[::-1] - np.arange(count)) + np.arange(count)  # strictly increasing
+    return np.minimum(steps, path.steps - np.arange(count)[::-1])[::-1] / path.steps

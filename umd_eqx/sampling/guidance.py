@@ -1,4 +1,4 @@
-"""Guidance: denoisers made of denoisers, which a sampler asks like any other."""
+"""Guidance: denoisers that combine other denoisers, and can be used in their place."""
 
 import equinox as eqx
 import jax
@@ -13,31 +13,31 @@ from umd_eqx.sampling.denoisers import AbstractDenoiser, Ends
 
 
 class AbstractGuidance(AbstractDenoiser):
-    """A denoiser of the images of `denoiser`, along its path."""
+    """A denoiser built on `denoiser`, with its images and its path."""
 
     denoiser: eqx.AbstractVar[AbstractDenoiser]
 
     @property
     def model(self) -> AbstractModel:
-        """The denoiser's."""
+        """The network of `denoiser`."""
         return self.denoiser.model
 
     @property
     def path(self) -> AbstractPath:
-        """The denoiser's."""
+        """The path of `denoiser`."""
         return self.denoiser.path
 
     @property
     def cond(self) -> AbstractCond:
-        """The denoiser's."""
+        """The conditions of `denoiser`."""
         return self.denoiser.cond
 
 
 class ClassifierFree(AbstractGuidance):
-    """uncond + cfg_scale (cond - uncond), of the clean image and of the noise (Ho and Salimans 2022, eq. 6, in the
-    reference's notation: 1 is no guidance, 0 is no label).
+    """Classifier-free guidance: uncond + cfg_scale (cond - uncond), of the clean image and of the noise.
 
-    Both are one batch of the network. Raises `BadInput` naming `--cfg-scale` for a network without labels.
+    This is Ho and Salimans 2022, eq. 6, in the notation of the reference: 1 is no guidance, 0 is no label. Both
+    predictions are computed in one batch. Raises `BadInput` naming `--cfg-scale` for a network without labels.
     """
 
     denoiser: AbstractDenoiser
@@ -46,19 +46,19 @@ class ClassifierFree(AbstractGuidance):
     def __init__(self, denoiser: AbstractDenoiser, cfg_scale: float | Scalar):
         self.denoiser, self.cfg_scale = denoiser, _scale(cfg_scale)
         if denoiser.model.num_classes is None:
-            raise BadInput("--cfg-scale", "the network knows no labels to be guided by", "Fine-tune it, or use 1")
+            raise BadInput("--cfg-scale", "the network has no labels for guidance", "Fine-tune it, or use 1")
 
     @property
     def ends(self) -> Ends:
-        """The denoiser's."""
+        """The end times of `denoiser`."""
         return self.denoiser.ends
 
     def given(self, cond: AbstractCond) -> "ClassifierFree":
-        """The same, told something else."""
+        """Returns the same denoiser under other conditions."""
         return ClassifierFree(self.denoiser.given(cond), self.cfg_scale)
 
     def __call__(self, x_t: Image, t: Time) -> Denoised:
-        """The guided clean image and noise. For `NO_CLASS` they are the plain ones."""
+        """Returns the guided clean image and noise. With `NO_CLASS`, guidance has no effect."""
         conds = jax.tree.map(lambda *leaves: jnp.stack(leaves), self.cond, self.cond.unlabelled())
         both = jax.vmap(lambda cond: self.denoiser.given(cond)(x_t, t))(conds)
         cond, uncond = (jax.tree.map(lambda leaf, i=i: leaf[i], both) for i in (0, 1))
@@ -66,11 +66,11 @@ class ClassifierFree(AbstractGuidance):
 
 
 class Autoguidance(AbstractGuidance):
-    """weak + scale (denoiser - weak): away from a weaker version of the network (Karras et al. 2024, "Guiding a
-    diffusion model with a bad version of itself").
+    """Guidance away from a weaker version of the network: weak + scale (denoiser - weak).
 
-    `weak` was trained less, or is smaller, or knows no labels; its path is that of `denoiser`. Raises `BadInput` naming
-    `--weak` where its images have another shape, or its labels another meaning.
+    See Karras et al. 2024, "Guiding a diffusion model with a bad version of itself". `weak` is a network that was
+    trained for fewer steps, is smaller, or has no labels; its path is that of `denoiser`. Raises `BadInput` naming
+    `--weak` if its images have another shape, or it has another number of classes.
     """
 
     denoiser: AbstractDenoiser
@@ -79,34 +79,37 @@ class Autoguidance(AbstractGuidance):
 
     def __init__(self, denoiser: AbstractDenoiser, weak: AbstractDenoiser, scale: float | Scalar):
         self.denoiser, self.weak, self.scale = denoiser, weak, _scale(scale)
-        hint, ours, theirs = "Take a checkpoint of the same data", denoiser.model, weak.model
+        hint, ours, theirs = "Use a checkpoint trained on the same data", denoiser.model, weak.model
         if theirs.image_shape != ours.image_shape:
-            problem = f"its images are {theirs.image_shape} and not {ours.image_shape}"
+            problem = f"its images have the shape {theirs.image_shape}, not {ours.image_shape}"
             raise BadInput("--weak", problem, hint)
         if theirs.num_classes not in (None, ours.num_classes):
-            raise BadInput("--weak", f"it knows {theirs.num_classes} classes and not {ours.num_classes}", hint)
+            raise BadInput("--weak", f"it has {theirs.num_classes} classes, not {ours.num_classes}", hint)
 
     @property
     def ends(self) -> Ends:
-        """The times at which both may be asked."""
+        """The (last, first) time at which both denoisers may be evaluated."""
         return _common(self.denoiser.ends, self.weak.ends)
 
     def given(self, cond: AbstractCond) -> "Autoguidance":
-        """Both told something else. Where they are told different things, the weak one is told the label alone."""
+        """Returns the same guidance under other conditions.
+
+        If the conditions of `weak` are of another type, it receives only the label.
+        """
         same = type(cond) is type(self.weak.cond)
         weak = self.weak.given(cond if same else self.weak.model.cond(cond.y))
         return Autoguidance(self.denoiser.given(cond), weak, self.scale)
 
     def __call__(self, x_t: Image, t: Time) -> Denoised:
-        """The guided clean image and noise."""
+        """Returns the guided clean image and noise."""
         return _extrapolate(self.weak(x_t, t), self.denoiser(x_t, t), self.scale)
 
 
 class Interval(AbstractGuidance):
-    """`guided` at path times in [low, high], and the plain `denoiser` elsewhere (Kynkaanniemi et al. 2024, "Applying
-    guidance in a limited interval", who give the interval as noise levels).
+    """Guidance in a limited interval: `guided` at path times in [low, high], and the plain `denoiser` elsewhere.
 
-    Where t is not batched, as in a sampler of fixed steps that is vmapped over images, only one of the two is computed.
+    See Kynkaanniemi et al. 2024, "Applying guidance in a limited interval", who define the interval by noise levels. If
+    t is not batched, as in a sampler with fixed steps that is vmapped over images, only one of the two is computed.
     Raises `BadInput` naming `--cfg-interval` unless 0 <= low < high <= 1.
     """
 
@@ -123,24 +126,24 @@ class Interval(AbstractGuidance):
 
     @property
     def ends(self) -> Ends:
-        """The times at which both may be asked."""
+        """The (last, first) time at which both denoisers may be evaluated."""
         return _common(self.guided.ends, self.denoiser.ends)
 
     def given(self, cond: AbstractCond) -> "Interval":
-        """Both told something else."""
+        """Returns the same guidance under other conditions."""
         return Interval(self.guided.given(cond), self.denoiser.given(cond), self.low, self.high)
 
     def __call__(self, x_t: Image, t: Time) -> Denoised:
-        """The clean image and noise of the one in force."""
+        """Returns the clean image and noise of the denoiser that applies at `t`."""
         inside = (t >= self.low) & (t <= self.high)
         branches = [lambda x, denoiser=each: denoiser(x, t) for each in (self.guided, self.denoiser)]
         return jax.lax.cond(inside, *branches, x_t)
 
 
 def guide(denoiser: AbstractDenoiser, cfg_scale: float) -> AbstractDenoiser:
-    """The denoiser under classifier-free guidance; at 1 the denoiser itself, which costs half as much.
+    """Applies classifier-free guidance. A scale of 1 returns the denoiser itself, at half the cost.
 
-    Raises `BadInput` naming `--cfg-scale` for a network without labels at any other scale.
+    Raises `BadInput` naming `--cfg-scale` for any other scale if the network has no labels.
     """
     return denoiser if cfg_scale == 1.0 else ClassifierFree(denoiser, cfg_scale)
 
@@ -150,7 +153,7 @@ def _common(one: Ends, other: Ends) -> Ends:
 
 
 def _scale(value: float | Scalar) -> Scalar:
-    # An array, so that another scale is not another program.
+    # An array, so that changing the scale does not trigger recompilation.
     return jnp.asarray(1.0 * value)
 
 

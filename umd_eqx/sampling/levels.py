@@ -1,4 +1,4 @@
-"""Noise levels of a path as numbers of float64, and the times at which it has them."""
+"""The noise levels of a path in float64, and the times of given noise levels."""
 
 from collections.abc import Callable
 
@@ -10,11 +10,11 @@ from jaxtyping import Float64
 from umd_eqx.core.paths import AbstractDiscretePath, AbstractPath
 
 _HALVINGS = 60
-"""Steps of bisection: 2^-60 of an interval within [0, 1] is below the rounding in float64 of any time above 0.01."""
+"""Bisection steps: 2^-60 of an interval in [0, 1] is below the float64 rounding error of any time above 0.01."""
 
 
 def levels(path: AbstractPath, times: Float64[np.ndarray, "k"]) -> tuple[np.ndarray, np.ndarray]:
-    """(alpha, sigma) at times in [0, 1] in float64, as numbers that a compiled sampler holds."""
+    """Returns (alpha, sigma) at times in [0, 1] in float64, as NumPy arrays: constants of a compiled sampler."""
     if isinstance(path, AbstractDiscretePath):
         abar = np.concatenate([[1.0], path.alphas_cumprod()])[np.rint(times * path.steps).astype(int)]
         return np.sqrt(abar), np.sqrt(1.0 - abar)
@@ -22,17 +22,17 @@ def levels(path: AbstractPath, times: Float64[np.ndarray, "k"]) -> tuple[np.ndar
 
 
 def log_noise_to_signal(path: AbstractPath, times: Float64[np.ndarray, "k"]) -> Float64[np.ndarray, "k"]:
-    """log(sigma / alpha) at times in (0, 1], in float64: minus half of the log-SNR. Infinite where alpha is 0."""
+    """Returns log(sigma / alpha) at times in (0, 1] in float64: minus half the log-SNR. Infinite where alpha is 0."""
     return _log_ratio(levels(path, times))
 
 
 def times_of(
     path: AbstractPath, log_ratio: Float64[np.ndarray, "k"], ends: tuple[float, float]
 ) -> Float64[np.ndarray, "k"]:
-    """The inverse of `log_noise_to_signal`, which rises with t on every path: times within `ends` (low, high).
+    """Inverts `log_noise_to_signal`, which increases with t on every path. Returns times within `ends` (low, high).
 
-    Ratios beyond those of the ends give the ends. On a smooth path the times are found by bisection, to the precision
-    of float64. On a table the ratio is interpolated between the steps; the times are not rounded to steps.
+    Ratios beyond those of the ends give the ends. On a smooth path, the times are found by bisection to float64
+    precision. On a tabulated path, the ratio is interpolated between the entries, and times are not rounded to entries.
     """
     low, high = ends
     if isinstance(path, AbstractDiscretePath):
@@ -57,9 +57,9 @@ def _log_ratio(both: tuple[np.ndarray, np.ndarray]) -> Float64[np.ndarray, "k"]:
 
 
 def _compiled_levels(path: AbstractPath, count: int) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """`levels` of a smooth path at any `count` times."""
+    """Returns a function that computes the `levels` of a smooth path at any `count` times."""
     with jax.enable_x64(True):
-        # Compiled ahead of time, so that these are numbers also where a sampler is being traced.
+        # Compiled ahead of time, which gives concrete values even while a sampler is being traced.
         both = jax.jit(jax.vmap(lambda t: (path.alpha(t), path.sigma(t))))
         compiled = both.lower(jax.ShapeDtypeStruct((count,), jnp.float64)).compile()
 

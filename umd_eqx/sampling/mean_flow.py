@@ -1,4 +1,4 @@
-"""Sampling by average velocities: one call of the network, or a few."""
+"""Sampling from average velocities, with one or a few network evaluations."""
 
 import equinox as eqx
 import jax
@@ -15,34 +15,34 @@ from umd_eqx.sampling.fields import require_steps
 
 
 class MeanFlowSampler(AbstractSampler):
-    """x_r = x_t - (t - r) u(x_t, r, t) over even intervals from t = 1 to 0 (Geng et al. 2025, algorithm 2).
+    """MeanFlow sampling: x_r = x_t - (t - r) u(x_t, r, t) on even intervals from t = 1 to 0.
 
-    With one step, x0 = eps - u(eps, 0, 1). It asks a network for average velocities, which no guidance has: the
-    denoiser is that of a network trained with `umd_eqx.objectives.MeanFlow`.
+    See Geng et al. 2025, algorithm 2. With one step, x0 = eps - u(eps, 0, 1). The denoiser must be that of a network
+    trained with `umd_eqx.objectives.MeanFlow`; guidance is not supported, because it has no average velocities.
     """
 
     steps: int = eqx.field(static=True, default=1)
-    """Steps; the network is asked once in each."""
+    """Number of steps from noise to the image, with one network evaluation each."""
     head: Head = eqx.field(static=True, default="v")
-    """Not used: the network has one output."""
+    """Unused: the network has a single output."""
     clip: bool = eqx.field(static=True, default=True)
-    """Clip the image to [-1, 1] where pixels are sampled. Latents are never clipped."""
+    """Clip the image to [-1, 1]. Latents are never clipped."""
 
     def validate(self, field: str = "") -> None:
-        """Raises `BadInput` for fewer steps than one."""
+        """Raises `BadInput` for less than one step."""
         require_steps(self.steps, field)
 
     def __call__(self, denoiser: AbstractDenoiser, noise: Image, key: PRNGKeyArray) -> Image:
-        """An image from noise; `key` is not used. Raises `BadInput` naming `--sampler` for any other denoiser."""
+        """Returns an image from noise; `key` is unused. Raises `BadInput` naming `--sampler` for any other denoiser."""
         image = self._solve(denoiser, noise)[1]
         return jnp.clip(image, -1.0, 1.0) if self.clip else image
 
     def states(self, denoiser: AbstractDenoiser, noise: Image, key: PRNGKeyArray) -> tuple[Float[Array, "k"], States]:
-        """The noised image at the beginning of each interval; `key` is not used."""
+        """Returns the initial time of each interval, and the noised image there; `key` is unused."""
         return self._times(noise)[:-1], self._solve(denoiser, noise)[0]
 
     def evaluations(self, path: AbstractPath) -> int:
-        """One in each step."""
+        """Returns `steps`."""
         return self.steps
 
     def _times(self, noise: Image) -> Float[Array, "k"]:

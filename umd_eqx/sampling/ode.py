@@ -1,7 +1,8 @@
 """The probability-flow ODE dx/dt = alpha'(t) x0 + sigma'(t) eps, from noise to the last time of the path.
 
-Song et al. 2021b, eq. 13, in the form of Lipman et al. 2022 that needs no division: x0 and eps are what the network
-predicts. What is left at the last time is taken away by one more call: the image is the clean image as predicted there.
+This is Song et al. 2021b, eq. 13, in the division-free form of Lipman et al. 2022; x0 and eps are predicted by the
+network. One more evaluation removes the noise that remains at the last time: the result is the clean image predicted
+there.
 """
 
 from collections.abc import Callable
@@ -23,113 +24,114 @@ from umd_eqx.sampling.fields import flag, require_steps
 from umd_eqx.sampling.grids import AbstractGrid, EDMGrid, UniformGrid
 
 ADAPTIVE_LIMIT = 1000
-"""Steps after which an adaptive solver gives up: its image is NaN."""
+"""The maximum number of steps of an adaptive solver; an image that requires more is NaN."""
 
 
 class Euler(AbstractSampler):
-    """Euler's method in t: first order, one call of the network a step."""
+    """Euler's method in t: first order, with one network evaluation per step."""
 
     steps: int = eqx.field(static=True, default=32)
-    """Steps from noise to the image, one call of the network each."""
+    """Number of steps from noise to the image, with one network evaluation each."""
     grid: AbstractGrid = eqx.field(default_factory=UniformGrid)
-    """Where the steps lie."""
+    """Grid of the times at which the network is evaluated."""
     head: Head = eqx.field(static=True, default="eps")
-    """Which output of the network is used: the noise (as published), the clean image, or v, computed from both."""
+    """The network output to use: eps (the noise, as published), x0 (the clean image), or v (computed from both)."""
     clip: bool = eqx.field(static=True, default=True)
-    """Clip predicted clean images to [-1, 1] where pixels are sampled, as published. Latents are never clipped."""
+    """Clip predicted clean images to [-1, 1], as published. Latents are never clipped."""
 
     @property
     def needs_rates(self) -> bool:
-        """The rates of the path are what it follows."""
+        """Always True: the sampler integrates along the rates of the path."""
         return True
 
     def validate(self, field: str = "") -> None:
-        """Raises `BadInput` for numbers that cannot work."""
+        """Raises `BadInput` for invalid values."""
         require_steps(self.steps, field)
         self.grid.validate(flag(field, "grid"))
 
     def __call__(self, denoiser: AbstractDenoiser, noise: Image, key: PRNGKeyArray) -> Image:
-        """An image from noise; `key` is not used. Raises `BadInput` naming `--sampler` for a table."""
+        """Returns an image from noise; `key` is unused. Raises `BadInput` naming `--sampler` for a tabulated path."""
         times = self.grid.times(denoiser.path, self.steps, noise.shape[0], denoiser.ends)
         states = _integrate(self, diffrax.Euler(), denoiser, times, noise, all_states=False)
         return _last(self.clipped(denoiser), times, states)
 
     def states(self, denoiser: AbstractDenoiser, noise: Image, key: PRNGKeyArray) -> tuple[Float[Array, "k"], States]:
-        """The noised image at each time of the grid; `key` is not used."""
+        """Returns the times of the grid, and the noised image at each of them; `key` is unused."""
         times = self.grid.times(denoiser.path, self.steps, noise.shape[0], denoiser.ends)
         states = _integrate(self, diffrax.Euler(), denoiser, times, noise, all_states=True)
         return jnp.asarray(times, noise.dtype), states
 
     def evaluations(self, path: AbstractPath) -> int:
-        """`steps`, the last call included."""
+        """Returns the number of times of the grid, with one evaluation each."""
         return len(self.grid.times(path, self.steps, 64, end_times(path, self.head)))
 
 
 class Heun(AbstractSampler):
-    """Heun's method in t (Karras et al. 2022, algorithm 1, without its churn): second order, two calls a step.
+    """Heun's method in t: second order, with two network evaluations per step.
 
-    Its grid is theirs, too: dx/dt has a part x / sigma, and where sigma is small even steps are too long for it.
+    This is Karras et al. 2022, algorithm 1, without churn. The default grid is theirs as well: dx/dt has a term
+    x / sigma, for which even steps are too long at small sigma.
     """
 
     steps: int = eqx.field(static=True, default=18)
-    """Steps from noise to the image, two calls of the network each."""
+    """Number of steps from noise to the image, with two network evaluations each."""
     grid: AbstractGrid = eqx.field(default_factory=EDMGrid)
-    """Where the steps lie."""
+    """Grid of the times at which the network is evaluated."""
     head: Head = eqx.field(static=True, default="eps")
-    """Which output of the network is used: the noise (as published), the clean image, or v, computed from both."""
+    """The network output to use: eps (the noise, as published), x0 (the clean image), or v (computed from both)."""
     clip: bool = eqx.field(static=True, default=True)
-    """Clip predicted clean images to [-1, 1] where pixels are sampled, as published. Latents are never clipped."""
+    """Clip predicted clean images to [-1, 1], as published. Latents are never clipped."""
 
     @property
     def needs_rates(self) -> bool:
-        """The rates of the path are what it follows."""
+        """Always True: the sampler integrates along the rates of the path."""
         return True
 
     def validate(self, field: str = "") -> None:
-        """Raises `BadInput` for numbers that cannot work."""
+        """Raises `BadInput` for invalid values."""
         require_steps(self.steps, field)
         self.grid.validate(flag(field, "grid"))
 
     def __call__(self, denoiser: AbstractDenoiser, noise: Image, key: PRNGKeyArray) -> Image:
-        """An image from noise; `key` is not used. Raises `BadInput` naming `--sampler` for a table."""
+        """Returns an image from noise; `key` is unused. Raises `BadInput` naming `--sampler` for a tabulated path."""
         times = self.grid.times(denoiser.path, self.steps, noise.shape[0], denoiser.ends)
         states = _integrate(self, diffrax.Heun(), denoiser, times, noise, all_states=False)
         return _last(self.clipped(denoiser), times, states)
 
     def states(self, denoiser: AbstractDenoiser, noise: Image, key: PRNGKeyArray) -> tuple[Float[Array, "k"], States]:
-        """The noised image at each time of the grid; `key` is not used."""
+        """Returns the times of the grid, and the noised image at each of them; `key` is unused."""
         times = self.grid.times(denoiser.path, self.steps, noise.shape[0], denoiser.ends)
         states = _integrate(self, diffrax.Heun(), denoiser, times, noise, all_states=True)
         return jnp.asarray(times, noise.dtype), states
 
     def evaluations(self, path: AbstractPath) -> int:
-        """2 `steps` - 1: two for each of the steps between so many times, and the last call."""
+        """Returns 2 k - 1 for the k times of the grid: two per interval, and the last evaluation."""
         return 2 * len(self.grid.times(path, self.steps, 64, end_times(path, self.head))) - 1
 
 
 class Adaptive(AbstractSampler):
-    """A Runge-Kutta method of fifth order that chooses its steps by a tolerance, for each image alone."""
+    """A fifth-order Runge-Kutta method with adaptive steps, chosen for each image by tolerances."""
 
     method: Literal["tsit5", "dopri5"] = eqx.field(static=True, default="tsit5")
-    """Tsitouras's method or Dormand and Prince's."""
+    """The Runge-Kutta method: that of Tsitouras, or that of Dormand and Prince."""
     rtol: float = eqx.field(static=True, default=1e-3)
-    """Relative tolerance."""
+    """Relative tolerance of the step size control."""
     atol: float = eqx.field(static=True, default=1e-3)
-    """Absolute tolerance."""
+    """Absolute tolerance of the step size control."""
     steps: int = eqx.field(static=True, default=32)
-    """How many states a trajectory shows, evenly in t. The solver chooses its own steps."""
+    """Number of states in a denoising trajectory, even in t. It does not affect the steps of the solver."""
     head: Head = eqx.field(static=True, default="eps")
-    """Which output of the network is used: the noise (as published), the clean image, or v, computed from both."""
+    """The network output to use: eps (the noise, as published), x0 (the clean image), or v (computed from both)."""
     clip: bool = eqx.field(static=True, default=True)
-    """Clip predicted clean images to [-1, 1] where pixels are sampled, as published. Latents are never clipped."""
+    """Clip predicted clean images to [-1, 1], as published. Latents are never clipped."""
 
     @property
     def needs_rates(self) -> bool:
-        """The rates of the path are what it follows."""
+        """Always True: the sampler integrates along the rates of the path."""
         return True
 
     def validate(self, field: str = "") -> None:
-        """Raises `BadInput` for numbers that cannot work."""
+        """Raises `BadInput` for invalid values."""
         require_steps(self.steps, field)
         for name in ("rtol", "atol"):
             if not 0 < getattr(self, name) < 1:
@@ -137,14 +139,14 @@ class Adaptive(AbstractSampler):
                 raise BadInput(flag(field, name), problem, "Use a small number such as 1e-3")
 
     def __call__(self, denoiser: AbstractDenoiser, noise: Image, key: PRNGKeyArray) -> Image:
-        """An image from noise; `key` is not used. Raises `BadInput` naming `--sampler` for a table."""
+        """Returns an image from noise; `key` is unused. Raises `BadInput` naming `--sampler` for a tabulated path."""
         times, solution = self._solve(denoiser, noise, diffrax.SaveAt(t1=True))
         assert solution.ys is not None
         image = _last(self.clipped(denoiser), times, solution.ys)
         return jnp.where(solution.result == diffrax.RESULTS.successful, image, jnp.nan)
 
     def states(self, denoiser: AbstractDenoiser, noise: Image, key: PRNGKeyArray) -> tuple[Float[Array, "k"], States]:
-        """`steps` states evenly in t, interpolated; `key` is not used."""
+        """Returns `steps` even times, and the state interpolated at each of them; `key` is unused."""
         low, high = denoiser.ends
         shown = jnp.linspace(high, low, self.steps, dtype=noise.dtype)
         _, solution = self._solve(denoiser, noise, diffrax.SaveAt(ts=shown))
@@ -152,11 +154,11 @@ class Adaptive(AbstractSampler):
         return shown, solution.ys
 
     def evaluations(self, path: AbstractPath) -> None:
-        """Not known before: see `count`."""
+        """Returns None: the number depends on the image (see `count`)."""
         return None
 
     def count(self, denoiser: AbstractDenoiser, noise: Image) -> Int[Array, ""]:
-        """How often the network is asked for the image that comes of this noise: six times a step, and twice more."""
+        """Returns the number of network evaluations for the image of this noise: six per step, and two more."""
         _, solution = self._solve(denoiser, noise, diffrax.SaveAt(t1=True))
         return 6 * solution.stats["num_steps"] + 2
 
@@ -183,7 +185,7 @@ class Adaptive(AbstractSampler):
 
 
 def flow(denoiser: AbstractDenoiser) -> Callable[[Any, Image, Any], Image]:
-    """dx/dt of the probability-flow ODE, a function of (t, x, args), along a smooth path.
+    """Returns dx/dt of the probability-flow ODE along a smooth path, as a function of (t, x, args).
 
     Raises `BadInput` as `require_smooth` does.
     """
@@ -207,7 +209,7 @@ def _integrate(
     *,
     all_states: bool,
 ) -> States:
-    """The states at the times, or the last alone."""
+    """Returns the state at each time, or only the last one."""
     require_smooth(denoiser.path, type(sampler).__name__.lower())
     x, ts = begin(denoiser.path, times, noise), jnp.asarray(times, noise.dtype)
     if len(times) == 1:

@@ -1,4 +1,4 @@
-"""The reverse SDE by Euler-Maruyama."""
+"""The reverse SDE, solved by the Euler-Maruyama method."""
 
 from typing import Any
 
@@ -20,51 +20,51 @@ from umd_eqx.sampling.levels import levels
 
 
 class ReverseSDE(AbstractSampler):
-    """dx = [alpha' x0 + sigma' eps + (g^2 / 2 sigma) eps] dt + g dw, backwards (Song et al. 2021b, eq. 6).
+    """The reverse-time SDE dx = [alpha' x0 + sigma' eps + (g^2 / 2 sigma) eps] dt + g dw (Song et al. 2021b, eq. 6).
 
-    g^2 = 2 sigma^2 d log(sigma / alpha) / dt is the forward noise. Steps even in t would be unstable near t = 1, where
-    sigma / alpha changes manyfold in one: the grid is EDM's.
+    g^2 = 2 sigma^2 d log(sigma / alpha) / dt is the squared diffusion coefficient. The default grid is that of EDM:
+    steps even in t would be unstable near t = 1, where sigma / alpha changes by a large factor in one step.
     """
 
     steps: int = eqx.field(static=True, default=64)
-    """Steps from noise to the image, one call of the network each."""
+    """Number of steps from noise to the image, with one network evaluation each."""
     grid: AbstractGrid = eqx.field(default_factory=EDMGrid)
-    """Where the steps lie."""
+    """Grid of the times at which the network is evaluated."""
     head: Head = eqx.field(static=True, default="eps")
-    """Which output of the network is used: the noise (as published), the clean image, or v, computed from both."""
+    """The network output to use: eps (the noise, as published), x0 (the clean image), or v (computed from both)."""
     clip: bool = eqx.field(static=True, default=True)
-    """Clip predicted clean images to [-1, 1] where pixels are sampled, as published. Latents are never clipped."""
+    """Clip predicted clean images to [-1, 1], as published. Latents are never clipped."""
 
     @property
     def needs_rates(self) -> bool:
-        """The rates of the path are what it follows."""
+        """Always True: the sampler integrates along the rates of the path."""
         return True
 
     def validate(self, field: str = "") -> None:
-        """Raises `BadInput` for numbers that cannot work."""
+        """Raises `BadInput` for invalid values."""
         require_steps(self.steps, field)
         self.grid.validate(flag(field, "grid"))
 
     def __call__(self, denoiser: AbstractDenoiser, noise: Image, key: PRNGKeyArray) -> Image:
-        """An image from noise; `key` gives the noise on the way. Raises `BadInput` naming `--sampler` for a table."""
+        """Returns an image from noise; `key` gives the noise of the steps. Raises `BadInput` for a tabulated path."""
         times = self.times(denoiser.path, noise.shape[0], denoiser.ends)
         states = self._integrate(denoiser, times, noise, key, all_states=False)
         return self.clipped(denoiser)(states[-1], jnp.asarray(times[-1], noise.dtype)).x0
 
     def states(self, denoiser: AbstractDenoiser, noise: Image, key: PRNGKeyArray) -> tuple[Float[Array, "k"], States]:
-        """The noised image at each time of the grid."""
+        """Returns the times of the grid, and the noised image at each of them."""
         times = self.times(denoiser.path, noise.shape[0], denoiser.ends)
         return jnp.asarray(times, noise.dtype), self._integrate(denoiser, times, noise, key, all_states=True)
 
     def evaluations(self, path: AbstractPath) -> int:
-        """`steps`, the last call included."""
+        """Returns the number of times of the grid, with one evaluation each."""
         return len(self.times(path, 64, end_times(path, self.head)))
 
-    def times(self, path: AbstractPath, side: int, ends: Ends) -> Float64[np.ndarray, "asked"]:
-        """Those of the grid at which sigma / alpha is at most EDM's 80: before, g^2 grows without bound."""
+    def times(self, path: AbstractPath, side: int, ends: Ends) -> Float64[np.ndarray, "n"]:
+        """Returns the times of the grid with sigma / alpha at most 80, as in EDM; above, g^2 grows without bound."""
         times = self.grid.times(path, self.steps, side, ends)
         alpha, sigma = levels(path, times)
-        stable = sigma <= EDMGrid().sigma_max * alpha * (1 + 1e-9)  # but for rounding
+        stable = sigma <= EDMGrid().sigma_max * alpha * (1 + 1e-9)  # tolerance for rounding
         return times[stable] if np.any(stable) else EDMGrid().times(path, 1, side, ends)
 
     def _integrate(
@@ -77,14 +77,14 @@ class ReverseSDE(AbstractSampler):
         all_states: bool,
     ) -> States:
         smooth = require_smooth(denoiser.path, "sde")
-        asked, x = self.clipped(denoiser), begin(denoiser.path, times, noise)
+        clipped, x = self.clipped(denoiser), begin(denoiser.path, times, noise)
         if len(times) == 1:
             return x[None]
 
-        # Forward in u = -t, because a Brownian path cannot be followed backwards.
+        # Integrates forward in u = -t, because a Brownian path cannot be evaluated backwards.
         def drift(u: Any, x: Image, args: Any) -> Image:
             t = jnp.asarray(-u, x.dtype)
-            denoised = asked(x, t)
+            denoised = clipped(x, t)
             alpha_rate, sigma_rate = smooth.rates(t)
             ode = alpha_rate * denoised.x0 + sigma_rate * denoised.eps
             return -(ode + _squared_diffusion(smooth, t) / (2.0 * smooth.sigma(t)) * denoised.eps)
@@ -113,6 +113,6 @@ class ReverseSDE(AbstractSampler):
 
 
 def _squared_diffusion(path: AbstractSmoothPath, t: Time) -> Scalar:
-    """g^2 = 2 (sigma sigma' - sigma^2 alpha' / alpha)."""
+    """Returns g^2 = 2 (sigma sigma' - sigma^2 alpha' / alpha)."""
     (alpha_rate, sigma_rate), alpha, sigma = path.rates(t), path.alpha(t), path.sigma(t)
     return 2.0 * (sigma * sigma_rate - sigma**2 * alpha_rate / alpha)
