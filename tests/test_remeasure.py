@@ -58,7 +58,7 @@ def test_changed_settings_measure_the_last_checkpoint_once_and_leave_the_other_r
     assert all("fewshot[shots=3]/" in name for name in new if name != "step")
     page = (finished / "report.html").read_text()
     assert "fewshot[shots=3]" in page
-    assert "In brackets: settings that the evaluation was repeated with" in page
+    assert "In brackets: the settings of evaluations that were repeated" in page
     assert (finished / "config.json").read_bytes() == config
     assert set(new.values()) != set(rows(finished)[1].values())
 

@@ -118,7 +118,7 @@ class TestPictures:
 
     @pytest.mark.parametrize("name", ["", "..", "/", "a\\b", "a\0b"])
     def test_a_name_that_is_no_folder_is_refused(self, tmp_path, name):
-        with pytest.raises(ValueError, match="cannot name a picture"):
+        with pytest.raises(ValueError, match="is not a valid name of a picture"):
             save_pictures(tmp_path, 1, {name: np.zeros((2, 2, 3), np.uint8)})
 
 

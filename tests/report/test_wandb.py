@@ -60,7 +60,7 @@ class TestWandb:
         sink.log(2, {"a": 1.0})
         sink.images(2, {"a": np.zeros((2, 2, 3), np.uint8)})
         sink.finish()
-        assert said == ["wandb: numbers are no longer sent (service died)"]
+        assert said == ["wandb: metrics are no longer sent (service died)"]
 
     def test_the_end_is_bounded(self):
         release = threading.Event()
@@ -72,7 +72,7 @@ class TestWandb:
         said = []
         Wandb(Stuck(), said.append, patience=0.05).finish()
         release.set()
-        assert said == ["wandb: not everything was sent in time; `wandb sync` sends the rest"]
+        assert said == ["wandb: sending timed out; `wandb sync` sends the rest"]
 
     def test_without_a_key_it_is_kept_offline_and_continues(self, clean_wandb, tmp_path):
         for session in range(2):
@@ -80,7 +80,7 @@ class TestWandb:
             sink = Wandb.maybe(True, tmp_path, "run", {"lr": 1.0}, "stable-id", say=said.append)
             assert sink is not None
             assert len(said) == 1
-            assert "kept offline" in said[0]
+            assert "stored offline" in said[0]
             sink.log(session, {"train/loss": 0.5})
             sink.images(session, {"eval/picture": np.zeros((4, 4, 3), np.uint8)})
             sink.finish()
@@ -98,6 +98,6 @@ class TestWandb:
         sink.log(1, {"train/loss": 0.5})
         sink.finish()
         assert len(said) == 1
-        assert said[0].startswith("wandb: no answer, so the run is kept offline")
+        assert said[0].startswith("wandb: no response; the run is stored offline")
         assert list((tmp_path / "wandb").glob("offline-run-*/run-lonely.wandb"))
         assert capfd.readouterr() == ("", "")

@@ -114,7 +114,7 @@ def test_a_full_run(tmp_path):
         "23.4 M",
         "13m20s",
         "pretrain.py umd-tiny --log.note 'two words'",
-        "The same command, given again, resumes",
+        "Running the same command again resumes",
         "raw pixels 61.0%",
         "both 88.0%",
         "Learning rate",

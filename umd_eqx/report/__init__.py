@@ -1,4 +1,4 @@
-"""A run that can be looked at: the terminal, the numbers, the pictures, the page, Weights & Biases."""
+"""Reporting of a run: terminal output, metrics, pictures, the HTML page and Weights & Biases."""
 
 from umd_eqx.report.metrics import MetricsFile as MetricsFile
 from umd_eqx.report.metrics import insert_row as insert_row

@@ -1,4 +1,4 @@
-"""Curves as SVG text to stand inside a page: no style of the page's own colours, no fonts, nothing to fetch."""
+"""Charts as SVG text for a page: coloured by the style sheet of the page, without fonts or external resources."""
 
 import io
 import math
@@ -9,9 +9,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 SERIES = 6
-"""The number of colours that tell lines apart: `--series-0` .. `--series-5` of the page's style sheet."""
+"""The number of colours of lines: `--series-0` .. `--series-5` of the style sheet of the page."""
 
-# matplotlib is given colours that nothing else uses; in its text the page's variables then stand for them.
+# matplotlib draws with colours that nothing else uses, which are then replaced by the variables of the page.
 _INK, _FAINT = "#0a0b0c", "#0a0b0d"
 _SERIES = tuple(f"#0a0b{16 + index:02x}" for index in range(SERIES))
 
@@ -19,10 +19,10 @@ _SERIES = tuple(f"#0a0b{16 + index:02x}" for index in range(SERIES))
 class Line(NamedTuple):
     """One line of a chart.
 
-    - `label`: its name, for the legend; empty for a line that needs none.
-    - `x`, `y`: as many numbers each; a NaN leaves a gap.
-    - `series`: which colour, 0 or more (they repeat after `SERIES`); None is the colour of the text.
-    - `style`: `"solid"`, `"raw"` (thin and pale, to lie under a smoothed one), `"dashed"` or `"dotted"`.
+    - `label`: the name in the legend; empty for a line without an entry.
+    - `x`, `y`: the points, of equal number; a NaN leaves a gap.
+    - `series`: the index of the colour, 0 or more (colours repeat after `SERIES`); None is the colour of the text.
+    - `style`: `"solid"`, `"raw"` (thin and pale, for drawing below a smoothed line), `"dashed"` or `"dotted"`.
     """
 
     label: str
@@ -33,35 +33,35 @@ class Line(NamedTuple):
 
 
 def usual_window(points: int) -> int:
-    """The `window` of `smooth` that suits a curve of so many points.
+    """Returns the `window` of `smooth` for a curve of the given number of points.
 
     **Arguments:**
 
-    - `points`: 0 or more.
+    - `points`: the number of points, 0 or more.
     """
     return max(1, points // 40)
 
 
 def drawable(lines: Sequence[Line]) -> list[Line]:
-    """The lines that have at least one finite point.
+    """Returns the lines that have at least one finite point.
 
     **Arguments:**
 
-    - `lines`: any.
+    - `lines`: the lines to filter.
     """
     return [line for line in lines if np.isfinite(np.asarray(line.y, float)).any()]
 
 
 def smooth(y: Sequence[float], window: int) -> list[float]:
-    """The mean of each point and what came before it, with weights that fall by a factor e in `window` points.
+    """Returns the running mean, with weights that decay by a factor e over `window` points.
 
-    The window is shorter near the start (an eighth of the points so far): a loss falls fastest there, and the mean
-    would lag behind it. A NaN is passed over.
+    The window is shorter near the start (an eighth of the points so far), where a loss falls fastest and the mean would
+    lag behind. NaNs are skipped.
 
     **Arguments:**
 
     - `y`: the points, oldest first.
-    - `window`: 1 or more.
+    - `window`: the decay length in points, 1 or more.
     """
     mean, seen, means = math.nan, 0, []
     for value in y:
@@ -83,17 +83,17 @@ def chart(
     unit: Literal["", "percent", "share"] = "",
     log: bool = False,
 ) -> str:
-    """An `<svg>` element of these lines, without a legend; its colours are the variables of the page's style sheet.
+    """Returns an `<svg>` element of the lines, without a legend, coloured by variables of the style sheet.
 
     **Arguments:**
 
     - `lines`: at least one, each drawable.
-    - `title`: what a screen reader says of it; already escaped for HTML.
-    - `name`: letters, digits and `-`; unlike that of any other chart of the page (it begins the ids).
-    - `size`: width and height in pixels at the page's full width.
-    - `x_label`: what is below the axis.
-    - `unit`: `"percent"` writes % behind the values; `"share"` shows values in [0, 1] as percent.
-    - `log`: whether the vertical axis is logarithmic; needs a positive value.
+    - `title`: the label for screen readers, already escaped for HTML.
+    - `name`: letters, digits and `-`; unique on the page, as it is the prefix of the ids.
+    - `size`: width and height in pixels at the full width of the page.
+    - `x_label`: the label of the horizontal axis.
+    - `unit`: `"percent"` appends % to the values; `"share"` shows values in [0, 1] as percentages.
+    - `log`: whether the vertical axis is logarithmic, which requires a positive value.
     """
     import matplotlib as mpl
     from matplotlib.figure import Figure
@@ -142,7 +142,7 @@ def chart(
     axes.set_xlabel(x_label, fontsize=12, color=_INK, loc="right", labelpad=3)
 
     buffer = io.StringIO()
-    # Text stays text (the page's own font); the salt makes the same numbers the same file. Put back at the end of with.
+    # Text stays text, in the font of the page. The salt makes the output deterministic.
     settings: dict[Any, Any] = {
         "svg.fonttype": "none",
         "svg.hashsalt": name,
@@ -155,7 +155,7 @@ def chart(
 
 
 def _tick(value: float) -> str:
-    """A number short enough for the margin: 0.25, 12, 7.5e-4."""
+    """Formats a number to fit into the margin: 0.25, 12, 7.5e-4."""
     if value == 0 or 0.01 <= abs(value) < 1e5:
         return f"{value:.4g}"
     mantissa, exponent = f"{value:.2e}".split("e")
@@ -175,7 +175,7 @@ def _decades(lines: Sequence[Line]) -> float:
 
 
 def _thin(x: np.ndarray, y: np.ndarray, points: int = 700) -> tuple[np.ndarray, np.ndarray]:
-    """At most so many points, the last one among them: more than a screen has columns only makes the file larger."""
+    """Returns at most `points` points, including the last; more than the screen has columns only enlarge the file."""
     if len(x) <= points:
         return x, y
     kept = np.unique(np.linspace(0, len(x) - 1, points).round().astype(int))
@@ -184,10 +184,10 @@ def _thin(x: np.ndarray, y: np.ndarray, points: int = 700) -> tuple[np.ndarray, 
 
 def _for_page(svg: str, title: str, name: str, size: tuple[int, int]) -> str:
     body = svg[svg.index("<g") : svg.rindex("</svg>")]
-    # A style element would hold for the whole page; what it says stands in the page's style sheet.
+    # A style element would apply to the whole page; its rules are in the style sheet of the page instead.
     body = re.sub(r"<!--.*?-->\s*|<style.*?</style>\s*", "", body, flags=re.DOTALL)
     body = body.replace("xlink:href", "href")
-    # Ids must differ among all charts of a page, and most of them are never referred to.
+    # Ids must be unique among all charts of a page, and most of them are never referenced.
     used = set(re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', body))
     used = {one or other for one, other in used}
     body = re.sub(r' id="([^"]*)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", body)
@@ -198,7 +198,7 @@ def _for_page(svg: str, title: str, name: str, size: tuple[int, int]) -> str:
 
 
 def sparkline(y: Sequence[float]) -> str:
-    """An `<svg>` element the height of a line of text, of how one number went; empty for less than two finite points.
+    """Returns an `<svg>` element of a curve, as high as a line of text; empty for less than two finite points.
 
     **Arguments:**
 

@@ -1,4 +1,4 @@
-"""The file of a run's numbers."""
+"""The metrics file of a run."""
 
 import json
 import math
@@ -16,18 +16,18 @@ from umd_eqx.core.files import write_atomically
 def insert_row(
     path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]], step: int, row: Mapping[str, SupportsFloat]
 ) -> list[dict[str, Any]]:
-    """Put a further row of a step into a metrics file, in one piece, behind those of this step and of earlier ones.
+    """Atomically inserts another row for a step into a metrics file, after the rows of this and of earlier steps.
 
-    It is for what is measured when the run is over: a run itself writes each step once (`MetricsFile`).
+    This is for metrics computed after a run has finished; the run itself writes each step once (`MetricsFile`).
 
     **Arguments:**
 
     - `path`: the file; its folder must exist.
-    - `rows`: what `read_metrics` gives of it.
-    - `step`: 0 or more.
+    - `rows`: the rows of the file, from `read_metrics`.
+    - `step`: the step of the row, 0 or more.
     - `row`: as for `MetricsFile.append`.
 
-    **Returns:** all rows of the file as it is now. Raises `OSError` if the disk refuses.
+    **Returns:** all rows of the new file. Raises `OSError` if the file cannot be written.
     """
     before, after = ([dict(r) for r in rows if (r["step"] <= step) == early] for early in (True, False))
     together = [*before, _row(step, row), *after]
@@ -36,15 +36,15 @@ def insert_row(
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The rows of a metrics file, oldest first. A number that was NaN or infinite when it was written reads as None.
+    """Returns the rows of a metrics file, oldest first. Numbers that were NaN or infinite when written are None.
 
-    A last line that a crash cut short is left out, and a file that is not there has no rows.
+    An incomplete last line, after a crash, is ignored. A missing file has no rows.
 
     **Arguments:**
 
-    - `path`: a `metrics.jsonl`, one JSON object with an integer `"step"` a line.
+    - `path`: a `metrics.jsonl`, with one JSON object per line that has an integer `"step"`.
 
-    Raises `BadInput` where a line other than the last is not such an object.
+    Raises `BadInput` if a line other than the last is not such an object.
     """
     try:
         lines = Path(path).read_bytes().splitlines()
@@ -59,16 +59,16 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
         except ValueError as error:
             if number == len(lines):
                 break
-            hint = "Remove that line, or the file if its numbers are not needed."
+            hint = "Remove this line, or the file if its metrics are not needed."
             raise BadInput(f"{os.fspath(path)}, line {number}", "this is not a row of metrics", hint) from error
         rows.append(row)
     return rows
 
 
 class MetricsFile:
-    """`metrics.jsonl`: one JSON object a line, each step once, each line on the disk before `append` returns.
+    """`metrics.jsonl`: one JSON object per line, with each step once. Lines are on disk before `append` returns.
 
-    `rows` are those of the file, as `read_metrics` would give them; it grows with it.
+    `rows` are the rows of the file, as `read_metrics` would return them; `append` updates them.
     """
 
     def __init__(self, file: BinaryIO, rows: list[dict[str, Any]]):
@@ -77,31 +77,31 @@ class MetricsFile:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], resume_step: int | None = None) -> "MetricsFile":
-        """Open the file for appending, after dropping what the run is about to do again.
+        """Opens the file for appending, after dropping the rows of steps that the run will repeat.
 
         **Arguments:**
 
         - `path`: the file on a local disk; its folder must exist.
-        - `resume_step`: the step the state was restored at, 0 or more: rows of later steps, and a last line that was
-          cut short, are dropped. None is a run from its start: every row is dropped.
+        - `resume_step`: the step from which the run is resumed, 0 or more: rows of later steps and an incomplete last
+          line are dropped. None starts a new run: all rows are dropped.
 
-        Raises `BadInput` if a kept file is corrupt, `OSError` if the disk refuses.
+        Raises `BadInput` if an existing file is corrupt, and `OSError` if the file cannot be written.
         """
         rows = [] if resume_step is None else [row for row in read_metrics(path) if row["step"] <= resume_step]
         write_atomically(path, b"".join(_line(row) for row in rows))
-        # Unbuffered: a line reaches the system in one write, so only a crash of the machine can tear it.
+        # Unbuffered: each line is a single write, and only a crash of the machine can leave it incomplete.
         return cls(open(path, "ab", buffering=0), rows)
 
     def append(self, step: int, row: Mapping[str, SupportsFloat]) -> None:
-        """Write one line.
+        """Writes one line.
 
         **Arguments:**
 
-        - `step`: greater than that of any line before, 0 or more.
-        - `row`: numbers by slash-separated name; NaN and infinities are written as null. There is no name `"step"`.
+        - `step`: 0 or more, and greater than the step of any previous line.
+        - `row`: numbers by slash-separated name, none of which is `"step"`. NaN and infinities are written as null.
 
         Raises `ValueError` for a step that is not greater than the last, or a number named `"step"`; `OSError` if the
-        disk refuses.
+        file cannot be written.
         """
         if self.rows and step <= (last := self.rows[-1]["step"]):
             raise ValueError(f"step {step} does not come after step {last}: each step is written once")
@@ -109,13 +109,13 @@ class MetricsFile:
             raise ValueError("a row of metrics cannot have a number named 'step'")
         whole = _row(step, row)
         line = _line(whole)
-        while line:  # a disk that is filling up takes a part of it, and refuses the rest only when asked again
+        while line:  # on a disk that is nearly full, a write may be partial, and only the next one fails
             line = line[self._file.write(line) :]
         os.fsync(self._file.fileno())
         self.rows.append(whole)
 
     def close(self) -> None:
-        """Close the file; to do it twice is harmless."""
+        """Closes the file. Closing it again has no effect."""
         self._file.close()
 
     def __enter__(self) -> "MetricsFile":

@@ -1,4 +1,4 @@
-"""What lies in a run directory, read for showing it."""
+"""Reading a run directory for reporting."""
 
 import json
 import math
@@ -12,17 +12,17 @@ from umd_eqx.core.display import Display
 from umd_eqx.report.metrics import read_metrics
 
 UNTRAINED = "eval/untrained/"
-"""What the names of numbers begin with that were measured on the first weights, in the place of `eval/`."""
+"""The prefix, instead of `eval/`, of the names of metrics that were computed for the untrained network."""
 
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """A run as its files tell it. Whatever is missing or cannot be read is empty or None.
+    """The content of a run directory. Anything that is missing or cannot be read is empty or None.
 
-    - `path`: the folder.
+    - `path`: the run directory.
     - `rows`: the lines of `metrics.jsonl`, oldest first.
-    - `config`, `environment`: what the two JSON files hold.
-    - `displays`: what its evaluations show of themselves, by their names.
+    - `config`, `environment`: the content of the two JSON files.
+    - `displays`: how the metrics of each evaluation are displayed, by the name of the evaluation.
     """
 
     path: Path
@@ -35,13 +35,13 @@ class RunDirectory:
     def read(
         cls, path: str | os.PathLike[str], displays: Mapping[str, Display] | None = None, *, config: Any = None
     ) -> "RunDirectory":
-        """Read a run directory.
+        """Reads a run directory.
 
         **Arguments:**
 
         - `path`: a local folder.
-        - `displays`: what its evaluations show of themselves. None: their numbers are in a table, and that is all.
-        - `config`: what its `config.json` holds, where that was read already.
+        - `displays`: how the metrics of each evaluation are displayed. None: only in a table.
+        - `config`: the content of `config.json`; None reads it.
 
         Raises `BadInput` if `metrics.jsonl` is corrupt before its last line.
         """
@@ -51,11 +51,11 @@ class RunDirectory:
         return cls(folder, read_metrics(folder / "metrics.jsonl"), config, environment, displays or {})
 
     def fact(self, name: str) -> Any:
-        """A fact from the top level of `environment.json`, else of `config.json`, else of its `"config"`; or None.
+        """Looks up a fact in `environment.json`, then in `config.json`, then in its `"config"`. None if it is missing.
 
         **Arguments:**
 
-        - `name`: its key.
+        - `name`: the key of the fact, at the top level.
         """
         inner = self.config.get("config") if isinstance(self.config, Mapping) else None
         for facts in (self.environment, self.config, inner):
@@ -64,28 +64,28 @@ class RunDirectory:
         return None
 
     def count(self, name: str) -> int | None:
-        """A fact that is a number of things, or None.
+        """Returns a fact as an integer, or None if it is missing or not a finite number.
 
         **Arguments:**
 
-        - `name`: its key.
+        - `name`: the key of the fact, at the top level.
         """
         value = self.fact(name)
         return int(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
     def names(self) -> list[str]:
-        """The names of all numbers, in the order in which they first came."""
+        """Returns the names of all metrics, in the order of their first occurrence."""
         names = dict.fromkeys(name for row in self.rows for name in row if name != "step")
         return [name for name in names if not name.startswith(UNTRAINED)]
 
     def curve(self, name: str) -> tuple[list[float], list[float]]:
-        """The steps at which a number was written and its values there; null is NaN.
+        """Returns the steps at which a metric was written, and its values; null becomes NaN.
 
-        What was measured on the untrained network, whenever that was, belongs to step 0.
+        Metrics of the untrained network are assigned to step 0, whenever they were computed.
 
         **Arguments:**
 
-        - `name`: one of `names()`; any other has no points.
+        - `name`: one of `names()`; the curve of any other name is empty.
         """
         untrained = UNTRAINED + name.removeprefix("eval/") if name.startswith("eval/") else None
         first = [(0.0, number(row[untrained])) for row in self.rows if untrained in row][:1]
@@ -93,7 +93,7 @@ class RunDirectory:
         return [step for step, _ in points], [value for _, value in points]
 
     def evaluations(self) -> dict[str, list[str]]:
-        """The names of the numbers of each evaluation, without `eval/<evaluation>/`, by the evaluation's name."""
+        """Returns the names of the metrics of each evaluation, without the prefix `eval/<evaluation>/`."""
         found: dict[str, list[str]] = {}
         for name in self.names():
             if name.startswith("eval/"):
@@ -102,14 +102,14 @@ class RunDirectory:
         return found
 
     def display(self, evaluation: str) -> Display:
-        """What an evaluation shows of itself."""
-        # What was measured again, by other settings, has these in brackets behind its name.
+        """Returns how the metrics of an evaluation are displayed."""
+        # An evaluation repeated with other settings has these in brackets after its name.
         return self.displays.get(evaluation.partition("[")[0], Display())
 
     def headlines(self) -> dict[str, str]:
-        """The names of the numbers that stand for the run, at most one of each evaluation, and what they are.
+        """Returns the names and descriptions of the headline metrics of the run, at most one per evaluation.
 
-        Which it is was fixed by the configuration before anything was measured; it is not the best of several.
+        The configuration determines the headline before anything is measured; it is not the best of several metrics.
         """
         found = {}
         for evaluation, numbers in self.evaluations().items():
@@ -122,14 +122,14 @@ class RunDirectory:
         return found
 
     def last_values(self) -> dict[str, Any]:
-        """The last value of each number by its name, and the last step; null is None."""
+        """Returns the last value of each metric by name, and the last step; null becomes None."""
         last: dict[str, Any] = {}
         for row in self.rows:
             last |= row
         return last
 
     def last(self, name: str) -> float | None:
-        """The last finite value of a number, or None.
+        """Returns the last finite value of a metric, or None.
 
         **Arguments:**
 
@@ -139,11 +139,11 @@ class RunDirectory:
 
 
 def number(value: Any) -> float:
-    """What a file holds for a number, as a float; NaN for null or anything else.
+    """Returns a JSON value as a float; NaN for null and anything else that is not a number.
 
     **Arguments:**
 
-    - `value`: as `json` read it.
+    - `value`: a value from `json`.
     """
     return float(value) if isinstance(value, int | float) else math.nan
 

@@ -1,17 +1,17 @@
-"""Where a run's numbers and pictures go: the metrics file, Weights & Biases, picture files, the closing table.
+"""Outputs of metrics and pictures: Weights & Biases, picture files and the final table.
 
-The names of the numbers are the one contract between the loop, these sinks and the page (`webpage.py`):
+The training loop, the metrics file, these outputs and the page (`webpage.py`) share the names of the metrics:
 
-| name | means |
+| name | meaning |
 |---|---|
-| `train/loss` | the objective's loss; parts with `loss` in their names join its chart (`train/denoising/loss`) |
-| `train/lr`, `train/grad_norm` | of the optimiser |
-| `throughput/images_per_s`, `throughput/mfu` | rate; share of the device's peak, in [0, 1] |
+| `train/loss` | loss of the objective; parts with `loss` in their names share its chart (`train/denoising/loss`) |
+| `train/lr`, `train/grad_norm` | learning rate; norm of the gradient |
+| `throughput/images_per_s`, `throughput/mfu` | images per second; share of the peak FLOP/s of the device, in [0, 1] |
 | `throughput/data_wait` | share of the time spent waiting for data, in [0, 1] |
-| `throughput/wall_seconds` | seconds since the run began, over all its sessions |
-| `eval/<evaluation>/...` | a number of an evaluation; its `umd_eqx.core.display.Display` says how it is drawn |
+| `throughput/wall_seconds` | seconds since the start of the run, summed over resumptions |
+| `eval/<evaluation>/...` | metric of an evaluation, displayed according to its `umd_eqx.core.display.Display` |
 
-wandb and PIL are imported where they are used, so that a command that needs neither starts without them.
+wandb and PIL are imported where they are used, which keeps them out of commands that need neither.
 """
 
 import math
@@ -33,7 +33,7 @@ Pictures = Mapping[str, UInt8[np.ndarray, "rows columns 3"]]
 
 
 class Wandb:
-    """A run at Weights & Biases that cannot disturb the training: what goes wrong is said once, then it is silent."""
+    """A Weights & Biases run whose failures never interrupt training. Only the first problem is reported."""
 
     def __init__(self, run: Any, say: Callable[[str], None], patience: float = 30.0):
         self._run = run
@@ -53,21 +53,22 @@ class Wandb:
         say: Callable[[str], None] | None = None,
         timeout: float = 20.0,
     ) -> "Wandb | None":
-        """Start, or continue, the run called `run_id`; None if nobody wants it.
+        """Starts or resumes the run `run_id`; returns None if it is not requested.
 
-        It is wanted when `asked`, or when `WANDB_MODE` is online, offline or shared; `WANDB_MODE=disabled` always wins.
-        Without a key (`WANDB_API_KEY`, or what `wandb login` stored) or without a server that answers it is kept
-        offline, in `run_dir/wandb`, for `wandb sync`. `WANDB_PROJECT` (else `umd_eqx`) and `WANDB_ENTITY` say where.
+        It is requested by `asked`, or if `WANDB_MODE` is online, offline or shared; `WANDB_MODE=disabled` takes
+        precedence. Without a key (`WANDB_API_KEY`, or stored by `wandb login`) or without a response of the server, the
+        run is stored offline in `run_dir/wandb`, for `wandb sync`. `WANDB_PROJECT` (default: `umd_eqx`) and
+        `WANDB_ENTITY` define the project.
 
         **Arguments:**
 
-        - `asked`: whether the configuration asks for it.
-        - `run_dir`: a local folder that exists.
-        - `name`: what the run is shown as.
+        - `asked`: whether the configuration requests it.
+        - `run_dir`: an existing local folder.
+        - `name`: the displayed name of the run.
         - `config`: JSON-like settings of the run.
-        - `run_id`: the same at each resumption and unlike that of any other run; of letters, digits, `-` and `_`.
-        - `say`: takes the few lines there are to say; None prints them to stderr.
-        - `timeout`: the seconds a server is waited for.
+        - `run_id`: a unique id of the run, constant over resumptions; letters, digits, `-` and `_`.
+        - `say`: called with each message; None prints to stderr.
+        - `timeout`: the timeout for the server in seconds.
         """
         mode = os.environ.get("WANDB_MODE", "").strip().lower()
         if mode == "disabled" or not (asked or mode in ("online", "offline", "shared", "dryrun")):
@@ -83,27 +84,27 @@ class Wandb:
         }
         try:
             return cls(_start(start, mode in ("offline", "dryrun"), timeout, say), say)
-        except Exception as error:  # whatever wandb raises, the training goes on
-            say(f"wandb: off for this run ({_reason(error)})")
+        except Exception as error:  # whatever wandb raises, training continues
+            say(f"wandb: disabled for this run ({_reason(error)})")
             return None
 
     def log(self, step: int, row: Mapping[str, SupportsFloat]) -> None:
-        """Send the numbers of one step.
+        """Sends the metrics of one step.
 
         **Arguments:**
 
-        - `step`: 0 or more; wandb drops steps earlier than one it already has.
+        - `step`: 0 or more; wandb drops steps earlier than the last one.
         - `row`: as for `MetricsFile.append`.
         """
         self._guarded(lambda: self._run.log({name: float(value) for name, value in row.items()}, step=step))
 
     def images(self, step: int, images: Pictures) -> None:
-        """Send the pictures of one step.
+        """Sends the pictures of one step.
 
         **Arguments:**
 
-        - `step`: 0 or more; not earlier than the last.
-        - `images`: by slash-separated name.
+        - `step`: 0 or more, and not earlier than the last.
+        - `images`: the pictures by slash-separated name.
         """
 
         def send() -> None:
@@ -114,28 +115,28 @@ class Wandb:
         self._guarded(send)
 
     def finish(self, failed: bool = False) -> None:
-        """Send what is left, for at most half a minute; the rest stays in the run directory for `wandb sync`.
+        """Sends the remaining data, for at most half a minute; the rest stays in the run directory for `wandb sync`.
 
         **Arguments:**
 
-        - `failed`: whether the run ended by an error; it is then marked so.
+        - `failed`: whether the run ended with an error; it is then marked as failed.
         """
 
         def end() -> None:
             self._guarded(lambda: self._run.finish(exit_code=int(failed)))
 
-        # In a thread that the end of the process does not wait for: not every wandb has a bound of its own here.
+        # In a daemon thread, because some versions of wandb have no timeout of their own here.
         thread = threading.Thread(target=end, daemon=True)
         thread.start()
         thread.join(self._patience)
         if thread.is_alive():
-            self._complain("not everything was sent in time; `wandb sync` sends the rest")
+            self._complain("sending timed out; `wandb sync` sends the rest")
 
     def _guarded(self, call: Callable[[], object]) -> None:
         try:
             call()
-        except Exception as error:  # whatever wandb raises, the training goes on
-            self._complain(f"numbers are no longer sent ({_reason(error)})")
+        except Exception as error:  # whatever wandb raises, training continues
+            self._complain(f"metrics are no longer sent ({_reason(error)})")
 
     def _complain(self, problem: str) -> None:
         if not self._complained:
@@ -144,28 +145,28 @@ class Wandb:
 
 
 def _start(start: dict[str, Any], offline: bool, timeout: float, say: Callable[[str], None]) -> Any:
-    """The wandb run: online if it can be, else offline with one line that says so."""
+    """Returns the wandb run: online if possible, otherwise offline with a message."""
     import wandb
 
     wanted = {
         "init_timeout": timeout,
         "finish_timeout": 25.0,
         "silent": True,
-        "console": "off",  # the terminal is ours
+        "console": "off",  # keeps wandb from capturing the terminal
         "symlink": False,
     }
     known = {name: value for name, value in wanted.items() if name in wandb.Settings.model_fields}
     settings = wandb.Settings(**known)
-    wandb.setup(settings)  # here too, or it announces the login before it has read `silent`
+    wandb.setup(settings)  # needed here as well, or wandb announces the login before it reads `silent`
     if not offline and not _has_login(str(wandb.setup().settings.base_url)):
-        say("wandb: no WANDB_API_KEY and no stored login, so the run is kept offline; `wandb sync` sends it later")
+        say("wandb: no WANDB_API_KEY and no stored login; the run is stored offline, and `wandb sync` sends it later")
         offline = True
     if not offline:
         try:
             run = wandb.init(**start, settings=settings)
         except Exception as error:
-            say(f"wandb: no answer, so the run is kept offline; `wandb sync` sends it later ({_reason(error)})")
-            wandb.teardown(exit_code=0)  # its service still holds the run's id
+            say(f"wandb: no response; the run is stored offline, and `wandb sync` sends it later ({_reason(error)})")
+            wandb.teardown(exit_code=0)  # its service still holds the id of the run
         else:
             if run.url:
                 say(f"wandb: {run.url}")
@@ -174,7 +175,7 @@ def _start(start: dict[str, Any], offline: bool, timeout: float, say: Callable[[
 
 
 def _has_login(base_url: str) -> bool:
-    # Only whether there is a key: asking wandb would open a prompt in a terminal, and nobody may be there to answer.
+    # Only checks whether there is a key: `wandb.login` would open a prompt, possibly with no user to answer it.
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     try:
@@ -192,9 +193,9 @@ def _to_stderr(text: str) -> None:
 
 
 def save_png(path: str | os.PathLike[str], image: UInt8[np.ndarray, "rows columns 3"]) -> None:
-    """Write a picture in one piece; one less than 500 pixels wide is enlarged as `save_pictures` says.
+    """Writes a picture atomically. Pictures less than 500 pixels wide are enlarged as in `save_pictures`.
 
-    Raises `OSError` if the disk refuses.
+    Raises `OSError` if the file cannot be written.
     """
     import io
 
@@ -208,23 +209,24 @@ def save_png(path: str | os.PathLike[str], image: UInt8[np.ndarray, "rows column
 
 
 def save_pictures(run_dir: str | os.PathLike[str], step: int, images: Pictures) -> list[Path]:
-    """Write `pictures/<name>/<step>.png` (a `/` of the name becomes `-`, the step has 8 digits), in the order given.
+    """Writes `pictures/<name>/<step>.png` (a `/` in the name becomes `-`, and the step has 8 digits) for each picture.
 
-    A picture less than 500 pixels wide is enlarged by a whole number, at most 4, so that its pixels can be seen.
+    Pictures less than 500 pixels wide are enlarged by an integer factor of at most 4, to make their pixels visible.
 
     **Arguments:**
 
-    - `run_dir`: a local folder; `pictures/` is made as needed.
-    - `step`: 0 or more.
-    - `images`: by slash-separated name.
+    - `run_dir`: a local folder; `pictures/` is created as needed.
+    - `step`: the step, 0 or more.
+    - `images`: the pictures by slash-separated name.
 
-    Raises `ValueError` for a name that is no name of a folder, `OSError` if the disk refuses.
+    **Returns:** the paths of the files, in the order of `images`. Raises `ValueError` for a name that is not a valid
+    folder name, and `OSError` if a file cannot be written.
     """
     paths = []
     for name, image in images.items():
         folder = name.strip("/").replace("/", "-")
         if folder.strip(".") == "" or "\\" in folder or "\0" in folder:
-            raise ValueError(f"{name!r} cannot name a picture")
+            raise ValueError(f"{name!r} is not a valid name of a picture")
         path = Path(run_dir) / "pictures" / folder / f"{step:08d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         save_png(path, image)
@@ -233,12 +235,12 @@ def save_pictures(run_dir: str | os.PathLike[str], step: int, images: Pictures) 
 
 
 def results_table(rows: Iterable[Mapping[str, Any]], headlines: Collection[str] = ()) -> str:
-    """The last value of each `eval/...` number, as aligned lines for a terminal, or a line that says there is none.
+    """Returns the last value of each `eval/...` metric as aligned lines, or a line that states that there is none.
 
     **Arguments:**
 
-    - `rows`: what `read_metrics` gives.
-    - `headlines`: the numbers that come first and are marked as such (`RunDirectory.headlines`).
+    - `rows`: the rows from `read_metrics`.
+    - `headlines`: the metrics that are listed first and marked as headlines (`RunDirectory.headlines`).
     """
     last: dict[str, tuple[str, str]] = {}
     for row in rows:

@@ -1,4 +1,4 @@
-"""The style sheet of a run's page: system fonts, one accent a series, light, dark and on paper."""
+"""The style sheet of the page of a run: system fonts, one colour per series, for light and dark mode and print."""
 
 STYLE = """\
 :root {

@@ -1,4 +1,4 @@
-"""The lines a person sees while a run is under way: a bar in a terminal, plain lines in a file or a pipe."""
+"""The terminal output of a run: a progress bar in a terminal, plain lines in a file or a pipe."""
 
 import contextlib
 import io
@@ -16,20 +16,21 @@ _STDOUT = 1
 
 
 class Terminal:
-    """Says how far a run is. A context manager; nothing that happens to the terminal reaches the training.
+    """A context manager that displays the progress of a run. Failures of the terminal never interrupt training.
 
-    In a terminal there is a bar below the lines said; elsewhere a plain line at once, then at most one every `interval`
-    seconds and one for the last step. The time left is judged by the last steps, without the pauses for evaluation.
+    In a terminal, a progress bar is shown below the printed lines. Otherwise, a plain line is printed immediately, then
+    at most one every `interval` seconds and one for the last step. The remaining time is estimated from the last steps,
+    excluding pauses for evaluation.
 
     **Arguments:**
 
     - `total`: the step at which the run will end.
-    - `start`: the step it starts at, 0 .. total.
-    - `work`, `unit`: what the steps are of, and what one is called.
-    - `stream`: where to; None is stdout as it is now.
-    - `interactive`: whether it is a terminal; None finds out.
-    - `interval`: seconds between plain lines.
-    - `clock`: seconds that only grow; another clock is for tests.
+    - `start`: the first step, 0 .. total.
+    - `work`, `unit`: the names of the work and of one step of it.
+    - `stream`: the output stream; None is the current stdout.
+    - `interactive`: whether the stream is a terminal; None detects it.
+    - `interval`: the seconds between plain lines.
+    - `clock`: a monotonic clock in seconds; tests pass another one.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class Terminal:
         self._row: dict[str, float] = {}
         self._unsaid = False
         self._said_at = -math.inf
-        self._bar: Any = None  # a rich.progress.Progress, while there is one
+        self._bar: Any = None  # a rich.progress.Progress, while it is shown
         self._task: Any = None
 
     def __enter__(self) -> "Terminal":
@@ -75,13 +76,13 @@ class Terminal:
             self._line()
 
     def update(self, step: int, row: Mapping[str, SupportsFloat]) -> None:
-        """Show where the run is. Ends the phase that was announced last.
+        """Displays the progress of the run, and ends the current phase.
 
         **Arguments:**
 
-        - `step`: steps done, up to the total.
-        - `row`: numbers by name, of which `train/loss`, `throughput/images_per_s`, `throughput/mfu` and
-          `throughput/data_wait` are shown where present.
+        - `step`: the number of completed steps, up to the total.
+        - `row`: metrics by name, of which `train/loss`, `throughput/images_per_s`, `throughput/mfu` and
+          `throughput/data_wait` are shown if present.
         """
         self._pace.reach(step)
         self._phase, self._step = self._work, step
@@ -93,20 +94,20 @@ class Terminal:
             self._line()
 
     def phase(self, text: str, step: int | None = None) -> None:
-        """Say what the run does now. The clock for the time left stands still until it is `work` again.
+        """Displays the current phase of the run. The time until `work` continues does not affect the remaining time.
 
         **Arguments:**
 
-        - `text`: a few words, like `"compiling"` or `"evaluating fewshot"`; that of `work` starts the clock again, and
-          so does the next `update`, which then tells nothing of the pace.
-        - `step`: steps done, where more were than `update` has been told of.
+        - `text`: a few words, such as `"compiling"` or `"evaluating fewshot"`. The text of `work` restarts the clock,
+          and so does the next `update`, which is then not used to estimate the speed.
+        - `step`: the number of completed steps, if more than in the last `update`.
         """
         self._step = self._step if step is None else step
         if text == self._work:
             self._pace.go()
         else:
             self._pace.pause()
-        # What comes after a colon counts on: said as often as other numbers are.
+        # The text after a colon is a counter, which is printed as often as other numbers.
         changed, self._phase = text.partition(":")[0] != self._phase.partition(":")[0], text
         if self._bar is not None:
             self._draw()
@@ -115,16 +116,16 @@ class Terminal:
             self._said_at = self._said_at if changed else self._clock()
 
     def say(self, text: str) -> None:
-        """Print a line that stays.
+        """Prints a permanent line.
 
         **Arguments:**
 
-        - `text`: plain text; brackets and colours mean nothing.
+        - `text`: plain text; markup has no effect.
         """
         self._print(text)
 
     def warn(self, text: str) -> None:
-        """Print a line that stays, marked as a warning.
+        """Prints a permanent line, marked as a warning.
 
         **Arguments:**
 
@@ -149,7 +150,7 @@ class Terminal:
         self._bar.console.print(Text(text, style=style), soft_wrap=True)
 
     def _draw(self) -> None:
-        # What is shown is what there is room for, the least important dropped first: rich would cut a field in two.
+        # Drops the least important fields if space is short, as rich would truncate a field.
         counts = f"{self._step}/{self._total}"
         room = self._bar.console.width - len(self._phase) - len(counts) - 18
         fields = _fields(self._row, self._pace.left(self._total - self._step))
@@ -171,7 +172,7 @@ class _Field(NamedTuple):
 
 
 def _fields(row: Mapping[str, float], eta: float | None) -> list[_Field]:
-    """The parts of a line in the order in which they are read."""
+    """Returns the fields of a line in display order."""
     fields = []
     if "train/loss" in row:
         fields.append(_Field(0, f"loss {row['train/loss']:.4f}"))
@@ -188,11 +189,11 @@ def _fields(row: Mapping[str, float], eta: float | None) -> list[_Field]:
 
 
 def duration(seconds: float) -> str:
-    """A length of time in two units at most: `12s`, `4m12s`, `2h05m`, `3d04h`.
+    """Formats a duration with at most two units: `12s`, `4m12s`, `2h05m`, `3d04h`.
 
     **Arguments:**
 
-    - `seconds`: 0 or more, finite.
+    - `seconds`: the duration, finite and not negative.
     """
     whole = round(seconds)
     if whole < 60:
@@ -205,7 +206,7 @@ def duration(seconds: float) -> str:
 
 
 class _Pace:
-    """How long a step takes, by the last updates and without the pauses."""
+    """Estimates the time per step from the last updates, excluding pauses."""
 
     def __init__(self, step: int, clock: Callable[[], float]):
         self._clock = clock
@@ -229,24 +230,24 @@ class _Pace:
     def reach(self, step: int) -> None:
         was_paused = self._paused
         self.pause()
-        # An update that comes out of a pause cannot say how much of the time went into steps.
+        # After a pause, the share of the time that was spent on steps is unknown.
         if step > self._step and not was_paused:
             self._recent.append((step - self._step, self._spent))
         self._step, self._spent = step, 0.0
         self.go()
 
     def left(self, steps: int) -> float | None:
-        """Seconds for so many steps, or None before the first measurement."""
+        """Returns the estimated seconds for the given number of steps, or None before the first measurement."""
         if not self._recent:
             return None
         typical = statistics.median(seconds / count for count, seconds in self._recent)
-        # A stall (a checkpoint, a busy disk) is not the pace; but bursts within twice of it are averaged, not dropped.
+        # Stalls (a checkpoint, a busy disk) are dropped; smaller variations in speed are averaged.
         kept = [(count, seconds) for count, seconds in self._recent if seconds / count <= 3 * typical]
         return max(0, steps) * sum(seconds for _, seconds in kept) / sum(count for count, _ in kept)
 
 
 class _Steady(io.TextIOBase):
-    """A stream to write to whatever becomes of the real one: closed, a broken pipe, a terminal that is gone."""
+    """A stream that tolerates failures of the underlying stream: closed, a broken pipe, a lost terminal."""
 
     def __init__(self, stream: Any):
         self._stream = stream
@@ -254,7 +255,7 @@ class _Steady(io.TextIOBase):
     def write(self, text: str, /) -> int:
         if self._stream is not None:
             try:
-                encoding = self.encoding  # what it cannot say becomes a question mark
+                encoding = self.encoding  # unsupported characters become question marks
                 self._stream.write(text.encode(encoding, "replace").decode(encoding))
             except (OSError, ValueError):
                 self._give_up()
@@ -275,12 +276,12 @@ class _Steady(io.TextIOBase):
 
     @property
     def encoding(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
-        # rich chooses its characters by it
+        # rich selects its characters accordingly
         return getattr(self._stream, "encoding", None) or "utf-8"
 
     def _give_up(self) -> None:
         stream, self._stream = self._stream, None
-        # What is left in the buffer of stdout would fail once more when Python exits, and change the exit status.
+        # Flushing the buffer of stdout would fail again when Python exits, and change the exit status.
         with contextlib.suppress(OSError, ValueError):
             if stream is not None and stream.fileno() == _STDOUT:
                 null = os.open(os.devnull, os.O_WRONLY)

@@ -1,4 +1,4 @@
-"""The sections of a run's page that show its numbers: each a pure function of the run, empty where it has none."""
+"""The sections of the page of a run that show metrics: pure functions of the run, empty without metrics."""
 
 import math
 import re
@@ -31,12 +31,12 @@ class _Item(NamedTuple):
 
 
 def sections(run: RunDirectory, *, leading: bool) -> str:
-    """The charts that the evaluations of a run ask for (`umd_eqx.core.display.Section`).
+    """Returns the charts defined by the evaluations of a run (`umd_eqx.core.display.Section`).
 
     **Arguments:**
 
     - `run`: the run.
-    - `leading`: whether those that come before the curves of the training, or the others.
+    - `leading`: whether to return the sections before the training curves, or those after them.
     """
     return "".join(
         _section(run, evaluation, section)
@@ -72,7 +72,7 @@ def _section(run: RunDirectory, evaluation: str, section: Section) -> str:
 
 
 def _drawn(run: RunDirectory, evaluation: str, asked: Chart) -> tuple[str, list[Line], list[_Item], int] | None:
-    """Title, lines, legend and last step of a chart; None where there is nothing to draw."""
+    """Returns title, lines, legend and last step of a chart, or None if there is nothing to draw."""
     prefix = f"eval/{evaluation}/"
     found = {
         f"{prefix}{number}": match
@@ -90,7 +90,7 @@ def _drawn(run: RunDirectory, evaluation: str, asked: Chart) -> tuple[str, list[
 
 
 def _against_x(run: RunDirectory, found: Mapping[str, re.Match[str]]) -> tuple[int, list[Line]]:
-    """The last step at which there are such numbers, and their lines against the numbers in their names."""
+    """Returns the last step with such metrics, and their lines as functions of the numbers in their names."""
     row = next((row for row in reversed(run.rows) if any(name in row for name in found)), {"step": 0})
     points: dict[str, list[tuple[float, float]]] = {}
     for name, match in found.items():
@@ -106,7 +106,7 @@ def _against_x(run: RunDirectory, found: Mapping[str, re.Match[str]]) -> tuple[i
 def _against_steps(run: RunDirectory, evaluation: str, found: Mapping[str, re.Match[str]], asked: Chart) -> list[Line]:
     display, headlines = run.display(evaluation), run.headlines()
     chosen = display.headline_of(run.evaluations().get(evaluation, []))
-    # The headline's line comes first in each chart, so that it has one colour.
+    # The line of the headline comes first, and therefore has the same colour in each chart.
     ordered = sorted(found.items(), key=lambda item: chosen is None or item[1]["line"] != chosen[1])
     end = float(max(row["step"] for row in run.rows)) if run.rows else 0.0
     lines, levels = [], []
@@ -124,14 +124,14 @@ def _against_steps(run: RunDirectory, evaluation: str, found: Mapping[str, re.Ma
 
 
 def training(run: RunDirectory) -> str:
-    """Loss, learning rate, gradient norm, throughput, and whatever else the training wrote.
+    """Returns the charts of loss, learning rate, gradient norm, throughput and all other metrics of training.
 
     **Arguments:**
 
     - `run`: the run.
     """
     names = [name for name in run.names() if not name.startswith("eval/") and name != "throughput/wall_seconds"]
-    # Only where there is something to see: most runs skip no step.
+    # Skipped steps are shown only if there are any.
     names = [name for name in names if not name.startswith("train/skipped") or any(run.curve(name)[1])]
     losses = sorted((name for name in names if re.fullmatch("train/.*loss.*", name)), key=lambda n: n != "train/loss")
     cards = []
@@ -161,7 +161,7 @@ def training(run: RunDirectory) -> str:
 
 
 def evaluations(run: RunDirectory) -> str:
-    """A table of every number of the evaluations: the first, the last, and how it went.
+    """Returns tables of all evaluation metrics, with first value, last value and trend.
 
     **Arguments:**
 
@@ -177,7 +177,7 @@ def evaluations(run: RunDirectory) -> str:
         first = shown_value(run, name, y[0]) if len(y) > 1 else ""
         cells = (first, shown_value(run, name, y[-1]), f"{x[-1]:,.0f}", sparkline(y))
         line = f'<tr><th scope="row">{escape(rest or group)}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>\n'
-        # What a chart shows against numbers in names is folded away: it would bury the few numbers of the rest.
+        # Metrics that a chart shows as a function of numbers in their names are folded: they would bury the others.
         if (title := _folded(run, group, rest)) is not None:
             folded.setdefault(title, (group, []))[1].append(line)
         else:
@@ -186,7 +186,7 @@ def evaluations(run: RunDirectory) -> str:
     for title, (group, rows) in folded.items():
         parts.append(f"<details>\n<summary>{escape(title)}</summary>\n{_table(group, rows)}</details>\n")
     if any("[" in group for group in groups):
-        note = "In brackets: settings that the evaluation was repeated with when the run was finished."
+        note = "In brackets: the settings of evaluations that were repeated after the end of the run."
         parts.append(f'<p class="note">{note}</p>\n')
     return f"<section>\n<h2>Evaluation</h2>\n{''.join(parts)}</section>\n" if parts else ""
 
@@ -198,7 +198,7 @@ def _table(title: str, rows: Sequence[str]) -> str:
 
 
 def _folded(run: RunDirectory, evaluation: str, number: str) -> str | None:
-    """The title under which a number is folded away; None where it is not."""
+    """Returns the title under which a metric is folded, or None if it is not folded."""
     for section in run.display(evaluation).sections:
         for one in section.charts:
             if one.folded is not None and re.fullmatch(one.pattern, number):
@@ -208,7 +208,7 @@ def _folded(run: RunDirectory, evaluation: str, number: str) -> str | None:
 
 
 def shown_value(run: RunDirectory, name: str, value: float) -> str:
-    """A number of an evaluation as it is written on the page, by its name."""
+    """Formats a metric of an evaluation for the page."""
     if not math.isfinite(value):
         return "nan"
     evaluation, _, number = name.removeprefix("eval/").partition("/")
@@ -234,7 +234,7 @@ def _card(
     unit: Literal["", "percent", "share"] = "",
     may_be_log: bool = False,
 ) -> str:
-    """A chart with its title and legend; `may_be_log` where numbers of very different size are to be told apart."""
+    """Returns a chart with title and legend; with `may_be_log`, the axis is logarithmic for a large range of values."""
     values = [value for line in lines for value in line.y if math.isfinite(value)]
     log = may_be_log and min(values) > 0 and max(values) > 8 * min(values)
     svg = chart(lines, title=escape(title), name=name, size=size, x_label=x_label, unit=unit, log=log)

@@ -1,9 +1,8 @@
-"""The page of a run: one file, drawn from the run directory and what its evaluations show, that fetches nothing.
+"""The page of a run: a single self-contained HTML file, generated from the run directory.
 
-The names of the numbers are those in `sinks.py`. Facts about the run are read from the top level of
-`environment.json`, then of `config.json`, then of the `"config"` in it: `preset`, `name`, `steps` (at which the run
-ends), `parameters`, `device`, `command` (a string or a list of words). What is missing is
-left out.
+The names of the metrics are those in `sinks.py`. Facts about the run are read from the top level of `environment.json`,
+then of `config.json`, then of its `"config"`: `preset`, `name`, `steps` (the last step of the run), `parameters`,
+`device` and `command` (a string or a list of words). Missing facts are omitted.
 """
 
 import base64
@@ -24,24 +23,24 @@ from umd_eqx.report.terminal import duration
 from umd_eqx.report.webcharts import evaluations, sections, shown_value, training
 
 PICTURE_BYTES = 5_500_000
-"""All pictures of a page together, before base64 makes them 4/3 as large: the page stays under about 8 MB."""
+"""Limit on the total size of the pictures, before base64 adds a third: keeps the page below about 8 MB."""
 
 EARLIER = 6
-"""How many earlier versions of a picture a page shows at most."""
+"""The maximum number of earlier versions of a picture on the page."""
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def write_webpage(run: RunDirectory) -> Path:
-    """Write `report.html` into the run directory, from what is known of the run and its pictures; return its path.
+    """Writes `report.html` into the run directory, and returns its path.
 
-    Any part of the run may be missing or empty. The file is replaced in one piece.
+    Any part of the run may be missing or empty. The file is replaced atomically.
 
     **Arguments:**
 
-    - `run`: a run under way, or what `RunDirectory.read` gives of a finished one.
+    - `run`: an active run, or a run read by `RunDirectory.read`.
 
-    Raises `OSError` if the disk refuses.
+    Raises `OSError` if the file cannot be written.
     """
     parts = (
         _header(run),
@@ -83,7 +82,7 @@ def _facts(run: RunDirectory) -> dict[str, str]:
     step, steps = (run.rows[-1]["step"] if run.rows else None), run.count("steps")
     losses, wall = run.curve("train/loss")[1], run.last("throughput/wall_seconds")
     loss = smooth(losses, usual_window(len(losses)))[-1] if losses else math.nan
-    # The first rate has the compilation in it, and one slow moment is not the rate: hence the median.
+    # The median, because the first rate includes compilation and others may be outliers.
     rates = [rate for rate in run.curve("throughput/images_per_s")[1] if math.isfinite(rate)]
     parameters, device = run.count("parameters"), run.fact("device")
     facts: dict[str, str] = {}
@@ -116,7 +115,7 @@ class _Picture(NamedTuple):
 
 
 def _captions(run: RunDirectory) -> dict[str, str]:
-    """What is to be seen on the pictures of the evaluations, by the names of their folders."""
+    """Returns the captions of the pictures of the evaluations, by the names of their folders."""
     captions = {}
     for evaluation, display in run.displays.items():
         captions |= {f"{evaluation}-{name}": text for name, text in display.captions.items()}
@@ -124,7 +123,10 @@ def _captions(run: RunDirectory) -> dict[str, str]:
 
 
 def _pictures(run: RunDirectory) -> str:
-    """The newest of each picture at full width, earlier ones folded away; the newest have first call on the room."""
+    """Returns the newest version of each picture at full width, and earlier ones folded, as far as the limit allows.
+
+    The newest versions take precedence.
+    """
     found: dict[str, list[Path]] = {}
     captions = _captions(run)
     for path in sorted((run.path / "pictures").glob("*/*.png")):
@@ -160,7 +162,7 @@ def _step(path: Path) -> int:
 
 
 def _spread(paths: Sequence[Path], count: int) -> list[Path]:
-    """So many of them, evenly spread, with the first and the last."""
+    """Returns `count` paths, evenly spread, including the first and the last."""
     if len(paths) <= count:
         return list(paths)
     return [paths[round(index * (len(paths) - 1) / (count - 1))] for index in range(count)]
@@ -188,7 +190,7 @@ def _reproduce(run: RunDirectory) -> str:
     parts = []
     if command:
         parts.append(f"<h3>Command</h3>\n<pre>{escape(command)}</pre>\n")
-        parts.append('<p class="note">The same command, given again, resumes the run from its last checkpoint.</p>\n')
+        parts.append('<p class="note">Running the same command again resumes the run from its last checkpoint.</p>\n')
     for title, content in (("Configuration", run.config), ("Environment", run.environment)):
         if content is not None:
             text = escape(json.dumps(content, indent=2, ensure_ascii=False))
