@@ -95,7 +95,7 @@ def test_a_typo_is_told_with_the_nearest_flag(called):
         ),
         (("--out", "weights.npz"), "--out: weights.npz does not end in .safetensors"),
         (("--out", "nowhere/a.safetensors"), "--out: there is no folder nowhere"),
-        (("--train-split", "training"), "--data.train-split: 'training' is no split"),
+        (("--train-split", "training"), "--data.train-split: 'training' is not a split"),
         (("--test-split", "test[:0]"), "--data.test-split: 'test[:0]' has no images"),
     ],
 )

@@ -79,20 +79,20 @@ def test_wrong_idx_files_are_refused(tmp_path):
         with pytest.raises(BadInput, match=problem):
             read_idx(path, shape)
 
-    refused((3,), "holds no images.gz")
+    refused((3,), "does not contain images.gz")
     path.write_bytes(b"not gzip")
-    refused((3,), "is not a whole gzip file")
+    refused((3,), "is not a complete gzip file")
     images = np.zeros((3, 4, 5), np.uint8)
     write_idx(path, images)
     path.write_bytes(path.read_bytes()[:-9])
-    refused((3, 4, 5), "is not a whole gzip file")
+    refused((3, 4, 5), "is not a complete gzip file")
     write_idx(path, images)
-    refused((3,), "opens with 00 00 08 03 and not with 00 00 08 01")
-    refused((3, 5, 4), "states the sizes")
+    refused((3,), "starts with 00 00 08 03 instead of 00 00 08 01")
+    refused((3, 5, 4), "has the shape")
     write_idx(path, images, magic=bytes([0, 0, 13, 3]))  # floats
-    refused((3, 4, 5), "opens with 00 00 0d 03")
+    refused((3, 4, 5), "starts with 00 00 0d 03")
     path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()).replace(b"\r", b"\x08", 1)[:-1]))
-    refused((3, 4, 5), "has 59 values and not 60")
+    refused((3, 4, 5), "has 59 values instead of 60")
 
 
 def test_a_small_set_is_built_as_the_large_one(tmp_path, monkeypatch):
@@ -120,5 +120,5 @@ def test_the_command_ends_with_2_and_one_line(tmp_path):
     command = [sys.executable, "-m", "umd_eqx.data.build_fashion_mnist", str(tmp_path), "--out", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr.startswith("IDX_DIR: holds no train-images-idx3-ubyte.gz.")
+    assert done.stderr.startswith("IDX_DIR: does not contain train-images-idx3-ubyte.gz.")
     assert done.stderr.count("\n") == 1

@@ -49,7 +49,7 @@ def test_the_data_sets_own_folder_and_one_version_may_be_given(root):
 
 
 def test_a_folder_of_another_data_set_is_refused(root):
-    assert "Say --data.name two/a" in refused("fashion_mnist", root / "two/a/1.0.0", "--data.name")
+    assert "Use --data.name two/a" in refused("fashion_mnist", root / "two/a/1.0.0", "--data.name")
 
 
 def test_the_environment_comes_before_what_is_embedded(root, monkeypatch):
@@ -72,7 +72,7 @@ def test_missing_and_empty_folders(root, tmp_path):
     (tmp_path / "empty").mkdir()
     assert "there is no folder" in refused("some", tmp_path / "missing", "--data.dir")
     assert "it is empty" in refused("some", tmp_path / "empty", "--data.dir")
-    assert "it holds odd, old" in refused("other", root, "--data.dir").replace("empty, ", "")
+    assert "it contains odd, old" in refused("other", root, "--data.dir").replace("empty, ", "")
 
 
 def test_a_missing_config_lists_the_configs(root):

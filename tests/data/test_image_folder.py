@@ -241,7 +241,7 @@ def into_a_split(root: Path) -> None:
 REFUSED = {
     "missing": (lambda root: shutil.rmtree(root), "there is no folder"),
     "a file": (lambda root: (shutil.rmtree(root), root.write_text("")), "is not a folder"),
-    "empty": (lambda root: (shutil.rmtree(root), root.mkdir()), "holds no class folders"),
+    "empty": (lambda root: (shutil.rmtree(root), root.mkdir()), "contains no class folders"),
     "only images": (
         lambda root: (shutil.rmtree(root), put(root / "a.png", picture(0, 4, 4, 3))),
         "has images outside class folders (a.png)",
@@ -255,7 +255,7 @@ REFUSED = {
         lambda root: put(root / "ant" / "more" / "x.png", picture(0, 4, 4, 3)),
         "ant has images outside class folders (0.png)",
     ),
-    "a folder in a class of a split": (into_a_split, "ant holds a folder (more)"),
+    "a folder in a class of a split": (into_a_split, "ant contains a folder (more)"),
 }
 
 
@@ -282,7 +282,7 @@ def test_a_folder_that_may_not_be_read_is_refused_in_one_line(flat, monkeypatch)
 def test_no_folder_and_other_channels_are_refused(flat):
     with pytest.raises(BadInput, match=r"--data\.dir: no folder of images is given"):
         ImageFolder().describe("train", "train")
-    with pytest.raises(BadInput, match=r"--data\.channels: 4 cannot work"):
+    with pytest.raises(BadInput, match=r"--data\.channels: 4 is neither 1 nor 3"):
         ImageFolder(str(flat), channels=4).describe("train", "train")
 
 

@@ -238,7 +238,7 @@ def test_a_latent_whose_label_is_not_a_class_is_broken(tmp_path):
     labels = SOURCE.labels(np.arange(22))
     for index, label in enumerate(labels):
         if label == 3:
-            with pytest.raises(BrokenImage, match=rf"image {index} is broken: its label is 3, and .* 0 .. 2"):
+            with pytest.raises(BrokenImage, match=rf"image {index} is broken: its label is 3, but .* 0 .. 2"):
                 source[index]
         else:
             assert source[index]["label"] == label

@@ -92,7 +92,7 @@ def test_a_mask_ratio_that_a_term_cannot_live_with_is_named(refused, preset, fla
     error = one_line(refused(preset, flag, ratio))
     assert error.startswith(f"error: {flag}: {float(ratio)} ")
     if ratio == "0.0":
-        assert "hides no patch, but the term x0_hidden needs some" in error
+        assert "hides no patch, but the term x0_hidden requires hidden patches" in error
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_a_mask_ratio_that_a_term_cannot_live_with_is_named(refused, preset, fla
         (("umd", "--data.batch-size", "12"), "--data.batch-size", "over 8 devices. Use 16"),
         (("umd", "--data.batch-size", "0"), "--data.batch-size", "0 is too small"),
         (("umd", "--objective.no-noise-prob", "1.5"), "--objective.no-noise-prob", "outside [0, 1]"),
-        (("umd", "--objective.no-noise-prob", "0.01"), "--objective.no-noise-prob", "is no image at all"),
+        (("umd", "--objective.no-noise-prob", "0.01"), "--objective.no-noise-prob", "is less than one image"),
         (("umd", "--optim.accumulate", "3"), "--optim.accumulate", "Use one of 1, 2, 4"),
         (("umd", "--limit-steps", "0"), "--limit-steps", "0 is too small"),
         (("umd", "--limit-steps", "-3"), "--limit-steps", "-3 is too small"),
@@ -126,8 +126,8 @@ def test_a_mask_ratio_that_a_term_cannot_live_with_is_named(refused, preset, fla
         (("umd", "--data.max-broken", "-1"), "--data.max-broken", "is negative"),
         (("umd", "--data.train-split", "training"), "--data.train-split", "Splits of fashion_mnist: train, test"),
         (("umd", "--data.test-split", "train[5:5]"), "--data.test-split", "has no images"),
-        (("umd", "--data.name", "cifar10"), "--data.dir", "'cifar10' does not come with this package"),
-        (("umd-b4-in64",), "--data.dir", "'imagenet2012' does not come with this package"),
+        (("umd", "--data.name", "cifar10"), "--data.dir", "'cifar10' is not included in this package"),
+        (("umd-b4-in64",), "--data.dir", "'imagenet2012' is not included in this package"),
     ],
 )
 def test_a_value_that_cannot_work_is_named_with_the_way_out(refused, words, field, said):

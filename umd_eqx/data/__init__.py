@@ -1,1 +1,1 @@
-"""Data: TFDS without TensorFlow, image folders, transforms on numpy arrays, and a loader that resumes at any step."""
+"""Data: TFDS without TensorFlow, image folders, transforms on NumPy arrays, and a loader that resumes at any step."""

@@ -1,4 +1,4 @@
-"""Images that cannot be read: counted, and replaced in training. Too many of them end the run."""
+"""Handling of images that cannot be read: they are counted, replaced in training, and limited in number."""
 
 import numpy as np
 from jaxtyping import Int
@@ -9,15 +9,15 @@ from umd_eqx.data.source import BrokenImage, DataSource, Example
 
 
 class CountBroken:
-    """A source that counts its broken images, and raises `BrokenImage` for each as before. For evaluation.
+    """A source for evaluation that counts the broken images of another source, and raises `BrokenImage` for each.
 
-    `broken` holds the indices found to be broken so far.
+    `broken` holds the indices of the broken images found so far.
 
     **Arguments:**
 
     - `source`: any source.
-    - `max_broken`: more broken images than this, and reading raises `BadInput` naming `--data.max-broken`.
-    - `split`: what the message calls the source.
+    - `max_broken`: if more images than this are broken, reading raises `BadInput` naming `--data.max-broken`.
+    - `split`: the name of the source in messages.
     """
 
     def __init__(self, source: DataSource, max_broken: int = 100, *, split: str = "the data"):
@@ -26,32 +26,32 @@ class CountBroken:
 
     @property
     def spec(self) -> DataSpec:
-        """Facts of the data set."""
+        """Facts about the data set."""
         return self._source.spec
 
     def __len__(self) -> int:
         return len(self._source)
 
     def labels(self, indices: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
-        """The classes of some examples, as the source has them."""
+        """Returns the classes of the given examples, as the source does."""
         return self._source.labels(indices)
 
     def __getitem__(self, index: int) -> Example:
         try:
             return self._source[index]
         except BrokenImage as error:
-            self.broken.add(index)  # one operation, hence safe among threads
+            self.broken.add(index)  # a single operation, therefore thread-safe
             if len(self.broken) > self._max_broken:
                 problem = f"{len(self.broken)} broken images, more than {self._max_broken}, in {self._split}; the last"
-                raise BadInput("--data.max-broken", f"{problem}: {error}", "Mend the data, or allow more.") from error
+                raise BadInput("--data.max-broken", f"{problem}: {error}", "Repair the data, or allow more.") from error
             raise
 
 
 class SkipBroken:
-    """A source in which the next image that can be read stands in for a broken one. For training.
+    """A source for training that replaces each broken image by the next image that can be read.
 
-    Which image that is depends on nothing but the data. Broken images are counted as by `CountBroken`, which has the
-    same arguments.
+    The replacement depends only on the data. Broken images are counted as by `CountBroken`, which has the same
+    arguments.
     """
 
     def __init__(self, source: DataSource, max_broken: int = 100, *, split: str = "the data"):
@@ -59,19 +59,19 @@ class SkipBroken:
 
     @property
     def broken(self) -> set[int]:
-        """The indices found to be broken so far."""
+        """The indices of the broken images found so far."""
         return self._source.broken
 
     @property
     def spec(self) -> DataSpec:
-        """Facts of the data set."""
+        """Facts about the data set."""
         return self._source.spec
 
     def __len__(self) -> int:
         return len(self._source)
 
     def labels(self, indices: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
-        """The classes of some examples, as the source has them."""
+        """Returns the classes of the given examples, as the source does."""
         return self._source.labels(indices)
 
     def __getitem__(self, index: int) -> Example:
@@ -83,5 +83,5 @@ class SkipBroken:
                 return self._source[j]
             except BrokenImage:
                 continue
-        problem = f"all of the {size} images in {self._split} are broken"
-        raise BadInput("--data.max-broken", problem, "Mend the data.")
+        problem = f"all {size} images in {self._split} are broken"
+        raise BadInput("--data.max-broken", problem, "Repair the data.")

@@ -1,4 +1,4 @@
-"""Folders of image files in class folders, listed once and read by index."""
+"""Image files in class folders, listed once and read by index."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -15,9 +15,9 @@ from umd_eqx.data.shuffle import epoch_order
 from umd_eqx.data.source import BrokenImage, Example, decode_image, require_class
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-"""Endings of the files that are read, in lower or upper case: those of torchvision's `ImageFolder`."""
+"""File name extensions of images, in lower or upper case: those of torchvision's `ImageFolder`."""
 
-LAYOUTS = "Use DIR/SPLIT/CLASS/IMAGE, or DIR/CLASS/IMAGE for a single split that is named train."
+LAYOUTS = "Use DIR/SPLIT/CLASS/IMAGE, or DIR/CLASS/IMAGE for a single split named train."
 
 
 class ImageFiles(NamedTuple):
@@ -35,19 +35,19 @@ class _Content(NamedTuple):
 class Listing:
     """The image files of a folder, by split and class.
 
-    The layout is `root/<split>/<class>/<image>` where a folder in `root` holds folders, and `root/<class>/<image>`
-    otherwise; the latter has a single split, `train`. Names that begin with a dot and files that do not end in
-    `IMAGE_SUFFIXES` are ignored; links are followed.
+    The layout is `root/<split>/<class>/<image>` if a folder in `root` contains folders, and `root/<class>/<image>`
+    otherwise; the latter has a single split, `train`. Names that begin with a dot, and files without an extension in
+    `IMAGE_SUFFIXES`, are ignored. Links are followed.
 
-    The class folders are listed at first use, and each one once. Within a split the files are in a random order that
-    depends on their number alone, so that each part of a split holds images of all classes, as it does in TFDS data
-    sets, which are shuffled when they are prepared.
+    Each class folder is listed once, at first use. Within a split, the files are in a random order that depends only on
+    their number. Each part of a split therefore contains images of all classes, as in TFDS data sets, which are
+    shuffled when they are prepared.
 
-    - `classes`: the names of the class folders of all splits, sorted. The place of a name is the label.
-    - `splits`: names of the splits, sorted.
-    - `folders`: each class folder's path and label.
+    - `classes`: the sorted names of the class folders of all splits. The index of a name is the label.
+    - `splits`: the sorted names of the splits.
+    - `folders`: the path and label of each class folder.
 
-    **Arguments:** a folder of this machine. **Raises:** `BadInput` naming `--data.dir` if it is not such a folder.
+    **Arguments:** a local folder. **Raises:** `BadInput` naming `--data.dir` if it does not have one of these layouts.
     """
 
     def __init__(self, root: str):
@@ -61,7 +61,7 @@ class Listing:
         if top.images:
             raise BadInput("--data.dir", f"{root} has images outside class folders ({top.images[0]})", LAYOUTS)
         if not top.folders:
-            raise BadInput("--data.dir", f"{root} holds no class folders", LAYOUTS)
+            raise BadInput("--data.dir", f"{root} contains no class folders", LAYOUTS)
         below = {name: _scan(os.path.join(root, name)) for name in top.folders}
         if any(content.folders for content in below.values()):
             by_split = {name: content.folders for name, content in below.items() if content.folders}
@@ -84,7 +84,10 @@ class Listing:
         self._ranges = {s: range(e - len(by_split[s]), e) for s, e in zip(by_split, ends, strict=True)}
 
     def whole(self, split: str) -> ImageFiles:
-        """All files of a split. Raises `KeyError` for an unknown one, and `BadInput` for a class without images."""
+        """Returns all files of a split.
+
+        Raises `KeyError` for an unknown split, and `BadInput` for a class without images.
+        """
         if split not in self._read:
             lists = [self._images(folder) for folder in self._ranges[split]]
             folders = np.repeat(np.asarray(self._ranges[split], np.int32), [len(images) for images in lists])
@@ -94,9 +97,9 @@ class Listing:
         return self._read[split]
 
     def part(self, split: str, field: str) -> ImageFiles:
-        """The files of a split or of a part of one, such as `train[:99%]`, as TFDS counts them.
+        """Returns the files of a split, or of a part of one such as `train[:99%]`, in the syntax of TFDS.
 
-        Raises `BadInput` naming `field` if it is unknown or empty.
+        Raises `BadInput` naming `field` if the split is unknown or empty.
         """
         known = f"Splits of {self.name}: {', '.join(self.splits)}"
         try:
@@ -109,23 +112,23 @@ class Listing:
         some = [(self.whole(each.splitname), slice(each.from_, each.to)) for each in instructions]
         names = np.concatenate([files.names[rows] for files, rows in some])
         if not len(names):
-            raise BadInput(field, f"'{split}' has no images", f"Take a larger part. {known}.")
+            raise BadInput(field, f"'{split}' has no images", f"Use a larger part. {known}.")
         return ImageFiles(names, np.concatenate([files.folders[rows] for files, rows in some]))
 
     def _images(self, folder: int) -> list[str]:
         path, _ = self.folders[folder]
         content = self._listed.pop(folder, None) or _scan(path)
         if content.folders:
-            problem = f"the class folder {path} holds a folder ({content.folders[0]})"
+            problem = f"the class folder {path} contains a folder ({content.folders[0]})"
             raise BadInput("--data.dir", problem, LAYOUTS)
         if not content.images:
             problem = f"the class folder {path} has no images ({', '.join(IMAGE_SUFFIXES)})"
-            raise BadInput("--data.dir", problem, "Remove it, or put images into it.")
+            raise BadInput("--data.dir", problem, "Remove the folder, or add images to it.")
         return content.images
 
 
 class _Splits(Mapping[str, tfds.core.SplitInfo]):
-    """What TFDS must know of splits to count out their parts; a split is listed when it is asked for."""
+    """The split sizes from which TFDS computes parts of splits; each split is listed when it is accessed."""
 
     def __init__(self, listing: Listing):
         self._listing = listing
@@ -141,7 +144,7 @@ class _Splits(Mapping[str, tfds.core.SplitInfo]):
 
 
 def _scan(path: str) -> _Content:
-    """The folders and the image files in a folder, each sorted. An image is known by its name, without a look at it."""
+    """Returns the sorted folders and image files in a folder. Images are identified by their names alone."""
     folders, images = [], []
     try:
         with os.scandir(path) as entries:
@@ -158,13 +161,13 @@ def _scan(path: str) -> _Content:
 
 
 class FolderSource:
-    """Image files by index, decoded by Pillow when they are asked for. It can be read from many threads, and pickled.
+    """Image files by index, decoded by Pillow on access. Thread-safe and picklable.
 
     **Arguments:**
 
-    - `listing`: where the files are.
-    - `files`: which of them.
-    - `spec`: facts of the data set; images are converted to its `channels`.
+    - `listing`: the listing that contains the files.
+    - `files`: the files of this source.
+    - `spec`: facts about the data set; images are converted to its `channels`.
     """
 
     def __init__(self, listing: Listing, files: ImageFiles, spec: DataSpec):
@@ -176,7 +179,7 @@ class FolderSource:
         return len(self._labels)
 
     def labels(self, indices: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
-        """The classes of some images, by the folders that they are in. Nothing is opened."""
+        """Returns the classes of the given images, from the names of their folders. No file is opened."""
         return self._labels[indices]
 
     def __getitem__(self, index: int) -> Example:
@@ -190,6 +193,6 @@ class FolderSource:
                 image = decode_image(file.read(), self.spec.channels)
         except MemoryError:
             raise
-        except Exception as error:  # each of Pillow's decoders raises kinds of its own
+        except Exception as error:  # the decoders of Pillow raise various types
             raise BrokenImage(index, f"{path}: {one_line(error)}") from error
         return {"image": image, "label": label}

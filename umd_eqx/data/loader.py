@@ -1,7 +1,8 @@
-"""Batches as pure functions of (source, transform, seed, step), made ahead by threads.
+"""Batches as pure functions of (source, transform, seed, step), prefetched by threads.
 
 Position p of the training stream (step p // batch_size, row p % batch_size) is one example of a shuffled epoch and one
-draw of the augmentation; both depend on (seed, p) only. So resuming is starting at another step, and there is no state.
+draw of the augmentation, which depend only on (seed, p). The loader is therefore stateless: to resume is to start at
+another step.
 """
 
 import math
@@ -20,9 +21,9 @@ from umd_eqx.data.shuffle import Shuffle
 from umd_eqx.data.source import BrokenImage, DataSource
 
 RandomTransform = Callable[[UInt8[np.ndarray, "h w c"], np.random.Generator], Float32[np.ndarray, "size size c"]]
-"""From the pixels of an image and a source of randomness to what the network is fed, in [-1, 1]."""
+"""A function from the pixels of an image and a random generator to the input of the network, in [-1, 1]."""
 Transform = Callable[[UInt8[np.ndarray, "h w c"]], Float32[np.ndarray, "size size c"]]
-"""The same without randomness."""
+"""A deterministic function from the pixels of an image to the input of the network, in [-1, 1]."""
 
 
 def training_batches(
@@ -36,30 +37,30 @@ def training_batches(
     prefetch: int = 2,
     threads: int = 2,
 ) -> Generator[Batch, None, None]:
-    """The endless stream of training batches from `start_step` on.
+    """Returns the infinite stream of training batches from `start_step` on.
 
-    Each epoch goes through the images in a random order of its own (`umd_eqx.data.shuffle`), and a batch may hold the
-    end of one epoch and the beginning of the next, so that each image is seen once an epoch. Batch k of a stream begun
-    at step s is bit for bit batch s + k of one begun at 0.
+    Each epoch visits every image once, in its own random order (`umd_eqx.data.shuffle`); a batch may contain the end of
+    one epoch and the beginning of the next. Batch k of a stream started at step s is bitwise equal to batch s + k of a
+    stream started at 0.
 
     **Arguments:**
 
-    - `source`: the images; wrap it into `SkipBroken` where some may be broken.
+    - `source`: the images; wrap it in `SkipBroken` if some may be broken.
     - `transform`: called as `transform(image, rng)`.
-    - `batch_size`: images in a batch, over all processes.
-    - `seed`: of shuffling and augmentation, 0 .. 2**32 - 1.
+    - `batch_size`: the number of images in a batch, over all processes.
+    - `seed`: the seed of shuffling and augmentation, 0 .. 2**32 - 1.
     - `start_step`: the first step.
-    - `sharding`: where the arrays go (leading axis first); each process then loads the rows of its own devices only.
-        None leaves them numpy arrays.
-    - `prefetch`: batches made ahead and put on their devices, though no fewer than there are threads; 0 makes each
-        when it is asked for, without threads.
-    - `threads`: how many of these batches are in the making at once, each by a thread of its own; 1 or more.
+    - `sharding`: the sharding of the arrays (leading axis first); each process then loads only the rows of its own
+        devices. None: NumPy arrays.
+    - `prefetch`: the number of batches that are computed ahead and put on their devices, at least `threads`. With 0,
+        each batch is computed on demand, without threads.
+    - `threads`: the number of batches computed at the same time, each by its own thread; 1 or more.
 
-    **Returns:** a generator; `close()` (or letting go of it) ends its threads. `image` float32 (batch, size, size,
-    channels), `label` int32, `valid` all true.
+    **Returns:** a generator; its threads end with `close()`, or when it is garbage-collected. `image` is float32
+    (batch, size, size, channels), `label` is int32, and `valid` is all true.
 
-    **Raises:** `BadInput` naming `--batch-size` or `--seed`, or `--data.train-split` for a source without images; while
-    it runs, whatever the source raises.
+    **Raises:** `BadInput` naming `--batch-size` or `--seed`, or `--data.train-split` for a source without images;
+    during iteration, any exception of the source.
     """
     rows = np.arange(batch_size) if sharding is None else _local_rows(sharding, batch_size)
     steps = _training_steps(source, transform, batch_size, seed, rows)
@@ -69,7 +70,7 @@ def training_batches(
 
 
 def batch_at(source: DataSource, transform: RandomTransform, *, batch_size: int, seed: int, step: int) -> Batch:
-    """The batch of one step, as numpy arrays: what `training_batches` yields for it."""
+    """Returns the batch that `training_batches` yields at a step, as NumPy arrays."""
     return cast(Batch, _training_steps(source, transform, batch_size, seed, np.arange(batch_size))[step])
 
 
@@ -82,20 +83,20 @@ def evaluation_batches(
     prefetch: int = 2,
     threads: int = 2,
 ) -> Generator[Batch, None, None]:
-    """All images once, in order, as numpy arrays.
+    """Returns batches of all images once, in order, as NumPy arrays.
 
     **Arguments:**
 
     - `source`: the images.
     - `transform`: called as `transform(image)`.
-    - `batch_size`: rows of each batch.
-    - `indices`: which examples, in which order; None for all.
+    - `batch_size`: the number of rows of each batch.
+    - `indices`: the examples to use, in this order; None for all.
     - `prefetch`, `threads`: as in `training_batches`.
 
-    **Returns:** a generator of batches that all have `batch_size` rows. The rows that fill up the last one, and those
-    of images that cannot be read, hold zeros, label 0 and `valid` False.
+    **Returns:** a generator of batches that all have `batch_size` rows. Rows that pad the last batch, and rows of
+    images that cannot be read, contain zeros, label 0 and `valid` False.
 
-    **Raises:** `BadInput` naming `--batch-size`; while it runs, whatever the source raises but `BrokenImage`.
+    **Raises:** `BadInput` naming `--batch-size`; during iteration, any exception of the source except `BrokenImage`.
     """
     _check_batch_size(batch_size)
     wanted = np.arange(len(source)) if indices is None else np.asarray(indices, np.int64)
@@ -109,18 +110,18 @@ def evaluation_batches(
 
 def _check_batch_size(batch_size: int) -> None:
     if batch_size < 1:
-        raise BadInput("--batch-size", f"{batch_size} images make no batch", "Take 1 or more.")
+        raise BadInput("--batch-size", f"{batch_size} is not positive", "Use 1 or more.")
 
 
 def _training_steps(
     source: DataSource, transform: RandomTransform, batch_size: int, seed: int, rows: np.ndarray
 ) -> grain.MapDataset[Batch]:
-    """These rows of the batches of all steps, by index; a batch is computed when it is asked for."""
+    """Returns the given rows of the batch of each step, by index; batches are computed on access."""
     _check_batch_size(batch_size)
     if not 0 <= seed < 2**32:
-        raise BadInput("--seed", f"{seed} is not in 0 .. 2**32 - 1", "Take another.")
+        raise BadInput("--seed", f"{seed} is not in 0 .. 2**32 - 1", "Use another seed.")
     if len(source) == 0:
-        raise BadInput("--data.train-split", f"{source.spec.name} has no images to train on", "Take a larger part.")
+        raise BadInput("--data.train-split", f"{source.spec.name} has no images to train on", "Use a larger part.")
     shuffle = Shuffle(len(source), seed)
 
     def augment(position: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -139,18 +140,18 @@ def _training_steps(
 
 
 def _local_rows(sharding: jax.sharding.Sharding, batch_size: int) -> np.ndarray:
-    """The rows of a batch, in ascending order, that lie on the devices of this process."""
+    """Returns the rows of a batch, in ascending order, that are on the devices of this process."""
     _check_batch_size(batch_size)
     try:
         places = sharding.addressable_devices_indices_map((batch_size,)).values()
     except ValueError as error:
-        hint = "Take a multiple of the number of devices."
-        raise BadInput("--batch-size", f"{batch_size} images cannot be shared out evenly", hint) from error
+        hint = "Use a multiple of the number of devices."
+        raise BadInput("--batch-size", f"{batch_size} images cannot be divided evenly over devices", hint) from error
     return np.unique(np.concatenate([np.arange(batch_size)[place] for place in places]))
 
 
 def _on_devices(local: Batch, rows: np.ndarray, batch_size: int, sharding: jax.sharding.Sharding) -> Batch:
-    """Put this process's rows on its devices, as parts of arrays that span all processes."""
+    """Puts the rows of this process on its devices, as parts of arrays that span all processes."""
     if sharding.is_fully_addressable:
         return jax.device_put(local, sharding)
 
@@ -164,9 +165,9 @@ def _on_devices(local: Batch, rows: np.ndarray, batch_size: int, sharding: jax.s
 
 
 def _evaluation_batch(source: DataSource, transform: Transform, indices: np.ndarray, batch_size: int) -> Batch:
-    """One row for each index, then padding."""
+    """Returns a batch with one row for each index, followed by padding."""
     spec = source.spec
-    # A blank image says which shape comes out, since all of the images may be broken.
+    # The output shape comes from a blank image, because all images may be broken.
     blank = transform(np.zeros((spec.height or 64, spec.width or 64, spec.channels), np.uint8))
     image = np.zeros((batch_size, *blank.shape), blank.dtype)
     label = np.zeros(batch_size, np.int32)
@@ -181,8 +182,8 @@ def _evaluation_batch(source: DataSource, transform: Transform, indices: np.ndar
 
 
 def _stream(steps: grain.MapDataset[Batch], prefetch: int, threads: int) -> Generator[Batch, None, None]:
-    """The batches in order, made ahead; the threads end with the generator."""
-    ahead = max(prefetch, threads) if prefetch else 0  # a thread without a batch to make would be idle
+    """Returns the batches in order, prefetched; the threads end with the generator."""
+    ahead = max(prefetch, threads) if prefetch else 0  # a thread without a batch to compute would be idle
     options = grain.ReadOptions(num_threads=threads if prefetch else 0, prefetch_buffer_size=ahead)
     iterator = iter(steps.to_iter_dataset(options))
     try:

@@ -1,4 +1,4 @@
-"""Labelled images by index, read from TFDS folders without TensorFlow."""
+"""Labelled images by index, read from TFDS data sets without TensorFlow."""
 
 import io
 import os
@@ -17,18 +17,18 @@ from umd_eqx.data.description import count_images, open_builder, spec_of
 from umd_eqx.data.folders import find_dataset, one_line
 
 _BLOCK = 32
-"""Records read together into memory: large enough to be fast, small enough not to delay the first batches."""
+"""The number of records read together: large enough to be fast, small enough not to delay the first batches."""
 
 
 class Example(TypedDict):
-    """One labelled image: `image` uint8 (rows, columns, channels), to be left unchanged; `label` a class."""
+    """A labelled image: `image` is uint8 (rows, columns, channels) and must not be modified; `label` is a class."""
 
     image: UInt8[np.ndarray, "h w c"]
     label: int
 
 
 class BrokenImage(ValueError):
-    """An image that cannot be read or decoded, or whose label is not a class. `index` is its place in its source."""
+    """An image that cannot be read or decoded, or whose label is not a class. `index` is its index in the source."""
 
     def __init__(self, index: int, problem: str):
         super().__init__(index, problem)
@@ -40,28 +40,28 @@ class BrokenImage(ValueError):
 
 @runtime_checkable
 class DataSource(Protocol):
-    """Labelled images by index. `source[i]` is the same image on each call, from any thread.
+    """Labelled images by index. `source[i]` is always the same image, in any thread.
 
     `spec` describes the data set as a whole (its `num_train` and `num_test` are those of the splits `train` and
-    `test`); `len(source)` counts what is in this source.
+    `test`); `len(source)` is the number of images in this source.
     """
 
     @property
     def spec(self) -> DataSpec:
-        """Facts of the data set."""
+        """Facts about the data set."""
         ...
 
     def __len__(self) -> int: ...
 
     def labels(self, indices: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
-        """The classes of some examples, without decoding their images.
+        """Returns the classes of the given examples, without decoding their images.
 
-        -1 for an example that cannot be read, or whose label is not a class.
+        The class is -1 for an example that cannot be read, or whose label is not a class.
         """
         ...
 
     def __getitem__(self, index: int) -> Example:
-        """Example `index`, 0 <= index < len(self).
+        """Returns the example `index`, 0 <= index < len(self).
 
         Raises `BrokenImage` if its image cannot be read, or its label is not in 0 .. `spec.num_classes` - 1.
         """
@@ -69,24 +69,24 @@ class DataSource(Protocol):
 
 
 def require_class(index: int, label: int, num_classes: int) -> int:
-    """The label of an example, if it is a class, 0 .. num_classes - 1; any where there are no classes (0).
+    """Returns the label of an example if it is a class, 0 .. num_classes - 1, or if `num_classes` is 0.
 
-    A network would read another label as "no class", which is row `num_classes` of its table.
+    A network could mistake another label for "no class", which is row `num_classes` of its embedding table.
 
-    **Raises:** `BrokenImage` for any other.
+    **Raises:** `BrokenImage` for any other label.
     """
     if num_classes and not 0 <= label < num_classes:
-        raise BrokenImage(index, f"its label is {label}, and the classes are 0 .. {num_classes - 1}")
+        raise BrokenImage(index, f"its label is {label}, but the classes are 0 .. {num_classes - 1}")
     return label
 
 
 def describe(name: str, data_dir: str | None, train_split: str, test_split: str) -> DataSpec:
-    """Say what is in a data set, without opening its images.
+    """Describes a data set without opening its images.
 
     **Arguments:** `name` and `data_dir` as in `find_dataset`; two splits, or parts of them such as "train[:99%]".
 
-    **Returns:** the `DataSpec`: images in each of the two, height and width (None where they vary), channels (1 or 3;
-    1 only where the features say so) and number of classes.
+    **Returns:** the `DataSpec`: the number of images in each of the two splits, height and width (None if they vary),
+    channels (1 or 3; 1 only if declared by the features) and number of classes.
 
     **Raises:** `BadInput` naming `--data.dir`, `--data.name`, `--data.train-split` or `--data.test-split`.
     """
@@ -94,9 +94,9 @@ def describe(name: str, data_dir: str | None, train_split: str, test_split: str)
 
 
 def open_source(name: str, data_dir: str | None, split: str, *, field: str = "--data.train-split") -> "TfdsSource":
-    """Open one split, or a part of one such as "train[:99%]".
+    """Opens a split, or a part of one such as "train[:99%]".
 
-    **Arguments:** as in `find_dataset`; `field` is the flag that an unknown split is blamed on.
+    **Arguments:** as in `find_dataset`; `field` is the flag named in the error for an unknown split.
 
     **Raises:** `BadInput` naming `--data.dir`, `--data.name` or `field`.
     """
@@ -104,7 +104,7 @@ def open_source(name: str, data_dir: str | None, split: str, *, field: str = "--
 
 
 class Dataset:
-    """A data set on the disk, whose description is read once for all its splits.
+    """A data set on disk, whose metadata are read once for all splits.
 
     **Arguments:** as in `find_dataset`.
 
@@ -117,32 +117,32 @@ class Dataset:
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """The names of its splits."""
+        """The names of the splits."""
         return tuple(self._builder.info.splits)
 
     def describe(self, train_split: str, test_split: str) -> DataSpec:
-        """As the function `describe`."""
+        """See the function `describe`."""
         num_train = count_images(self._builder, train_split, "--data.train-split")
         return spec_of(
             self._builder, self._name, num_train, count_images(self._builder, test_split, "--data.test-split")
         )
 
     def open(self, split: str, *, field: str = "--data.train-split") -> "TfdsSource":
-        """As `open_source`."""
+        """See `open_source`."""
         return TfdsSource(self._folder, split, name=self._name, field=field, builder=self._builder)
 
 
 def decode_image(encoded: bytes, channels: int) -> UInt8[np.ndarray, "h w c"]:
-    """Decode a PNG, JPEG or whatever Pillow reads.
+    """Decodes an image in any format that Pillow reads, such as PNG or JPEG.
 
-    **Arguments:** the file's bytes; `channels` 1 (grey) or 3 (RGB), to which the image is converted. Transparency is
-    dropped and the EXIF orientation ignored, as TensorFlow does.
+    **Arguments:** `encoded`, the content of the file; `channels`, 1 (greyscale) or 3 (RGB), to which the image is
+    converted. Transparency is dropped and the EXIF orientation is ignored, as TensorFlow does.
 
-    **Raises:** whatever Pillow raises on broken bytes (OSError, SyntaxError, ValueError, ...).
+    **Raises:** any exception of Pillow on corrupt data (OSError, SyntaxError, ValueError, ...).
     """
     with Image.open(io.BytesIO(encoded)) as image:
         mode = "L" if channels == 1 else "RGB"
-        # Pillow warns where the transparency of single colours of a palette is dropped in one step.
+        # Pillow warns if the transparency of individual palette colours is dropped in a single conversion.
         transparent = image.mode == "P" and isinstance(image.info.get("transparency"), bytes)
         whole = image.convert("RGBA") if transparent else image
         pixels = np.asarray(whole if whole.mode == mode else whole.convert(mode))
@@ -150,20 +150,19 @@ def decode_image(encoded: bytes, channels: int) -> UInt8[np.ndarray, "h w c"]:
 
 
 class TfdsSource:
-    """One split of a TFDS data set in array_record format, images decoded by Pillow.
+    """A split of a TFDS data set in array_record format, with images decoded by Pillow.
 
-    If all images have one size and the split takes no more than `memory_limit` bytes decoded, each image is kept when
-    it is first asked for, so that later epochs decode nothing. It can be read from many threads, and pickled: the copy
-    opens the files anew.
+    If all images have the same size and the decoded split fits into `memory_limit` bytes, each image is cached on first
+    access, and later epochs decode nothing. Thread-safe and picklable: an unpickled copy reopens the files.
 
     **Arguments:**
 
-    - `folder`: one version's folder, from `find_dataset`.
+    - `folder`: the folder of one version, from `find_dataset`.
     - `split`: a split or a part of one.
-    - `name`: the name to put into `spec`; None for the folder's own.
-    - `field`: the flag that an unknown or empty split is blamed on.
-    - `memory_limit`: in bytes.
-    - `builder`: what TFDS has read of the folder already; None reads it.
+    - `name`: the name in `spec`; None uses the name recorded by TFDS.
+    - `field`: the flag named in the error for an unknown or empty split.
+    - `memory_limit`: the largest decoded size in bytes that is cached.
+    - `builder`: the TFDS builder of the folder; None opens it.
     """
 
     def __init__(
@@ -181,18 +180,18 @@ class TfdsSource:
         self._length = count_images(builder, split, field)
         whole = [builder.info.splits[s].num_examples if s in builder.info.splits else 0 for s in ("train", "test")]
         self.spec = spec_of(builder, name or builder.info.name, *whole)
-        # Every picture stays encoded: TFDS would decode by TensorFlow, and masks and the like are not asked for at all.
+        # All images stay encoded: TFDS would decode with TensorFlow, and features such as masks are not needed.
         features = builder.info.features
         pictures = [key for key in features if isinstance(features[key], tfds.features.Image)]
         decoders = {key: tfds.decode.SkipDecoding() for key in pictures}
         try:
             self._records = builder.as_data_source(split=split, decoders=decoders)
             first_label = int(self._records[0]["label"])
-        except Exception as error:  # TFDS and array_record raise many kinds; the files are at fault
+        except Exception as error:  # TFDS and array_record raise many types, all caused by the files
             problem = f"'{split}' in {folder} cannot be read ({one_line(error)})"
-            raise BadInput("--data.dir", problem, "Prepare the data set anew.") from error
-        if first_label < 0:  # TFDS writes -1 where labels are kept secret
-            raise BadInput(field, f"'{split}' has no labels", "Take a split with labels.")
+            raise BadInput("--data.dir", problem, "Prepare the data set again.") from error
+        if first_label < 0:  # TFDS writes -1 for withheld labels
+            raise BadInput(field, f"'{split}' has no labels", "Use a split with labels.")
         self._pixels, self._labels = self._make_room(memory_limit)
 
     def _make_room(self, memory_limit: int) -> tuple[np.ndarray | None, np.ndarray | None]:
@@ -222,9 +221,9 @@ class TfdsSource:
         return {"image": image, "label": int(self._labels[index])}
 
     def labels(self, indices: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
-        """The classes of some examples, without decoding their images.
+        """Returns the classes of the given examples, without decoding their images.
 
-        -1 where a record cannot be read, or its label is not in 0 .. `spec.num_classes` - 1.
+        The class is -1 if a record cannot be read, or its label is not in 0 .. `spec.num_classes` - 1.
         """
         return np.concatenate([self._labels_of(block) for block in np.split(indices, range(4096, len(indices), 4096))])
 
@@ -246,7 +245,7 @@ class TfdsSource:
     def _record(self, i: int) -> Mapping[str, Any]:
         try:
             return self._records[i]
-        except Exception as error:  # array_record and protobuf raise many kinds
+        except Exception as error:  # array_record and protobuf raise many types
             raise BrokenImage(i, one_line(error)) from error
 
     def _decode(self, i: int, record: Mapping[str, Any]) -> Example:
@@ -255,20 +254,20 @@ class TfdsSource:
             image = decode_image(record["image"], self.spec.channels)
         except MemoryError:
             raise
-        except Exception as error:  # each of Pillow's decoders raises kinds of its own
+        except Exception as error:  # the decoders of Pillow raise various types
             raise BrokenImage(i, one_line(error)) from error
         stated = (self.spec.height, self.spec.width)
         if any(size not in (None, found) for size, found in zip(stated, image.shape, strict=False)):
-            raise BrokenImage(i, f"its size is {image.shape[0]} x {image.shape[1]} and not {stated[0]} x {stated[1]}")
+            raise BrokenImage(i, f"its size is {image.shape[0]} x {image.shape[1]}, not {stated[0]} x {stated[1]}")
         return {"image": image, "label": label}
 
     def _fill(self, index: int, pixels: np.ndarray, labels: np.ndarray) -> None:
-        """Keep image `index`, and its neighbours with it: a record read alone costs 20 times one read among others."""
+        """Caches image `index` and its neighbours: a record read alone costs 20 times as much as in a block."""
         start = index - index % _BLOCK
         missing = [i for i in range(start, min(start + _BLOCK, self._length)) if labels[i] < 0]
         try:
             records = self._records.__getitems__(missing)
-        except Exception:  # one of them cannot be read: perhaps not the one that is asked for
+        except Exception:  # one of them cannot be read, but not necessarily the requested one
             missing, records = [index], [self._record(index)]
         for i, record in zip(missing, records, strict=True):
             try:
@@ -278,7 +277,7 @@ class TfdsSource:
                     raise
                 continue
             pixels[i] = example["image"]
-            labels[i] = example["label"]  # last: another thread takes it as the sign that the image is whole
+            labels[i] = example["label"]  # last: it signals to other threads that the image is complete
 
 
 def _reopen(folder: str, split: str, name: str | None, field: str, memory_limit: int) -> TfdsSource:

@@ -1,11 +1,12 @@
-"""Pure functions from the pixels of one image to what a network is fed.
+"""Pure functions from the pixels of an image to the input of a network.
 
-Pictures are uint8 (rows, columns, channels) with 1 or 3 channels; the composed transforms give float32 (size, size,
-channels) in [-1, 1]. Randomness comes in by a `numpy.random.Generator`.
+Images are uint8 (rows, columns, channels) with 1 or 3 channels; the composed transforms return float32 (size, size,
+channels) in [-1, 1]. Randomness is drawn from a `numpy.random.Generator`.
 
-Which resize belongs where is the reference's choice: without antialiasing in training and in its evaluations, with it
-for the few-shot probe. TensorFlow, which it resizes by, computes in float32 and drops the fraction on the way back to
-uint8; so do the resizes here, which agree with it to one pixel value (where rounding of float32 decides).
+The resize of each transform is that of the reference: without antialiasing in training and evaluation, with
+antialiasing for the few-shot probe. The reference resizes with TensorFlow, which computes in float32 and truncates to
+uint8. The resizes here do the same, and agree with it up to a difference of 1 in pixel values 0-255, due to float32
+rounding.
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ from PIL import Image
 
 
 class Box(NamedTuple):
-    """A rectangle of whole pixels."""
+    """A rectangle of pixels."""
 
     top: int
     left: int
@@ -29,21 +30,21 @@ class Box(NamedTuple):
 def random_crop_box(
     rng: np.random.Generator, height: int, width: int, area_min: float | int, *, attempts: int = 100
 ) -> Box:
-    """Draw the rectangle to crop, as the reference does by TensorFlow's `sample_distorted_bounding_box`.
+    """Draws a random crop, as the reference does with TensorFlow's `sample_distorted_bounding_box`.
 
-    The aspect ratio (width / height) is uniform in 0.75 .. 1.33; given it, the height is uniform among the whole
-    numbers for which the crop fits into the image and its area is in [area_min, 100] %. The place is uniform among all
-    but the last: as in TensorFlow, a crop with fewer rows than the image never reaches its last row, and one with
-    fewer columns never its last column.
+    The aspect ratio (width / height) is uniform in 0.75 .. 1.33. Given the aspect ratio, the height is uniform among
+    the integers for which the crop fits into the image and its area is in [area_min, 100] %. The position is uniform
+    among all but the last: as in TensorFlow, a crop with fewer rows than the image never includes the last row, and one
+    with fewer columns never includes the last column.
 
     **Arguments:**
 
-    - `rng`: where the randomness comes from.
-    - `height`, `width`: of the image, in pixels.
-    - `area_min`: the smallest area, in percent of the image's, 0 .. 100.
-    - `attempts`: after so many aspect ratios at which no such crop exists, it is the whole image.
+    - `rng`: the random generator.
+    - `height`, `width`: the size of the image in pixels.
+    - `area_min`: the smallest area in percent of the image, 0 .. 100.
+    - `attempts`: the number of aspect ratios to try; if none allows such a crop, the whole image is returned.
 
-    **Returns:** a `Box` inside the image.
+    **Returns:** a `Box` within the image.
     """
     smallest = area_min / 100 * height * width
     for _ in range(attempts):
@@ -57,7 +58,7 @@ def random_crop_box(
         low = min(round(math.sqrt(smallest / aspect)), high)
         rows = int(rng.integers(low, high + 1))
         columns = round(rows * aspect)
-        if rows * columns < smallest:  # by rounding; one row more may mend it
+        if rows * columns < smallest:  # due to rounding; one more row may suffice
             rows += 1
             columns = round(rows * aspect)
         if rows * columns > height * width:
@@ -74,7 +75,7 @@ def _offset(rng: np.random.Generator, room: int) -> int:
 
 def _to_pillow(image: UInt8[np.ndarray, "h w c"]) -> Image.Image:
     if image.ndim != 3 or image.shape[2] not in (1, 3) or image.dtype != np.uint8:
-        raise ValueError(f"an image is uint8 (rows, columns, 1 or 3 channels), not {image.dtype} {image.shape}")
+        raise ValueError(f"an image must be uint8 (rows, columns, 1 or 3 channels), not {image.dtype} {image.shape}")
     return Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
 
 
@@ -84,9 +85,9 @@ def _from_pillow(picture: Image.Image) -> UInt8[np.ndarray, "h w c"]:
 
 
 def _bilinear(image: UInt8[np.ndarray, "h w c"], height: int, width: int, antialias: bool) -> UInt8[np.ndarray, "..."]:
-    """Bilinear with half-pixel centres and continued edges, and the fraction dropped.
+    """Resizes bilinearly with half-pixel centres and replicated edges, and truncates to integers.
 
-    With antialiasing the kernel is a triangle as wide as a pixel of the smaller image, at the edges normalised anew.
+    With antialiasing, the kernel is a triangle as wide as a pixel of the smaller image, renormalised at the edges.
     """
     picture = _to_pillow(image)
     if not antialias:
@@ -94,15 +95,15 @@ def _bilinear(image: UInt8[np.ndarray, "h w c"], height: int, width: int, antial
         return _from_pillow(
             picture.transform((width, height), Image.Transform.EXTENT, box, resample=Image.Resampling.BILINEAR)
         )
-    # In float32: Pillow's `resize` of 8-bit channels rounds to the nearest, twice.
+    # In float32, because Pillow's `resize` of 8-bit channels rounds to the nearest integer, twice.
     bands = [band.convert("F").resize((width, height), Image.Resampling.BILINEAR) for band in picture.split()]
     return np.stack([np.asarray(band) for band in bands], axis=-1).astype(np.uint8)
 
 
 def crop_resize(image: UInt8[np.ndarray, "h w c"], box: Box, size: int) -> UInt8[np.ndarray, "size size c"]:
-    """Cut `box` out and resize it to size x size, bilinear without antialiasing, as the reference trains.
+    """Crops `box` and resizes it to size x size, bilinear without antialiasing, as the reference does in training.
 
-    A box that has this size already is cut out as it is.
+    A box of this size is cropped without resizing.
     """
     top, left, height, width = box
     cut = image[top : top + height, left : left + width]
@@ -112,9 +113,9 @@ def crop_resize(image: UInt8[np.ndarray, "h w c"], box: Box, size: int) -> UInt8
 def resize_smaller_side(
     image: UInt8[np.ndarray, "h w c"], size: int, antialias: bool
 ) -> UInt8[np.ndarray, "new_h new_w c"]:
-    """Resize bilinearly so that the smaller side has `size` pixels and the other its proportion.
+    """Resizes bilinearly to `size` pixels for the smaller side, keeping the aspect ratio.
 
-    The proportion is rounded as the reference does: computed in float32, halves to the even number.
+    The larger side is rounded as in the reference: computed in float32, and rounded half to even.
     """
     sides = np.array(image.shape[:2], np.float32)
     height, width = np.rint(sides * (np.float32(size) / sides.min())).astype(int).tolist()
@@ -122,24 +123,24 @@ def resize_smaller_side(
 
 
 def center_crop(image: UInt8[np.ndarray, "h w c"], size: int) -> UInt8[np.ndarray, "size size c"]:
-    """Cut the middle size x size out; where that is not even, one pixel more is left at the bottom or right.
+    """Crops the central size x size pixels; an odd margin leaves the extra pixel at the bottom or right.
 
-    **Raises:** `ValueError` if the image is smaller.
+    **Raises:** `ValueError` if the image is smaller than that.
     """
     height, width = image.shape[:2]
     if min(height, width) < size:
-        raise ValueError(f"cannot cut {size} x {size} out of {height} x {width}")
+        raise ValueError(f"cannot crop {size} x {size} from {height} x {width}")
     top, left = (height - size) // 2, (width - size) // 2
     return image[top : top + size, left : left + size]
 
 
 def _middle(image: UInt8[np.ndarray, "h w c"], size: int) -> UInt8[np.ndarray, "size size c"]:
-    """The one geometry of images that are not cropped at random: the aspect ratio is kept, and the middle cut out."""
+    """Applies the geometry of all images that are not cropped at random: keeps the aspect ratio, crops the centre."""
     return center_crop(resize_smaller_side(image, size, antialias=False), size)
 
 
 def to_unit_range(image: UInt8[np.ndarray, "..."]) -> Float32[np.ndarray, "..."]:
-    """Map 0 .. 255 to -1 .. 1 linearly."""
+    """Maps 0 .. 255 linearly to -1 .. 1."""
     unit = image.astype(np.float32)
     unit /= 127.5
     unit -= 1
@@ -148,15 +149,15 @@ def to_unit_range(image: UInt8[np.ndarray, "..."]) -> Float32[np.ndarray, "..."]
 
 @dataclasses.dataclass(frozen=True)
 class TrainTransform:
-    """Random crop, resized to size x size, and flip left to right: the reference's augmentation.
+    """The augmentation of the reference: a random crop, resized to size x size, and a horizontal flip.
 
     **Arguments:**
 
-    - `size`: height and width of what comes out.
-    - `area_min`: smallest area of the crop in percent; the reference takes 80 in pre-training, 95 in fine-tuning. At
-        100 there is no random crop: an image has the geometry of `EvalTransform`, which keeps its aspect ratio, and
-        one of the right size stays as it is.
-    - `flip`: whether one image in two is mirrored.
+    - `size`: height and width of the output.
+    - `area_min`: smallest area of the crop in percent; the reference uses 80 in pre-training and 95 in fine-tuning. 100
+        disables the random crop: images have the geometry of `EvalTransform`, which keeps the aspect ratio and leaves
+        images of the right size unchanged.
+    - `flip`: whether images are flipped with probability 1/2.
     """
 
     size: int
@@ -166,7 +167,7 @@ class TrainTransform:
     def __call__(
         self, image: UInt8[np.ndarray, "h w c"], rng: np.random.Generator
     ) -> Float32[np.ndarray, "size size c"]:
-        """The augmented image, in [-1, 1]."""
+        """Returns the augmented image, in [-1, 1]."""
         if self.area_min >= 100:
             image = _middle(image, self.size)
         else:
@@ -179,44 +180,45 @@ class TrainTransform:
 
 @dataclasses.dataclass(frozen=True)
 class EvalTransform:
-    """Smaller side to `size`, bilinear without antialiasing, and the middle size x size: the reference's evaluation.
+    """The evaluation transform of the reference: smaller side to `size`, without antialiasing, and a centre crop.
 
-    Images of training are resized in the same way, and so is everything that is measured on images like them: errors of
-    denoising and reconstruction, a tokenizer's quality and the statistics of its latents, a classifier's accuracy. Real
-    images that samples are compared with have the resize of their protocol (`umd_eqx.eval.protocol`).
+    The resize is bilinear, as in training. The transform is used for all metrics on images like those of training:
+    denoising and reconstruction errors, the quality of a tokenizer and the statistics of its latents, and the accuracy
+    of a classifier. The real images that samples are compared with are resized as their protocol defines
+    (`umd_eqx.eval.protocol`).
     """
 
     size: int
 
     def __call__(self, image: UInt8[np.ndarray, "h w c"]) -> Float32[np.ndarray, "size size c"]:
-        """The image, in [-1, 1]."""
+        """Returns the image, in [-1, 1]."""
         return to_unit_range(_middle(image, self.size))
 
 
 @dataclasses.dataclass(frozen=True)
 class SquashTransform:
-    """The whole image, squashed to `size` x `size` without antialiasing: the reference's images for FID."""
+    """The transform of the reference for FID: the whole image, resized to `size` x `size` without antialiasing."""
 
     size: int
 
     def __call__(self, image: UInt8[np.ndarray, "h w c"]) -> Float32[np.ndarray, "size size c"]:
-        """The image, in [-1, 1]."""
+        """Returns the image, in [-1, 1]."""
         return to_unit_range(crop_resize(image, Box(0, 0, *image.shape[:2]), self.size))
 
 
 @dataclasses.dataclass(frozen=True)
 class ADMTransform:
-    """The real images of the field's FID: how ADM (Dhariwal and Nichol 2021) prepares its data, and many after it.
+    """The usual transform of real images for FID: that of ADM (Dhariwal and Nichol 2021) and of many later papers.
 
-    Both sides are halved by averages (Pillow's BOX) as long as the smaller one has 2 `size` pixels or more; then the
-    smaller one becomes `size`, bicubic with antialiasing, and the middle size x size is cut out. Each step rounds to
-    the nearest pixel value.
+    Both sides are halved by averaging (Pillow's BOX) as long as the smaller one has at least 2 `size` pixels. Then the
+    smaller side is resized to `size`, bicubic with antialiasing, and the central size x size pixels are cropped. Each
+    step rounds to the nearest pixel value 0-255.
     """
 
     size: int
 
     def __call__(self, image: UInt8[np.ndarray, "h w c"]) -> Float32[np.ndarray, "size size c"]:
-        """The image, in [-1, 1]."""
+        """Returns the image, in [-1, 1]."""
         picture = _to_pillow(image)
         while min(picture.size) >= 2 * self.size:
             picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
@@ -228,12 +230,14 @@ class ADMTransform:
 
 @dataclasses.dataclass(frozen=True)
 class FewShotTransform:
-    """Smaller side to int(size * 256/246), antialiased, and the middle of it: the reference's few-shot evaluation.
+    """The transform of the reference for few-shot evaluation: antialiased resize, then a centre crop.
+
+    The smaller side is resized to int(size * 256/246).
 
     **Arguments:**
 
-    - `size`: height and width of what comes out.
-    - `native`: whether all images of the data set are size x size. They are left as they are then, where the reference
+    - `size`: height and width of the output.
+    - `native`: whether all images of the data set are size x size. They are then not resized, whereas the reference
         would enlarge them.
     """
 
@@ -241,7 +245,7 @@ class FewShotTransform:
     native: bool = False
 
     def __call__(self, image: UInt8[np.ndarray, "h w c"]) -> Float32[np.ndarray, "size size c"]:
-        """The image, in [-1, 1]. **Raises:** `ValueError` for an image of another size where `native`."""
+        """Returns the image, in [-1, 1]. Raises `ValueError` for an image of another size if `native`."""
         if self.native:
             if image.shape[:2] != (self.size, self.size):
                 raise ValueError(f"an image is {image.shape[0]} x {image.shape[1]}, not {self.size} x {self.size}")
