@@ -127,8 +127,8 @@ class MaskedDenoising(AbstractObjective):
             raise BadInput(f"{field}.label-dropout", f"{self.label_dropout} is outside [0, 1]", "Give a probability")
         regions = {term.region for term in self.terms}
         if num_patches == 1 and ("hidden" in regions or self.mask_ratio > 0):
-            hint = "Use an objective that hides none, a network with a smaller patch, or a larger --data.size"
-            raise BadInput(flag, "an image is one patch to the network, and none can be hidden", hint)
+            hint = "Use an objective without masking, a network with a smaller patch, or a larger --data.size"
+            raise BadInput(flag, "an image is a single patch for this network, which cannot be hidden", hint)
         kept = num_kept(num_patches, self.mask_ratio)
         if kept == 0:
             hint = f"Use at most {ratios(num_patches)[1]:g}, which leaves one visible"
