@@ -233,7 +233,7 @@ def test_a_configuration_is_told_what_its_tokenizer_makes(saved):
         ),
         ({"data": {"size": 30}}, "--data.size: 30 is not a multiple of the tokenizer's downsampling factor, 4"),
         ({"latent": None}, "--tokenizer: fashion-kl has not been resolved"),
-        ({"model": {"variant": "mu/2"}}, "--model.variant: a patch of 2 does not divide an image of 7 x 7"),
+        ({"model": {"variant": "mu/2"}}, "--model.variant: a patch size of 2 does not divide an image of 7 x 7"),
     ],
 )
 def test_configurations_that_cannot_work(change, message):
