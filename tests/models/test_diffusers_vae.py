@@ -204,7 +204,7 @@ def test_configurations_that_are_none(folder, content):
 
 def test_files_that_are_missing_or_hostile(folder):
     (folder / WEIGHTS).write_bytes(pickle.dumps({"quant_conv.bias": np.zeros(4)}))
-    refused(folder, "is no safetensors file that can be read .*nothing in this one was executed")
+    refused(folder, "is not a readable safetensors file .*nothing in this file was executed")
     (folder / WEIGHTS).unlink()
     refused(folder, "there is no file")
     (folder / CONFIG).unlink()
