@@ -171,7 +171,7 @@ def refused(folder: Path, message: str) -> None:
     ("options", "message"),
     [
         ({"_class_name": "VQModel"}, "describes a 'VQModel', not an AutoencoderKL"),
-        ({"_class_name": "V" * 1000}, "describes a 'V{80}' and not"),
+        ({"_class_name": "V" * 1000}, "describes a 'V{80}', not"),
         ({"act_fn": "gelu"}, "has act_fn = gelu, and only silu is supported"),
         ({"act_fn": "a\nb\x1b[31m"}, "has act_fn = a b .31m, and"),
         ({"latents_mean": [1.0, 2.0]}, "has latents_mean = .1.0, 2.0., and only None is supported"),
