@@ -115,7 +115,7 @@ def test_a_folder_that_an_older_version_began(tmp_path):
     older = json.loads(path.read_text())
     del older["format"]  # as it was written before there was one
     path.write_text(json.dumps(older))
-    with pytest.raises(BadInput, match="older version of this program, which cut images in another way") as refusal:
+    with pytest.raises(BadInput, match="older version of this program, which cropped images differently") as refusal:
         begin(tmp_path / "folder", settings())
     assert refusal.value.field == "--out"
 
@@ -126,12 +126,12 @@ def test_each_of_the_settings_has_its_flag():
 
 def test_a_folder_that_holds_something_else(tmp_path):
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(BadInput, match=r"holds 'thesis.tex' and no latents"):
+    with pytest.raises(BadInput, match=r"holds 'thesis.tex' but no latents"):
         begin(tmp_path, settings())
 
 
 def test_a_disk_that_is_too_small(tmp_path):
-    with pytest.raises(BadInput, match=r"MB free, and what is missing needs up to .* MB. Free some"):
+    with pytest.raises(BadInput, match=r"MB free, but the missing latents need up to .* MB. Free some space"):
         begin(tmp_path / "folder", settings(views=10**13))
     assert not (tmp_path / "folder" / "settings.json").exists()  # other settings may be tried
 

@@ -159,7 +159,7 @@ def test_a_source_that_changed_is_refused(source, tmp_path, capsys):
             ("--from", "{source}", "--model.block.rotary"),  # no array of another shape, and yet another network
             "--model.block.rotary is False there and True here",
         ),
-        (("--from", "{source}", "--data.size", "27"), "--model.variant: a patch of 7 does not divide"),
+        (("--from", "{source}", "--data.size", "27"), "--model.variant: a patch size of 7 does not divide"),
     ],
 )
 def test_what_cannot_be_fine_tuned_is_told_in_one_line(source, tmp_path, monkeypatch, capsys, words, said):

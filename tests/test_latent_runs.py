@@ -121,9 +121,9 @@ def test_stored_latents_are_trained_on_by_the_same_data_path(tokenizer, tmp_path
     assert called(capsys, encode_latents, *words)[0] == 0
     config = small(tokenizer, data__latents="latents", data__train_split="train", eval={})
     # Latents of another part of the data, or of another kind, are refused before anything is written.
-    with pytest.raises(BadInput, match="made with other images"):
+    with pytest.raises(BadInput, match="encoded with other images"):
         run(dataclasses.replace(config, data=dataclasses.replace(config.data, train_split="train[:64]")), run_dir="a")
-    with pytest.raises(BadInput, match="made with another augmentation"):
+    with pytest.raises(BadInput, match="encoded with another augmentation"):
         run(dataclasses.replace(config, data=dataclasses.replace(config.data, flip=True)), run_dir="a")
     assert not (tmp_path / "a").exists()
     run(config, run_dir="run", preset="latent-umd", limit_steps=3)

@@ -114,7 +114,7 @@ def test_a_file_that_lies_is_refused(tmp_path, data):
 def test_a_pickle_is_refused_and_not_executed(tmp_path, protocol):
     trap, path = tmp_path / "executed", tmp_path / "file.safetensors"
     path.write_bytes(pickle.dumps(Trap(str(trap)), protocol))
-    assert "nothing in this one was executed" in refusal(path)
+    assert "nothing in this file was executed" in refusal(path)
     assert not trap.exists()
     pickle.loads(path.read_bytes())
     assert trap.exists()  # it would have been seen
@@ -132,9 +132,9 @@ def test_a_pickle_among_the_arrays_is_bytes(tmp_path):
 def test_what_is_no_file(tmp_path):
     assert "there is no file" in refusal(tmp_path / "gone")
     assert "there is no file" in refusal(tmp_path / "gone" / "deeper")
-    assert "is no file" in refusal(tmp_path)
+    assert "is not a regular file" in refusal(tmp_path)
     os.mkfifo(tmp_path / "pipe")
-    assert "is no file" in refusal(tmp_path / "pipe")  # and is not waited for
+    assert "is not a regular file" in refusal(tmp_path / "pipe")  # and is not waited for
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")

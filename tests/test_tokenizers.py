@@ -233,7 +233,7 @@ def test_a_configuration_is_told_what_its_tokenizer_makes(saved):
         ),
         ({"data": {"size": 30}}, "--data.size: 30 is not a multiple of the tokenizer's downsampling factor, 4"),
         ({"latent": None}, "--tokenizer: fashion-kl has not been resolved"),
-        ({"model": {"variant": "mu/2"}}, "--model.variant: a patch of 2 does not divide an image of 7 x 7"),
+        ({"model": {"variant": "mu/2"}}, "--model.variant: a patch size of 2 does not divide an image of 7 x 7"),
     ],
 )
 def test_configurations_that_cannot_work(change, message):
@@ -371,7 +371,7 @@ def test_what_is_no_tokenizer_at_all(saved, tmp_path):
     with pytest.raises(BadInput, match="holds a run without a finished tokenizer"):
         load_tokenizer(str(tmp_path))
     (tmp_path / "evil.safetensors").write_bytes(pickle.dumps([1]))
-    with pytest.raises(BadInput, match="is no safetensors file that can be read"):
+    with pytest.raises(BadInput, match="is not a readable safetensors file"):
         load_tokenizer(str(tmp_path / "evil.safetensors"))
     shutil.copy(saved / "tokenizer.safetensors", tmp_path / "alone.safetensors")
     with pytest.raises(BadInput, match=r"has no card beside it. Put alone.json"):

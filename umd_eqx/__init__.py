@@ -1,7 +1,7 @@
 """Masked and diffusion auto-encoders, in JAX and Equinox.
 
-Set `UMD_EQX_TYPECHECK=1` before the import to check every shape and dtype of every call with jaxtyping and beartype
-(the tests do; it costs tracing time and nothing in a compiled step).
+Set `UMD_EQX_TYPECHECK=1` before the import to check the shapes and dtypes of every call with jaxtyping and beartype, as
+the tests do. The checks take time during tracing only, not in a compiled step.
 """
 
 import os

@@ -47,7 +47,7 @@ def test_it_leaves_latents_and_figures_and_says_so_when_it_is_called_again(calle
     code, _, error = called(encode_latents, *QUICK, *views, "--seed", "1")
     problem = "latents was begun with seed 0, and now it is 1"
     assert code == 2
-    assert error == f"error: --seed: {problem}. Ask for the old value to go on with it, or for another --out\n"
+    assert error == f"error: --seed: {problem}. Use the old value to resume, or another --out\n"
 
 
 def test_views_that_are_all_alike_are_told_of(called):

@@ -171,13 +171,13 @@ def test_latents_that_are_what_a_run_asks_for(latents):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"digest": "4567"}, r"made with another tokenizer \(0123, and now 4567\). Give --tokenizer the one"),
-        ({"scale": 2.0}, r"made with another scale of the tokenizer \(1.5, and now 2.0\)"),
-        ({"shift": 0.0}, r"made with another shift of the tokenizer"),
-        ({"size": 16}, r"made with images of another size .*Ask for --data.size 8"),
-        ({"area_min": 80.0}, r"made with another augmentation \(50.0, and now 80.0\). Ask for --data.area-min 50"),
-        ({"flip": False}, r"made with another augmentation .*Ask for --data.flip"),
-        ({"source_hash": source_hash(noise(22, seed=1))}, r"made with other images"),
+        ({"digest": "4567"}, r"encoded with another tokenizer \(0123, now 4567\). Set --tokenizer to the one"),
+        ({"scale": 2.0}, r"encoded with another scale of the tokenizer \(1.5, now 2.0\)"),
+        ({"shift": 0.0}, r"encoded with another shift of the tokenizer"),
+        ({"size": 16}, r"encoded with another image size .*Use --data.size 8"),
+        ({"area_min": 80.0}, r"encoded with another augmentation \(50.0, now 80.0\). Use --data.area-min 50"),
+        ({"flip": False}, r"encoded with another augmentation .*Use --data.flip"),
+        ({"source_hash": source_hash(noise(22, seed=1))}, r"encoded with other images"),
     ],
 )
 def test_latents_that_are_not(latents, changed, message):
@@ -196,12 +196,12 @@ def test_data_are_told_from_other_data_wherever_they_lie():
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "holds no complete set of latents"),
+        (None, "does not hold a complete set of latents"),
         ("{", "cannot be read"),
         ("[]", "cannot be read"),
         ('{"format": 99}', "was written by a newer version"),
         ('{"format": 2, "settings": {"name": "x"}}', "cannot be read"),
-        ('{"format": 1, "settings": {"name": "x"}}', "older version of this program, which cut images in another way"),
+        ('{"format": 1, "settings": {"name": "x"}}', "older version of this program, which cropped images differently"),
     ],
 )
 def test_manifests_that_are_none(tmp_path, content, message):

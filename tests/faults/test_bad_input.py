@@ -100,8 +100,8 @@ def test_a_mask_ratio_that_a_term_cannot_live_with_is_named(refused, preset, fla
     [
         (("umd", "--model.variant", "giant/4"), "--model.variant", "NAME one of mu, nano, Ti, S, B, L, H, XL"),
         (("umd", "--model.variant", "B"), "--model.variant", "'B' is not a variant"),
-        (("umd", "--model.variant", "mu/5"), "--model.variant", "Choose a patch among 1, 2, 4, 7, 14, 28"),
-        (("umd", "--data.size", "30"), "--model.variant", "a patch of 4 does not divide an image of 30 x 30"),
+        (("umd", "--model.variant", "mu/5"), "--model.variant", "Choose a patch size from 1, 2, 4, 7, 14, 28"),
+        (("umd", "--data.size", "30"), "--model.variant", "a patch size of 4 does not divide an image of 30 x 30"),
         (("umd", "--model.class-tokens", "0"), "--model.class-tokens", "0 is too few"),
         (("umd", "--data.batch-size", "12"), "--data.batch-size", "over 8 devices. Use 16"),
         (("umd", "--data.batch-size", "0"), "--data.batch-size", "0 is too small"),

@@ -80,7 +80,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_from_its_last_checkpoint(
     out, error = capsys.readouterr()
     assert error == (
         f"error: --run-dir: the disk of {run_dir} is full. Free some space and run the same command again: "
-        "it goes on from the last checkpoint that was saved\n"
+        "it resumes from the last saved checkpoint\n"
     )
     assert "Traceback" not in out
     assert_equal_bit_for_bit(arrays(run_dir, CONFIG), arrays(begun / "run", CONFIG))

@@ -239,7 +239,7 @@ def test_a_wrong_shape_or_type_is_caught_where_it_enters(model, wrong):
 def test_a_time_for_each_patch_and_one_for_the_image_do_not_go_together(model):
     rng = np.random.default_rng(1)
     groups = [group(model, rng, 1, None, times) for times in ((), (16,))]
-    with pytest.raises(ValueError, match="a time for each patch and groups with one for an image"):
+    with pytest.raises(ValueError, match="one time per patch and groups with one time per image"):
         model.forward_groups(groups)
 
 

@@ -89,5 +89,5 @@ def test_of_an_image_with_colours_it_sees_the_luma(classifier):
     np.testing.assert_allclose(classifier(coloured).logits, classifier(grey).logits, atol=1e-3)
     green = jnp.concatenate([jnp.zeros_like(grey), grey, jnp.zeros_like(grey)], axis=2)
     np.testing.assert_allclose(classifier(green).logits, classifier(0.587 * grey).logits, atol=1e-3)
-    with pytest.raises(ValueError, match="2 channels for a classifier of grey"):
+    with pytest.raises(ValueError, match="images have 2 channels, but the classifier supports 1 or 3"):
         classifier(coloured[..., :2])

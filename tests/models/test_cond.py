@@ -89,7 +89,7 @@ def test_an_average_velocity_depends_on_both_ends_of_its_interval(random_model):
 
 
 def test_a_network_of_average_velocities_is_not_told_a_single_time(random_model):
-    with pytest.raises(TypeError, match="is told an IntervalCond and not a Cond"):
+    with pytest.raises(TypeError, match="needs an IntervalCond, not a Cond"):
         random_model(16, prediction="u")(IMAGE, Cond(TIME, LABEL))
 
 

@@ -80,10 +80,10 @@ def rewritten(path, change) -> None:
     ("change", "said"),
     [
         (lambda tensors: tensors.pop("head.bias"), "lacks head.bias"),
-        (lambda tensors: tensors.update(more=np.zeros(1, np.float32)), "has more, for which its network has no place"),
+        (lambda tensors: tensors.update(more=np.zeros(1, np.float32)), "has an unexpected array more"),
         (
             lambda tensors: tensors.update({"head.bias": np.zeros(11, np.float32)}),
-            r"has head.bias of shape \(11,\) and not \(10,\)",
+            r"has head.bias of shape \(11,\) instead of \(10,\)",
         ),
         (lambda tensors: tensors.update({"head.bias": np.zeros(10, np.float64)}), "has head.bias as float64"),
         (lambda tensors: tensors["head.bias"].fill(np.nan), "not finite"),
@@ -119,5 +119,5 @@ class Dangerous:
 
 def test_a_pickle_is_not_executed(copy):
     copy.write_bytes(pickle.dumps(Dangerous()))
-    with pytest.raises(BadInput, match=r"--mine: .* is no safetensors file"):
+    with pytest.raises(BadInput, match=r"--mine: .* is not a readable safetensors file"):
         load_fashion_classifier(copy, "--mine")

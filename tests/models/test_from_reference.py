@@ -170,13 +170,13 @@ MISSING = [
 def test_a_missing_parameter_is_named(params, name):
     rest = {other: value for other, value in params.items() if other != name}
     assert len(rest) == len(params) - 1
-    with pytest.raises(BadInput, match="is not among the parameters") as refusal:
+    with pytest.raises(BadInput, match="the parameter is missing") as refusal:
         from_reference(rest)
     assert refusal.value.field == name
 
 
 def test_an_array_of_another_rank_is_named(params):
-    with pytest.raises(BadInput, match=r"embedding/bias: has shape \(1, 24\)") as refusal:
+    with pytest.raises(BadInput, match=r"embedding/bias: the parameter has shape \(1, 24\)") as refusal:
         from_reference(params | {"embedding/bias": params["embedding/bias"][None]})
     assert refusal.value.field == "embedding/bias"
 
@@ -194,5 +194,5 @@ def test_an_array_of_another_length_is_named(params):
 
 
 def test_patches_that_are_no_square_are_refused(params):
-    with pytest.raises(BadInput, match="pos_embedding: 8 patches are not a square"):
+    with pytest.raises(BadInput, match="pos_embedding: 8 patches do not form a square grid"):
         from_reference(params | {"pos_embedding": params["pos_embedding"][:, :8]})

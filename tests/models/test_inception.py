@@ -172,7 +172,7 @@ def test_what_does_not_fit_is_named(tmp_path, tensors, complaint):
 def test_other_weights_are_not_taken_for_the_published_ones(zeros, tmp_path, texts):
     path = tmp_path / "weights.safetensors"
     write_tensors(path, zeros, texts)
-    with pytest.raises(BadInput, match="not made of the published weights"):
+    with pytest.raises(BadInput, match="not converted from the published weights"):
         load_inception(path)
 
 
@@ -246,7 +246,7 @@ def test_conversion_turns_the_axes(state):
         ({"Mixed_6e.branch7x7_2.bn.running_var": None}, "Mixed_6e.branch7x7_2.bn.running_var is missing"),
         ({"fc.weight": np.zeros((1000, 2048))}, r"fc.weight has shape \(1000, 2048\)"),
         ({"fc.bias": np.zeros((1, 1008))}, r"fc.bias has shape \(1, 1008\)"),
-        ({"AuxLogits.fc.bias": np.zeros(3)}, "'AuxLogits.fc.bias' has no place"),
+        ({"AuxLogits.fc.bias": np.zeros(3)}, "'AuxLogits.fc.bias' is not part of the network"),
     ],
 )
 def test_a_state_of_another_network_is_named(state, changed, complaint):
@@ -261,7 +261,7 @@ SMALL = Published("https://localhost/file.pth", hashlib.sha256(DATA).hexdigest()
 
 def test_only_the_published_bytes_are_read(tmp_path):
     path = tmp_path / "file.pth"
-    for data, complaint in ((b"other size", "10 bytes, not 7"), (b"WEIGHTS", "another SHA-256")):
+    for data, complaint in ((b"other size", "10 bytes, not 7"), (b"WEIGHTS", "is not that of the published file")):
         path.write_bytes(data)
         with pytest.raises(BadInput, match=complaint):
             read_published(path, SMALL)
@@ -291,7 +291,7 @@ def test_without_a_network_the_address_is_named(tmp_path, monkeypatch):
         raise urllib.error.URLError("no\nroute")
 
     monkeypatch.setattr(urllib.request, "urlopen", refuse)
-    with pytest.raises(BadInput, match=r"cannot be fetched \(no route\)") as refusal:
+    with pytest.raises(BadInput, match=r"cannot be downloaded \(no route\)") as refusal:
         fetch_published(tmp_path / "file.pth", SMALL)
     assert SMALL.url in str(refusal.value)
     assert list(tmp_path.iterdir()) == []

@@ -151,7 +151,8 @@ def test_a_name_that_is_no_variant_is_refused(variant):
 
 
 def test_a_patch_that_does_not_divide_the_image_is_refused_with_those_that_do():
-    with pytest.raises(BadInput, match=r"a patch of 5 does not divide an image of 12 x 12 pixels.*1, 2, 3, 4, 6, 12"):
+    expected = r"a patch size of 5 does not divide an image of 12 x 12 pixels.*1, 2, 3, 4, 6, 12"
+    with pytest.raises(BadInput, match=expected):
         ModelConfig("mu/5").build(12, 3, 5, key=jax.random.key(0))
 
 

@@ -69,7 +69,7 @@ def test_attention_is_its_formula():
 
 def test_sides_that_cannot_be_halved_are_refused():
     tokenizer = AutoencoderKL.init(MU, key=jax.random.key(0))
-    with pytest.raises(ValueError, match="an image of 7 x 8 is no whole number of 2 x 2"):
+    with pytest.raises(ValueError, match="an image of 7 x 8 are not divisible by 2"):
         tokenizer.encode(jnp.zeros((7, 8, 3)))
 
 
@@ -97,9 +97,9 @@ def test_the_logarithm_of_the_variance_is_clipped_as_published():
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (VAEConfig(widths=(8, 12), groups=8), "--model.groups: 8 groups do not divide widths of 8, 12"),
-        (VAEConfig(groups=0), "--model.groups: 0 groups do not divide widths of 128, 256, 512, 512"),
-        (VAEConfig(widths=()), "--model.widths: there are none"),
+        (VAEConfig(widths=(8, 12), groups=8), "--model.groups: 8 groups do not divide the widths 8, 12"),
+        (VAEConfig(groups=0), "--model.groups: 0 groups do not divide the widths 128, 256, 512, 512"),
+        (VAEConfig(widths=()), "--model.widths: no widths are given"),
         (VAEConfig(latent_channels=0), "--model.latent-channels: 0 is too small"),
     ],
 )
@@ -111,7 +111,7 @@ def test_sizes_that_cannot_work(config, message):
 @pytest.mark.parametrize(
     ("config", "size", "message"),
     [
-        (KLTokenizer(), 30, "--model.widths: images of 30 x 30 cannot be halved"),
+        (KLTokenizer(), 30, "--model.widths: images of 30 x 30 cannot be downsampled by a factor of 4"),
         (FSQTokenizer(levels=(8, 1)), 28, "--model.levels: "),
         (FSQTokenizer(groups=7), 28, "--model.groups: 7 groups do not divide"),
     ],

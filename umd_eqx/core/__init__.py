@@ -1,1 +1,1 @@
-"""What everything else is made of: types, paths, masks, errors, files, and arrays on devices."""
+"""Building blocks of the package: types, paths, masks, errors, files, and the placement of arrays on devices."""

@@ -1,7 +1,7 @@
-"""The JSON cards beside weights: how exports, tokenizers and classifiers are written, and how they are read, once.
+"""The JSON cards beside weights, with which exports, tokenizers and classifiers are written and read.
 
-A card lies beside its safetensors file, under the same name with `.json` behind it. It holds the SHA-256 of that file
-and the number of its parameters; some cards also have a checksum of themselves. What else a card says is its owner's.
+A card lies beside its safetensors file, under the same name with the suffix `.json`. It holds the SHA-256 of that file
+and the number of its parameters; some cards also hold a checksum of themselves. All other entries are up to the caller.
 """
 
 import contextlib
@@ -23,11 +23,11 @@ from umd_eqx.core.tensors import TensorFile, named_leaves, read_tensor_file, wri
 CHECKSUM = "checksum"
 
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError)
-"""What reading a damaged or a hostile card may raise."""
+"""The exceptions that reading a damaged or malicious card may raise."""
 
 
 def card_of(path: str | os.PathLike[str]) -> Path:
-    """Where the card of a weights file lies."""
+    """Returns the path of the card of a weights file."""
     return Path(path).with_suffix(".json")
 
 
@@ -43,12 +43,12 @@ def save_weights(
 
     **Arguments:**
 
-    - `path`: of the weights; an existing file is replaced.
+    - `path`: the file for the weights; an existing file is replaced.
     - `card`: plain data; `parameters` and `sha256` are added.
-    - `dtype`: in which the arrays are stored.
-    - `seal`: whether the card gets a checksum of itself.
+    - `dtype`: the dtype in which the arrays are stored.
+    - `seal`: whether to add a checksum of the card itself.
 
-    **Raises:** `OSError` if the disk refuses.
+    **Raises:** `OSError` if a file cannot be written.
     """
     tensors = {name: np.asarray(leaf, dtype) for name, leaf in named_leaves(tree).items()}
     sha256 = write_tensors(path, tensors)
@@ -58,7 +58,7 @@ def save_weights(
 
 
 def read_weights(path: str | os.PathLike[str], field: str) -> TensorFile:
-    """The weights, opened and read once. Raises `BadInput` as `umd_eqx.core.tensors.read_tensor_file` does."""
+    """Reads the weights in one pass. Raises `BadInput` as `umd_eqx.core.tensors.read_tensor_file` does."""
     return read_tensor_file(path, field)
 
 
@@ -66,23 +66,23 @@ def read_weights(path: str | os.PathLike[str], field: str) -> TensorFile:
 def open_card(
     path: str | os.PathLike[str], field: str, hint: str, *, newest: int | None = None
 ) -> Iterator[dict[str, Any]]:
-    """The card beside `path`, for a `with` block that takes apart what it says.
+    """Opens the card beside `path` as the context of a `with` block that interprets its content.
 
     **Arguments:**
 
-    - `path`: of the weights.
-    - `field`: the flag that named them.
-    - `hint`: what to do about a card that cannot be read.
-    - `newest`: the largest `format` that is read; None where cards of this kind have none.
+    - `path`: the weights file.
+    - `field`: the flag that named it.
+    - `hint`: what to do if the card cannot be read.
+    - `newest`: the latest supported `format`; None if cards of this kind have no format.
 
-    **Raises:** `BadInput` where there is no card, where it is of a later format, and for whatever the block raises of
-    `UNREADABLE`. A `BadInput` of the block is left as it is.
+    **Raises:** `BadInput` if the card is missing or of a later format, or if the block raises one of `UNREADABLE`. A
+    `BadInput` that the block raises passes unchanged.
     """
     card = card_of(path)
     try:
         content = json.loads(card.read_text())
         if newest is not None and content["format"] > newest:
-            raise BadInput(field, f"{card} was written by a newer version of this program", "Update it")
+            raise BadInput(field, f"{card} was written by a newer version of this program", "Update the program")
         yield content
     except FileNotFoundError as error:
         raise BadInput(field, f"{path} has no card beside it", f"Put {card.name} into the same folder") from error
@@ -93,17 +93,17 @@ def open_card(
 
 
 def require_described(path: str | os.PathLike[str], weights: TensorFile, sha256: Any, field: str, hint: str) -> None:
-    """Raises `BadInput` where `sha256`, which a card says, is not that of the weights that were read."""
+    """Raises `BadInput` if `sha256`, as stated by a card, differs from that of the weights that were read."""
     if sha256 != weights.sha256:
         raise BadInput(field, f"{path} is not the file that its card describes", hint)
 
 
 def sealed(card: Mapping[str, Any]) -> dict[str, Any]:
-    """A card with its checksum, of everything else that it says: 16 hexadecimal digits. It must be plain JSON."""
+    """Returns a card with a checksum of all its other entries, 16 hexadecimal digits. The card must be plain JSON."""
     rest = {name: value for name, value in card.items() if name != CHECKSUM}
     return rest | {CHECKSUM: sha256_of_json(rest)[:16]}
 
 
 def is_intact(card: Mapping[str, Any]) -> bool:
-    """Whether a card that was read says what it said when it was sealed."""
+    """Whether a card is unchanged since it was sealed."""
     return card.get(CHECKSUM) == sealed(card)[CHECKSUM]

@@ -1,6 +1,6 @@
-"""What an evaluation shows of itself: which numbers stand for it, which are drawn together, what its pictures are.
+"""How the results of an evaluation are displayed: its headline, its charts, and the captions of its images.
 
-An evaluator says it (`AbstractEvaluator.display`), and the report draws it without knowing any of them by name.
+An evaluator declares this (`AbstractEvaluator.display`); the report contains no code for any particular evaluator.
 """
 
 import dataclasses
@@ -11,16 +11,16 @@ from typing import Literal
 
 @dataclasses.dataclass(frozen=True)
 class Chart:
-    """Numbers of an evaluation that are drawn as one chart.
+    """Metrics of an evaluation that are drawn as one chart.
 
-    - `name`: letters, digits and `-`, unlike that of any other chart of the evaluation.
-    - `title`: may name groups of the pattern in braces; the first number then says what they are.
-    - `pattern`: a regular expression that the whole name of a number fits, without `eval/<evaluation>/`. Its group
-      `line` names the line. With a group `x`, a number, lines are drawn against that, of the last evaluation alone.
-    - `unit`: of the values; a share is shown in percent.
-    - `x_label`: below the axis.
-    - `first_as_level`: whether the value at step 0, before training, is drawn on as a dotted level.
-    - `folded`: what the numbers are called in the table of all numbers, where they are folded away; None: they are not.
+    - `name`: letters, digits and `-`, unique among the charts of the evaluation.
+    - `title`: may contain groups of the pattern in braces, filled in from the first matching metric.
+    - `pattern`: a regular expression that matches the whole name of a metric, without `eval/<evaluation>/`. Its group
+      `line` names the line. If it has a numeric group `x`, lines are drawn against x, for the last evaluation only.
+    - `unit`: the unit of the values; a share is displayed in percent.
+    - `x_label`: the label of the horizontal axis.
+    - `first_as_level`: whether the value at step 0, before training, is extended as a dotted horizontal line.
+    - `folded`: the heading under which the metrics are collapsed in the table of all metrics; None: not collapsed.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Chart:
 
     @property
     def against_x(self) -> bool:
-        """Whether lines are drawn against a number that is in the names, and not against the step."""
+        """Whether lines are drawn against a number in the metrics' names instead of the step."""
         return "x" in re.compile(self.pattern).groupindex
 
 
@@ -41,9 +41,10 @@ class Chart:
 class Section:
     """One or two charts under a heading.
 
-    - `leading`: whether it comes before the curves of the training.
-    - `note`, `headline_note`, `baseline_note`: below the charts: always; in front where a headline is drawn; behind
-      where a baseline is.
+    - `leading`: whether the section precedes the training curves.
+    - `note`: the text below the charts.
+    - `headline_note`: precedes `note` if a headline is drawn.
+    - `baseline_note`: follows `note` if a baseline is drawn.
     """
 
     title: str
@@ -56,17 +57,17 @@ class Section:
 
 @dataclasses.dataclass(frozen=True)
 class Display:
-    """What an evaluation shows of itself. By default its numbers are in the table of all numbers, and nowhere else.
+    """How the results of an evaluation are displayed. By default its metrics appear only in the table of all metrics.
 
     - `sections`: its charts.
-    - `captions`: of its pictures, by their names.
-    - `title`: what it is called in a headline; None: its name.
-    - `headline`: a pattern with a group `line`, of the numbers of which one stands for the run; None: none does.
-    - `headline_text`: what that number is, behind the evaluation's title; `{line}` is the group.
-    - `preferred`: which `line` it is, the first that was measured; if none was, the first number that was.
-    - `baseline`: a pattern of the lines that do not depend on the network, drawn as levels.
-    - `percent`: a pattern of the numbers that are percent.
-    - `warning`: below the charts where a number that fits the pattern `warned` was measured.
+    - `captions`: the captions of its images, by image name.
+    - `title`: the evaluation's title in a headline; None: its name.
+    - `headline`: a pattern with a group `line` that matches the candidates for the headline metric; None: no headline.
+    - `headline_text`: the description of that metric after the evaluation's title; `{line}` is the group.
+    - `preferred`: values of `line` in order of preference. If none of them was measured, the first candidate is used.
+    - `baseline`: a pattern of the lines that do not depend on the network, drawn as horizontal lines.
+    - `percent`: a pattern of the metrics that are percentages.
+    - `warning`: the text below the charts if a metric that matches the pattern `warned` was measured.
     """
 
     sections: tuple[Section, ...] = ()
@@ -81,15 +82,15 @@ class Display:
     warning: str | None = None
 
     def is_baseline(self, line: str) -> bool:
-        """Whether a line does not depend on the network."""
+        """Whether a line is a baseline, which does not depend on the network."""
         return self.baseline is not None and re.fullmatch(self.baseline, line) is not None
 
     def is_percent(self, number: str) -> bool:
-        """Whether a number is in percent."""
+        """Whether a metric is a percentage."""
         return self.percent is not None and re.fullmatch(self.percent, number) is not None
 
     def headline_of(self, numbers: Sequence[str]) -> tuple[str, str] | None:
-        """Of the numbers of an evaluation, the one that stands for it, with its `line`; None where none does."""
+        """Returns the name of the headline metric among those of an evaluation, with its `line`; None without one."""
         if self.headline is None:
             return None
         found = {match["line"]: name for name in numbers if (match := re.fullmatch(self.headline, name))}

@@ -1,4 +1,4 @@
-"""The exception for input that a user can mend, and a full disk reported by it."""
+"""The exception for invalid user input, and helpers that report unwritable paths and full disks as such."""
 
 import contextlib
 import errno
@@ -9,15 +9,15 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class BadInput(ValueError):
-    """Input that cannot work, with a hint.
+    """Invalid user input, with a hint on how to correct it.
 
-    The commands print it as one line and exit with 2; in Python it is an ordinary `ValueError`.
+    The commands print it as one line and exit with status 2; in Python it is an ordinary `ValueError`.
 
     **Arguments:**
 
     - `field`: the flag or file at fault, as the user wrote it (`"--data.size"`).
-    - `problem`: what is wrong with it, in one clause, with the value.
-    - `hint`: what to do instead.
+    - `problem`: the problem in one clause, including the value.
+    - `hint`: what to do instead, as an imperative.
     """
 
     def __init__(self, field: str, problem: str, hint: str):
@@ -26,36 +26,39 @@ class BadInput(ValueError):
 
 
 def require_writable(flag: str, path: str | os.PathLike[str]) -> None:
-    """Raises `BadInput` naming `flag` where no file can be written at `path`: no folder, one of that name, no right."""
+    """Raises `BadInput` naming `flag` if no file can be written at `path`.
+
+    That is the case if its folder does not exist, if `path` itself is a folder, or if permission is missing.
+    """
     folder, name = os.path.split(os.path.abspath(path))
     if os.path.isdir(path):
         raise BadInput(flag, f"{path} is a folder", "Give the name of a file")
     if not os.path.isdir(folder):
-        raise BadInput(flag, f"there is no folder {os.path.dirname(path) or folder}", "Make it, or choose another")
+        raise BadInput(flag, f"there is no folder {os.path.dirname(path) or folder}", "Create it or choose another")
     if not name or not os.access(folder, os.W_OK):
-        raise BadInput(flag, f"{path} cannot be written to", "Choose another place")
+        raise BadInput(flag, f"{path} cannot be written to", "Choose another path")
 
 
 @contextlib.contextmanager
 def disk_errors(
     directory: str | os.PathLike[str],
     field: str = "--run-dir",
-    goes_on: str = "it goes on from the last checkpoint that was saved",
+    goes_on: str = "it resumes from the last saved checkpoint",
 ) -> Iterator[None]:
-    """A context in which a full disk, or a used-up quota, raises `BadInput`; any other error is left as it is.
+    """A context manager that converts a full disk or an exceeded quota to `BadInput`; other errors pass unchanged.
 
     **Arguments:**
 
-    - `directory`: named as what is full where the error itself names no file.
-    - `field`: the flag that named it.
-    - `goes_on`: what the same command does when it is run again, if it does not begin anew.
+    - `directory`: reported as the full place if the error itself names no file.
+    - `field`: the flag that names it.
+    - `goes_on`: what the same command does when it is run again; empty if it starts from the beginning.
     """
     try:
         yield
     except BadInput:
         raise
     except (OSError, ValueError) as error:
-        # tensorstore has the system's words in a ValueError.
+        # tensorstore raises a ValueError that contains the system's error message.
         if getattr(error, "errno", None) not in _FULL and not any(os.strerror(n) in str(error) for n in _FULL):
             raise
         where = getattr(error, "filename", None) or os.fspath(directory)

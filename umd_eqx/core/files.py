@@ -1,4 +1,4 @@
-"""Files that are written in one piece: a reader, or a crash, finds the old content or the new one, never a part."""
+"""Atomic writing of files: after a crash, and for any reader, a file has its old or its new content, never a part."""
 
 import json
 import os
@@ -7,14 +7,14 @@ from typing import Any
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
-    """Writes a temporary file beside `path`, waits until the disk has it, and renames it.
+    """Writes a file atomically: a temporary file beside `path` is written, synced to disk and renamed.
 
     **Arguments:**
 
     - `path`: a local file; its folder must exist.
     - `data`: the whole content.
 
-    **Raises:** `OSError` if the disk refuses; the old file is then as it was.
+    **Raises:** `OSError` if the file cannot be written; the old file is then unchanged.
     """
     temporary = Path(f"{os.fspath(path)}.{os.getpid()}.tmp")
     try:
@@ -28,5 +28,5 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
 
 
 def save_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Writes `value` as indented JSON by `write_atomically`. Raises `OSError` if the disk refuses."""
+    """Writes `value` as indented JSON, with `write_atomically`. Raises `OSError` if the file cannot be written."""
     write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())

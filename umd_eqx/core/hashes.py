@@ -11,7 +11,7 @@ from jaxtyping import PyTree
 
 
 def sha256_of(data: bytes | Iterable[bytes]) -> str:
-    """SHA-256 of bytes, or of several parts as if they were joined: 64 hexadecimal digits."""
+    """Returns the SHA-256 of bytes, or of the concatenation of several parts, as 64 hexadecimal digits."""
     digest = hashlib.sha256()
     for part in [data] if isinstance(data, bytes) else data:
         digest.update(part)
@@ -19,17 +19,17 @@ def sha256_of(data: bytes | Iterable[bytes]) -> str:
 
 
 def sha256_of_json(value: Any) -> str:
-    """SHA-256 of plain data as JSON with sorted keys: equal for equal data, whatever the order of their fields."""
+    """Returns the SHA-256 of plain data as JSON with sorted keys, which does not depend on the order of its fields."""
     return sha256_of(json.dumps(value, sort_keys=True).encode())
 
 
 def sha256_of_weights(leaves: Mapping[str, Any], prefix: bytes = b"") -> str:
-    """SHA-256 of arrays by name, each as float32: the same for weights that were stored in another precision.
+    """Returns the SHA-256 of arrays by name, each converted to float32, whatever precision it is stored in.
 
     **Arguments:**
 
-    - `leaves`: what `umd_eqx.core.tensors.named_leaves` gives.
-    - `prefix`: hashed before the arrays.
+    - `leaves`: the result of `umd_eqx.core.tensors.named_leaves`.
+    - `prefix`: bytes that are hashed before the arrays.
     """
 
     def parts() -> Iterable[bytes]:
@@ -42,7 +42,7 @@ def sha256_of_weights(leaves: Mapping[str, Any], prefix: bytes = b"") -> str:
 
 
 def sha256_of_tree(tree: PyTree) -> str:
-    """SHA-256 of every array of a PyTree as it is: its place in the tree, type, shape and bytes."""
+    """Returns the SHA-256 of every array of a PyTree: its path in the tree, dtype, shape and bytes."""
 
     def parts() -> Iterable[bytes]:
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):

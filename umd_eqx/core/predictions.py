@@ -1,4 +1,4 @@
-"""What a head of a network predicts, and how everything else is asked of it through the path."""
+"""Prediction types of a network, and their conversion to noise, clean images and velocities along a path."""
 
 import abc
 from typing import Literal
@@ -10,65 +10,65 @@ from umd_eqx.core.paths import AbstractPath
 from umd_eqx.core.types import Image, Time
 
 Head = Literal["eps", "x0", "v"]
-"""A quantity that is predicted: the noise, the clean image, or the v of the path."""
+"""A predicted quantity: the noise, the clean image, or the path's v."""
 
 PredictionType = Literal["x0_eps", "x0", "v", "u"]
-"""What a network predicts, a property of its architecture.
+"""The prediction type of a network, a property of its architecture.
 
-"x0_eps": clean image and noise, each by its own output, as published; "x0": the clean image; "v": the v of the path;
-"u": the average of v over an interval, which for an interval of length 0 is v (MeanFlow, arXiv 2505.13447).
+"x0_eps": clean image and noise as separate outputs, as published; "x0": the clean image; "v": the path's v;
+"u": the average of v over an interval, which equals v for an interval of length 0 (MeanFlow, arXiv 2505.13447).
 """
 
 LEAST_SIGMA = 0.05
-"""The smallest sigma that the error of a clean image is divided by where it is an error of eps or v.
+"""The lower bound on sigma where the error of a clean image is converted to an error of eps or v by division by sigma.
 
-As in Li and He 2025 (arXiv 2511.13720), whose time runs from noise to data: 1 - t is clamped there.
+As in Li and He 2025 (arXiv 2511.13720), who clamp 1 - t, since their time runs from noise to data.
 """
 
 
 class Denoised(eqx.Module):
-    """A clean image and noise that agree with the noised image: x_t = alpha x0 + sigma eps."""
+    """A clean image and noise that are consistent with the noised image: x_t = alpha x0 + sigma eps."""
 
     x0: Image
     eps: Image
 
 
 class AbstractPrediction(eqx.Module):
-    """The prediction for one noised image x_t at time t of a path.
+    """Base class for the prediction for one noised image x_t at time t of a path.
 
-    The conversions are those of the path, each of which says where it divides by zero.
+    Conversions are those of `AbstractPath`, each of which documents where it divides by zero.
     """
 
     @abc.abstractmethod
     def read(self, head: Head, path: AbstractPath, x_t: Image, t: Time) -> Image:
-        """The clean image, the noise or v: predicted as such where there is an output for it, else converted."""
+        """Returns the clean image, the noise or v: the network's output if it has one for `head`, else converted."""
 
     @abc.abstractmethod
     def denoised(self, head: Head, path: AbstractPath, x_t: Image, t: Time) -> Denoised:
-        """The clean image and the noise that agree with `x_t`.
+        """Returns a clean image and noise that are consistent with `x_t`.
 
-        `head` says which output decides where there are two that may contradict each other.
+        `head` selects the output to use if the network has two, which may contradict each other.
         """
 
     @abc.abstractmethod
     def error(self, head: Head, path: AbstractPath, x0: Image, eps: Image, t: Time) -> Image:
-        """The difference from the truth, given by `x0` and `eps`, in terms of the clean image, the noise or v."""
+        """Returns the error with respect to the true `x0` and `eps`, in terms of the clean image, the noise or v."""
 
 
 class X0EpsPrediction(AbstractPrediction):
-    """Clean image and noise, each by its own output of the network, as in the published systems."""
+    """A clean image and noise as separate outputs of the network, as in the published systems."""
 
     x0: Image
     eps: Image
 
     def read(self, head: Head, path: AbstractPath, x_t: Image, t: Time) -> Image:
-        """The output itself; v from both."""
+        """Returns the output for `head`; v is computed from both outputs."""
         if head == "v":
             return path.v_from_x0_eps(self.x0, self.eps, t)
         return self.x0 if head == "x0" else self.eps
 
     def denoised(self, head: Head, path: AbstractPath, x_t: Image, t: Time) -> Denoised:
-        """By one output, or by v. With "eps" it divides by alpha(t), with "x0" by sigma(t), with "v" by neither."""
+        """Uses the output for `head`, or v. Divides by alpha(t) for "eps", by sigma(t) for "x0", by neither for "v"."""
         if head == "v":
             return Denoised(*path.x0_eps_from_v(x_t, self.read("v", path, x_t, t), t))
         if head == "eps":
@@ -76,58 +76,58 @@ class X0EpsPrediction(AbstractPrediction):
         return Denoised(self.x0, path.eps_from_x0(x_t, self.x0, t))
 
     def error(self, head: Head, path: AbstractPath, x0: Image, eps: Image, t: Time) -> Image:
-        """Of the output itself; of v, from both."""
+        """Returns the error of the output for `head`; that of v is computed from both outputs."""
         if head == "v":
             return path.v_from_x0_eps(self.x0 - x0, self.eps - eps, t)
         return self.x0 - x0 if head == "x0" else self.eps - eps
 
 
 class X0Prediction(AbstractPrediction):
-    """The clean image alone."""
+    """A prediction of the clean image alone."""
 
     x0: Image
 
     def read(self, head: Head, path: AbstractPath, x_t: Image, t: Time) -> Image:
-        """For "eps" and "v" it divides by sigma(t)."""
+        """Returns the clean image, the noise or v. Divides by sigma(t) for "eps" and "v"."""
         if head == "x0":
             return self.x0
         eps = path.eps_from_x0(x_t, self.x0, t)
         return eps if head == "eps" else path.v_from_x0_eps(self.x0, eps, t)
 
     def denoised(self, head: Head, path: AbstractPath, x_t: Image, t: Time) -> Denoised:
-        """The only output decides, whatever `head` is. Divides by sigma(t)."""
+        """Uses the only output, whatever `head` is. Divides by sigma(t)."""
         return Denoised(self.x0, path.eps_from_x0(x_t, self.x0, t))
 
     def error(self, head: Head, path: AbstractPath, x0: Image, eps: Image, t: Time) -> Image:
-        """For "eps" and "v" the error of the clean image times a weight, in which sigma is at least `LEAST_SIGMA`."""
+        """Returns the error of the clean image, for "eps" and "v" times a weight with sigma at least `LEAST_SIGMA`."""
         difference = self.x0 - x0
         if head == "x0":
             return difference
         alpha, sigma = path.alpha(t), path.sigma(t)
         a, b = path.velocity_weights(t)
-        # x_t is known, so that an error d of x0 is one of -d alpha / sigma of eps.
+        # x_t is given, so an error d in x0 is an error -d alpha / sigma in eps.
         weight = alpha if head == "eps" else alpha * a + sigma * b
         return -weight / jnp.maximum(sigma, LEAST_SIGMA) * difference
 
 
 class VPrediction(AbstractPrediction):
-    """The path's v alone."""
+    """A prediction of the path's v alone."""
 
     v: Image
 
     def read(self, head: Head, path: AbstractPath, x_t: Image, t: Time) -> Image:
-        """Divides by nothing."""
+        """Returns the clean image, the noise or v. Divides by neither alpha(t) nor sigma(t)."""
         if head == "v":
             return self.v
         denoised = self.denoised(head, path, x_t, t)
         return denoised.x0 if head == "x0" else denoised.eps
 
     def denoised(self, head: Head, path: AbstractPath, x_t: Image, t: Time) -> Denoised:
-        """The only output decides, whatever `head` is. Divides by nothing."""
+        """Uses the only output, whatever `head` is. Divides by neither alpha(t) nor sigma(t)."""
         return Denoised(*path.x0_eps_from_v(x_t, self.v, t))
 
     def error(self, head: Head, path: AbstractPath, x0: Image, eps: Image, t: Time) -> Image:
-        """For "x0" and "eps" the error of v times a weight: x_t is known."""
+        """Returns the error of v, for "x0" and "eps" times a weight, since x_t is given."""
         difference = self.v - path.v_from_x0_eps(x0, eps, t)
         if head == "v":
             return difference

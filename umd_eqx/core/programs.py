@@ -1,4 +1,4 @@
-"""Computations described by shapes alone, so that their compiled memory is known before an array is allocated."""
+"""Programs described by shapes alone, whose memory use can be determined before any array is allocated."""
 
 import dataclasses
 from collections.abc import Callable
@@ -10,33 +10,33 @@ from jax.sharding import Sharding
 from jaxtyping import PyTree
 
 LESS_CODE: dict[str, str | bool] = {"xla_backend_optimization_level": "0"}
-"""Options of the CPU compiler for a program that is not run: half the time, and the same buffers."""
+"""Options of the CPU compiler for a program that is not run, which halve the compile time for the same buffers."""
 
 
 class Memory(NamedTuple):
-    """Bytes that a compiled program takes on each device."""
+    """Bytes of memory that a compiled program uses on each device."""
 
     arguments: int
     temporaries: int
     outputs: int
-    """Without those that take the place of a donated argument."""
+    """Excluding outputs that reuse the buffer of a donated argument."""
 
     @property
     def total(self) -> int:
-        """All three: what is allocated at once while the program runs."""
+        """The sum of all three, which is allocated while the program runs."""
         return self.arguments + self.temporaries + self.outputs
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Program:
-    """A function and the shapes of what it is called with.
+    """A function and the shapes of its arguments.
 
     **Arguments:**
 
-    - `function`: as it is called in a run, compiled or not.
-    - `arguments`: PyTrees in which each array is a `jax.ShapeDtypeStruct`, with its sharding where it has one
-        (`abstract` makes them). Everything else is static.
-    - `donated`: the places of the arguments that are donated to the outputs.
+    - `function`: the function as called in a run, compiled or not.
+    - `arguments`: PyTrees in which each array is a `jax.ShapeDtypeStruct`, with its sharding if it has one
+        (see `abstract`). Everything else is static.
+    - `donated`: the indices of the arguments that are donated to the outputs.
     """
 
     function: Callable[..., PyTree]
@@ -44,7 +44,7 @@ class Program:
     donated: tuple[int, ...] = ()
 
     def lower(self) -> jax.stages.Lowered:
-        """The program for the compiler. Nothing is allocated but the constants in it."""
+        """Lowers the program for compilation. Only its constants are allocated."""
         shapes, static = eqx.partition(self.arguments, is_shape)
 
         def call(*arrays: PyTree) -> PyTree:
@@ -53,12 +53,12 @@ class Program:
         return jax.jit(call, donate_argnums=self.donated).lower(*shapes)
 
     def memory(self) -> Memory:
-        """Compiles the program for this machine's devices and reads off what it takes. Nothing is run."""
+        """Compiles the program for the available devices and returns its memory use. Nothing is run."""
         return compiled_memory(self.lower())
 
 
 def compiled_memory(lowered: jax.stages.Lowered) -> Memory:
-    """What a lowered program takes on each device of this machine once it is compiled. Nothing is run."""
+    """Compiles a lowered program and returns its memory use on each available device. Nothing is run."""
     options = LESS_CODE if jax.default_backend() == "cpu" else None
     found: Any = lowered.compile(compiler_options=options).memory_analysis()
     kept = found.output_size_in_bytes - found.alias_size_in_bytes
@@ -66,9 +66,9 @@ def compiled_memory(lowered: jax.stages.Lowered) -> Memory:
 
 
 def abstract(tree: PyTree, sharding: Sharding | None = None) -> PyTree:
-    """A PyTree with each array, or shape of one, as a `jax.ShapeDtypeStruct`.
+    """Returns a PyTree with each array or `jax.ShapeDtypeStruct` replaced by a `jax.ShapeDtypeStruct`.
 
-    Without a sharding the compiler chooses one.
+    Without a sharding, the compiler chooses one.
     """
 
     def shape(leaf: Any) -> Any:
@@ -80,5 +80,5 @@ def abstract(tree: PyTree, sharding: Sharding | None = None) -> PyTree:
 
 
 def is_shape(leaf: Any) -> bool:
-    """Whether a leaf of a PyTree stands for an array by its shape."""
+    """Whether a leaf of a PyTree is a `jax.ShapeDtypeStruct`, which represents an array by its shape."""
     return isinstance(leaf, jax.ShapeDtypeStruct)

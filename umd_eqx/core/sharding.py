@@ -1,4 +1,4 @@
-"""One file of rules: which array lies where on the devices."""
+"""The placement of arrays on devices."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -13,58 +13,63 @@ from jaxtyping import Array, PyTree
 from umd_eqx.core.errors import BadInput
 
 PIXELS_AT_ONCE = 2**20
-"""On a device, in `chunked_vmap`: 16 images of 256 px, which a Stable Diffusion VAE decodes in 3.8 GB of float32."""
+"""The default chunk of `chunked_vmap` in pixels per device.
+
+Equal to 16 images of 256 px, which a Stable Diffusion VAE decodes in 3.8 GB of float32.
+"""
 
 
 def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
-    """All devices (or the given ones) along one axis, "data"."""
+    """Returns a mesh of all devices (or the given ones) along one axis, "data"."""
     devices = jax.devices() if devices is None else devices
-    # Auto axes: with Explicit ones, jax's default, a vmapped step is refused.
+    # Auto axes: JAX rejects a vmapped step with Explicit axes, its default.
     return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """A whole copy on every device: parameters, optimiser state."""
+    """The sharding with a full copy on every device, used for parameters and optimiser state."""
     return NamedSharding(mesh, P())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Images shared out over the devices along their first axis."""
+    """The sharding of a batch over the devices along its first axis."""
     return NamedSharding(mesh, P("data"))
 
 
 def round_up_to_devices(size: int, mesh: Mesh) -> int:
-    """The smallest batch of `size` images or more, 1 at least, that the devices can share."""
+    """Rounds a batch size up to a positive multiple of the number of devices."""
     return -(-max(size, 1) // mesh.size) * mesh.size
 
 
 def validate_batch(batch_size: int, mesh: Mesh, accumulate: int, period: int) -> None:
-    """Raises `BadInput` if a batch cannot be cut over devices and micro-batches.
+    """Raises `BadInput` if a batch cannot be split evenly into micro-batches and over devices.
 
-    `period` is `AbstractObjective.period`: a batch is cut only where one ends.
+    `period` is `AbstractObjective.period`: a batch is split only at multiples of it.
     """
     devices, flag = mesh.size, "--data.batch-size"
     if batch_size < 1:
-        raise BadInput(flag, f"{batch_size} is no batch", "Use 1 or more")
+        raise BadInput(flag, f"{batch_size} is not a valid batch size", "Use 1 or more")
     if batch_size % devices:
         nearest = max(1, round(batch_size / devices)) * devices
-        raise BadInput(flag, f"{batch_size} does not divide over {devices} devices", f"Use {nearest}, for example")
+        problem = f"{batch_size} cannot be divided evenly over {devices} devices"
+        raise BadInput(flag, problem, f"Use {nearest}, for example")
     pieces = batch_size // period
     if pieces % accumulate or (batch_size // accumulate) % devices:
         fits = [n for n in range(1, min(pieces, 64) + 1) if pieces % n == 0]
         allowed = [n for n in fits if (batch_size // n) % devices == 0]
         raise BadInput(
             "--optim.accumulate",
-            f"{accumulate} micro-batches cannot all be alike in a batch of {batch_size} over {devices} devices",
+            f"a batch of {batch_size} on {devices} devices cannot be split into {accumulate} equal micro-batches",
             f"Use one of {', '.join(map(str, allowed))}",
         )
 
 
 def micro_batches(tree: PyTree, accumulate: int, period: int) -> PyTree:
-    """Cuts each array (b, ...) into (accumulate, b / accumulate, ...) such that no image changes its
-    device where a device's share of the batch holds a whole number of periods for each.
+    """Splits each array (b, ...) into micro-batches (accumulate, b / accumulate, ...).
 
-    Micro-batch j takes every `accumulate`-th period, beginning with the j-th, so that each holds what the whole holds.
+    Micro-batch j consists of every `accumulate`-th period, starting with the j-th, and so has the same composition as
+    the whole batch. Each image stays on its device if the number of periods on each device is a multiple of
+    `accumulate`.
     """
 
     def cut(leaf: Array) -> Array:
@@ -77,25 +82,26 @@ def micro_batches(tree: PyTree, accumulate: int, period: int) -> PyTree:
 def chunked_vmap(
     function: Callable[[Any], PyTree], batch: PyTree, mesh: Mesh, *, pixels: int | None = None, factor: int = 1
 ) -> PyTree:
-    """`jax.vmap(function)(batch)` with a bounded number of images at once on each device. Call it inside `jax.jit`.
+    """Computes `jax.vmap(function)(batch)` in chunks of bounded size on each device. Call it inside `jax.jit`.
 
-    Where all images of a device are within the bound, it is that `jax.vmap`, and nothing else.
+    If the images of each device fit into one chunk, this is exactly that `jax.vmap`.
 
     **Arguments:**
 
     - `function`: maps one entry of the batch, a PyTree without the leading axis, to a PyTree of arrays.
     - `batch`: a PyTree of arrays (b, ...), such as images (b, h, w, c) or `(images, keys)`, with at least one array of
-      images or latents. Arrays that are shared out over the devices of `mesh` stay so: each image stays on its device.
-    - `pixels`: the most pixels that a device maps at once, `PIXELS_AT_ONCE` if not given; one image at least. The
-      largest array (b, h, w, c) of the batch counts.
-    - `factor`: pixels along a side for one place of that array: more than 1 for latents.
+      images or latents. Arrays that are sharded over the devices of `mesh` remain so: each image stays on its device.
+    - `mesh`: the devices that share the batch.
+    - `pixels`: the largest chunk on a device in pixels, by default `PIXELS_AT_ONCE`; a chunk has at least one image.
+      The pixels of the largest array (b, h, w, c) in the batch are counted.
+    - `factor`: the number of pixels per position of that array along each side: more than 1 for latents.
 
-    **Returns:** what `jax.vmap` would return, up to rounding.
+    **Returns:** the result of that `jax.vmap`, up to rounding.
     """
     leaves = jax.tree.leaves(batch)
     size, largest = len(leaves[0]), max(math.prod(leaf.shape[1:3]) for leaf in leaves if leaf.ndim == 4)
     most = max((PIXELS_AT_ONCE if pixels is None else pixels) // (largest * factor**2), 1)
-    devices = mesh.size if size % mesh.size == 0 else 1  # a batch that they cannot share lies on each of them
+    devices = mesh.size if size % mesh.size == 0 else 1  # a batch that is not divisible is replicated
     share = size // devices
     period = max(n for n in range(1, min(share, most) + 1) if share % n == 0) if share else 1
     pieces = share // period
@@ -110,5 +116,5 @@ def chunked_vmap(
 
 
 def place(tree: PyTree, sharding: NamedSharding) -> PyTree:
-    """Puts every array of a PyTree where the sharding says."""
+    """Places every array of a PyTree according to the sharding."""
     return eqx.filter_shard(tree, sharding)

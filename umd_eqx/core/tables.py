@@ -7,26 +7,26 @@ Table = Float64[np.ndarray, "steps"]
 
 
 def cosine_betas(steps: int) -> Table:
-    """beta_i = min(1 - f((i+1)/T) / f(i/T), 0.999), f(u) = cos((u + 0.008)/1.008 pi/2)^2 (Nichol, eq. 17)."""
+    """Returns beta_i = min(1 - f((i+1)/T) / f(i/T), 0.999), f(u) = cos((u + 0.008)/1.008 pi/2)^2 (Nichol, eq. 17)."""
     f = np.cos((np.arange(steps + 1) / steps + 0.008) / 1.008 * np.pi / 2) ** 2
     return np.minimum(1.0 - f[1:] / f[:-1], 0.999)
 
 
 def linear_betas(steps: int) -> Table:
-    """`steps` betas evenly from 0.1 / steps to 20 / steps, at most 0.999: as the reference, whatever `steps` is.
+    """Returns evenly spaced betas from 0.1 / steps to 20 / steps, at most 0.999, as the reference does for any `steps`.
 
-    1e-4 to 0.02 for 1000 steps (Ho et al., section 4). The factor 1000 / steps keeps abar(t) nearly the same curve for
-    other numbers of steps (Nichol and Dhariwal's code, `get_named_beta_schedule`).
+    These are 1e-4 to 0.02 for 1000 steps (Ho et al., section 4). The factor 1000 / steps keeps abar(t) nearly the same
+    curve for other numbers of steps (Nichol and Dhariwal's code, `get_named_beta_schedule`).
     """
     scale = 1000 / steps
     return np.minimum(np.linspace(scale * 1e-4, scale * 0.02, steps, dtype=np.float64), 0.999)
 
 
 def diffusion_tables(betas: Table) -> dict[str, Table]:
-    """Everything that follows from the betas, by the names that published code gives it.
+    """Returns the tables derived from the betas, under the names used in published code.
 
-    `posterior_*` are of q(x_{t-1} | x_t, x_0) (Ho et al., eq. 6 and 7). The reference has a slip in
-    `posterior_variance`; this is the formula of the paper. Its first entry is 0, hence the clipped logarithm.
+    `posterior_*` describe q(x_{t-1} | x_t, x_0) (Ho et al., eq. 6 and 7). The reference has an error in
+    `posterior_variance`; this is the formula of the paper. Its first entry is 0, which is why the logarithm is clipped.
     """
     abar = np.cumprod(1.0 - betas)
     previous = np.append(1.0, abar[:-1])

@@ -1,4 +1,4 @@
-"""Arrays by name in a safetensors file: a format that holds numbers and text and nothing that could be executed."""
+"""Named arrays in safetensors files, a format that holds numbers and text but no executable content."""
 
 import dataclasses
 import json
@@ -25,11 +25,11 @@ KINDS = {
     **{f"{kind}{bits}": f"{name}{bits}" for kind, name in (("I", "int"), ("U", "uint")) for bits in (8, 16, 32, 64)},
     "C64": np.complex64,
 }
-"""What a safetensors file calls the kinds of numbers that are read."""
+"""The supported dtypes by their names in a safetensors file."""
 
 
 class TensorFile(NamedTuple):
-    """A safetensors file that was read once: its arrays by name, the texts of its header, its SHA-256."""
+    """The content of a safetensors file: its arrays by name, the metadata of its header, and its SHA-256."""
 
     tensors: dict[str, np.ndarray]
     texts: dict[str, str]
@@ -39,35 +39,35 @@ class TensorFile(NamedTuple):
 def read_tensors(
     path: str | os.PathLike[str], field: str = "--weights"
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """The arrays of a safetensors file by name, and the texts of its header.
+    """Returns the arrays of a safetensors file by name, and the metadata of its header.
 
-    **Arguments:** as for `read_tensor_file`, which also gives the file's hash and raises the same.
+    Arguments and exceptions are those of `read_tensor_file`, which also returns the hash of the file.
     """
     return read_tensor_file(path, field)[:2]
 
 
 def read_tensor_file(path: str | os.PathLike[str], field: str = "--weights") -> TensorFile:
-    """A safetensors file, opened and read once.
+    """Reads a safetensors file in one pass.
 
     **Arguments:**
 
-    - `path`: of a local file.
+    - `path`: a local file.
     - `field`: the flag that named it.
 
-    **Raises:** `BadInput` for a file that is missing, cannot be read, is no safetensors file (a pickle, for example),
-    whose header does not fit its length, or that holds numbers of a kind unknown to numpy (bfloat16 is known). Nothing
-    of the file is executed, and no more is allocated than a small multiple of its size.
+    **Raises:** `BadInput` for a file that is missing or unreadable, is not a safetensors file (a pickle, for example),
+    has a header that does not match its length, or holds arrays of an unsupported dtype (bfloat16 is supported).
+    Nothing in the file is executed, and at most a small multiple of its size is allocated.
     """
     hint = "Give a .safetensors file"
-    if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
-        raise BadInput(field, f"{path} is no file", hint)
+    if os.path.exists(path) and not os.path.isfile(path):  # reading a pipe would block
+        raise BadInput(field, f"{path} is not a regular file", hint)
     try:
         data = Path(path).read_bytes()
         tensors = {
             name: np.frombuffer(found["data"], KINDS[found["dtype"]]).reshape(found["shape"])
             for name, found in safetensors.deserialize(data)
         }
-        # `deserialize` has checked the header and leaves out its texts.
+        # `deserialize` has validated the header but does not return its metadata.
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         return TensorFile(tensors, dict(header.get("__metadata__") or {}), sha256_of(data))
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -75,16 +75,16 @@ def read_tensor_file(path: str | os.PathLike[str], field: str = "--weights") -> 
     except OSError as error:
         raise BadInput(field, f"{path} cannot be read ({error.strerror or error})", hint) from error
     except (safetensors.SafetensorError, ValueError, TypeError, KeyError, AttributeError) as error:
-        # The words may be the file's own: on one line, and nothing that a terminal would obey.
+        # The message may quote the file: keep it on one line and without control characters.
         words = "".join(c if c.isprintable() else " " for c in str(error))
-        problem = f"{path} is no safetensors file that can be read ({' '.join(words.split())[:160]})"
-        raise BadInput(field, problem, f"{hint}; nothing in this one was executed") from error
+        problem = f"{path} is not a readable safetensors file ({' '.join(words.split())[:160]})"
+        raise BadInput(field, problem, f"{hint}; nothing in this file was executed") from error
 
 
 def write_tensors(path: str | os.PathLike[str], tensors: Tensors, texts: Mapping[str, str] | None = None) -> str:
-    """Writes arrays by name, and texts into the header, as one safetensors file, in one piece; returns its SHA-256.
+    """Atomically writes a safetensors file of arrays by name, with `texts` in its header; returns its SHA-256.
 
-    Raises `OSError` if the disk refuses.
+    Raises `OSError` if the file cannot be written.
     """
     contiguous = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
     data = safetensors.numpy.save(contiguous, dict(texts) if texts else None)
@@ -93,7 +93,7 @@ def write_tensors(path: str | os.PathLike[str], tensors: Tensors, texts: Mapping
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:
-    """The arrays of a PyTree, or what stands for them, by the names that they have in a file: `encoder.norm.scale`.
+    """Returns the arrays of a PyTree, or their shapes, by their names in a file, such as `encoder.norm.scale`.
 
     Leaves that are not arrays, such as the activation of an `equinox.nn.MLP`, are left out.
     """
@@ -102,7 +102,7 @@ def named_leaves(tree: Any) -> dict[str, Any]:
 
 
 def named_settings(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Everything in a PyTree of modules but its arrays, by dotted name: the modules' types and their static fields."""
+    """Returns everything but the arrays of a PyTree of modules, by dotted name: module types and static fields."""
     if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
         inner = {field.name: getattr(tree, field.name) for field in dataclasses.fields(tree)}
         found = {f"{prefix}type": type(tree).__name__}
@@ -117,12 +117,12 @@ def named_settings(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def fill(like: Any, tensors: Tensors, path: str | os.PathLike[str], field: str, hint: str) -> Any:
-    """`like`, a PyTree of shapes, with the arrays of a file in their places, each in the dtype that it has there.
+    """Returns `like`, a PyTree of shapes, with the arrays of a file as its leaves, each in the dtype of its leaf.
 
-    Leaves of `like` that are not shapes of arrays are kept.
+    Leaves of `like` that are not shapes are kept.
 
-    Raises `BadInput`, naming `field` and `hint`, for the first array of `path` that is missing, has no place, is of
-    another shape or not finite.
+    Raises `BadInput`, naming `field` and `hint`, for the first array of `path` that is missing, unexpected, of another
+    shape or not finite.
     """
     leaves = named_leaves(like)
     for name in sorted(set(tensors) | set(leaves)):
@@ -130,11 +130,11 @@ def fill(like: Any, tensors: Tensors, path: str | os.PathLike[str], field: str, 
         if name not in tensors:
             what = f"lacks {name}"
         elif name not in leaves:
-            what = f"has {name}, for which its network has no place"
+            what = f"has an unexpected array {name}"
         elif tensors[name].shape != leaves[name].shape:
-            what = f"has {name} of shape {tensors[name].shape} and not {leaves[name].shape}"
+            what = f"has {name} of shape {tensors[name].shape} instead of {leaves[name].shape}"
         elif not np.isfinite(tensors[name]).all():
-            what = f"holds numbers that are not finite in {name}"
+            what = f"holds values that are not finite in {name}"
         if what:
             raise BadInput(field, f"{path} {what}", hint)
     filled = [jnp.asarray(tensors[name], leaf.dtype) for name, leaf in leaves.items()]
@@ -143,5 +143,5 @@ def fill(like: Any, tensors: Tensors, path: str | os.PathLike[str], field: str, 
 
 
 def _is_array(leaf: Any) -> bool:
-    # Also of a shape and of a tracer.
+    # Also true for shapes and tracers.
     return hasattr(leaf, "shape") and hasattr(leaf, "dtype")

@@ -1,13 +1,13 @@
-"""The project's one vocabulary of shapes and records.
+"""The array types and records used throughout the package.
 
-Shapes are per example; a function written for one image is given a batch by `jax.vmap`.
+Shapes are per example; a function of one image is batched by `jax.vmap`.
 
-| letter | means |
+| letter | meaning |
 |---|---|
 | `h w c` | rows, columns and channels of an image or latent |
-| `n` | patches of an image (in raster order unless a `View` says otherwise) |
+| `n` | number of patches in an image (in raster order unless a `View` reorders them) |
 | `d` | width of the network |
-| `b` | images in a batch |
+| `b` | number of images in a batch |
 """
 
 import abc
@@ -21,9 +21,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Num, UInt8
 
 Image = Float[Array, "h w c"]
-"""One image, values in [-1, 1] (a latent: whatever its tokenizer says)."""
+"""One image with values in [-1, 1], or a latent, whose range depends on its tokenizer."""
 Latent = Float[Array, "lh lw lc"]
-"""What a tokenizer makes of one image; to a network of latents it is an `Image`."""
+"""The latent of one image, as encoded by a tokenizer. A latent network receives it as an `Image`."""
 Images = Float[Array, "b h w c"]
 Tokens = Float[Array, "n d"]
 Vector = Float[Array, "d"]
@@ -31,19 +31,19 @@ Scalar = Float[Array, ""]
 Time = Float[Array, ""]
 """Time of a path, in [0, 1]: 0 is clean, 1 is noise."""
 NetworkTime = Float[Array, ""]
-"""What the network is fed for a time: 0 is clean, 1000 is noise (`AbstractPath.network_time`)."""
+"""The time as passed to the network: 0 is clean, 1000 is noise (`AbstractPath.network_time`)."""
 Label = Int[Array, ""] | int
-"""A class, 0 .. num_classes - 1, or `NO_CLASS`. Traced, or a number of Python."""
+"""A class, 0 .. num_classes - 1, or `NO_CLASS`. Either a (possibly traced) array or a Python integer."""
 NO_CLASS = -1
-"""The label of an image whose class a network is not told: classifier-free guidance, clean images, representations.
+"""The label for unconditional predictions: classifier-free guidance, clean images, representations.
 
-A network has an embedding of its own for it. It is never a label of data.
+Networks have a separate embedding for it. It never occurs as a label in a data set.
 """
 Metrics = dict[str, Num[Array, ""]]
 
 
 class Batch(eqx.Module):
-    """Images with their labels. `valid` is False on the rows that only fill up the last batch of an evaluation."""
+    """Images with their labels. `valid` is False for the padding rows in the last batch of an evaluation."""
 
     image: Float[Array | np.ndarray, "b h w c"]
     label: Int[Array | np.ndarray, "b"]
@@ -51,11 +51,12 @@ class Batch(eqx.Module):
 
 
 class AbstractCond(eqx.Module):
-    """All that a network is told beside the image: one PyTree, which objectives, samplers and guidance pass through.
+    """Base class for conditioning: everything that a network receives besides the image, as one PyTree.
 
-    `t` is network time (`AbstractPath.network_time`), one for the image or, with a trailing axis, one for each patch.
-    `y` is the label. The network owns the embedders of these fields and makes the first value of the type that it
-    understands (`AbstractModel.cond`). The fields of a batch have the axes of the batch in front.
+    `t` is the network time (`AbstractPath.network_time`), one for the image or, with a trailing axis, one for each
+    patch. `y` is the label. The network embeds these fields and creates conditioning of the type that it supports
+    (`AbstractModel.cond`); objectives, samplers and guidance pass it through. In a batch, the fields have leading batch
+    axes.
     """
 
     t: eqx.AbstractVar[Float[Array, "..."]]
@@ -63,28 +64,28 @@ class AbstractCond(eqx.Module):
 
     @abc.abstractmethod
     def at(self, t: Float[Array, "..."]) -> "AbstractCond":
-        """The same at another network time."""
+        """Returns the same conditioning at another network time."""
 
     def unlabelled(self) -> "AbstractCond":
-        """The same without the label: `y` is `NO_CLASS`."""
+        """Returns the same conditioning without the label: `y` is `NO_CLASS`."""
         return dataclasses.replace(self, y=jnp.full_like(self.y, NO_CLASS))
 
 
 class Cond(AbstractCond):
-    """Network time and label."""
+    """Conditioning on network time and label."""
 
     t: Float[Array, "..."]
     y: Int[Array, "..."]
 
     def at(self, t: Float[Array, "..."]) -> "Cond":
-        """The same at another network time."""
+        """Returns the same conditioning at another network time."""
         return Cond(t, self.y)
 
 
 class IntervalCond(AbstractCond):
-    """Two network times r <= t and a label: what a network of average velocities is told (MeanFlow).
+    """Conditioning on two network times r <= t and a label, for a network that predicts average velocities (MeanFlow).
 
-    Where r is t, its prediction is the velocity at t.
+    For r = t its prediction is the velocity at t.
     """
 
     t: Float[Array, "..."]
@@ -92,12 +93,12 @@ class IntervalCond(AbstractCond):
     r: Float[Array, "..."]
 
     def at(self, t: Float[Array, "..."], r: Float[Array, "..."] | None = None) -> "IntervalCond":
-        """The same for the interval from `r` to `t`; without `r`, at the one time `t`."""
+        """Returns the same conditioning for the interval from `r` to `t`; `r` defaults to `t`."""
         return IntervalCond(t, self.y, t if r is None else r)
 
 
 class Representation(eqx.Module):
-    """What a network knows of one image, after the encoder's last LayerNorm.
+    """The representation of one image, taken after the encoder's last LayerNorm.
 
     `class_tokens` is the mean of the class tokens (the reference's "pre_logits"), `patches` the mean of the patches.
     """
@@ -107,7 +108,7 @@ class Representation(eqx.Module):
 
 
 class DataSpec(NamedTuple):
-    """What the rest of the code needs to know of a data set. Sizes are None where images differ in size."""
+    """The properties of a data set that other modules depend on. Sizes are None if the images differ in size."""
 
     name: str
     num_train: int
@@ -119,11 +120,11 @@ class DataSpec(NamedTuple):
 
 
 class LatentSpec(NamedTuple):
-    """What the rest of the code needs to know of the latents that images become.
+    """The properties of latents that other modules depend on.
 
-    `factor` pixels of a side become one of the latent, which has `channels`. `digest` is the fingerprint of the
-    tokenizer and `stored` that of latents on disk; None where it has not been seen, or where images are encoded on the
-    way.
+    `factor` is the downsampling factor along each side and `channels` the number of latent channels. `digest` is the
+    fingerprint of the tokenizer, or None if it has not been read. `stored` is the fingerprint of the latents on disk,
+    or None if images are encoded during training.
     """
 
     factor: int
@@ -133,10 +134,10 @@ class LatentSpec(NamedTuple):
 
 
 def same_tokenizer(digest: object, other: object) -> bool:
-    """Whether two fingerprints of tokenizers (`umd_eqx.runs.tokenizers.fingerprint`), or two None, are of the same one.
+    """Whether two fingerprints (`umd_eqx.runs.tokenizers.fingerprint`), or two None, belong to the same tokenizer.
 
-    A fingerprint of 16 digits, as they were before the settings of a tokenizer were part of them, is taken to be that
-    of every tokenizer with the same weights, shift and scale: it says no more.
+    Older fingerprints have 16 digits and do not cover the settings of a tokenizer. Such a fingerprint matches that of
+    every tokenizer with the same weights, shift and scale.
     """
     if isinstance(digest, str) and isinstance(other, str):
         short, long = sorted((digest, other), key=len)
@@ -145,7 +146,7 @@ def same_tokenizer(digest: object, other: object) -> bool:
 
 
 class Report(NamedTuple):
-    """What an evaluator returns: numbers by slash-separated name, pictures as uint8 (rows, columns, 3)."""
+    """The result of an evaluator: scalars by slash-separated name, and images as uint8 (rows, columns, 3)."""
 
     scalars: Mapping[str, float]
     images: Mapping[str, UInt8[np.ndarray, "rows columns 3"]]

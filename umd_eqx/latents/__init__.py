@@ -1,1 +1,1 @@
-"""Latents of images: encoded once and stored, or encoded on the way to the network."""
+"""Latents of images, either encoded once and stored or encoded during training."""

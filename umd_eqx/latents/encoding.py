@@ -1,4 +1,4 @@
-"""A data set encoded once, shard by shard: a run that was killed goes on with the first shard that is missing."""
+"""Encoding of a data set to stored latents, shard by shard; an interrupted run resumes at the first missing shard."""
 
 import dataclasses
 import errno
@@ -31,10 +31,10 @@ from umd_eqx.latents.stream import join_moments
 from umd_eqx.models.tokenizers.base import AbstractTokenizer
 
 SETTINGS = "settings.json"
-"""What the latents in a folder depend on, written before the first of them."""
+"""The file with the settings of the latents in a folder, written before any of them."""
 
 WRITER_OPTIONS = "group_size:1"
-"""A record in a chunk of its own, as TFDS writes them: read in any order."""
+"""One record per chunk, as written by TFDS, for random access."""
 
 FLAGS = {
     "name": "--data.name",
@@ -54,12 +54,12 @@ FLAGS = {
     "images": "--limit",
     "per_shard": "--per-shard",
 }
-"""By which flag each of the settings is asked for."""
+"""The flag of each setting."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """What is told on the way: the images that are done, what goes on, and whether to stop now."""
+    """Callbacks during encoding: `update` receives the number of encoded images, `stop` returns whether to stop."""
 
     update: Callable[[int], None] = lambda done: None
     stop: Callable[[], bool] = lambda: False
@@ -76,23 +76,24 @@ def encode(
     threads: int = 2,
     progress: Progress | None = None,
 ) -> Manifest | None:
-    """Writes the latents that `settings` describes into a folder, and their manifest when all are there.
+    """Writes the latents described by `settings` to a folder, and their manifest once all are complete.
 
-    What is there already is left as it is: killed and begun again as often as may be, it leaves the bytes that an
-    undisturbed run on as many devices would have left.
+    Existing shards are kept. However often the encoding is interrupted and resumed, the result is identical byte for
+    byte to that of an uninterrupted run on the same number of devices.
 
     **Arguments:**
 
-    - `source`: the images; wrap it into `SkipBroken` where some may be broken.
-    - `tokenizer`: what `settings.tokenizer` is the fingerprint of.
-    - `folder`: an empty or new one, or one that was begun with the same settings.
-    - `mesh`: the devices that share each batch, of about `batch_size` views: all those of as many images.
-    - `threads`: that read and augment images.
-    - `progress`: told of, and asked, after each batch.
+    - `source`: the images; wrap it in `SkipBroken` if some may be broken.
+    - `tokenizer`: the tokenizer with fingerprint `settings.tokenizer`.
+    - `folder`: an empty or new folder, or one that was begun with the same settings.
+    - `mesh`: the devices that share each batch.
+    - `batch_size`: the approximate number of views in a batch, which holds all views of its images.
+    - `threads`: the number of threads that read and augment images.
+    - `progress`: callbacks that are called after each batch.
 
-    **Returns:** the manifest; None where `progress.stop` said so before the end.
+    **Returns:** the manifest, or None if stopped early by `progress.stop`.
 
-    **Raises:** `BadInput` as `begin`; whatever the source raises.
+    **Raises:** `BadInput` as `begin` does. Errors of the source propagate.
     """
     progress = Progress() if progress is None else progress
     missing = begin(folder, settings)
@@ -119,10 +120,10 @@ def encode(
 
 
 def begin(folder: Path, settings: Settings) -> list[int]:
-    """Makes a folder that of these latents, or sees that it is; gives the shards that are not there yet, or not whole.
+    """Prepares a folder for these latents, or verifies that it was; returns the shards that are missing or incomplete.
 
-    A shard is judged by its length and not read. Raises `BadInput`, naming the flag that differs from what the folder
-    was begun with, or `--out` where it holds something else or its disk has too little room.
+    A shard is checked by its length only, without reading it. Raises `BadInput`, naming the flag that differs from the
+    folder's settings, or `--out` if the folder holds other files or its disk has too little space.
     """
     path, text = folder / SETTINGS, json.dumps({"format": FORMAT, **dataclasses.asdict(settings)}, indent=2) + "\n"
     folder.mkdir(parents=True, exist_ok=True)
@@ -130,7 +131,7 @@ def begin(folder: Path, settings: Settings) -> list[int]:
     if new:
         foreign = [entry.name for entry in folder.iterdir() if entry.name != ".lock" and entry.suffix != ".tmp"]
         if foreign:
-            problem = f"{folder} holds {min(foreign)!r} and no latents"
+            problem = f"{folder} holds {min(foreign)!r} but no latents"
             raise BadInput("--out", problem, "Choose an empty or a new folder")
     else:
         _require_same(path, json.loads(text))
@@ -139,8 +140,9 @@ def begin(folder: Path, settings: Settings) -> list[int]:
     need = images * (4 + math.prod(settings.record_shape) * np.dtype(settings.dtype).itemsize)
     free = shutil.disk_usage(folder).free
     if free < need:
-        problem = f"{folder} has {free / 1e6:,.0f} MB free, and what is missing needs up to {need / 1e6:,.0f} MB"
-        raise BadInput("--out", problem, "Free some, or choose another disk, fewer --views, --mode-only or --half")
+        problem = f"{folder} has {free / 1e6:,.0f} MB free, but the missing latents need up to {need / 1e6:,.0f} MB"
+        hint = "Free some space, or choose another disk, fewer --views, --mode-only or --half"
+        raise BadInput("--out", problem, hint)
     if new:
         write_atomically(path, text.encode())
     return missing
@@ -157,11 +159,11 @@ def _require_same(path: Path, now: dict[str, Any]) -> None:
         raise BadInput("--out", f"{path} cannot be read", "Choose another folder") from error
     for name in differing:
         problem = f"{path.parent} was begun with {name} {there.get(name)}, and now it is {now[name]}"
-        raise BadInput(FLAGS[name], problem, "Ask for the old value to go on with it, or for another --out")
+        raise BadInput(FLAGS[name], problem, "Use the old value to resume, or another --out")
 
 
 class _Views:
-    """All views of each image, one below the other, as a data set: what `evaluation_batches` reads."""
+    """A data source for `evaluation_batches` that stacks all views of each image vertically."""
 
     def __init__(self, source: DataSource, settings: Settings):
         self._source, self._settings = source, settings
@@ -193,7 +195,7 @@ def _encoded(
     mesh: Mesh,
     threads: int,
 ) -> Iterator[tuple[Int[np.ndarray, "n"], Float32[np.ndarray, "n views h w stored"]]]:
-    """Labels and moments of some images, `size` of them at once."""
+    """Yields labels and moments of some images, in batches of `size` images."""
     for batch in evaluation_batches(views, _as_it_is, size, np.asarray(images), threads=threads):
         pixels = batch.image.reshape(-1, settings.size, settings.size, batch.image.shape[-1])
         moments = _moments(tokenizer, jax.device_put(pixels, batch_sharding(mesh)), mesh, settings.mode_only)
@@ -202,7 +204,7 @@ def _encoded(
 
 
 def _as_it_is(image: np.ndarray) -> Float32[np.ndarray, "rows size c"]:
-    # A view is transformed already.
+    # The views are already transformed.
     return np.asarray(image, np.float32)
 
 
@@ -220,7 +222,7 @@ def _write_shard(
     labels: Int[np.ndarray, "n"],
     moments: Float32[np.ndarray, "n views h w stored"],
 ) -> None:
-    """The shard, and then beside it its length, checksum and sums: a shard without these is not complete."""
+    """Writes a shard, and then beside it its length, checksum and sums, without which a shard is not complete."""
     path = folder / settings.shard_name(shard)
     unfinished = path.with_name(f"{path.name}.tmp")
     rows = zip(settings.shards[shard], labels, moments, strict=True)
@@ -231,8 +233,8 @@ def _write_shard(
             writer.write(record)
         writer.close()
         with unfinished.open("rb") as file:
-            os.fsync(file.fileno())  # what is said of it must not outlive it
-    except RuntimeError as error:  # as it tells of a full disk
+            os.fsync(file.fileno())  # the shard must be on disk before its sums
+    except RuntimeError as error:  # raised by array_record for a full disk
         number = errno.ENOSPC if os.strerror(errno.ENOSPC) in str(error) else errno.EIO
         raise OSError(number, os.strerror(number), str(unfinished)) from error
     unfinished.replace(path)
@@ -273,7 +275,7 @@ def _sums_path(folder: Path, settings: Settings, shard: int) -> Path:
 
 
 def _sums(folder: Path, settings: Settings, shard: int) -> dict[str, Any] | None:
-    """What is said of a shard; None if nothing is, or if it is not as long as it was."""
+    """Returns the sums of a shard, or None if they are missing or the length of the shard has changed."""
     try:
         sums = json.loads(_sums_path(folder, settings, shard).read_text())
         return sums if (folder / settings.shard_name(shard)).stat().st_size == sums["bytes"] else None

@@ -1,4 +1,4 @@
-"""From batches of images, or of what a tokenizer said of them once, to the latents that a network is trained on."""
+"""Conversion of batches of images, or of stored posteriors, to batches of the latents that a network is trained on."""
 
 from collections.abc import Generator
 
@@ -22,18 +22,19 @@ def as_latents(
     mesh: Mesh,
     stored: bool,
 ) -> Generator[Batch, None, None]:
-    """Batches of latents, one for each batch; `close()` closes those, too.
+    """Yields a batch of latents for each input batch; `close()` also closes `batches`.
 
     **Arguments:**
 
-    - `batches`: of images or, where `stored`, of what `umd_eqx.latents.store` holds of them.
-    - `tokenizer`: encodes the images; of stored latents only its shift, scale and channels are used.
+    - `batches`: batches of images or, if `stored`, of the moments in `umd_eqx.latents.store`.
+    - `tokenizer`: encodes the images. For stored latents only its shift, scale and channels are used.
+    - `key`, `first`: batch k is sampled with `fold_in(key, first + k)`; a run resumed at a step has the same latents.
     - `mesh`: the devices that share each batch.
-    - `key`, `first`: batch k is drawn by `fold_in(key, first + k)`, so that resuming at a step gives the same latents.
+    - `stored`: whether the batches hold stored moments.
     """
     try:
         for step, batch in enumerate(batches, start=first):
-            number = jnp.asarray(step)  # given to the compiled program, which an int would be a part of
+            number = jnp.asarray(step)  # an argument of the compiled program; an int would be a constant in it
             if stored:
                 yield draw_stored(tokenizer, batch, key, number)
             else:
@@ -44,26 +45,26 @@ def as_latents(
 
 @eqx.filter_jit
 def encode_batch(tokenizer: AbstractTokenizer, batch: Batch, key: PRNGKeyArray, step: Array, mesh: Mesh) -> Batch:
-    """Encodes the images of a batch, no more at once than the devices can hold, and draws the latent of each."""
+    """Encodes the images of a batch, in chunks that fit into device memory, and samples their latents."""
     return _drawn(chunked_vmap(tokenizer.encode, jnp.asarray(batch.image), mesh), batch, key, step)
 
 
 @eqx.filter_jit
 def draw_stored(tokenizer: AbstractTokenizer, batch: Batch, key: PRNGKeyArray, step: Array) -> Batch:
-    """Draws the latent of each image of a batch from the mean and log-variance of its z, or takes the mean alone."""
+    """Samples the latents of a batch from the stored mean and log-variance of z, or uses the mean alone."""
     z = jax.vmap(lambda moments: split_moments(moments, tokenizer.latent_channels))(jnp.asarray(batch.image))
     return _drawn(jax.vmap(lambda p: p.standardised(tokenizer.shift, tokenizer.scale))(z), batch, key, step)
 
 
 def split_moments(moments: Float[Array, "h w stored"], channels: int) -> Posterior:
-    """Mean and log-variance, where there are both, of a latent of so many channels."""
+    """Splits stored moments into the mean and, if present, the log-variance of a latent with `channels` channels."""
     if moments.shape[-1] == channels:
         return Posterior(moments)
     return Posterior(moments[..., :channels], moments[..., channels:])
 
 
 def join_moments(posterior: Posterior, *, mode_only: bool) -> Float[Array, "h w stored"]:
-    """The inverse of `split_moments`; a point is stored by its place alone."""
+    """The inverse of `split_moments`. For a point mass, or with `mode_only`, only the mean is stored."""
     if mode_only or posterior.logvar is None:
         return posterior.mean
     return jnp.concatenate([posterior.mean, posterior.logvar], axis=-1)

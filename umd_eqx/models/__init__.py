@@ -1,4 +1,4 @@
-"""The networks that the systems of the project train."""
+"""The networks that this package trains."""
 
 from umd_eqx.models.base import AbstractModel as AbstractModel
 from umd_eqx.models.base import AbstractPatchModel as AbstractPatchModel

@@ -1,4 +1,4 @@
-"""What an objective, a sampler or an evaluator may ask of a network."""
+"""The interface of a network, as used by objectives, samplers and evaluators."""
 
 import abc
 from collections.abc import Callable, Sequence
@@ -15,10 +15,10 @@ from umd_eqx.core.types import NO_CLASS, AbstractCond, Cond, Image, Label, Repre
 
 
 class Group(eqx.Module):
-    """Images of a batch that are treated alike: `count` in each of its rows, all with one number of visible patches.
+    """Images of a batch that share one number of visible patches: `count` of them in each row of the batch.
 
-    `cond` and `views` hold what is told of each image and its view, as `jax.vmap` returns them: with both leading axes.
-    `views` is None where every patch is visible.
+    `cond` and `views` hold the conditioning and the view of each image, batched over both leading axes as by
+    `jax.vmap`. `views` is None if every patch is visible.
     """
 
     x: Float[Array, "rows count h w c"]
@@ -27,13 +27,13 @@ class Group(eqx.Module):
 
 
 class AbstractModel(eqx.Module):
-    """A network that predicts noise, clean images or velocities. One image at a time: use `jax.vmap`.
+    """Base class for networks that predict noise, clean images or velocities, one image at a time: use `jax.vmap`.
 
     - `image_shape`: (rows, columns, channels) of an image.
-    - `num_classes`: None where the network knows no labels; it then ignores them. Otherwise a label is a class, 0 ..
-        num_classes - 1, or `NO_CLASS`. For any other number the prediction is NaN, but for `num_classes`, which is the
-        reference's number for `NO_CLASS`.
-    - `prediction`: what it predicts.
+    - `num_classes`: None if the network is unconditional and ignores labels. Otherwise a label is a class, 0 ..
+        num_classes - 1, or `NO_CLASS`. `num_classes` itself, the reference's number for `NO_CLASS`, is accepted as
+        such; any other number gives a prediction of NaN.
+    - `prediction`: the prediction type.
     """
 
     image_shape: eqx.AbstractVar[tuple[int, int, int]]
@@ -41,9 +41,9 @@ class AbstractModel(eqx.Module):
     prediction: eqx.AbstractVar[PredictionType]
 
     def cond(self, y: Label = NO_CLASS) -> AbstractCond:
-        """What the network is told of a clean image of class `y`; `cond.at(t)` is for a noised one.
+        """Returns the conditioning for a clean image of class `y`; `cond.at(t)` is that for a noised image.
 
-        Time 0 and the label, unless a network is told something else.
+        By default this is time 0 and the label. Networks with other conditioning override it.
         """
         return Cond(jnp.zeros((), jnp.float32), label_array(y))
 
@@ -51,20 +51,21 @@ class AbstractModel(eqx.Module):
     def __call__(
         self, x: Image, cond: AbstractCond, view: View | None = None, *, key: PRNGKeyArray | None = None
     ) -> AbstractPrediction:
-        """The prediction for the noised image `x`. Without a view, all of it is visible."""
+        """Returns the prediction for the noised image `x`. Without a view, every patch is visible."""
 
     def forward_groups(self, groups: Sequence[Group]) -> list[Any]:
-        """Predictions for images with different views: for each group a prediction with its two leading axes.
+        """Returns the predictions for groups of images with different views, each with its group's two leading axes.
 
-        One group after the other, unless a network can share the work. The numbers are the same.
+        By default the groups are processed one after the other. Networks that can process them together override this;
+        the values are the same.
         """
         return [over_rows(self)(group.x, group.cond, group.views) for group in groups]
 
 
 class AbstractPatchModel(AbstractModel):
-    """A network whose images are patches, of which some may be hidden, and which represents an image.
+    """Base class for networks on image patches, some of which may be hidden, that also provide a representation.
 
-    `patch` is the side of a patch in pixels and `num_patches` how many an image has: what a mask is drawn over.
+    `patch` is the side of a patch in pixels and `num_patches` the number of patches in an image, the length of a mask.
     """
 
     patch: eqx.AbstractVar[int]
@@ -72,19 +73,19 @@ class AbstractPatchModel(AbstractModel):
 
     @abc.abstractmethod
     def represent(self, x: Image, cond: AbstractCond) -> Representation:
-        """What the encoder makes of the whole image."""
+        """Returns the encoder's representation of the whole image."""
 
 
 def num_patches_of(model: AbstractModel) -> int:
-    """The patches that a mask is drawn over; 1 for a network without patches."""
+    """Returns the number of patches in a mask for `model`; 1 for a network without patches."""
     return model.num_patches if isinstance(model, AbstractPatchModel) else 1
 
 
 def over_rows(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of one image, over both leading axes of a batch: its rows, and the images of a row."""
+    """Vectorises a function of one image over both leading axes of a batch: its rows, and the images of each row."""
     return jax.vmap(jax.vmap(function))
 
 
 def label_array(y: Label) -> Array:
-    """A label as an array of its own, so that it may be batched."""
+    """Converts a label to an array, which can be batched."""
     return jnp.asarray(y, jnp.int32) if isinstance(y, int) else y

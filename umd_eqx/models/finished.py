@@ -1,4 +1,4 @@
-"""What the configuration of a model is given of a run that is over, to make of it what others use."""
+"""The finished run that a model configuration receives, from which it writes artefacts such as a tokenizer."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -12,19 +12,20 @@ from jaxtyping import Array, Float
 from umd_eqx.core.types import Image
 
 PerImage = Callable[[Any, Image], Float[Array, "k"]]
-"""Some numbers of a model and one image."""
+"""A function that maps a model and one image to `k` values."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FinishedRun:
     """A run at its last step.
 
-    - `directory`: of the run; `step`: its last.
+    - `directory`: the run directory.
+    - `step`: the last step.
     - `description`: the configuration of the model as plain data (`umd_eqx.recipes.dump.dump`).
-    - `facts`: what is known of the training besides, as plain data.
-    - `model`: gives the trained model, the average of its weights where one is kept, and its step, which is an earlier
-      one where the last checkpoint is damaged. Reads a checkpoint where the run was finished before.
-    - `mean`: the mean of a function of the model and an image over so many images, spread over the training split.
+    - `facts`: further facts about the training, as plain data.
+    - `model`: returns the step and the trained model, with averaged weights if the run keeps an average. The step is an
+      earlier one if the last checkpoint is damaged. Reads a checkpoint if the run had already finished.
+    - `mean`: returns the mean of a `PerImage` function over the given number of images, spread over the training split.
     """
 
     directory: Path

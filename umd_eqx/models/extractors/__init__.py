@@ -1,1 +1,1 @@
-"""Networks whose features images are compared in."""
+"""Feature extractors: networks in whose features sets of images are compared."""

@@ -1,4 +1,4 @@
-"""What a feature extractor is: a frozen network by which sets of images are compared."""
+"""The interface of feature extractors, frozen networks with which sets of images are compared."""
 
 import abc
 from typing import NamedTuple
@@ -9,30 +9,32 @@ from jaxtyping import Array, Float
 
 
 class Activations(NamedTuple):
-    """What an extractor says of one image: the features that distances are taken in, and unnormalised log-probabilities
-    of its classes."""
+    """The output of an extractor for one image: its features and the unnormalised log-probabilities of its classes.
+
+    Distances between sets of images are computed in the features.
+    """
 
     features: Float[Array, "d"]
     logits: Float[Array, "classes"]
 
 
 class AbstractExtractor(eqx.Module):
-    """A frozen classifier. One image at a time: use `jax.vmap`.
+    """Base class for frozen classifiers used as feature extractors, one image at a time: use `jax.vmap`.
 
-    `name` is "inception" only for Inception-v3 with the weights of the published FID; distances of any other extractor
-    are never called FID (`umd_eqx.eval.measure.metric_names`).
+    `name` is "inception" only for Inception-v3 with the weights of the published FID; distances computed with any other
+    extractor are never called FID (`umd_eqx.eval.measure.metric_names`).
     """
 
     name: eqx.AbstractVar[str]
 
     @abc.abstractmethod
     def __call__(self, image: Float[Array, "h w c"]) -> Activations:
-        """Of an image in grey levels, 0 .. 255, not rescaled and of any size: resizing is the extractor's own."""
+        """Returns the activations for an image with pixel values 0-255, of any size: the extractor resizes it."""
 
 
 def resize_bilinear(image: Float[Array, "h w c"], side: int) -> Float[Array, "side side c"]:
-    """An image as a square, bilinear as the reference does before Inception: half-pixel centres, edges repeated.
+    """Resizes an image to a square as the reference does before Inception: bilinear, half-pixel centres, edge padding.
 
-    Without antialiasing, whether it grows or shrinks, and never rounded to whole grey levels.
+    There is no antialiasing, for enlarging or shrinking, and no rounding to integer pixel values.
     """
     return jax.image.resize(image, (side, side, image.shape[2]), "linear", antialias=False)

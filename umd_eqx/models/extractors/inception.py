@@ -1,8 +1,8 @@
 """Inception-v3, the network in whose features the Frechet Inception Distance is defined.
 
-TensorFlow's graph of 2015-12-05 (Szegedy et al. 2016; Heusel et al. 2017), which differs from the Inception-v3 of the
-model zoos in three things: averages do not count what lies outside the image, the last block takes a maximum where the
-paper has an average, and there are 1008 classes.
+This is TensorFlow's graph of 2015-12-05 (Szegedy et al. 2016; Heusel et al. 2017). It differs from the Inception-v3 of
+model zoos in three respects: average pooling excludes the padding, the last block uses max pooling where the paper has
+average pooling, and there are 1008 classes.
 """
 
 import math
@@ -21,26 +21,27 @@ from umd_eqx.models.extractors.inception_table import BLOCKS, NORM, STEM, Branch
 from umd_eqx.models.vit.layers import Linear
 
 SIDE = 299
-"""Of the square that images are brought to."""
+"""The side of the square to which images are resized."""
 BATCH_NORM_EPS = 1e-3
 
 Port = Literal["pytorch", "tensorflow"]
-"""How grey levels become the network's input, and which logits come out of it.
+"""The preprocessing of pixel values 0-255, and the definition of the logits.
 
-- "pytorch": pytorch-fid, and the reference with it. Half-pixel centres, 2 (x / 255) - 1; logits with their bias, as the
-  reference's Inception score has them.
-- "tensorflow": the graph itself, as Heusel et al. and ADM run it and torch-fidelity repeats it. The centres of
-  TensorFlow 1 (`resize_tensorflow`), (x - 128) / 128; logits without bias, as in Salimans et al.'s Inception score.
+- "pytorch": as in pytorch-fid and the reference. Half-pixel centres, 2 (x / 255) - 1; logits with their bias, as in the
+  reference's Inception score.
+- "tensorflow": as in the original graph, run by Heusel et al. and ADM and reproduced by torch-fidelity. The pixel
+  centres of TensorFlow 1 (`resize_tensorflow`), (x - 128) / 128; logits without bias, as in Salimans et al.'s Inception
+  score.
 """
 
 FeatureMap = Float[Array, "_ _ _"]
-"""Rows, columns and channels, different from step to step."""
+"""A feature map (rows, columns, channels), whose shape varies from layer to layer."""
 
 
 class ConvNorm(eqx.Module):
-    """A convolution without bias, batch norm by its stored mean and variance (eps 1e-3), ReLU.
+    """A convolution without bias, batch norm with stored mean and variance (eps 1e-3), and ReLU.
 
-    Not folded into one another, so that the arrays are the published ones.
+    The batch norm is not folded into the convolution, to keep the arrays as published.
     """
 
     kernel: Float[Array, "rows columns inputs outputs"]
@@ -52,14 +53,14 @@ class ConvNorm(eqx.Module):
     def __call__(
         self, x: Float[Array, "rows_in columns_in inputs"], stride: int, padded: bool
     ) -> Float[Array, "rows_out columns_out outputs"]:
-        """Of one image. `padded` surrounds it with zeros so that stride 1 keeps its size."""
+        """Applies the layer to one image. `padded` adds zero padding, with which a stride of 1 preserves its size."""
         convolved = lax.conv_general_dilated(
             x[None],
             self.kernel,
             (stride, stride),
             "SAME" if padded else "VALID",
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            # Accelerators round to fewer bits by default, and a distance should not depend on who took it.
+            # Accelerators use a lower precision by default, but distances should not depend on the hardware.
             precision=lax.Precision.HIGHEST,
         )[0]
         factor = self.scale * lax.rsqrt(self.var + BATCH_NORM_EPS)
@@ -67,7 +68,7 @@ class ConvNorm(eqx.Module):
 
 
 class InceptionV3(AbstractExtractor):
-    """The network, with parameters in float32. `load_inception` reads the published ones.
+    """Inception-v3 with parameters in float32. `load_inception` loads the published ones.
 
     `layers` holds every convolution of the table by its name, such as `Mixed_5b.branch1x1`.
     """
@@ -79,10 +80,9 @@ class InceptionV3(AbstractExtractor):
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, np.ndarray | Array], port: Port = "pytorch") -> "InceptionV3":
-        """Of arrays by the names of `parameter_shapes`. Raises `KeyError` for one that is missing.
+        """Builds the network from arrays by the names of `parameter_shapes`. Raises `KeyError` if one is missing.
 
-        The network calls itself "inception" whatever the numbers are; `load_inception` sees that they are the published
-        ones.
+        The `name` is "inception" whatever the values are; `load_inception` verifies that they are the published ones.
         """
 
         def array(name: str) -> Float[Array, "..."]:
@@ -95,13 +95,14 @@ class InceptionV3(AbstractExtractor):
         return cls(layers=layers, fc=Linear(array("fc.kernel"), array("fc.bias")), port=port)
 
     def __call__(self, image: Float[Array, "h w c"]) -> Activations:
-        """FeatureMap (2048), the mean over the last 8 x 8 places, and logits (1008), of grey levels 0 .. 255.
+        """Returns features (2048), the mean over the last 8 x 8 positions, and logits (1008), for pixel values 0-255.
 
-        Of any size; a grey image is taken for one with three equal channels. Raises `ValueError` for other channels.
+        Images may have any size; a greyscale image is repeated to three channels. Raises `ValueError` unless there are
+        one or three channels.
         """
         channels = image.shape[2]
         if channels not in (1, 3):
-            raise ValueError(f"images of {channels} channels, where Inception sees 1 or 3")
+            raise ValueError(f"images have {channels} channels, but Inception supports 1 or 3")
         x = jnp.repeat(_prepare(image.astype(jnp.float32), self.port), 3 // channels, axis=2)
         x = self._along(STEM, "", x)
         for block in BLOCKS:
@@ -121,10 +122,10 @@ class InceptionV3(AbstractExtractor):
 
 
 def resize_tensorflow(image: Float[Array, "h w c"], side: int) -> Float[Array, "side side c"]:
-    """An image as a square, bilinear with the centres of TensorFlow 1: row i is row i h / side of the image.
+    """Resizes an image to a square, bilinear with the pixel centres of TensorFlow 1: row i is row i h / side.
 
-    So the first rows coincide and the last ones repeat the edge, where `resize_bilinear` is symmetric. Without
-    antialiasing. (`ResizeBilinear` with `half_pixel_centers` and `align_corners` off, as it is in the graph.)
+    The first rows coincide and the last ones repeat the edge, whereas `resize_bilinear` is symmetric. There is no
+    antialiasing. (`ResizeBilinear` with `half_pixel_centers` and `align_corners` off, as in the graph.)
     """
 
     def neighbours(length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""The layers of Inception-v3 as a table: what is convolved and pooled, in which order, under which published name.
+"""The layers of Inception-v3 as a table: convolutions and poolings in order, with their published names.
 
 TensorFlow's graph of 2015-12-05 (Szegedy et al. 2016, section 6), with the names of its ports to PyTorch.
 """
@@ -8,11 +8,11 @@ from typing import Literal, NamedTuple
 
 FEATURES = 2048
 CLASSES = 1008
-"""As many as the graph has, although ImageNet has 1000."""
+"""The number of classes of the graph, although ImageNet has 1000."""
 
 
 class Conv(NamedTuple):
-    """A convolution of the table, with its batch norm and ReLU. `padded` keeps the size."""
+    """A convolution with batch norm and ReLU. With `padded`, a stride of 1 preserves the size."""
 
     name: str
     outputs: int
@@ -23,26 +23,26 @@ class Conv(NamedTuple):
 
 
 class Pool(NamedTuple):
-    """A pooling of the table, over 3 x 3. With stride 1 it keeps the size, with stride 2 nothing is padded."""
+    """A pooling over 3 x 3, padded to preserve the size with stride 1 and without padding with stride 2."""
 
     kind: Literal["average", "max"]
     stride: int = 1
 
 
 Step = Conv | Pool | tuple[Conv, ...]
-"""Several convolutions in one step read the same features, and stand side by side in the channels."""
+"""One layer of a branch. Several convolutions in a step share their input; their outputs are concatenated."""
 Branch = tuple[Step, ...]
 
 
 def side_by_side(step: Step) -> tuple[Conv, ...]:
-    """The convolutions of a step: none, one or several."""
+    """Returns the convolutions of a step: none, one or several."""
     if isinstance(step, Pool):
         return ()
     return (step,) if isinstance(step, Conv) else step
 
 
 class Mixed(NamedTuple):
-    """A block: its branches read the same features, and stand side by side in the channels, in this order."""
+    """A block of branches that share their input; their outputs are concatenated along the channels, in this order."""
 
     name: str
     branches: tuple[Branch, ...]
@@ -138,17 +138,17 @@ BLOCKS = (
         ),
     ),
     _mixed_8("Mixed_7b", Pool("average")),
-    # The published graph takes the maximum here, probably by mistake; a distance without it is no FID.
+    # The published graph uses max pooling here, probably by mistake; without it, a distance would not be FID.
     _mixed_8("Mixed_7c", Pool("max")),
 )
 """35 x 35 x 192 to 8 x 8 x 2048."""
 
 NORM = ("scale", "bias", "mean", "var")
-"""What a batch norm holds, each (outputs)."""
+"""The arrays of a batch norm, each of shape (outputs)."""
 
 
 def parameter_shapes() -> dict[str, tuple[int, ...]]:
-    """The name and shape of every array of the network.
+    """Returns the shape of every array of the network by name.
 
     A convolution `Mixed_5b.branch1x1` has a `.kernel` (rows, columns, inputs, outputs) and the four of `NORM`; `fc` has
     a `.kernel` (2048, 1008) and a `.bias`.
@@ -161,7 +161,7 @@ def parameter_shapes() -> dict[str, tuple[int, ...]]:
 
 
 def convolutions() -> Iterator[tuple[str, Conv, int]]:
-    """Each convolution of the table: its whole name, itself, and how many channels it reads."""
+    """Yields each convolution of the table with its full name and its number of input channels."""
     yield from _along(STEM, "", 3)
     channels = _width(STEM, 3)
     for block in BLOCKS:
@@ -177,7 +177,7 @@ def _along(branch: Branch, prefix: str, channels: int) -> Iterator[tuple[str, Co
 
 
 def _width(branch: Branch, channels: int) -> int:
-    """The channels that come out of a branch: those of its last convolutions, or what went in where it only pools."""
+    """Returns the output channels of a branch: those of its last convolutions, or `channels` if it only pools."""
     for step in branch:
         channels = sum(conv.outputs for conv in side_by_side(step)) or channels
     return channels

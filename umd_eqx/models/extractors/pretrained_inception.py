@@ -1,8 +1,9 @@
-"""The published weights of Inception-v3: where they are looked for, what they must hold, how they were made.
+"""The published weights of Inception-v3: their search path, their verification and their conversion.
 
-One file is behind every FID computed with PyTorch: TensorFlow's graph of 2015-12-05, ported by pytorch-fid and taken
-over by torch-fidelity byte for byte. It is a pickle. `experiments/convert_inception.py` makes a safetensors file of it
-once, and that is all that is ever read here. Nobody hosts such a file yet, so that nothing is fetched unasked.
+Every FID computed with PyTorch uses the same file: TensorFlow's graph of 2015-12-05, ported by pytorch-fid and copied
+byte for byte by torch-fidelity. It is a pickle. `experiments/convert_inception.py` converts it once to a safetensors
+file, the only format that is read here. Such a file is not hosted anywhere yet, and nothing is downloaded unless
+requested.
 """
 
 import os
@@ -21,14 +22,14 @@ from umd_eqx.models.extractors.inception import InceptionV3, Port
 from umd_eqx.models.extractors.inception_table import convolutions, parameter_shapes
 
 VARIABLE = "UMD_EQX_INCEPTION"
-"""Of the environment: a converted file."""
+"""The environment variable with the path of a converted file."""
 FILE = "inception-2015-12-05.safetensors"
-"""What a converted file is called in the cache."""
+"""The name of a converted file in the cache."""
 CONVERT = "python experiments/convert_inception.py --download"
 
 
 class Published(NamedTuple):
-    """A file that others publish: its address, its SHA-256 and how many bytes it has."""
+    """A published file: its URL, its SHA-256 and its size in bytes."""
 
     url: str
     sha256: str
@@ -40,21 +41,21 @@ PUBLISHED = Published(
     "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
     95_628_359,
 )
-"""The file's name carries the first eight digits; the whole sum is the one that independent projects pin."""
+"""The file name contains the first eight digits of the SHA-256; independent projects pin the full hash."""
 
 _PORTED = {"scale": "bn.weight", "bias": "bn.bias", "mean": "bn.running_mean", "var": "bn.running_var"}
 
 
 def cache_folder() -> Path:
-    """Where this package keeps what is made once for a user: under $XDG_CACHE_HOME, else ~/.cache."""
+    """Returns the cache folder of this package, under $XDG_CACHE_HOME or else ~/.cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "umd_eqx"
 
 
 def find_inception(path: str | None = None, port: Port = "pytorch") -> InceptionV3 | None:
-    """The network with the published weights, or None where there are none: `missing_inception` says what to do then.
+    """Returns the network with the published weights, or None if they are not found; see `missing_inception`.
 
-    Looks at `path` (--inception-weights), else at $UMD_EQX_INCEPTION, else into the cache. Raises `BadInput` for a file
-    that was named and cannot be used, and for a damaged one in the cache.
+    The weights are looked up at `path` (--inception-weights), else at $UMD_EQX_INCEPTION, else in the cache. Raises
+    `BadInput` for a file that was named and cannot be used, and for a damaged file in the cache.
     """
     named = os.environ.get(VARIABLE)
     if path is not None:
@@ -66,7 +67,7 @@ def find_inception(path: str | None = None, port: Port = "pytorch") -> Inception
 
 
 def missing_inception() -> str:
-    """What to do where there are no weights, in one line, without a full stop."""
+    """Returns a one-line hint for missing weights, without a full stop."""
     return (
         f"For FID, run `{CONVERT}` once (96 MB, needs torch) "
         f"or give a converted file with --inception-weights or ${VARIABLE}"
@@ -76,17 +77,17 @@ def missing_inception() -> str:
 def load_inception(
     path: str | os.PathLike[str], field: str = "--inception-weights", port: Port = "pytorch"
 ) -> InceptionV3:
-    """The network with the arrays of a converted file.
+    """Loads the network from a converted file.
 
     **Arguments:**
 
-    - `path`: what `experiments/convert_inception.py` wrote.
+    - `path`: a file written by `experiments/convert_inception.py`.
     - `field`: the flag that named it.
-    - `port`: how images are brought to the network; see `Port`.
+    - `port`: the preprocessing and the definition of the logits; see `Port`.
 
-    **Raises:** `BadInput` for what `read_tensors` refuses; for the first array that is missing, or is of another shape,
-    not float32 or not finite; and for a header that does not name the published file as its source: a distance in the
-    features of other weights is no FID.
+    **Raises:** `BadInput` as `read_tensors` does; for the first array that is missing, of another shape, not float32 or
+    not finite; and for a header that does not name the published file as its source, since distances in the features of
+    other weights are not FID.
     """
     tensors, texts = read_tensors(path, field)
     hint = f"Convert the published file: {CONVERT}"
@@ -98,26 +99,26 @@ def load_inception(
             problem = f"{name} in {path} is {tensor.dtype} {tensor.shape}, not float32 {shape}"
             raise BadInput(field, problem, hint)
         if not np.isfinite(tensor).all():
-            raise BadInput(field, f"{name} in {path} holds numbers that are not finite", hint)
+            raise BadInput(field, f"{name} in {path} holds values that are not finite", hint)
     if texts.get("source_sha256") != PUBLISHED.sha256:
-        raise BadInput(field, f"{path} was not made of the published weights", hint)
+        raise BadInput(field, f"{path} was not converted from the published weights", hint)
     return InceptionV3.from_tensors(tensors, port)
 
 
 def convert_inception(state: Mapping[str, np.ndarray], field: str = "SOURCE") -> dict[str, np.ndarray]:
-    """The arrays of a PyTorch state dict by the names and shapes of `parameter_shapes`, in float32.
+    """Converts a PyTorch state dict to arrays with the names and shapes of `parameter_shapes`, in float32.
 
     Kernels (outputs, inputs, rows, columns) become (rows, columns, inputs, outputs). Raises `BadInput` naming the first
-    array that is missing, of another shape, or has no place.
+    array that is missing, of another shape, or unexpected.
     """
-    hint = "Take the file of pytorch-fid or torch-fidelity, unchanged"
+    hint = "Use the unchanged file of pytorch-fid or torch-fidelity"
     sources = {f"{name}.kernel": (f"{name}.conv.weight", (2, 3, 1, 0)) for name, *_ in convolutions()}
     for name, *_ in convolutions():
         sources |= {f"{name}.{ours}": (f"{name}.{theirs}", (0,)) for ours, theirs in _PORTED.items()}
     sources |= {"fc.kernel": ("fc.weight", (1, 0)), "fc.bias": ("fc.bias", (0,))}
     for name in sorted(set(state) - {theirs for theirs, _ in sources.values()}):
-        if not name.endswith(".num_batches_tracked"):  # counts the batches of a training that is over
-            raise BadInput(field, f"{name!r} has no place in the network", hint)
+        if not name.endswith(".num_batches_tracked"):  # a counter that only training uses
+            raise BadInput(field, f"{name!r} is not part of the network", hint)
     tensors = {}
     for ours, shape in parameter_shapes().items():
         theirs, order = sources[ours]
@@ -131,11 +132,11 @@ def convert_inception(state: Mapping[str, np.ndarray], field: str = "SOURCE") ->
 
 
 def read_published(path: str | os.PathLike[str], published: Published = PUBLISHED, field: str = "SOURCE") -> bytes:
-    """The bytes of a published file, once its SHA-256 is right. Raises `BadInput` for any other file."""
-    hint = f"Take the published one, {published.url}"
+    """Returns the bytes of a published file after verifying its SHA-256. Raises `BadInput` for any other file."""
+    hint = f"Use the published file, {published.url}"
     try:
         if not os.path.isfile(path):
-            raise BadInput(field, f"there is no file {path}", "Name it, or let --download fetch it")
+            raise BadInput(field, f"there is no file {path}", "Give the path of the file, or use --download")
         if os.path.getsize(path) != published.size:
             problem = f"{path} has {os.path.getsize(path):,} bytes, not {published.size:,}"
             raise BadInput(field, problem, hint)
@@ -143,27 +144,28 @@ def read_published(path: str | os.PathLike[str], published: Published = PUBLISHE
     except OSError as error:
         raise BadInput(field, f"{path} cannot be read ({error.strerror or error})", hint) from error
     if sha256_of(data) != published.sha256:
-        raise BadInput(field, f"{path} has another SHA-256 than the published file; it was not opened", hint)
+        raise BadInput(field, f"the SHA-256 of {path} is not that of the published file; it was not unpickled", hint)
     return data
 
 
 def fetch_published(path: str | os.PathLike[str], published: Published = PUBLISHED, field: str = "--download") -> None:
-    """Fetches a published file to `path`; it is there whole and with the right SHA-256, or not at all.
+    """Downloads a published file to `path`, atomically and only if its SHA-256 is correct.
 
-    Raises `BadInput` where there is no network, where something else comes, and where it cannot be written.
+    Raises `BadInput` if it cannot be downloaded, has another SHA-256 or cannot be written.
     """
     path = Path(path)
-    hint = f"Fetch {published.url} by other means and name the file"
+    hint = f"Download {published.url} by other means and give the path of the file"
     try:
         with urllib.request.urlopen(published.url, timeout=60) as answer:
             data = answer.read(published.size + 1)
-    except (OSError, ValueError) as error:  # an address that cannot be reached, one that is none
+    except (OSError, ValueError) as error:  # an unreachable or invalid URL
         reason = " ".join(str(getattr(error, "reason", error)).split())[:120]
-        raise BadInput(field, f"{published.url} cannot be fetched ({reason})", hint) from error
+        raise BadInput(field, f"{published.url} cannot be downloaded ({reason})", hint) from error
     if sha256_of(data) != published.sha256:
-        raise BadInput(field, f"what {published.url} sent has another SHA-256", hint)
+        raise BadInput(field, f"the file received from {published.url} has another SHA-256", hint)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, data)
     except OSError as error:
-        raise BadInput("SOURCE", f"{path} cannot be written ({error.strerror or error})", "Name another") from error
+        problem = f"{path} cannot be written ({error.strerror or error})"
+        raise BadInput("SOURCE", problem, "Choose another path") from error

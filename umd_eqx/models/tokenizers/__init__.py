@@ -1,1 +1,1 @@
-"""Tokenizers, which make latents of images and images of latents."""
+"""Tokenizers, which encode images to latents and decode latents to images."""

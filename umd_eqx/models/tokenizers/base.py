@@ -1,4 +1,4 @@
-"""What a tokenizer is: the way from images to latents and back, with images themselves as its simplest case."""
+"""The interface of tokenizers, which map images to latents and back, and the identity tokenizer for pixels."""
 
 import abc
 import dataclasses
@@ -12,42 +12,42 @@ from umd_eqx.core.types import Image, Latent, Scalar
 
 
 class Posterior(eqx.Module):
-    """What the latent of one image may be: a Gaussian for each of its numbers, or, without `logvar`, one point."""
+    """The posterior of one image's latent: a diagonal Gaussian or, without `logvar`, a point mass."""
 
     mean: Latent
     logvar: Latent | None = None
 
     def mode(self) -> Latent:
-        """The mode of the posterior."""
+        """Returns the mode of the posterior."""
         return self.mean
 
     def sample(self, key: PRNGKeyArray) -> Latent:
-        """A latent drawn from it."""
+        """Returns a sample from the posterior."""
         if self.logvar is None:
             return self.mean
         return self.mean + jnp.exp(0.5 * self.logvar) * jax.random.normal(key, self.mean.shape, self.mean.dtype)
 
     def kl(self) -> Scalar:
-        """The divergence from N(0, 1) in nats, summed over the latent (Kingma and Welling 2014, appendix B).
+        """Returns the KL divergence from N(0, 1) in nats, summed over the latent (Kingma and Welling 2014, appendix B).
 
-        0 for a point: it has no density that could be compared.
+        By convention 0 for a point mass, which has no density.
         """
         if self.logvar is None:
             return jnp.zeros((), self.mean.dtype)
         return 0.5 * jnp.sum(self.mean**2 + jnp.exp(self.logvar) - 1.0 - self.logvar)
 
     def standardised(self, shift: float, scale: float) -> "Posterior":
-        """That of (z - shift) * scale, where this one is of z."""
+        """Returns the posterior of (z - shift) * scale, where this is the posterior of z."""
         mean = (self.mean - shift) * scale
         return Posterior(mean, None if self.logvar is None else self.logvar + 2.0 * jnp.log(jnp.abs(scale)))
 
 
 class AbstractTokenizer(eqx.Module):
-    """From images in [-1, 1] to latents and back. One image at a time: use `jax.vmap`.
+    """Base class for tokenizers: images in [-1, 1] to latents and back, one image at a time: use `jax.vmap`.
 
-    What a tokenizer itself calls a latent is z; a network is trained on (z - shift) * scale, which is of about unit
-    variance. `channels` and `latent_channels` are those of an image and of its latent; `factor` pixels of a side become
-    one of the latent.
+    z denotes the raw latent of a tokenizer; networks are trained on (z - shift) * scale, which has about unit variance.
+    `channels` and `latent_channels` are the channels of an image and of its latent; `factor` is the downsampling factor
+    along each side.
     """
 
     channels: eqx.AbstractVar[int]
@@ -58,23 +58,23 @@ class AbstractTokenizer(eqx.Module):
 
     @abc.abstractmethod
     def encode_raw(self, image: Image) -> Posterior:
-        """The z of an image whose sides `factor` divides. Raises `ValueError` for others."""
+        """Returns the posterior of z. Raises `ValueError` if `factor` does not divide the sides of the image."""
 
     @abc.abstractmethod
     def decode_raw(self, z: Latent) -> Image:
-        """The image of a z, of about [-1, 1]: not clipped."""
+        """Returns the image decoded from z, with values of about [-1, 1] that are not clipped."""
 
     def encode(self, image: Image) -> Posterior:
-        """The latent that a network is trained on."""
+        """Returns the posterior of the latent that networks are trained on."""
         return self.encode_raw(image).standardised(self.shift, self.scale)
 
     def decode(self, latent: Latent) -> Image:
-        """The image of such a latent."""
+        """Returns the image decoded from a latent as returned by `encode`."""
         return self.decode_raw(latent / self.scale + self.shift)
 
 
 class Identity(AbstractTokenizer):
-    """Pixels as they are: every system in pixels is a latent system with this tokenizer."""
+    """The identity on pixels. Every system in pixels is a latent system with this tokenizer."""
 
     channels: int = eqx.field(static=True)
     latent_channels: int = eqx.field(static=True)
@@ -84,18 +84,18 @@ class Identity(AbstractTokenizer):
 
     @classmethod
     def init(cls, channels: int) -> "Identity":
-        """For images of so many channels."""
+        """Returns the tokenizer for images with the given number of channels."""
         return cls(channels, channels)
 
     def encode_raw(self, image: Image) -> Posterior:
-        """The image, for certain."""
+        """Returns a point mass at the image."""
         return Posterior(image)
 
     def decode_raw(self, z: Latent) -> Image:
-        """The image."""
+        """Returns `z`, which is the image."""
         return z
 
 
 def with_statistics(tokenizer: AbstractTokenizer, shift: float, scale: float) -> AbstractTokenizer:
-    """The same weights with another shift and scale."""
+    """Returns a tokenizer with the same weights and another shift and scale."""
     return dataclasses.replace(tokenizer, shift=shift, scale=scale)

@@ -1,4 +1,4 @@
-"""How the tokenizers that can be trained are built: what a recipe says of them."""
+"""The configurations of trainable tokenizers."""
 
 import dataclasses
 from pathlib import Path
@@ -13,86 +13,87 @@ from umd_eqx.models.tokenizers.vae import AutoencoderKL, VAEConfig
 from umd_eqx.models.vit.variants import AbstractModelConfig
 
 SMALL = (16, 32, 64)
-"""Widths for the shipped images: two halvings, 28 pixels to 7."""
+"""Widths for the bundled images: two downsamplings, from 28 pixels to 7."""
 
 
 @dataclasses.dataclass(frozen=True)
 class _TokenizerConfig(AbstractModelConfig):
-    """What both kinds have in common: no labels, no masks, and a file when the training is over."""
+    """Base class for tokenizer configurations: no labels, no masks, and a file written when training is finished."""
 
     @property
     def knows_labels(self) -> bool:
-        """No."""
+        """Always False: tokenizers are not conditioned on labels."""
         return False
 
     def num_patches(self, size: int) -> int:
-        """1: nothing is masked."""
+        """Always 1: tokenizers are trained without masks."""
         return 1
 
     def finish(self, run: FinishedRun) -> Path | None:
-        """Writes the tokenizer into the directory of the run: see `finish_tokenizer`."""
+        """Writes the tokenizer to the run directory; see `finish_tokenizer`."""
         return finish_tokenizer(run)
 
 
 @dataclasses.dataclass(frozen=True)
 class KLTokenizer(_TokenizerConfig):
-    """An auto-encoder whose latents are Gaussian."""
+    """A variational auto-encoder with Gaussian latents."""
 
     latent_channels: int = 4
-    """Numbers at each place of the latent."""
+    """Number of channels of the latent."""
     widths: tuple[int, ...] = SMALL
-    """Channels at each size; each but the last is followed by a halving."""
+    """Channels at each resolution; each but the last is followed by downsampling by 2."""
     layers: int = 1
-    """Blocks at each size of the encoder; the decoder has one more."""
+    """Number of residual blocks per resolution in the encoder; the decoder has one more."""
     groups: int = 8
-    """Of the normalisations."""
+    """Number of groups in each group normalisation."""
 
     @property
     def title(self) -> str:
-        """KL, and the numbers of a latent's place."""
+        """KL and the number of latent channels."""
         return f"KL-{self.latent_channels}"
 
     def validate(self, size: int, field: str = "--model.widths") -> None:
-        """Raises `BadInput` for sizes that cannot work, and for images that cannot be halved so often."""
+        """Raises `BadInput` for invalid sizes, and for images that cannot be downsampled that many times."""
         self._sizes(1).validate()
         _require_halvings(size, self._sizes(1).factor, field)
 
     def build(self, size: int, channels: int, num_classes: int, *, key: PRNGKeyArray) -> AutoencoderKL:
-        """Fresh. Neither `size` nor `num_classes` matters."""
+        """Returns a freshly initialised tokenizer, which depends on neither `size` nor `num_classes`."""
         return AutoencoderKL.init(self._sizes(channels), key=key)
 
     def _sizes(self, channels: int) -> VAEConfig:
-        # In the place of its scale, what `finish_tokenizer` measures.
+        # A placeholder for the scale, which `finish_tokenizer` measures.
         return VAEConfig(channels, self.latent_channels, self.widths, self.layers, self.groups, scale=1.0)
 
 
 @dataclasses.dataclass(frozen=True)
 class FSQTokenizer(_TokenizerConfig):
-    """An auto-encoder whose latents are codes of a grid."""
+    """An auto-encoder with latents quantised to a grid of codes (FSQ)."""
 
     levels: tuple[int, ...] = (8, 5, 5, 5)
-    """Values of each number of a code; their product is the number of codes (arXiv 2309.15505, table 1: 1,000)."""
+    """Quantisation levels per latent channel; their product is the codebook size (arXiv 2309.15505, table 1: 1,000)."""
     widths: tuple[int, ...] = (16, 32, 32)
-    """Channels at each size; each but the last is followed by a halving."""
+    """Channels at each resolution; each but the last is followed by downsampling by 2."""
     layers: int = 1
-    """Blocks at each size of the encoder; the decoder has one more."""
+    """Number of residual blocks per resolution in the encoder; the decoder has one more."""
     groups: int = 8
-    """Of the normalisations."""
+    """Number of groups in each group normalisation."""
 
     @property
     def title(self) -> str:
-        """FSQ, and the levels."""
+        """FSQ and its levels."""
         return f"FSQ-{'x'.join(map(str, self.levels))}"
 
     def validate(self, size: int, field: str = "--model.widths") -> None:
-        """Raises `BadInput` for sizes that cannot work, and for images that cannot be halved so often."""
+        """Raises `BadInput` for invalid levels or sizes, and for images that cannot be downsampled that many times."""
         if not self.levels or any(level < 2 for level in self.levels):
-            raise BadInput("--model.levels", f"{self.levels} are no levels", "Give 2 or more for each number of a code")
+            problem = f"{self.levels} are not valid levels"
+            raise BadInput("--model.levels", problem, "Give 2 or more for each latent channel")
         self._sizes(1).validate()
         _require_halvings(size, self._sizes(1).factor, field)
 
     def build(self, size: int, channels: int, num_classes: int, *, key: PRNGKeyArray) -> FSQ:
-        """Fresh. Neither `size` nor `num_classes` matters."""
+        """Returns a freshly initialised tokenizer, which depends on neither `size` nor `num_classes`."""
         return FSQ.init(self._sizes(channels), self.levels, key=key)
 
     def _sizes(self, channels: int) -> VAEConfig:
@@ -101,5 +102,5 @@ class FSQTokenizer(_TokenizerConfig):
 
 def _require_halvings(size: int, factor: int, field: str) -> None:
     if size % factor:
-        problem = f"images of {size} x {size} cannot be halved to one {factor}th"
-        raise BadInput(field, problem, f"Use fewer widths, or a --data.size that {factor} divides")
+        problem = f"images of {size} x {size} cannot be downsampled by a factor of {factor}"
+        raise BadInput(field, problem, f"Use fewer widths, or a --data.size divisible by {factor}")

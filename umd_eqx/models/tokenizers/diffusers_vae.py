@@ -1,4 +1,4 @@
-"""The Stable Diffusion VAE as people have it on disk: the safetensors and JSON of diffusers' AutoencoderKL."""
+"""Reading and writing the Stable Diffusion VAE in the format of diffusers' AutoencoderKL: safetensors and JSON."""
 
 import json
 import math
@@ -18,14 +18,14 @@ from umd_eqx.core.tensors import read_tensors, write_tensors
 from umd_eqx.models.tokenizers.vae import AutoencoderKL, VAEConfig
 
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
-"""What diffusers calls the two files of a model."""
+"""The names of the two files of a diffusers model."""
 
 LARGEST_WIDTH = 2**14
-"""Of a network that a configuration describes."""
+"""The largest width that is accepted in a configuration."""
 MOST_LAYERS = 64
-"""At each of its sizes: shapes are computed before the arrays are looked at, which takes a while for thousands."""
+"""The largest accepted number of layers per resolution. Shapes are computed first, which is slow for thousands."""
 SD_SCALE = 0.18215
-"""Of files that do not say: diffusers' default, which the published Stable Diffusion 1 files rely on."""
+"""The default `scaling_factor` of diffusers, on which the published Stable Diffusion 1 files rely."""
 
 FIXED = {
     "act_fn": "silu",
@@ -36,14 +36,14 @@ FIXED = {
     "down_block_types": "DownEncoderBlock2D",
     "up_block_types": "UpDecoderBlock2D",
 }
-"""Options of diffusers with the one value that this network has."""
+"""Options of diffusers of which only one value is supported."""
 
 OLD_ATTENTION = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
-"""What the attention's layers were called before diffusers 0.18, and still are in many files."""
+"""The names of the attention layers before diffusers 0.18, which many files still use."""
 
 
 def is_diffusers(place: Path) -> bool:
-    """Whether a folder, or a safetensors file with a configuration beside it, is one of diffusers."""
+    """Whether a folder, or a safetensors file with a configuration beside it, is in the format of diffusers."""
     folder = _folder(place)
     try:
         return "_class_name" in json.loads((folder / CONFIG).read_text())
@@ -52,16 +52,16 @@ def is_diffusers(place: Path) -> bool:
 
 
 def read_diffusers(place: str | os.PathLike[str], field: str = "--tokenizer") -> AutoencoderKL:
-    """A trained auto-encoder.
+    """Reads a trained auto-encoder. Half precision is converted to float32.
 
     **Arguments:**
 
-    - `place`: the folder with `config.json` and `diffusion_pytorch_model.safetensors`, one whose subfolder `vae` has
-        them, or another safetensors file with its `config.json` beside it.
+    - `place`: the folder with `config.json` and `diffusion_pytorch_model.safetensors`, a folder whose subfolder `vae`
+        has them, or another safetensors file with its `config.json` beside it.
     - `field`: the flag that named it.
 
-    **Raises:** `BadInput`, in one line, for a configuration that is another network's, and for the first array that is
-    missing, has no place, is of another shape or not finite. Half precision is read as float32.
+    **Raises:** `BadInput` for a configuration of another network, and for the first array that is missing, unexpected,
+    of another shape or not finite.
     """
     place = Path(place)
     folder = _folder(place)
@@ -71,26 +71,28 @@ def read_diffusers(place: str | os.PathLike[str], field: str = "--tokenizer") ->
     like = jax.eval_shape(lambda key: AutoencoderKL.init(config, key=key), jax.random.key(0))
     renamed = _new_names(tensors)
     if len(renamed) < len(tensors):
-        raise BadInput(field, f"{file} holds the attention's layers by their old and by their new names", "Get it anew")
+        problem = f"{file} holds the attention layers under both their old and their new names"
+        raise BadInput(field, problem, "Download the file again")
     tensors = renamed
     wanted = {_theirs(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(like)}
-    hint = f"Is {CONFIG} the one that belongs to it?"
+    hint = f"Check that {CONFIG} belongs to this file"
     for name in sorted(set(tensors) - set(wanted)):
-        raise BadInput(field, f"{_word(name)} in {file} has no place in the network", hint)
+        raise BadInput(field, f"{_word(name)} in {file} is not part of the network", hint)
 
     def put(path: tuple[jax.tree_util.KeyEntry, ...], leaf: Any) -> jax.Array:
         name = _theirs(path)
         if name not in tensors:
             raise BadInput(field, f"{file} lacks {name}", hint)
-        if not jnp.issubdtype(tensors[name].dtype, jnp.floating):  # of a quantised file, which is not these weights
-            raise BadInput(field, f"{name} in {file} is {tensors[name].dtype}", "Get the file in float16 or float32")
-        with np.errstate(over="ignore"):  # to infinity, which is told below
+        if not jnp.issubdtype(tensors[name].dtype, jnp.floating):  # a quantised file
+            problem = f"{name} in {file} has dtype {tensors[name].dtype}"
+            raise BadInput(field, problem, "Download the file in float16 or float32")
+        with np.errstate(over="ignore"):  # overflow to infinity is reported below
             tensor = _ours(tensors[name].astype(np.float32), leaf.ndim)
         if tensor.shape != leaf.shape:
             problem = f"{name} in {file} has shape {tensors[name].shape}, which is not that of the network"
             raise BadInput(field, problem, hint)
         if not np.isfinite(tensor).all():
-            raise BadInput(field, f"{name} in {file} holds numbers that are not finite", "Get the file anew")
+            raise BadInput(field, f"{name} in {file} holds values that are not finite", "Download the file again")
         return jnp.asarray(tensor)
 
     return jax.tree_util.tree_map_with_path(put, like)
@@ -99,8 +101,8 @@ def read_diffusers(place: str | os.PathLike[str], field: str = "--tokenizer") ->
 def write_diffusers(tokenizer: AutoencoderKL, config: VAEConfig, folder: str | os.PathLike[str]) -> None:
     """Writes both files into a folder, for diffusers' `AutoencoderKL.from_pretrained`.
 
-    `config` is what the tokenizer was built by; its shift and scale are written as the tokenizer has them. Raises
-    `OSError` if the disk refuses.
+    `config` is the configuration from which the tokenizer was built; shift and scale are taken from the tokenizer.
+    Raises `OSError` if a file cannot be written.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -136,15 +138,15 @@ def _read_config(path: Path, field: str) -> VAEConfig:
     try:
         content = json.loads(path.read_text())
         if content.get("_class_name") != "AutoencoderKL":
-            problem = f"{path} describes a {_word(content.get('_class_name'))!r} and not an AutoencoderKL"
+            problem = f"{path} describes a {_word(content.get('_class_name'))!r}, not an AutoencoderKL"
             raise BadInput(field, problem, "Give the folder of the VAE")
         for name, only in FIXED.items():
             found = content.get(name, only)
             if any(value != only for value in (found if isinstance(found, list) else [found])):
-                problem = f"{path} asks for {name} = {_word(found)}, and only {only} is built"
-                raise BadInput(field, problem, "Take another VAE")
+                problem = f"{path} has {name} = {_word(found)}, and only {only} is supported"
+                raise BadInput(field, problem, "Use another VAE")
         if content.get("in_channels", 3) != content.get("out_channels", 3):
-            raise BadInput(field, f"{path} has other channels going in than coming out", "Take another VAE")
+            raise BadInput(field, f"{path} has different numbers of input and output channels", "Use another VAE")
         config = VAEConfig(
             channels=content.get("in_channels", 3),
             latent_channels=content.get("latent_channels", 4),
@@ -159,15 +161,15 @@ def _read_config(path: Path, field: str) -> VAEConfig:
         )
         _require_sane(config)
         if any(width % config.groups for width in config.widths):
-            problem = f"{path} asks for {config.groups} groups, which do not divide widths of {config.widths}"
-            raise BadInput(field, problem, "Get the file anew")
+            problem = f"{path} has {config.groups} groups, which do not divide the widths {config.widths}"
+            raise BadInput(field, problem, "Download the file again")
         return config
     except OSError as error:
-        raise BadInput(field, f"{path} cannot be read ({error.strerror})", "Get the file anew") from error
+        raise BadInput(field, f"{path} cannot be read ({error.strerror})", "Download the file again") from error
     except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         if isinstance(error, BadInput):
             raise
-        raise BadInput(field, f"{path} does not describe a network", "Get the file anew") from error
+        raise BadInput(field, f"{path} does not describe a network", "Download the file again") from error
 
 
 def _number(value: Any, null: float) -> float:
@@ -175,12 +177,12 @@ def _number(value: Any, null: float) -> float:
 
 
 def _word(value: Any) -> str:
-    # A file's own words: short, on one line, and nothing that a terminal would obey.
+    # Text from a file, for a message: short, on one line and without control characters.
     return "".join(c if c.isprintable() else " " for c in str(value)[:80])
 
 
 def _require_sane(config: VAEConfig) -> None:
-    """Raises `TypeError` or `ValueError` for what diffusers has not written."""
+    """Raises `TypeError` or `ValueError` for values that diffusers does not write."""
     counts = (config.channels, config.latent_channels, config.layers, config.groups, *config.widths)
     if any(type(count) is not int or not 0 < count <= LARGEST_WIDTH for count in counts) or len(config.widths) > 10:
         raise TypeError("a count")
@@ -193,7 +195,7 @@ def _require_sane(config: VAEConfig) -> None:
 
 
 def _theirs(path: tuple[jax.tree_util.KeyEntry, ...]) -> str:
-    """The name of an array in diffusers, from its place in our tree."""
+    """Returns the name of an array in diffusers, given its path in our tree."""
     name = jax.tree_util.keystr(path)[1:]
     side, up = ("up", "up_blocks") if name.startswith("decoder") else ("down", "down_blocks")
     for ours, theirs in (
@@ -226,10 +228,10 @@ def _new_names(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _ours(tensor: np.ndarray, ndim: int) -> np.ndarray:
-    if tensor.ndim == 4 and ndim == 2 and tensor.shape[2:] == (1, 1):  # a 1 x 1 convolution in the place of a layer
+    if tensor.ndim == 4 and ndim == 2 and tensor.shape[2:] == (1, 1):  # a 1 x 1 convolution instead of a linear layer
         tensor = tensor[:, :, 0, 0]
     if tensor.ndim != ndim:
-        return tensor  # of another shape, as will be told
+        return tensor  # the shape mismatch is reported by the caller
     return tensor.transpose(2, 3, 1, 0) if ndim == 4 else tensor.T
 
 

@@ -1,4 +1,4 @@
-"""A trained tokenizer on the disk: its weights, its card, and what is measured when its training is over."""
+"""Trained tokenizers on disk: weights, card, and the statistics that are measured when training is finished."""
 
 import math
 import os
@@ -17,16 +17,16 @@ from umd_eqx.models.finished import FinishedRun
 from umd_eqx.models.tokenizers.base import AbstractTokenizer, with_statistics
 
 FORMAT = 2
-"""Of the card. A reader refuses a larger one. Cards of format 1 have no checksum, and are read without."""
+"""The format of the card. Later formats are rejected. Cards of format 1 have no checksum and are read without one."""
 
 OWN = ("format", "kind", "model", "channels", "shift", "scale", "parameters", "sha256", CHECKSUM)
-"""What a card says by itself, besides the facts that it is given."""
+"""The entries of a card besides the facts passed by the caller."""
 
 TRAINED = "tokenizer.safetensors"
-"""What `experiments/train_tokenizer.py` leaves in its run directory, with its card."""
+"""The file, with its card, that `experiments/train_tokenizer.py` writes to its run directory."""
 
 MEASURED = 10_000
-"""Training images by which the latents' mean and standard deviation are taken."""
+"""The number of training images from which the mean and standard deviation of the latents are measured."""
 
 
 def write_tokenizer(
@@ -41,11 +41,11 @@ def write_tokenizer(
 
     **Arguments:**
 
-    - `description`: the configuration that it was built by, as plain data (`umd_eqx.recipes.dump.dump`).
-    - `facts`: go into the card as they are.
-    - `half`: keeps the parameters in float16, read back as float32.
+    - `description`: the configuration from which it was built, as plain data (`umd_eqx.recipes.dump.dump`).
+    - `facts`: further entries of the card.
+    - `half`: whether to store the parameters in float16; they are read back as float32.
 
-    **Raises:** `OSError` if the disk refuses.
+    **Raises:** `OSError` if a file cannot be written.
     """
     card = {
         "format": FORMAT,
@@ -60,7 +60,7 @@ def write_tokenizer(
 
 
 def is_written(run_dir: Path, step: int) -> bool:
-    """Whether the tokenizer that a run has at `step` lies in its directory, whole and with its card."""
+    """Whether a run directory holds the tokenizer of `step`, complete and with its card."""
     path, field = run_dir / TRAINED, "--run-dir"
     try:
         with open_card(path, field, "") as card:
@@ -73,11 +73,11 @@ def is_written(run_dir: Path, step: int) -> bool:
 
 
 def finish_tokenizer(run: FinishedRun) -> Path | None:
-    """Writes the tokenizer of a run into its directory, with the shift and scale that its latents need.
+    """Writes the tokenizer of a run to its run directory, with the shift and scale that standardise its latents.
 
-    Of z, drawn for many training images, the mean becomes the shift and 1 over the standard deviation the scale, so
-    that a network is trained on numbers of mean 0 and variance 1 (Rombach et al. 2022, appendix G, who leave the mean
-    as it is). Returns the path of the weights; None where they lie there already.
+    The shift is the mean of z over many training images and the scale is 1 over its standard deviation. Networks are
+    then trained on latents of mean 0 and variance 1 (Rombach et al. 2022, appendix G, who do not subtract the mean).
+    Returns the path of the weights, or None if they are already there.
     """
     if is_written(run.directory, run.step):
         return None
@@ -91,14 +91,14 @@ def finish_tokenizer(run: FinishedRun) -> Path | None:
 
 
 def latent_moments(tokenizer: AbstractTokenizer, image: Image) -> Float[Array, "2"]:
-    """The first and the second moment of the z of one image, as it is drawn: the posterior's variance is counted."""
+    """Returns the first and second moment of z for one image, including the variance of the posterior."""
     posterior = tokenizer.encode_raw(image)
     variance = 0.0 if posterior.logvar is None else jnp.mean(jnp.exp(posterior.logvar))
     return jnp.stack([jnp.mean(posterior.mean), jnp.mean(posterior.mean**2) + variance])
 
 
 def mean_and_deviation(moments: Float[np.ndarray, "2"]) -> tuple[float, float]:
-    """Mean and standard deviation from the first two moments. The deviation is 1 where all numbers are alike."""
+    """Returns mean and standard deviation, given the first two moments. The deviation of a constant is set to 1."""
     mean, square = moments
     std = math.sqrt(max(square - mean**2, 0.0))
     return float(mean), std if std > 1e-6 else 1.0

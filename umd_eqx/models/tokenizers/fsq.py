@@ -1,4 +1,4 @@
-"""Finite scalar quantisation (Mentzer et al. 2023, arXiv 2309.15505): latents on a grid, which is the codebook."""
+"""Finite scalar quantisation (Mentzer et al. 2023, arXiv 2309.15505): latents on a grid, which acts as the codebook."""
 
 import math
 
@@ -16,13 +16,13 @@ Levels = tuple[int, ...]
 Code = Float[Array, "*places channels"]
 
 BOUND_EPS = 1e-3
-"""How much wider than its levels the bound is, so that the outermost are reached before infinity (their listing 1)."""
+"""The relative margin of the bound, with which the outermost levels are reached for finite inputs (their listing 1)."""
 
 
 def bounded(z: Code, levels: Levels) -> Code:
-    """Numbers squeezed so that rounding gives one of `levels` whole numbers, channel by channel (section 3.1).
+    """Bounds each channel to a range in which rounding gives one of `levels` integers (section 3.1).
 
-    -half .. half for an odd number of levels, half = (L - 1) / 2; -L / 2 .. L / 2 - 1 for an even one.
+    These are -half .. half for an odd number L of levels, half = (L - 1) / 2, and -L / 2 .. L / 2 - 1 for an even one.
     """
     count = np.asarray(levels)
     half = (count - 1) * (1 + BOUND_EPS) / 2
@@ -32,33 +32,33 @@ def bounded(z: Code, levels: Levels) -> Code:
 
 
 def quantised(z: Code, levels: Levels) -> Code:
-    """The code of the encoder's numbers, in about [-1, 1]; gradients go straight through the rounding (section 3.1)."""
+    """Quantises the encoder's output to codes in about [-1, 1], with a straight-through gradient (section 3.1)."""
     return _straight(bounded(z, levels)) / _width(levels)
 
 
 def nearest(z: Code, levels: Levels) -> Code:
-    """The code nearest to any numbers, such as what a network generates; a code is left as it is."""
+    """Returns the code nearest to arbitrary values, such as the output of a network; codes are unchanged."""
     width, count = _width(levels), np.asarray(levels)
     whole = jnp.clip(z * width, (-(count // 2)).astype(np.float32), ((count - 1) // 2).astype(np.float32))
     return _straight(whole) / width
 
 
 def indices(code: Code, levels: Levels) -> Int[Array, "*places"]:
-    """Which of the prod(levels) codes each is: a number written in digits of so many levels, the first the lowest."""
+    """Returns the index of each code among prod(levels), in a mixed radix with the first channel as lowest digit."""
     digits = jnp.round(code * _width(levels)).astype(jnp.int32) + np.asarray(levels) // 2
     return jnp.sum(digits * _bases(levels), axis=-1)
 
 
 def code_of(index: Int[Array, "*places"], levels: Levels) -> Code:
-    """The code of an index, 0 .. prod(levels) - 1: the inverse of `indices`."""
+    """Returns the code of an index, 0 .. prod(levels) - 1: the inverse of `indices`."""
     digits = index[..., None] // _bases(levels) % np.asarray(levels, np.int32)
     return (digits - np.asarray(levels, np.int32) // 2).astype(jnp.float32) / _width(levels)
 
 
 class FSQ(AbstractTokenizer):
-    """Latents that are points of a grid with `levels` values in each channel; prod(levels) codes, none of them learned.
+    """A tokenizer with latents on a grid of `levels` values per channel, a fixed codebook of prod(levels) codes.
 
-    What a network generates is no code until it is decoded: then the nearest one is taken.
+    The outputs of a generative network are not codes; `decode_raw` rounds them to the nearest one.
     """
 
     encoder: Encoder
@@ -72,9 +72,9 @@ class FSQ(AbstractTokenizer):
 
     @classmethod
     def init(cls, config: VAEConfig, levels: Levels, *, key: PRNGKeyArray) -> "FSQ":
-        """Fresh. Of `config` the latent's part is not used: a latent has a channel for each of `levels`.
+        """Returns a freshly initialised tokenizer. Raises `BadInput` as `VAEConfig.validate` does.
 
-        Raises `BadInput` as `VAEConfig.validate` does.
+        The latent settings of `config` are not used: a latent has one channel for each of `levels`.
         """
         config.validate()
         encoder_key, decoder_key = jax.random.split(key)
@@ -89,25 +89,25 @@ class FSQ(AbstractTokenizer):
 
     @property
     def codebook_size(self) -> int:
-        """How many codes there are."""
+        """The number of codes."""
         return math.prod(self.levels)
 
     def encode_raw(self, image: Image) -> Posterior:
-        """The code at each place, for certain. Raises `ValueError` where `factor` does not divide the image's sides."""
+        """Returns a point mass at the codes. Raises `ValueError` if `factor` does not divide the sides of the image."""
         require_sides(image, self.factor)
         return Posterior(quantised(self.encoder(image), self.levels))
 
     def decode_raw(self, z: Latent) -> Image:
-        """The image of the codes nearest to z."""
+        """Returns the image decoded from the codes nearest to z."""
         return self.decoder(nearest(z, self.levels))
 
     def indices(self, z: Latent) -> Int[Array, "lh lw"]:
-        """Which code lies at each place."""
+        """Returns the index of the code at each position."""
         return indices(nearest(z, self.levels), self.levels)
 
 
 def _straight(z: Code) -> Code:
-    # Rounded, with the gradient of what is not.
+    # Rounds with the gradient of the identity (straight-through).
     return z + jax.lax.stop_gradient(jnp.round(z) - z)
 
 

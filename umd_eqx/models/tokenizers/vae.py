@@ -1,4 +1,4 @@
-"""The auto-encoder of Stable Diffusion: images to Gaussian latents, and back (Rombach et al. 2022, section 3.1)."""
+"""The auto-encoder of Stable Diffusion: images to Gaussian latents and back (Rombach et al. 2022, section 3.1)."""
 
 import dataclasses
 from typing import Literal
@@ -14,7 +14,7 @@ from umd_eqx.models.tokenizers.base import AbstractTokenizer, Posterior
 from umd_eqx.models.tokenizers.vae_layers import Conv, GroupNorm, Level, MidBlock
 
 LOGVAR_RANGE = (-30.0, 20.0)
-"""What the published network clips the logarithm of the variance to."""
+"""The range to which the published network clips the logarithm of the variance."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,39 +22,39 @@ class VAEConfig:
     """The sizes of a convolutional auto-encoder. The published ones are `SD_V1`, `SD_V3` and `FLUX`."""
 
     channels: int = 3
-    """Of an image."""
+    """Number of image channels."""
     latent_channels: int = 4
-    """Of a latent."""
+    """Number of latent channels."""
     widths: tuple[int, ...] = (128, 256, 512, 512)
-    """Channels at each size (`block_out_channels`); each but the last is followed by a halving."""
+    """Channels at each resolution (`block_out_channels`); each but the last is followed by downsampling by 2."""
     layers: int = 2
-    """Blocks at each size of the encoder (`layers_per_block`); the decoder has one more."""
+    """Number of residual blocks per resolution in the encoder (`layers_per_block`); the decoder has one more."""
     groups: int = 32
-    """Of the normalisations (`norm_num_groups`)."""
+    """Number of groups in each group normalisation (`norm_num_groups`)."""
     attention: bool = True
-    """Attend at the smallest size (`mid_block_add_attention`)."""
+    """Whether to use attention at the lowest resolution (`mid_block_add_attention`)."""
     quant_conv: bool = True
-    """A 1 x 1 convolution behind the encoder (`use_quant_conv`)."""
+    """Whether a 1 x 1 convolution follows the encoder (`use_quant_conv`)."""
     post_quant_conv: bool = True
-    """The same before the decoder (`use_post_quant_conv`)."""
+    """Whether a 1 x 1 convolution precedes the decoder (`use_post_quant_conv`)."""
     shift: float = 0.0
-    """What is taken off z before a network is trained on it (`shift_factor`)."""
+    """The shift that is subtracted from z before a network is trained on it (`shift_factor`)."""
     scale: float = 0.18215
-    """What the rest is multiplied by (`scaling_factor`): about one over the standard deviation of z."""
+    """The factor applied after the shift (`scaling_factor`), about one over the standard deviation of z."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """What is computed in. Parameters, moments and images are float32."""
+    """The dtype of the computation. Parameters, moments and images are float32."""
 
     @property
     def factor(self) -> int:
-        """How many pixels of a side become one of the latent."""
+        """The downsampling factor along each side."""
         return 2 ** (len(self.widths) - 1)
 
     def validate(self, field: str = "--model") -> None:
-        """Raises `BadInput` for sizes that cannot work."""
+        """Raises `BadInput` for invalid sizes."""
         if not self.widths:
-            raise BadInput(f"{field}.widths", "there are none", "Give the channels at each size")
+            raise BadInput(f"{field}.widths", "no widths are given", "Give the channels at each resolution")
         if self.groups < 1 or any(width < 1 or width % self.groups for width in self.widths):
-            problem = f"{self.groups} groups do not divide widths of {', '.join(map(str, self.widths))}"
+            problem = f"{self.groups} groups do not divide the widths {', '.join(map(str, self.widths))}"
             raise BadInput(f"{field}.groups", problem, "Use a number that divides each of them")
         for name in ("channels", "latent_channels", "layers"):
             if getattr(self, name) < 1:
@@ -63,15 +63,15 @@ class VAEConfig:
 
 
 SD_V1 = VAEConfig()
-"""Stable Diffusion 1 and 2: sd-vae-ft-mse, sd-vae-ft-ema. 84 million parameters, 8 x 8 pixels to 4 numbers."""
+"""Stable Diffusion 1 and 2: sd-vae-ft-mse, sd-vae-ft-ema. 84 million parameters, 8 x 8 pixels to 4 values."""
 SD_V3 = VAEConfig(latent_channels=16, quant_conv=False, post_quant_conv=False, shift=0.0609, scale=1.5305)
-"""Stable Diffusion 3: 8 x 8 pixels to 16 numbers."""
+"""Stable Diffusion 3: 8 x 8 pixels to 16 values."""
 FLUX = dataclasses.replace(SD_V3, shift=0.1159, scale=0.3611)
 """FLUX.1: the same network with other weights."""
 
 
 class Encoder(eqx.Module):
-    """From an image to `outputs` numbers at each place of the latent."""
+    """Maps an image to `outputs` values at each position of the latent."""
 
     first: Conv
     levels: tuple[Level, ...]
@@ -81,7 +81,7 @@ class Encoder(eqx.Module):
 
     @classmethod
     def init(cls, config: VAEConfig, outputs: int, *, key: PRNGKeyArray) -> "Encoder":
-        """Fresh."""
+        """Returns a freshly initialised encoder."""
         widths, groups, number = config.widths, config.groups, len(config.widths)
         keys = jax.random.split(key, number + 3)
         levels = [
@@ -97,7 +97,7 @@ class Encoder(eqx.Module):
         )
 
     def __call__(self, x: Float[Array, "h w c"]) -> Float[Array, "lh lw outputs"]:
-        """Of one image."""
+        """Encodes one image."""
         x = self.first(x)
         for level in self.levels:
             x = level(x)
@@ -105,7 +105,7 @@ class Encoder(eqx.Module):
 
 
 class Decoder(eqx.Module):
-    """From `inputs` numbers at each place of the latent to an image."""
+    """Maps `inputs` values at each position of the latent to an image."""
 
     first: Conv
     middle: MidBlock
@@ -115,7 +115,7 @@ class Decoder(eqx.Module):
 
     @classmethod
     def init(cls, config: VAEConfig, inputs: int, *, key: PRNGKeyArray) -> "Decoder":
-        """Fresh. Its levels go from the smallest size to the largest."""
+        """Returns a freshly initialised decoder. Its levels are ordered from the lowest resolution to the highest."""
         widths, groups, number = config.widths[::-1], config.groups, len(config.widths)
         keys = jax.random.split(key, number + 3)
         levels = [
@@ -131,7 +131,7 @@ class Decoder(eqx.Module):
         )
 
     def __call__(self, z: Float[Array, "lh lw inputs"]) -> Float[Array, "h w c"]:
-        """Of one latent."""
+        """Decodes one latent."""
         x = self.middle(self.first(z))
         for level in self.levels:
             x = level(x)
@@ -139,7 +139,7 @@ class Decoder(eqx.Module):
 
 
 class AutoencoderKL(AbstractTokenizer):
-    """Latents that are Gaussian: the encoder says their mean and the logarithm of their variance."""
+    """A tokenizer with Gaussian latents: the encoder predicts their mean and the logarithm of their variance."""
 
     encoder: Encoder
     quant_conv: Conv | None
@@ -154,7 +154,7 @@ class AutoencoderKL(AbstractTokenizer):
 
     @classmethod
     def init(cls, config: VAEConfig, *, key: PRNGKeyArray) -> "AutoencoderKL":
-        """Fresh. Raises `BadInput` as `VAEConfig.validate` does."""
+        """Returns a freshly initialised tokenizer. Raises `BadInput` as `VAEConfig.validate` does."""
         config.validate()
         keys, c = jax.random.split(key, 4), config.latent_channels
         return cls(
@@ -171,7 +171,7 @@ class AutoencoderKL(AbstractTokenizer):
         )
 
     def encode_raw(self, image: Image) -> Posterior:
-        """Mean and log-variance of z. Raises `ValueError` where `factor` does not divide the sides of the image."""
+        """Returns the posterior of z. Raises `ValueError` if `factor` does not divide the sides of the image."""
         require_sides(image, self.factor)
         moments = self.encoder(image.astype(self.dtype))
         if self.quant_conv is not None:
@@ -180,7 +180,7 @@ class AutoencoderKL(AbstractTokenizer):
         return Posterior(mean, jnp.clip(logvar, *LOGVAR_RANGE))
 
     def decode_raw(self, z: Latent) -> Image:
-        """The image of z."""
+        """Returns the image decoded from z."""
         z = z.astype(self.dtype)
         if self.post_quant_conv is not None:
             z = self.post_quant_conv(z)
@@ -188,6 +188,6 @@ class AutoencoderKL(AbstractTokenizer):
 
 
 def require_sides(image: Image, factor: int) -> None:
-    """Raises `ValueError` where `factor` does not divide the sides of an image."""
+    """Raises `ValueError` if `factor` does not divide the sides of an image."""
     if image.shape[0] % factor or image.shape[1] % factor:
-        raise ValueError(f"an image of {image.shape[0]} x {image.shape[1]} is no whole number of {factor} x {factor}")
+        raise ValueError(f"the sides of an image of {image.shape[0]} x {image.shape[1]} are not divisible by {factor}")

@@ -1,7 +1,7 @@
-"""The parts of a convolutional auto-encoder, for one image (rows, columns, channels).
+"""The layers of a convolutional auto-encoder, for one image (rows, columns, channels).
 
 They are those of the Stable Diffusion VAE (Rombach et al. 2022, appendix D.1, and its code) with the channels last:
-kernels are (rows, columns, inputs, outputs). Parameters are float32; a layer computes in the dtype of what it is given.
+kernels are (rows, columns, inputs, outputs). Parameters are float32; a layer computes in the dtype of its input.
 """
 
 import itertools
@@ -17,7 +17,7 @@ GROUP_NORM_EPS = 1e-6
 
 
 class Conv(eqx.Module):
-    """A correlation with bias, its input padded by zeros."""
+    """A convolution (cross-correlation) with bias and zero padding."""
 
     kernel: Float[Array, "k k inputs outputs"]
     bias: Float[Array, "outputs"]
@@ -28,17 +28,17 @@ class Conv(eqx.Module):
     def init(
         cls, inputs: int, outputs: int, *, key: PRNGKeyArray, side: int = 3, gain: float = 1.0, stride: int = 1
     ) -> "Conv":
-        """Fresh, of the size of its input; at stride 2 of half of it.
+        """Returns a freshly initialised layer, which preserves the size of its input or, at stride 2, halves it.
 
-        `gain` multiplies the usual start, whose variance is one over the inputs. A stride of 2 pads below and to the
-        right only, as the published network does.
+        `gain` multiplies the LeCun-normal initial kernel. A stride of 2 pads at the bottom and on the right only, as in
+        the published network.
         """
         kernel = gain * lecun_normal(key, (side, side, inputs, outputs), jnp.float32)
         padding = (0, 1) if stride == 2 else (side // 2, side // 2)
         return cls(kernel, jnp.zeros(outputs, jnp.float32), stride, padding)
 
     def __call__(self, x: Float[Array, "h w inputs"]) -> Float[Array, "new_h new_w outputs"]:
-        """Of one image."""
+        """Applies the layer to one image."""
         y = jax.lax.conv_general_dilated(
             x[None],
             self.kernel.astype(x.dtype),
@@ -58,15 +58,15 @@ class GroupNorm(eqx.Module):
 
     @classmethod
     def init(cls, channels: int, groups: int) -> "GroupNorm":
-        """Scale 1, bias 0; `groups` divides `channels`."""
+        """Returns a layer with scale 1 and bias 0; `groups` must divide `channels`."""
         return cls(jnp.ones(channels, jnp.float32), jnp.zeros(channels, jnp.float32), groups)
 
     def __call__(self, x: Float[Array, "h w c"]) -> Float[Array, "h w c"]:
         """Normalises each group of channels over the whole image."""
         h, w, c = x.shape
         rows = x.astype(jnp.float32).reshape(h * w, c)
-        # Over the pixels of a channel first, then over the channels of a group: sums along the last axis of few numbers
-        # are slow on a CPU.
+        # First over the pixels of a channel, then over the channels of a group: sums along a short last axis are slow
+        # on a CPU.
         mean = jnp.mean(rows, axis=0)
         variance = jnp.mean((rows - mean) ** 2, axis=0)
         group_mean = self._among_groups(mean)
@@ -75,12 +75,12 @@ class GroupNorm(eqx.Module):
         return normal.reshape(h, w, c).astype(x.dtype)
 
     def _among_groups(self, values: Float[Array, "c"]) -> Float[Array, "c"]:
-        # The mean of each group, for each of its channels.
+        # Returns the mean of each group, repeated for each of its channels.
         return jnp.repeat(jnp.mean(values.reshape(self.groups, -1), axis=1), values.size // self.groups)
 
 
 class ResnetBlock(eqx.Module):
-    """Two normalised, rectified convolutions beside the identity, or beside a 1 x 1 one where the channels change."""
+    """A residual block of two convolutions, each after GroupNorm and SiLU; a 1 x 1 shortcut if the channels change."""
 
     norm1: GroupNorm
     conv1: Conv
@@ -90,26 +90,26 @@ class ResnetBlock(eqx.Module):
 
     @classmethod
     def init(cls, inputs: int, outputs: int, groups: int, *, key: PRNGKeyArray) -> "ResnetBlock":
-        """Fresh."""
+        """Returns a freshly initialised block."""
         key1, key2, key3 = jax.random.split(key, 3)
         return cls(
             norm1=GroupNorm.init(inputs, groups),
             conv1=Conv.init(inputs, outputs, key=key1),
             norm2=GroupNorm.init(outputs, groups),
-            # Small, so that a fresh network of many blocks is near to the identity.
+            # A small gain, with which a deep network is close to the identity at initialisation.
             conv2=Conv.init(outputs, outputs, key=key2, gain=0.1),
             shortcut=None if inputs == outputs else Conv.init(inputs, outputs, key=key3, side=1),
         )
 
     def __call__(self, x: Float[Array, "h w inputs"]) -> Float[Array, "h w outputs"]:
-        """Of one image."""
+        """Applies the layer to one image."""
         y = self.conv1(jax.nn.silu(self.norm1(x)))
         y = self.conv2(jax.nn.silu(self.norm2(y)))
         return y + (x if self.shortcut is None else self.shortcut(x))
 
 
 class SpatialAttention(eqx.Module):
-    """One head of self-attention among the pixels, beside the identity."""
+    """Residual single-head self-attention over the pixels."""
 
     norm: GroupNorm
     query: Linear
@@ -119,13 +119,13 @@ class SpatialAttention(eqx.Module):
 
     @classmethod
     def init(cls, channels: int, groups: int, *, key: PRNGKeyArray) -> "SpatialAttention":
-        """Fresh."""
+        """Returns a freshly initialised block."""
         keys = jax.random.split(key, 4)
         layers = [Linear.init(channels, channels, key=k) for k in keys]
         return cls(GroupNorm.init(channels, groups), *layers)
 
     def __call__(self, x: Float[Array, "h w c"]) -> Float[Array, "h w c"]:
-        """Every pixel attends to every pixel."""
+        """Applies the layer to one image: every pixel attends to every pixel."""
         h, w, c = x.shape
         rows = self.norm(x).reshape(h * w, c)
         heads = [layer(rows)[:, None] for layer in (self.query, self.key, self.value)]  # pixels, 1 head, c
@@ -134,7 +134,7 @@ class SpatialAttention(eqx.Module):
 
 
 class MidBlock(eqx.Module):
-    """A block, attention (or none), and another block, at the smallest size."""
+    """The middle of the network at the lowest resolution: a block, optional attention, and another block."""
 
     first: ResnetBlock
     attention: SpatialAttention | None
@@ -142,7 +142,7 @@ class MidBlock(eqx.Module):
 
     @classmethod
     def init(cls, channels: int, groups: int, *, attention: bool, key: PRNGKeyArray) -> "MidBlock":
-        """Fresh."""
+        """Returns a freshly initialised block."""
         key1, key2, key3 = jax.random.split(key, 3)
         return cls(
             ResnetBlock.init(channels, channels, groups, key=key1),
@@ -151,13 +151,13 @@ class MidBlock(eqx.Module):
         )
 
     def __call__(self, x: Float[Array, "h w c"]) -> Float[Array, "h w c"]:
-        """Of one image."""
+        """Applies the layer to one image."""
         x = self.first(x)
         return self.second(x if self.attention is None else self.attention(x))
 
 
 class Level(eqx.Module):
-    """Blocks at one size, then a convolution that halves it or, after every pixel was doubled, smooths it; or none."""
+    """Blocks at one resolution, followed by an optional convolution for downsampling or after 2 x upsampling."""
 
     blocks: tuple[ResnetBlock, ...]
     resample: Conv | None
@@ -167,7 +167,10 @@ class Level(eqx.Module):
     def init(
         cls, inputs: int, outputs: int, groups: int, blocks: int, *, up: bool, resample: bool, key: PRNGKeyArray
     ) -> "Level":
-        """Fresh, with so many `blocks`; `up` doubles and the other halves, where `resample` is True."""
+        """Returns a freshly initialised level of `blocks` blocks.
+
+        With `resample`, the resolution is doubled if `up` and halved otherwise.
+        """
         keys = jax.random.split(key, blocks + 1)
         widths = [inputs] + [outputs] * blocks
         pairs = zip(itertools.pairwise(widths), keys[1:], strict=True)
@@ -176,7 +179,7 @@ class Level(eqx.Module):
         return cls(tuple(layers), conv, up)
 
     def __call__(self, x: Float[Array, "h w inputs"]) -> Float[Array, "new_h new_w outputs"]:
-        """Of one image."""
+        """Applies the layer to one image."""
         for block in self.blocks:
             x = block(x)
         if self.resample is None:
@@ -185,6 +188,6 @@ class Level(eqx.Module):
 
 
 def doubled(x: Float[Array, "h w c"]) -> Float[Array, "two_h two_w c"]:
-    """Every pixel as a square of 2 x 2 (nearest neighbour)."""
+    """Upsamples an image by a factor of 2 (nearest neighbour)."""
     h, w, c = x.shape
     return jnp.broadcast_to(x[:, None, :, None], (h, 2, w, 2, c)).reshape(2 * h, 2 * w, c)

@@ -1,1 +1,1 @@
-"""The ViT auto-encoder that every published system trains."""
+"""The ViT auto-encoder of the published systems."""

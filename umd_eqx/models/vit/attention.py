@@ -1,4 +1,4 @@
-"""Self-attention on packed tokens: each image attends to itself, by content and, if rotary, by position."""
+"""Self-attention on packed tokens, within each image, optionally with rotary position embeddings."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,11 +12,11 @@ from umd_eqx.models.vit.layers import Linear, RMSNorm, xavier_uniform
 from umd_eqx.models.vit.packed import Packed, Segment, pack, unpack
 
 ROTARY_BASE = 100.0
-"""Of the frequencies of `rotate`: positions are tens, not the thousands of a text."""
+"""The base of the frequencies in `rotate`. It is small because positions are in the tens, not thousands as in text."""
 
 
 class Attention(eqx.Module):
-    """Multi-head self-attention with biases everywhere, queries, keys and values from one product.
+    """Multi-head self-attention with biases in all layers; one product computes queries, keys and values.
 
     `query_norm` and `key_norm` normalise each head before the product (QK-norm: Henry et al. 2020; Dehghani et al.
     2023, section 2). With `rotary`, queries and keys are rotated by their position (`rotate`).
@@ -33,7 +33,10 @@ class Attention(eqx.Module):
     def init(
         cls, width: int, heads: int, *, qk_norm: bool = False, rotary: bool = False, key: PRNGKeyArray
     ) -> "Attention":
-        """Fresh attention; `heads` divides `width`, and four divides the width of a head if `rotary`."""
+        """Returns a freshly initialised layer.
+
+        `width` must be divisible by `heads` and, if `rotary`, the width of a head by four.
+        """
         qkv_key, out_key = jax.random.split(key)
         qkv = Linear.init(width, 3 * width, key=qkv_key, kernel_init=_three_xavier_uniform)
         out = Linear.init(width, width, key=out_key, kernel_init=xavier_uniform)
@@ -43,7 +46,7 @@ class Attention(eqx.Module):
     def __call__(
         self, packed: Packed, prefix: Float[Array, "rows images d"] | None = None
     ) -> Float[Array, "rows length d"]:
-        """Every token attends to every token of its own image and, where there is one, to its image's `prefix`."""
+        """Each token attends to all tokens of its own image and, if given, to the `prefix` token of that image."""
         attended = packed if prefix is None else _prefixed(packed, prefix)
         query, key, value = self._heads(self.qkv(attended.tokens))
         if self.rotary:
@@ -54,7 +57,7 @@ class Attention(eqx.Module):
         return self.out(pack([self._attend(*qkv) for qkv in zip(queries, keys, values, strict=True)]))
 
     def _heads(self, qkv: Float[Array, "rows length three_d"]) -> tuple[Array, Array, Array]:
-        # Each rows, length, heads, head_d.
+        # Each has shape (rows, length, heads, head_d).
         split = qkv.reshape(*qkv.shape[:2], 3, self.heads, -1)
         query, key, value = split[:, :, 0], split[:, :, 1], split[:, :, 2]
         if self.query_norm is not None and self.key_norm is not None:
@@ -72,7 +75,7 @@ class Attention(eqx.Module):
 
 
 def _prefixed(packed: Packed, prefix: Float[Array, "rows images d"]) -> Packed:
-    # One more token in front of each image, without a place.
+    # Prepends one token without a position to each image.
     segments = tuple(Segment(segment.images, segment.tokens + 1) for segment in packed.segments)
     first = unpack(prefix, tuple(Segment(segment.images, 1) for segment in packed.segments))
     pairs = zip(first, unpack(packed.tokens, packed.segments), strict=True)
@@ -84,11 +87,11 @@ def _prefixed(packed: Packed, prefix: Float[Array, "rows images d"]) -> Packed:
 def rotate(
     heads: Float[Array, "rows length heads head_d"], positions: Float[Array, "rows length 2"]
 ) -> Float[Array, "rows length heads head_d"]:
-    """Rotary position embedding in two dimensions: half of each head turns with the row, half with the column.
+    """Applies a two-dimensional rotary embedding: half of each head is rotated by the row, half by the column.
 
-    The i-th pair of numbers of a half is rotated by position * 100^(-i / pairs), so that a product of a query and a key
-    depends on the difference of their positions (Su et al. 2021; axial form and base of Heo et al. 2024, section 3.2).
-    A token at (0, 0) stays as it is. Angles are float32.
+    The i-th pair of components of a half is rotated by position * 100^(-i / pairs), which makes the product of a query
+    and a key depend on the difference of their positions (Su et al. 2021; axial form and base of Heo et al. 2024,
+    section 3.2). A token at (0, 0) is unchanged. Angles are float32.
     """
     pairs = heads.shape[-1] // 4
     frequencies = ROTARY_BASE ** (-jnp.arange(pairs, dtype=jnp.float32) / pairs)
@@ -102,7 +105,7 @@ def rotate(
 def _three_xavier_uniform(
     key: PRNGKeyArray, shape: Sequence[int], dtype: Any = jnp.float32, out_sharding: Any = None
 ) -> Array:
-    # Each of the three kernels by its own fan, as if they were apart: one wide kernel would start smaller.
+    # Each of the three kernels is initialised by its own fan-out: as one wide kernel they would start out smaller.
     width = shape[0]
     kernels = [xavier_uniform(k, (width, width), dtype) for k in jax.random.split(key, 3)]
     return jnp.concatenate(kernels, axis=1)

@@ -1,8 +1,8 @@
-"""The ViT auto-encoder of every system: an encoder that sees the visible patches, a decoder that predicts them all.
+"""The ViT auto-encoder: an encoder on the visible patches and a decoder that predicts all patches.
 
-The published network (arXiv 2406.17688, section 3, and its code): class tokens and visible patches go through the
-encoder; the decoder sees the mean of the class tokens, then every patch in raster order, hidden ones as one learned
-embedding; the head predicts the clean image and the noise for every pixel.
+The published network (arXiv 2406.17688, section 3, and its code) passes class tokens and visible patches through the
+encoder. The decoder receives the mean of the class tokens and every patch in raster order, with a learned embedding in
+place of hidden patches. The head predicts the clean image and the noise for every pixel.
 """
 
 from collections.abc import Sequence
@@ -27,10 +27,10 @@ from umd_eqx.models.vit.stack import Stack
 
 
 class Head(eqx.Module):
-    """Tokens to pixels: a shift and scale from c where the blocks have them, then every patch by one linear layer.
+    """Maps tokens to pixels: modulation by c, if the blocks are modulated, then one linear layer on each patch.
 
-    The linear layer is the reference's transposed convolution of kernel = stride = patch. Per pixel it gives the
-    channels of what is predicted: 2 C where these are the clean image and the noise, in this order.
+    The linear layer is the reference's transposed convolution with kernel = stride = patch. It returns the predicted
+    channels of each pixel: 2 C channels for the clean image and the noise, in this order.
     """
 
     modulation: Linear | None
@@ -38,19 +38,19 @@ class Head(eqx.Module):
     bias: Float[Array, "predicted_channels"]
 
     def __call__(self, packed: Packed, c: Embedded) -> Float[Array, "rows length values"]:
-        """The pixel values of each patch."""
+        """Returns the predicted values of each patch."""
         x = packed.tokens
         if self.modulation is not None:
             halves = jnp.split(self.modulation(jax.nn.silu(c.c)), 2, axis=-1)
             x = conditioned(shifted, packed.segments, [x], [Embedded(half, c.per_token) for half in halves])
         rows = x.reshape(-1, x.shape[-1])
-        # One bias per channel, for every pixel of a patch.
+        # The bias is per channel and shared by the pixels of a patch.
         pixels = (rows @ self.kernel.astype(rows.dtype)).reshape(len(rows), -1, self.bias.size)
         return (pixels + self.bias.astype(rows.dtype)).reshape(*x.shape[:2], -1)
 
 
 class _Conditions(NamedTuple):
-    """c for the tokens of the encoder, those of the decoder, and the patches that the head sees."""
+    """The condition c for the encoder tokens, the decoder tokens, and the patch tokens of the head."""
 
     encoder: Embedded
     decoder: Embedded
@@ -60,11 +60,11 @@ class _Conditions(NamedTuple):
 class AutoEncoder(AbstractPatchModel):
     """The network of all published systems, built by `ModelConfig.build` or, from published weights, `from_reference`.
 
-    `bridge` brings the encoder's width to the decoder's and is None where they are equal, as in the paper.
-    `dtype` is what the tokens are computed in; parameters and predictions are float32.
+    `bridge` projects from the encoder's width to the decoder's; it is None if they are equal, as in the paper.
+    `dtype` is the dtype of the tokens; parameters and predictions are float32.
 
-    It is told one time for an image, or one for each patch (`cond.t` has an axis of patches): then each patch token is
-    modulated by its own time, and a token that stands for the whole image by the mean of the times.
+    The network is conditioned on one time per image, or on one time per patch if `cond.t` has a patch axis. In the
+    latter case each patch token is modulated by its own time, and tokens of the whole image by the mean of the times.
     """
 
     embed: Linear
@@ -86,20 +86,20 @@ class AutoEncoder(AbstractPatchModel):
     prediction: PredictionType = eqx.field(static=True, default="x0_eps")
 
     def cond(self, y: Label = NO_CLASS) -> AbstractCond:
-        """What its embedders take: time 0 and the label."""
+        """Returns the conditioning for a clean image, in the type that its embedders accept: time 0 and the label."""
         return self.condition.cond(y)
 
     def __call__(
         self, x: Image, cond: AbstractCond, view: View | None = None, *, key: PRNGKeyArray | None = None
     ) -> AbstractPrediction:
-        """The prediction for every pixel, hidden or not. Deterministic: `key` is not used."""
+        """Returns the prediction for every pixel, hidden or visible. Deterministic: `key` is not used."""
         (prediction,) = self.forward_groups([_alone(x, cond, view)])
         return jax.tree.map(lambda leaf: leaf[0, 0], prediction)
 
     def forward_groups(self, groups: Sequence[Group]) -> list[AbstractPrediction]:
-        """All groups in one pass, which reads each weight once.
+        """Processes all groups in one pass, which reads each weight once.
 
-        Raises `ValueError` where some groups have a time for each patch and others one for an image.
+        Raises `ValueError` if some groups have one time per patch and others one time per image.
         """
         c = self._conditions(groups)
         decoded = self.decoder(self._decoder_input(self._encode(groups, c.encoder), groups), c.decoder)
@@ -110,7 +110,7 @@ class AutoEncoder(AbstractPatchModel):
         return [over_rows(self._prediction)(group) for group in unpack(values, without)]
 
     def represent(self, x: Image, cond: AbstractCond) -> Representation:
-        """The mean of the class tokens (the reference's representation) and the mean of the patches."""
+        """Returns the mean of the class tokens (the reference's representation) and the mean of the patches."""
         group = _alone(x, cond, None)
         tokens = self._encode([group], self._conditions([group]).encoder).tokens[0]  # k + n, d
         k, first = self.class_tokens.shape[0], self._first_patch
@@ -119,7 +119,7 @@ class AutoEncoder(AbstractPatchModel):
     def _conditions(self, groups: Sequence[Group]) -> _Conditions:
         per_patch = {group.cond.t.ndim == 3 for group in groups}
         if len(per_patch) > 1:
-            raise ValueError("groups with a time for each patch and groups with one for an image in the same pass")
+            raise ValueError("groups with one time per patch and groups with one time per image cannot share a pass")
         if not per_patch.pop():
             c = Embedded(pack([over_rows(self.condition)(group.cond)[:, :, None] for group in groups]))
             c = c.map(lambda entries: entries.astype(self.dtype))
@@ -128,10 +128,10 @@ class AutoEncoder(AbstractPatchModel):
         return _Conditions(*(Embedded(pack(parts), per_token=True) for parts in (encoder, decoder, head)))
 
     def _patch_conditions(self, group: Group) -> tuple[Array, Array, Array]:
-        """c of each token of the encoder, of the decoder and of the head, (rows, count, tokens, d)."""
+        """Returns c for each token of the encoder, of the decoder and of the head, (rows, count, tokens, d)."""
 
         def of_image(cond: AbstractCond, view: View | None) -> tuple[Array, Array, Array]:
-            of_patches = jax.tree.map(lambda leaf: 0 if leaf.ndim else None, cond)  # the label is the image's
+            of_patches = jax.tree.map(lambda leaf: 0 if leaf.ndim else None, cond)  # one label per image
             patches = jax.vmap(self.condition, in_axes=(of_patches,))(cond).astype(self.dtype)
             mean = jax.tree.map(lambda leaf: jnp.mean(leaf) if leaf.ndim else leaf, cond)
             whole = self.condition(mean)[None].astype(self.dtype)
@@ -142,13 +142,13 @@ class AutoEncoder(AbstractPatchModel):
         return over_rows(of_image)(group.cond, group.views)
 
     def _encode(self, groups: Sequence[Group], c: Embedded) -> Packed:
-        """Class tokens, registers, then visible patches in the order of their view, after the last LayerNorm.
+        """Returns class tokens, registers and visible patches in the order of their view, after the last LayerNorm.
 
-        Raises `ValueError` for images of another shape than the network's.
+        Raises `ValueError` if the images do not have the network's image shape.
         """
-        for group in groups:  # another shape with as many patches would pass unseen
+        for group in groups:  # another shape with the same number of patches would not be noticed
             if group.x.shape[2:] != self.image_shape:
-                raise ValueError(f"images of shape {group.x.shape[2:]} for a network of {self.image_shape}")
+                raise ValueError(f"images have shape {group.x.shape[2:]}, but the network expects {self.image_shape}")
         pixels = [over_rows(partial(patchify, patch=self.patch))(group.x).astype(self.dtype) for group in groups]
         patches = tuple(Segment(*values.shape[1:3]) for values in pixels)
         learned = self.class_tokens
@@ -214,5 +214,5 @@ def _alone(x: Image, cond: AbstractCond, view: View | None) -> Group:
 
 
 def _mean(tokens: Tokens) -> Vector:
-    # In float32: a mean over hundreds of bfloat16 tokens loses what a linear probe reads.
+    # In float32: a bfloat16 mean over hundreds of tokens loses precision that linear probes depend on.
     return jnp.mean(tokens.astype(jnp.float32), axis=0)

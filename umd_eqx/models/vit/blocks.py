@@ -1,4 +1,4 @@
-"""The transformer block, plain or modulated, and what it may do otherwise than the published one."""
+"""The transformer block, plain or modulated, and its options beyond the published one."""
 
 import dataclasses
 from typing import Literal, NamedTuple
@@ -14,18 +14,18 @@ from umd_eqx.models.vit.packed import Embedded, Packed, conditioned
 
 @dataclasses.dataclass(frozen=True)
 class BlockConfig:
-    """What a block may do otherwise than the published one."""
+    """Options of a transformer block. The defaults are those of the published block."""
 
     rotary: bool = False
-    """Rotate queries and keys by the row and column of their patch (RoPE), beside the learned positions."""
+    """Whether to use rotary embeddings of the patch's row and column (RoPE) besides the learned positions."""
     qk_norm: bool = False
-    """Normalise queries and keys in each head (RMSNorm)."""
+    """Whether to normalise the queries and keys of each head (RMSNorm)."""
     mlp: Literal["gelu", "swiglu"] = "gelu"
-    """The MLP: 4 times wider with GELU, as published, or SwiGLU with as many parameters."""
+    """The MLP: GELU with an expansion factor of 4, as published, or SwiGLU with as many parameters."""
 
 
 class Modulation(NamedTuple):
-    """What a block is told by AdaLN: shift, scale and gate of attention and of the MLP, of each image or token."""
+    """The AdaLN modulation of a block: shift, scale and gate of attention and MLP, for each image or token."""
 
     shift_attention: Embedded
     scale_attention: Embedded
@@ -45,7 +45,7 @@ class Block(eqx.Module):
 
     @classmethod
     def init(cls, width: int, heads: int, config: BlockConfig, *, key: PRNGKeyArray) -> "Block":
-        """A fresh block."""
+        """Returns a freshly initialised block."""
         attention_key, mlp_key = jax.random.split(key)
         attention = Attention.init(width, heads, qk_norm=config.qk_norm, rotary=config.rotary, key=attention_key)
         mlp = (SwiGLU if config.mlp == "swiglu" else Mlp).init(width, key=mlp_key)
@@ -54,7 +54,7 @@ class Block(eqx.Module):
     def __call__(
         self, packed: Packed, modulation: Modulation | None = None, prefix: Float[Array, "rows images d"] | None = None
     ) -> Packed:
-        """The tokens after attention and MLP; `prefix` is one more token of each image that is attended to."""
+        """Applies attention and MLP; `prefix` is an additional token per image that is attended to but not updated."""
         x, m, segments = packed.tokens, modulation, packed.segments
         if m is None:
             prefix = None if prefix is None else self.norm1(prefix)
@@ -68,7 +68,7 @@ class Block(eqx.Module):
 
 
 def shifted(x: Array, shift: Array, scale: Array) -> Array:
-    """x (1 + scale) + shift, of arrays that broadcast."""
+    """Returns x (1 + scale) + shift, for arrays that broadcast."""
     return x * (1.0 + scale) + shift
 
 

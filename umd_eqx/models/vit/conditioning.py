@@ -1,4 +1,4 @@
-"""How the condition c (time and label) reaches a transformer block: three ways, a module each."""
+"""Three ways to condition transformer blocks on the embedded condition c (time and label), one module each."""
 
 import abc
 
@@ -14,72 +14,72 @@ from umd_eqx.models.vit.packed import Embedded, Packed
 
 
 class AbstractConditioning(eqx.Module):
-    """What a stack of blocks does with c.
+    """Base class for the conditioning of a stack of blocks on c.
 
-    `layers` holds what differs from block to block, with a leading axis of the depth (None if nothing does); the stack
-    scans over it. `prepare` runs once for the stack, `apply` once for each block.
+    `layers` holds the parameters of each block, with a leading axis of the depth over which the stack scans, or None if
+    there are none. `prepare` runs once per stack, `apply` once per block.
     """
 
     layers: eqx.AbstractVar[PyTree]
 
     @abc.abstractmethod
     def prepare(self, c: Embedded) -> Embedded:
-        """What is made of c once, for all blocks."""
+        """Returns the part of the computation on c that all blocks share."""
 
     @abc.abstractmethod
     def apply(self, block: Block, layer: PyTree, prepared: Embedded, packed: Packed) -> Packed:
-        """One block on all tokens, given its slice of `layers` and what was prepared."""
+        """Applies one block to all tokens, given its slice of `layers` and the result of `prepare`."""
 
 
 class AdaLNZero(AbstractConditioning):
-    """Each block computes its own shift, scale and gate from c by a linear layer that starts at zero (DiT).
+    """AdaLN-zero: each block computes its own shift, scale and gate from c by a zero-initialised linear layer (DiT).
 
-    A third of the parameters of the published B/4. At the start every block is the identity.
+    These layers hold a third of the parameters of the published B/4. At initialisation every block is the identity.
     """
 
     layers: Linear
 
     @classmethod
     def init(cls, condition: int, width: int, depth: int, *, key: PRNGKeyArray) -> "AdaLNZero":
-        """For `depth` blocks of `width` and a c of `condition` numbers."""
+        """Returns the conditioning of `depth` blocks of `width` on a c of size `condition`."""
         keys = jax.random.split(key, depth)
         return cls(eqx.filter_vmap(lambda k: Linear.init(condition, 6 * width, key=k, kernel_init=zeros))(keys))
 
     def prepare(self, c: Embedded) -> Embedded:
-        """SiLU(c)."""
+        """Returns SiLU(c)."""
         return c.map(jax.nn.silu)
 
     def apply(self, block: Block, layer: Linear, prepared: Embedded, packed: Packed) -> Packed:
-        """The block, modulated by its own linear layer."""
+        """Applies the block, modulated by its own linear layer."""
         return block(packed, _modulation(prepared.map(layer)))
 
 
 class SharedAdaLN(AbstractConditioning):
-    """One zero-initialised linear layer for all blocks, plus a small table for each (PixArt-alpha, AdaLN-single)."""
+    """AdaLN-single: one zero-initialised linear layer for all blocks, plus a small table per block (PixArt-alpha)."""
 
     shared: Linear
     layers: Float[Array, "depth six_widths"]
 
     @classmethod
     def init(cls, condition: int, width: int, depth: int, *, key: PRNGKeyArray) -> "SharedAdaLN":
-        """For `depth` blocks of `width` and a c of `condition` numbers."""
+        """Returns the conditioning of `depth` blocks of `width` on a c of size `condition`."""
         shared = Linear.init(condition, 6 * width, key=key, kernel_init=zeros)
         return cls(shared=shared, layers=jnp.zeros((depth, 6 * width), jnp.float32))
 
     def prepare(self, c: Embedded) -> Embedded:
-        """The shared layer of SiLU(c)."""
+        """Applies the shared layer to SiLU(c)."""
         return c.map(jax.nn.silu).map(self.shared)
 
     def apply(self, block: Block, layer: Vector, prepared: Embedded, packed: Packed) -> Packed:
-        """The block, modulated by the shared modulation plus its own row of the table."""
+        """Applies the block, modulated by the shared modulation plus the block's row of the table."""
         own = prepared.map(lambda rows: rows + layer.astype(rows.dtype))
         return block(packed, _modulation(own))
 
 
 class Token(AbstractConditioning):
-    """c is one more token, put in anew before every block and dropped after it (the MAE rows of the paper).
+    """c as an additional token, inserted before every block and dropped after it (the MAE rows of the paper).
 
-    Where the stack is not as wide as c, a linear layer brings c to its width once.
+    If the width of the stack differs from the size of c, a linear layer projects c once.
     """
 
     project: Linear | None = None
@@ -87,22 +87,22 @@ class Token(AbstractConditioning):
 
     @classmethod
     def init(cls, condition: int, width: int, *, key: PRNGKeyArray) -> "Token":
-        """For blocks of `width` and a c of `condition` numbers."""
+        """Returns the conditioning of blocks of `width` on a c of size `condition`."""
         if condition == width:
             return cls()
         return cls(project=Linear.init(condition, width, key=key, kernel_init=xavier_uniform))
 
     def prepare(self, c: Embedded) -> Embedded:
-        """c at the width of the stack. Raises `ValueError` for a condition of each token."""
+        """Returns c at the width of the stack. Raises `ValueError` if c is given per token."""
         if c.per_token:
-            raise ValueError("one token cannot tell the time of each patch: use AdaLN")
+            raise ValueError("conditioning by a token does not support one time per patch: use AdaLN")
         return c if self.project is None else c.map(self.project)
 
     def apply(self, block: Block, layer: None, prepared: Embedded, packed: Packed) -> Packed:
-        """The plain pre-norm block, which attends to c as well.
+        """Applies the plain pre-norm block, which attends to c as well.
 
-        The reference inserts c into the sequence and drops it after the block: of all that a block makes of it, only
-        its key and its value reach another token.
+        This is equivalent to the reference, which inserts c into the sequence and drops it after the block: other
+        tokens depend only on its key and its value.
         """
         return block(packed, prefix=prepared.c)
 

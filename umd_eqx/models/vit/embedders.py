@@ -1,4 +1,4 @@
-"""How a network embeds what it is told: time, an interval of time, label."""
+"""Embedders of the conditioning: time, time interval and label."""
 
 import abc
 
@@ -13,19 +13,19 @@ from umd_eqx.models.vit.layers import Linear, sinusoid
 
 
 class Trunk(eqx.Module):
-    """Two linear layers with a SiLU and twice the width between them, on an embedding."""
+    """An MLP on an embedding: two linear layers with a SiLU and twice the width in between."""
 
     up: Linear
     down: Linear
 
     @classmethod
     def init(cls, width: int, *, key: PRNGKeyArray) -> "Trunk":
-        """A fresh trunk."""
+        """Returns a freshly initialised trunk."""
         up_key, down_key = jax.random.split(key)
         return cls(Linear.init(width, 2 * width, key=up_key), Linear.init(2 * width, width, key=down_key))
 
     def __call__(self, embedding: Vector) -> Vector:
-        """The output for one embedding."""
+        """Applies the trunk to one embedding."""
         return self.down(jax.nn.silu(self.up(embedding)))
 
     @property
@@ -35,22 +35,22 @@ class Trunk(eqx.Module):
 
 
 class AbstractCondition(eqx.Module):
-    """The embedders of what a network is told."""
+    """Base class for the embedders of a network's conditioning."""
 
     @abc.abstractmethod
     def cond(self, y: Label) -> AbstractCond:
-        """What is told of a clean image of class `y`."""
+        """Returns the conditioning for a clean image of class `y`."""
 
     @abc.abstractmethod
     def __call__(self, cond: AbstractCond) -> Vector:
-        """The embedded condition c, in float32, of one image or patch: `cond.t` is a scalar."""
+        """Returns the embedded condition c of one image or patch, in float32: `cond.t` is a scalar."""
 
 
 class Condition(AbstractCondition):
-    """c = trunk(sinusoid(t)) + trunk(label table[y]); without a label table, the first term alone.
+    """Embeds time and label: c = trunk(sinusoid(t)) + trunk(label table[y]), or the first term alone without a table.
 
-    The table has a row for each class, and row `num_classes` for `NO_CLASS` (as in the reference, whose number for it
-    this is). For a label that is neither, c is NaN.
+    The table has a row for each class, and row `num_classes` for `NO_CLASS`, as in the reference, where `num_classes`
+    is the label for it. For any other label, c is NaN.
     """
 
     time: Trunk
@@ -59,7 +59,7 @@ class Condition(AbstractCondition):
 
     @classmethod
     def init(cls, width: int, num_classes: int | None, *, key: PRNGKeyArray) -> "Condition":
-        """Without a label table where `num_classes` is None."""
+        """Returns freshly initialised embedders, without a label table if `num_classes` is None."""
         time_key, table_key, label_key = jax.random.split(key, 3)
         time = Trunk.init(width, key=time_key)
         if num_classes is None:
@@ -68,33 +68,34 @@ class Condition(AbstractCondition):
         return cls(time, table, Trunk.init(width, key=label_key))
 
     def cond(self, y: Label) -> Cond:
-        """Time 0 and the label."""
+        """Returns the conditioning on time 0 and the label."""
         return Cond(jnp.zeros((), jnp.float32), label_array(y))
 
     def __call__(self, cond: AbstractCond) -> Vector:
-        """The sum of both embeddings."""
+        """Returns the sum of both embeddings."""
         c = self.time(sinusoid(cond.t, self.time.width))
         if self.label_table is None or self.label is None:
             return c
         last = self.label_table.shape[0] - 1
         row = jnp.where(cond.y == NO_CLASS, last, cond.y)
-        # By default an index is wrapped and clipped to the table, and nearly every bad label ends in its last row.
+        # By default JAX wraps and clips indices, which would map nearly every invalid label to the last row.
         embedding = self.label_table.at[row].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
         return c + self.label(embedding)
 
 
 SLOWER = 0.01
-"""By what `IntervalCondition` multiplies network times: at 1000 the fastest sinusoid of an embedding has turned 10 rad.
+"""The factor by which `IntervalCondition` scales network times: at 1000 the fastest sinusoid reaches 10 rad.
 
-The loss of MeanFlow has the derivative of the network in time. Published embeddings turn 1000 rad, whose derivative
-would drown it (Lu and Song 2024, arXiv 2410.11081, section 4.1).
+The loss of MeanFlow contains the time derivative of the network. Published embeddings reach 1000 rad, and their
+derivative would dominate it (Lu and Song 2024, arXiv 2410.11081, section 4.1).
 """
 
 
 class IntervalCondition(AbstractCondition):
-    """c = trunk(sinusoid(t)) + trunk(sinusoid(t - r)) + trunk(label table[y]), at slow frequencies (`SLOWER`).
+    """Embeds a time interval and a label: c = trunk(sinusoid(t)) + trunk(sinusoid(t - r)) + trunk(label table[y]).
 
-    Of t and t - r, because that is the best of the pairs that MeanFlow tried (Geng et al. 2025, table 1c).
+    Times are scaled by `SLOWER`. The pair of t and t - r is the best of those compared for MeanFlow (Geng et al. 2025,
+    table 1c).
     """
 
     end: Condition
@@ -102,18 +103,18 @@ class IntervalCondition(AbstractCondition):
 
     @classmethod
     def init(cls, width: int, num_classes: int | None, *, key: PRNGKeyArray) -> "IntervalCondition":
-        """Without a label table where `num_classes` is None."""
+        """Returns freshly initialised embedders, without a label table if `num_classes` is None."""
         end_key, length_key = jax.random.split(key)
         return cls(Condition.init(width, num_classes, key=end_key), Trunk.init(width, key=length_key))
 
     def cond(self, y: Label) -> IntervalCond:
-        """An interval of length 0 at time 0, and the label."""
+        """Returns the conditioning on an interval of length 0 at time 0 and on the label."""
         zero = jnp.zeros((), jnp.float32)
         return IntervalCond(zero, label_array(y), zero)
 
     def __call__(self, cond: AbstractCond) -> Vector:
-        """The sum of all embeddings. Raises `TypeError` for anything but an `IntervalCond`."""
+        """Returns the sum of all embeddings. Raises `TypeError` if `cond` is not an `IntervalCond`."""
         if not isinstance(cond, IntervalCond):
-            raise TypeError(f"a network of average velocities is told an IntervalCond and not a {type(cond).__name__}")
+            raise TypeError(f"a network of average velocities needs an IntervalCond, not a {type(cond).__name__}")
         length = self.length(sinusoid(SLOWER * (cond.t - cond.r), self.length.width))
         return self.end(cond.at(SLOWER * cond.t)) + length

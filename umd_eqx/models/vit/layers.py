@@ -1,7 +1,6 @@
-"""The layers of a transformer block that treat each token alone.
+"""The token-wise layers of a transformer block.
 
-Parameters are float32; a layer computes in the dtype of what it is given, so that the precision is chosen once, where
-tokens begin.
+Parameters are float32. A layer computes in the dtype of its input, which is chosen once, where tokens are embedded.
 """
 
 from collections.abc import Callable
@@ -21,7 +20,7 @@ tiny_normal = jax.nn.initializers.normal(1e-6)
 
 
 class Linear(eqx.Module):
-    """y = x W + b over the last axis; the kernel is (inputs, outputs) as in Flax."""
+    """A linear layer y = x W + b over the last axis; the kernel is (inputs, outputs) as in Flax."""
 
     kernel: Float[Array, "inputs outputs"]
     bias: Float[Array, "outputs"]
@@ -36,7 +35,7 @@ class Linear(eqx.Module):
         kernel_init: Initializer = lecun_normal,
         bias_init: Initializer = zeros,
     ) -> "Linear":
-        """A fresh layer."""
+        """Returns a freshly initialised layer."""
         kernel_key, bias_key = jax.random.split(key)
         kernel = kernel_init(kernel_key, (inputs, outputs), jnp.float32)
         return cls(kernel, bias_init(bias_key, (outputs,), jnp.float32))
@@ -54,7 +53,7 @@ class LayerNorm(eqx.Module):
 
     @classmethod
     def init(cls, width: int) -> "LayerNorm":
-        """Scale 1, bias 0."""
+        """Returns a layer with scale 1 and bias 0."""
         return cls(jnp.ones(width, jnp.float32), jnp.zeros(width, jnp.float32))
 
     def __call__(self, x: Float[Array, "*rows d"]) -> Float[Array, "*rows d"]:
@@ -70,7 +69,7 @@ class RMSNorm(eqx.Module):
 
     @classmethod
     def init(cls, width: int) -> "RMSNorm":
-        """Scale 1."""
+        """Returns a layer with scale 1."""
         return cls(jnp.ones(width, jnp.float32))
 
     def __call__(self, x: Float[Array, "*rows d"]) -> Float[Array, "*rows d"]:
@@ -81,14 +80,14 @@ class RMSNorm(eqx.Module):
 
 
 class Mlp(eqx.Module):
-    """Two linear layers, 4 times wider between them, with the tanh GELU."""
+    """Two linear layers with 4 times the width and a GELU (tanh approximation) in between."""
 
     up: Linear
     down: Linear
 
     @classmethod
     def init(cls, width: int, *, key: PRNGKeyArray) -> "Mlp":
-        """A fresh MLP."""
+        """Returns a freshly initialised MLP."""
         up_key, down_key = jax.random.split(key)
         return cls(
             Linear.init(width, 4 * width, key=up_key, kernel_init=xavier_uniform, bias_init=tiny_normal),
@@ -101,9 +100,9 @@ class Mlp(eqx.Module):
 
 
 class SwiGLU(eqx.Module):
-    """down(SiLU(a) * b) with (a, b) = up(x) (Shazeer 2020).
+    """The gated MLP down(SiLU(a) * b) with (a, b) = up(x) (Shazeer 2020).
 
-    Between the two products it is 8/3 as wide as outside, so that it has as many parameters as `Mlp`.
+    Its inner width is 8/3 of the outer one, which gives it as many parameters as `Mlp`.
     """
 
     up: Linear
@@ -111,7 +110,7 @@ class SwiGLU(eqx.Module):
 
     @classmethod
     def init(cls, width: int, *, key: PRNGKeyArray) -> "SwiGLU":
-        """A fresh MLP; the width between is rounded up to a multiple of 8."""
+        """Returns a freshly initialised MLP; the inner width is rounded up to a multiple of 8."""
         up_key, down_key = jax.random.split(key)
         between = -(-8 * width // 24) * 8
         return cls(
@@ -130,10 +129,10 @@ class SwiGLU(eqx.Module):
 
 
 def sinusoid(t: Float[Array, ""], width: int) -> Float[Array, "width"]:
-    """The embedding of the network's time t in [0, 1000]: [sin(t f), cos(t f)], f_i = 10000^(-i / (width/2 - 1)).
+    """Embeds network time t in [0, 1000] as [sin(t f), cos(t f)], f_i = 10000^(-i / (width/2 - 1)).
 
-    As the reference does (its half - 1 is not the Transformer's half). Always float32: t f up to 1000 has no room in
-    bfloat16.
+    The denominator half - 1 is the reference's; the Transformer has half. Always computed in float32: bfloat16 cannot
+    represent t f up to 1000 precisely enough.
     """
     half = width // 2
     angles = t.astype(jnp.float32) * jnp.exp(-jnp.log(10000.0) / (half - 1) * jnp.arange(half, dtype=jnp.float32))
@@ -141,7 +140,7 @@ def sinusoid(t: Float[Array, ""], width: int) -> Float[Array, "width"]:
 
 
 def _on_rows(function: Callable[[Array], Array], x: Float[Array, "*rows d"]) -> Float[Array, "*rows outputs"]:
-    # On one flat matrix: XLA's CPU back end is slow at the gradient of a product that contracts over two axes, and what
-    # lies between two products takes more memory if it is not flat.
+    # On one flat matrix: XLA's CPU backend is slow at the gradient of a product that contracts over two axes, and
+    # intermediates between two products take more memory if they are not flat.
     rows = function(x.reshape(-1, x.shape[-1]))
     return rows.reshape(*x.shape[:-1], rows.shape[-1])

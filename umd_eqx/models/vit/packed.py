@@ -1,7 +1,7 @@
-"""Tokens of images with different views as one array: the images of each row of a batch, packed end to end.
+"""Packed tokens: the tokens of images with different views in one array, concatenated within each row of a batch.
 
-A layer that treats each token alone sees one matrix, so that a pass over clean and noised images reads each weight once
-and writes its gradient once. Only attention needs to know where an image ends.
+Token-wise layers operate on one matrix, and a pass over clean and noised images therefore reads each weight once and
+writes its gradient once. Only attention depends on the boundaries between images.
 """
 
 import itertools
@@ -14,14 +14,14 @@ from jaxtyping import Array, Float
 
 
 class Segment(NamedTuple):
-    """A run of a row: `images` images with `tokens` tokens each."""
+    """A segment of a row: `images` images with `tokens` tokens each."""
 
     images: int
     tokens: int
 
     @property
     def length(self) -> int:
-        """The tokens of the run."""
+        """The number of tokens in the segment."""
         return self.images * self.tokens
 
 
@@ -29,10 +29,10 @@ Segments = tuple[Segment, ...]
 
 
 class Packed(eqx.Module):
-    """Packed tokens: in each row the images of the first segment, then those of the next.
+    """Packed tokens: each row holds the images of the first segment, then those of the next.
 
     Row i of every array of a batch lies on the same device. `positions` are the row and column of each token's patch,
-    counted from 1; a token without a place, such as a class token, is at (0, 0), which a rotation leaves as it is.
+    counted from 1. A token without a position, such as a class token, is at (0, 0), for which `rotate` is the identity.
     """
 
     tokens: Float[Array, "rows length d"]
@@ -40,7 +40,7 @@ class Packed(eqx.Module):
     segments: Segments = eqx.field(static=True)
 
     def with_tokens(self, tokens: Float[Array, "rows length new_d"]) -> "Packed":
-        """The same places with other tokens."""
+        """Returns the same segments and positions with other tokens."""
         return Packed(tokens, self.positions, self.segments)
 
 
@@ -51,18 +51,18 @@ class Embedded(eqx.Module):
     per_token: bool = eqx.field(static=True, default=False)
 
     def map(self, function: Callable[[Array], Array]) -> "Embedded":
-        """A function of each entry."""
+        """Applies a function to each entry."""
         return Embedded(function(self.c), self.per_token)
 
 
 def pack(groups: Sequence[Float[Array, "rows _ _ d"]]) -> Float[Array, "rows length d"]:
-    """Images in groups (rows, images, tokens, d), each with its own number of tokens, as one sequence a row."""
+    """Packs groups of images (rows, images, tokens, d), with different numbers of tokens, into one sequence per row."""
     flat = [group.reshape(group.shape[0], -1, group.shape[-1]) for group in groups]
     return flat[0] if len(flat) == 1 else jnp.concatenate(flat, axis=1)
 
 
 def unpack(packed: Float[Array, "rows length *d"], segments: Segments) -> list[Array]:
-    """The inverse of `pack`: for each segment an array (rows, images, tokens, *d)."""
+    """The inverse of `pack`: returns an array (rows, images, tokens, *d) for each segment."""
     ends = list(itertools.accumulate(segment.length for segment in segments))
     parts = [packed] if len(segments) == 1 else jnp.split(packed, ends[:-1], axis=1)
     pairs = zip(parts, segments, strict=True)
@@ -72,16 +72,16 @@ def unpack(packed: Float[Array, "rows length *d"], segments: Segments) -> list[A
 def conditioned(
     function: Callable[..., Array], segments: Segments, tokens: Sequence[Array], entries: Sequence[Embedded]
 ) -> Float[Array, "rows length d"]:
-    """`function(*tokens, *entries)` of packed tokens and the entries of their images, or of their own.
+    """Computes `function(*tokens, *entries)` on packed tokens and the entries of each image or token.
 
-    An entry of an image is broadcast over its tokens inside of `function`: copied for each token, it would be an array
-    as large as the tokens.
+    The entry of an image is broadcast over its tokens inside `function`. A copy for each token would take as much
+    memory as the tokens.
 
     **Arguments:**
 
-    - `function`: of arrays that broadcast, element by element.
-    - `tokens`: one or more arrays (rows, length, d) of these segments.
-    - `entries`: for each image of the segments or, all of them, for each token.
+    - `function`: an element-wise function of arrays that broadcast.
+    - `tokens`: one or more arrays (rows, length, d) with these segments.
+    - `entries`: either all with an entry per image or all with an entry per token.
     """
     if all(entry.per_token for entry in entries):
         return function(*tokens, *(entry.c for entry in entries))

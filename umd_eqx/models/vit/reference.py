@@ -1,4 +1,4 @@
-"""Published weights in our network: the reference's parameter naming, read from its shapes alone."""
+"""Conversion of published weights in the reference's parameter naming, with all sizes inferred from the shapes."""
 
 import re
 from collections.abc import Mapping
@@ -27,15 +27,16 @@ _SCANNED = "{stack}/ScanCheckpointEncoder1DBlock_0"
 def from_reference(
     params: Params, *, labels: bool = True, scan: bool = True, remat: Remat = "dots", dtype: str = "float32"
 ) -> AutoEncoder:
-    """The network that a flat dictionary of the reference's parameters describes.
+    """Returns the network described by a flat dictionary of the reference's parameters.
 
     **Arguments:**
 
     - `params`: arrays by the reference's names, levels joined by "/": `embedding/kernel`,
       `Encoder/Encoder1DBlock_0/...` or, scanned, `Encoder/ScanCheckpointEncoder1DBlock_0/...` with a leading axis of
-      the depth. Width, depths, heads, patch, channels, number of patches and classes are read from the shapes; images
-      are square, as in the reference. AdaLN where `final_modulation` is there, else the token.
-    - `labels`: False leaves the label table out, although the file has one.
+      the depth. Width, depths, heads, patch, channels, number of patches and classes are inferred from the shapes;
+      images are square, as in the reference. The conditioning is AdaLN if `final_modulation` is present, otherwise a
+      token.
+    - `labels`: False omits the label table even if the file has one.
     - `scan`, `remat`, `dtype`: as in `ModelConfig`.
 
     Raises `BadInput` naming the first parameter that is missing or does not fit.
@@ -47,10 +48,10 @@ def from_reference(
     n = positions.shape[0]
     side = round(n**0.5) * patch
     if (side // patch) ** 2 != n:
-        raise BadInput("pos_embedding", f"{n} patches are not a square", "Use square images")
+        raise BadInput("pos_embedding", f"{n} patches do not form a square grid", "Use square images")
     adaln = "final_modulation/kernel" in params
     has_labels = labels and _LABELS in params
-    # Flipped in space by the transposed convolution: patch patch d 2c.
+    # Shape (patch, patch, d, 2c), spatially flipped by the transposed convolution.
     head = tree.array("final_conv/kernel", patch, patch, width, 2 * channels)
     return AutoEncoder(
         embed=Linear(kernel.reshape(-1, width), tree.array("embedding/bias", width)),
@@ -77,22 +78,24 @@ def from_reference(
 
 
 class _Reader:
-    """Looks parameters up by name, in float32, with a clear word for what is missing or does not fit."""
+    """Looks up parameters by name, in float32, with a clear error for those that are missing or do not fit."""
 
     def __init__(self, params: Params):
         self.params = params
 
     def array(self, name: str, *shape: int | None) -> Float[Array, "..."]:
-        """A parameter of this shape; None is any length."""
+        """Returns a parameter of this shape; None matches any length."""
         if name not in self.params:
-            raise BadInput(name, "is not among the parameters", "Pass a file in the reference's naming, unchanged")
+            problem = "the parameter is missing"
+            raise BadInput(name, problem, "Pass an unchanged file in the reference's naming")
         value = jnp.asarray(self.params[name], jnp.float32)
         fits = value.ndim == len(shape) and all(
             want in (None, have) for want, have in zip(shape, value.shape, strict=True)
         )
         if not fits:
             wanted = ", ".join("any" if length is None else str(length) for length in shape)
-            raise BadInput(name, f"has shape {value.shape}, not ({wanted})", "Pass the reference's own array")
+            problem = f"the parameter has shape {value.shape}, not ({wanted})"
+            raise BadInput(name, problem, "Pass the reference's own array")
         return value
 
     def linear(self, name: str, inputs: int | None, outputs: int | None) -> Linear:
@@ -100,7 +103,7 @@ class _Reader:
         return Linear(kernel, self.array(f"{name}/bias", kernel.shape[1]))
 
     def depth(self, stack: str) -> int:
-        """How many blocks a stack has, in either way of storing them."""
+        """Returns the number of blocks in a stack, scanned or not."""
         scanned = f"{_SCANNED.format(stack=stack)}/LayerNorm_0/scale"
         if scanned in self.params:
             return self.array(scanned, None, None).shape[0]
@@ -108,7 +111,7 @@ class _Reader:
         return 1 + max((int(match[1]) for match in map(pattern.match, self.params) if match), default=0)
 
     def layers(self, stack: str, name: str, *shape: int | None) -> Array:
-        """A parameter of all blocks of a stack, with a leading axis of the depth."""
+        """Returns a parameter of all blocks of a stack, with a leading axis of the depth."""
         scanned = f"{_SCANNED.format(stack=stack)}/{name}"
         depth = self.depth(stack)
         if scanned in self.params:

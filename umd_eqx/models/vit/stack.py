@@ -1,4 +1,4 @@
-"""A stack of transformer blocks, scanned or unrolled, with a choice of what the backward pass keeps."""
+"""A stack of transformer blocks, scanned or unrolled, with selectable rematerialisation."""
 
 from typing import Literal
 
@@ -12,14 +12,14 @@ from umd_eqx.models.vit.layers import LayerNorm
 from umd_eqx.models.vit.packed import Embedded, Packed
 
 Remat = Literal["none", "dots", "full"]
-"""What the backward pass recomputes: nothing; all but products with a weight; everything (the published setting)."""
+"""What the backward pass recomputes: nothing, all but products with weights, or everything (as published)."""
 
 
 class Stack(eqx.Module):
-    """`depth` blocks of one shape and the LayerNorm after them.
+    """`depth` blocks of equal shape, followed by a LayerNorm.
 
-    The blocks are one PyTree with a leading axis of the depth. Scanned, the compiler sees one block and compiles in
-    seconds; unrolled, it sees them all.
+    The blocks are one PyTree with a leading axis of the depth. With `scan`, only one block is compiled, in seconds;
+    otherwise every block is compiled separately.
     """
 
     blocks: Block
@@ -41,12 +41,12 @@ class Stack(eqx.Module):
         remat: Remat,
         key: PRNGKeyArray,
     ) -> "Stack":
-        """Fresh blocks, with a conditioning made for as many."""
+        """Returns freshly initialised blocks; `conditioning` must be initialised for the same depth."""
         blocks = eqx.filter_vmap(lambda k: Block.init(width, heads, block, key=k))(jax.random.split(key, depth))
         return cls(blocks, conditioning, LayerNorm.init(width), scan, remat)
 
     def __call__(self, packed: Packed, c: Embedded) -> Packed:
-        """The tokens after all blocks and the last LayerNorm."""
+        """Applies all blocks and the last LayerNorm to the tokens."""
         prepared = self.conditioning.prepare(c)
         arrays, static = eqx.partition((self.blocks, self.conditioning.layers), eqx.is_array)
 
@@ -65,15 +65,15 @@ class Stack(eqx.Module):
 
 
 def _unstacked(arrays: PyTree, depth: int) -> list[PyTree]:
-    # One split for all layers, whose gradient is one concatenation. An index for each would put every layer's gradient
-    # into an array of zeros of its own as large as all of them.
+    # One split for all layers, whose gradient is one concatenation. With indexing, the gradient of each layer would be
+    # a zero-padded array of the size of the whole stack.
     leaves, structure = jax.tree.flatten(arrays)
     columns = [[x[0] for x in jax.lax.split(leaf, (1,) * depth)] for leaf in leaves]
     return [jax.tree.unflatten(structure, layer) for layer in zip(*columns, strict=True)]
 
 
 def _rematerialised(step, remat: Remat, *, scan: bool):
-    # Inside a scan the compiler cannot merge the two computations of a value, so nothing needs to hold it back.
+    # Inside a scan the compiler cannot merge a value with its recomputation, so there is no need to prevent CSE.
     if remat == "none":
         return step
     policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None

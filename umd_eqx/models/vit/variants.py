@@ -1,4 +1,4 @@
-"""The sizes of the network by their names, and its configuration."""
+"""The named sizes of the network, and its configuration."""
 
 import abc
 import dataclasses
@@ -32,13 +32,13 @@ class Size(NamedTuple):
 
 
 def _published(width: int, depth: int, heads: int) -> tuple[Size, Size]:
-    # A decoder of the encoder's width and a third of its depth.
+    # The decoder has the encoder's width and a third of its depth.
     return Size(width, depth, heads), Size(width, max(1, depth // 3), heads)
 
 
 VARIANTS = {
     "mu": _published(64, 3, 2),  # for tests
-    "nano": (Size(192, 4, 3), Size(64, 1, 2)),  # what learns something on a laptop in six minutes
+    "nano": (Size(192, 4, 3), Size(64, 1, 2)),  # trains on a laptop in six minutes
     "Ti": _published(192, 12, 3),
     "S": _published(384, 12, 6),
     "B": _published(768, 12, 12),
@@ -46,49 +46,49 @@ VARIANTS = {
     "H": _published(1280, 32, 16),
     "XL": _published(1152, 28, 16),
 }
-"""Encoder and decoder by name. S, B and L are the paper's (and ViT's), XL is DiT's."""
+"""The sizes of encoder and decoder by name. S, B and L are those of the paper (and of ViT), XL is that of DiT."""
 
 
 @dataclasses.dataclass(frozen=True)
 class AbstractModelConfig(abc.ABC):
-    """How what a run trains is built: the auto-encoder of the systems, a tokenizer, or a network of a reader's own."""
+    """Base class for the configuration of a trainable network, such as an auto-encoder, a tokenizer or a classifier."""
 
     @property
     def title(self) -> str:
-        """What a person calls it, in a word or two. The name of its type unless it says otherwise."""
+        """A short display name, one or two words. Defaults to the name of the type."""
         return type(self).__name__
 
     @property
     @abc.abstractmethod
     def knows_labels(self) -> bool:
-        """Whether it is conditioned on labels."""
+        """Whether the network is conditioned on labels."""
 
     @property
     def precision(self) -> str:
-        """What it computes in, as result files tell it. float32 unless it says otherwise."""
+        """The dtype of the computation, as recorded in result files. Defaults to float32."""
         return "float32"
 
     def num_patches(self, size: int) -> int:
-        """The patches of an image of `size` x `size` that a mask is drawn over. 1, which is no mask, by default."""
+        """Returns the number of maskable patches in an image of `size` x `size`; by default 1, for no masks."""
         del size
         return 1
 
     def validate(self, size: int, field: str = "--model.variant") -> None:
-        """Raises `BadInput` if it cannot be built, or cannot read images of `size` x `size`. By default it never does.
+        """Raises `BadInput` if the network cannot be built or does not accept images of `size` x `size`.
 
-        `field` is the flag to be named where the size of the images is at fault.
+        By default it never raises. `field` is the flag to name if the image size is at fault.
         """
         del size, field
 
     @abc.abstractmethod
     def build(self, size: int, channels: int, num_classes: int, *, key: PRNGKeyArray) -> eqx.Module:
-        """Fresh, for images of `size` x `size` x `channels`."""
+        """Returns a freshly initialised network for images of `size` x `size` x `channels`."""
 
     def finish(self, run: FinishedRun) -> Path | None:
-        """Makes of a run that is over what others use, besides its checkpoints; by default there is nothing to make.
+        """Writes the artefacts of a finished run other than its checkpoints. By default there are none.
 
-        Called whenever the run is at its last step, also where it was before. Returns the path of what was written
-        now; None where nothing was.
+        Called whenever a run is at its last step, including when it had already finished before. Returns the path of
+        the file that this call wrote, or None if it wrote nothing.
         """
         del run
         return None
@@ -96,53 +96,56 @@ class AbstractModelConfig(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig(AbstractModelConfig):
-    """The network."""
+    """The configuration of the ViT auto-encoder."""
 
     variant: str = "B/4"
-    """Size and side of a patch in pixels: one of mu, nano, Ti, S, B, L, H, XL, then "/" and the patch."""
+    """Network size and patch size in pixels, as SIZE/PATCH. SIZE is one of mu, nano, Ti, S, B, L, H, XL."""
     conditioning: Literal["adaln", "shared-adaln", "token"] = "adaln"
-    """How time and label reach a block: AdaLN-zero in each, one AdaLN for all with a small table each, or a token."""
+    """Conditioning on time and label: AdaLN-zero per block, one AdaLN plus a small table per block, or a token."""
     class_tokens: int = 4
-    """How many learned tokens the encoder carries beside the patches; their mean is the representation."""
+    """Number of learned class tokens in the encoder; their mean is the representation."""
     class_token_std: float = 0.02
-    """Their random start. At 0, as published, they stay identical to each other for ever."""
+    """Standard deviation of the initial class tokens. At 0, as published, they stay identical throughout training."""
     position_std: float | None = None
-    """Random start of the position embeddings. None: 1 / sqrt(patches), as published."""
+    """Standard deviation of the initial position embeddings. None: 1 / sqrt(patches), as published."""
     registers: int = 0
-    """Learned tokens that the encoder carries beside them and that nothing reads (Darcet et al. 2023)."""
+    """Number of register tokens in the encoder, whose outputs are discarded (Darcet et al. 2023)."""
     block: BlockConfig = dataclasses.field(default_factory=BlockConfig)
     labels: bool = False
-    """Build a label table (class-conditional generation)."""
+    """Whether the network has a label table, for class-conditional generation."""
     prediction: PredictionType = "x0_eps"
-    """What it predicts: the clean image and the noise (as published), the clean image, v, or MeanFlow's u."""
+    """Prediction type: clean image and noise (x0_eps, as published), clean image (x0), v, or MeanFlow's u."""
     scan: bool = True
-    """One compiled block for all layers. False unrolls them: slower to compile."""
+    """Whether to scan over the layers, so that one block is compiled. False unrolls them and compiles more slowly."""
     remat: Remat = "dots"
-    """What the backward pass recomputes: none, dots (all but the products with a weight) or full (as published)."""
+    """What the backward pass recomputes: none, dots (all but products with weights) or full (as published)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """What tokens are computed in. Parameters are always float32."""
+    """The dtype of the tokens. Parameters are always float32."""
 
     @property
     def title(self) -> str:
-        """Its variant."""
+        """The name of the variant."""
         return self.variant
 
     @property
     def knows_labels(self) -> bool:
-        """As configured."""
+        """Whether the network is conditioned on labels (`labels`)."""
         return self.labels
 
     @property
     def precision(self) -> str:
-        """`dtype`."""
+        """The dtype of the tokens (`dtype`)."""
         return self.dtype
 
     def num_patches(self, size: int) -> int:
-        """The patches of an image of `size` x `size` pixels."""
+        """The number of patches in an image of `size` x `size` pixels."""
         return (size // self.sizes()[2]) ** 2
 
     def sizes(self) -> tuple[Size, Size, int]:
-        """Encoder, decoder and patch of the variant. Raises `BadInput` for a name that is none."""
+        """Returns the encoder size, decoder size and patch size of the variant.
+
+        Raises `BadInput` if `variant` is not valid.
+        """
         match = re.fullmatch(r"([A-Za-z]+)/([1-9][0-9]{0,3})", self.variant)
         if match is None or match[1] not in VARIANTS:
             raise BadInput(
@@ -154,14 +157,14 @@ class ModelConfig(AbstractModelConfig):
         return encoder, decoder, int(match[2])
 
     def validate(self, size: int, field: str = "--model.variant") -> None:
-        """Raises `BadInput` if the network cannot read images of `size` x `size` pixels."""
+        """Raises `BadInput` if the configuration is invalid or does not fit images of `size` x `size` pixels."""
         *_, patch = self.sizes()
         if size % patch != 0:
             divisors = [p for p in range(1, size + 1) if size % p == 0]
             raise BadInput(
                 field,
-                f"a patch of {patch} does not divide an image of {size} x {size} pixels",
-                f"Choose a patch among {', '.join(map(str, divisors))}, or another --data.size",
+                f"a patch size of {patch} does not divide an image of {size} x {size} pixels",
+                f"Choose a patch size from {', '.join(map(str, divisors))}, or another --data.size",
             )
         if self.class_tokens < 1:
             raise BadInput("--model.class-tokens", f"{self.class_tokens} is too few", "Use 1 or more (the paper has 4)")
@@ -169,17 +172,17 @@ class ModelConfig(AbstractModelConfig):
             raise BadInput("--model.registers", f"{self.registers} is negative", "Use 0 or more")
         for stack in self.sizes()[:2]:
             if self.block.rotary and stack.width // stack.heads % 4:
-                problem = f"heads of {stack.width // stack.heads} numbers cannot be rotated by rows and columns"
-                raise BadInput("--model.block.rotary", problem, "Choose a variant whose heads divide by 4")
+                problem = f"rotary embeddings do not fit a head width of {stack.width // stack.heads}"
+                raise BadInput("--model.block.rotary", problem, "Choose a variant whose head width is divisible by 4")
         for name in ("class_token_std", "position_std"):
             value = getattr(self, name)
             if value is not None and value < 0:
                 raise BadInput(f"--model.{name.replace('_', '-')}", f"{value} is negative", "Use 0 or more")
 
     def build(self, size: int, channels: int, num_classes: int, *, key: PRNGKeyArray) -> AutoEncoder:
-        """A freshly initialised network for images of `size` x `size` x `channels`.
+        """Returns a freshly initialised network for images of `size` x `size` x `channels`.
 
-        Initial values as the reference's: Xavier-uniform kernels in attention and MLP, LeCun-normal elsewhere, zero
+        Initialised as in the reference: Xavier-uniform kernels in attention and MLP, LeCun-normal elsewhere, zero
         modulation, positions N(0, 1/sqrt(n)), mask embedding and head N(0, 0.02).
         """
         self.validate(size)
@@ -240,6 +243,6 @@ class ModelConfig(AbstractModelConfig):
 
 
 def num_parameters(model: eqx.Module) -> int:
-    """How many numbers are learned."""
+    """Returns the number of trainable parameters."""
     arrays = [leaf for leaf in jax.tree.leaves(model) if hasattr(leaf, "dtype")]
     return sum(leaf.size for leaf in arrays if jnp.issubdtype(leaf.dtype, jnp.floating))

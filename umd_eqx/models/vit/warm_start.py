@@ -1,4 +1,4 @@
-"""A network that begins with another one's weights: fine-tuning, as the reference does, also at another image size."""
+"""Fine-tuning: a network initialised from the weights of another, as in the reference, also at other image sizes."""
 
 import math
 from typing import TypeVar
@@ -10,7 +10,7 @@ from umd_eqx.core.errors import BadInput
 from umd_eqx.models.base import AbstractModel
 
 FRESH = tuple(f".condition.{part}{name}" for part in ("", "end.") for name in ("label_table", "label."))
-"""What fine-tuning begins anew: the label table and its MLP. The trunk of the time is kept."""
+"""The parameters that fine-tuning reinitialises: the label table and its MLP. The time trunk is kept."""
 
 Network = TypeVar("Network", bound=AbstractModel)
 
@@ -18,17 +18,17 @@ POSITIONS = (".positions", ".decoder_positions")
 
 
 def warm_start(fresh: Network, source: AbstractModel, field: str = "--from") -> Network:
-    """`fresh` with the weights of `source`, all but the label table and the label MLP (reference.md, section 4).
+    """Returns `fresh` with the weights of `source`, except the label table and label MLP (reference.md, section 4).
 
-    Position tables are resampled where the images, and so the grids of patches, differ in size.
+    Position tables are resampled if the image sizes, and with them the patch grids, differ.
 
     **Arguments:**
 
-    - `fresh`: the network to be trained; arrays or, to check whether it would fit, their shapes.
-    - `source`: where the weights come from: the same variant, conditioning, patch and channels.
+    - `fresh`: the network to be trained: arrays or, for a check without computation, their shapes.
+    - `source`: the network with the weights, of the same variant, conditioning, patch size and channels.
     - `field`: the flag that named the source.
 
-    **Raises:** `BadInput` naming the parameters whose shapes do not fit, or that `source` does not have.
+    **Raises:** `BadInput` naming the parameters whose shapes do not match or that `source` lacks.
     """
     theirs = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(source)}
     misfits = []
@@ -48,14 +48,15 @@ def warm_start(fresh: Network, source: AbstractModel, field: str = "--from") -> 
     started = jax.tree_util.tree_map_with_path(take, fresh)
     if misfits:
         some = "; ".join(misfits[:3]) + (f" and {len(misfits) - 3} more" if len(misfits) > 3 else "")
-        raise BadInput(field, f"weights of another network: {some}", "Take a source with the same network")
+        problem = f"the weights are those of another network: {some}"
+        raise BadInput(field, problem, "Choose a source with the same network")
     return started
 
 
 def resample_positions(table: Float[Array, "n d"], num_patches: int) -> Float[Array, "m d"]:
-    """A table of positions for another grid of patches: bilinear, half-pixel centres (Dosovitskiy et al. 2021, 3.2).
+    """Resamples a position table to another patch grid: bilinear, half-pixel centres (Dosovitskiy et al. 2021, 3.2).
 
-    The embeddings keep their size; both grids are square. Gives the table itself where nothing changes.
+    The embeddings keep their width; both grids are square. Returns the table itself if the grid is unchanged.
     """
     old, new = math.isqrt(table.shape[0]), math.isqrt(num_patches)
     if old == new:
