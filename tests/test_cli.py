@@ -121,7 +121,7 @@ def test_ctrl_c_outside_the_training_loop_is_one_line(capsys):
     with pytest.raises(SystemExit) as end:
         main({"interrupted": interrupted}, [])
     assert end.value.code == 130
-    assert capsys.readouterr() == ("", "interrupted: the last checkpoint, if there is one, is as it was\n")
+    assert capsys.readouterr() == ("", "interrupted: the last checkpoint, if any, is unchanged\n")
 
 
 def test_a_dry_run_says_what_a_run_would_take_and_leaves_nothing(said, tmp_path, monkeypatch):

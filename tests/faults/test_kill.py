@@ -98,7 +98,7 @@ def test_a_second_ctrl_c_is_one_line_and_leaves_the_last_checkpoint(tmp_path):
     process.send_signal(signal.SIGINT)
     code, _, error = ended(process)
     assert code == 130
-    assert error == "interrupted: the last checkpoint, if there is one, is as it was\n"
+    assert error == "interrupted: the last checkpoint, if any, is unchanged\n"
     assert (run_dir / "checkpoints/2/crc32.json").is_file()
 
 
