@@ -112,7 +112,10 @@ def test_an_optimiser_keeps_the_schedule():
         ((f"{SAMPLER}.grid=emd",), f"{SAMPLER}.grid: there is no 'emd'. Did you mean edm? Choose one of: reference"),
         ((f"{SAMPLER}.eta", "0"), f"{SAMPLER}.eta: dpmpp has no such setting"),
         ((SAMPLER, "tsit5", f"{SAMPLER}.grid", "edm"), f"{SAMPLER}.grid: tsit5 has no such setting"),
-        (("--optim.momentum=0.5",), "--optim.momentum: adamw has no such setting. Omit it, or choose a type that has it"),
+        (
+            ("--optim.momentum=0.5",),
+            "--optim.momentum: adamw has no such setting. Omit it, or choose a type that has it",
+        ),
         (("--optim", "lars", "--optim.beta2", "0.5"), "--optim.beta2: lars has no such setting"),
     ],
 )
