@@ -111,7 +111,7 @@ def test_a_run_goes_on_only_with_the_tokenizer_that_it_began_with(tokenizer, who
     save_tokenizer(loaded.tokenizer, SMALL, moved / "tokenizer.safetensors", {})
     run(small(str(moved)), run_dir=whole, preset="latent-umd", limit_steps=6)  # the same, elsewhere
     save_tokenizer(with_statistics(loaded.tokenizer, 0.0, 1.0), SMALL, moved / "tokenizer.safetensors", {})
-    with pytest.raises(BadInput, match=r"--tokenizer: the run in .* was started with another tokenizer or other latents"):
+    with pytest.raises(BadInput, match=r"--tokenizer: the run in .* was started with another tokenizer or other"):
         run(small(str(moved)), run_dir=whole, preset="latent-umd", limit_steps=6)
 
 
@@ -149,7 +149,8 @@ def test_fine_tuning_follows_the_run_with_its_tokenizer(tokenizer, whole, capsys
     ):
         resolve_fitting(other, source)
     code, _, error = called(capsys, finetune, "latent-umd-ft", "--from", whole)
-    assert (code, error.splitlines()[0][:60]) == (2, f"error: --from: {whole} holds a different network: --model.v"[:60])
+    said = f"error: --from: {whole} holds a different network: --model.v"
+    assert (code, error.splitlines()[0][:60]) == (2, said[:60])
 
 
 def test_samples_of_latents_are_images_and_an_export_asks_for_its_tokenizer(

@@ -101,7 +101,7 @@ def test_a_finished_run_says_so_and_is_left_as_it_is(done, capsys):
     other = dataclasses.replace(measured(), eval=tiny().eval)
     assert run(other, run_dir=done, preset="tiny", limit_steps=3) == Outcome(done, 4, None)
     out = capsys.readouterr().out
-    assert "is finished: it is at step 4, and 3 steps were requested" in out
+    assert "is finished: it is at step 4 (3 requested)" in out
     assert "fewshot/class_tokens/top1" in out
     assert "report.html" in out
     del before[done / "report.html"]  # it is drawn anew, of the same numbers
@@ -188,7 +188,7 @@ def test_a_signal_ends_the_run_after_the_step_with_its_state_saved(tmp_path, mon
     assert outcome.exit_code == 75
     out = capsys.readouterr().out
     assert f"warning: {number.name}: saving after this step" in out
-    assert "at step 3 of 12, saved. Run the same command to resume" in out
+    assert "at step 3 of 12, saved. The same command resumes it" in out
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
     assert arrays(tmp_path / "run", QUIET)[".step"] == 3
 

@@ -69,7 +69,7 @@ def test_ctrl_c_ends_it_after_the_batch_and_the_same_command_goes_on(called, mon
     monkeypatch.setattr(encoding, "_moments", interrupted)
     code, out, error = called(encode_latents, *QUICK)
     assert (code, error) == (75, "")
-    assert "stopped by SIGINT: complete shards are kept. Run the same command to resume" in out
+    assert "stopped by SIGINT: complete shards are kept. The same command resumes it" in out
     code, out, error = called(encode_latents, *QUICK)
     assert (code, error) == (0, "")
     assert "5 images are already encoded" in out

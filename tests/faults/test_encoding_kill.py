@@ -55,7 +55,7 @@ def test_killed_and_stopped_and_begun_again_it_leaves_the_same_bytes(tmp_path):
     let_go(folder)
     code, out, error = ended(process)
     assert (code, error) == (75, "")
-    assert out.endswith("stopped by SIGTERM: complete shards are kept. Run the same command to resume\n")
+    assert out.endswith("stopped by SIGTERM: complete shards are kept. The same command resumes it\n")
     assert not (folder / "manifest.json").exists()
 
     code, out, error = ended(start(folder, "--json", str(tmp_path / "figures.json")))

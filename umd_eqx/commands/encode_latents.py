@@ -120,7 +120,7 @@ def encode_latents(words: list[str], data: EncodedData | None = None) -> int:
             manifest = encode(source, loaded.tokenizer, settings, folder, mesh=make_mesh(), **options)
         seconds = time.perf_counter() - began
         if manifest is None:
-            print(f"stopped by {stop.asked}: complete shards are kept. Run the same command to resume")
+            print(f"stopped by {stop.asked}: complete shards are kept. The same command resumes it")
             return EXIT_STOPPED
         print(f"{_described(manifest)}; {seconds:.0f} s, {left * settings.views / seconds:,.0f} views per second")
         _write_figures(command, manifest, left, seconds)

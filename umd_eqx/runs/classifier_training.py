@@ -95,7 +95,7 @@ def command_of(config: Config) -> str | None:
     for name, (_, value) in differences(run_identity(classifier()), run_identity(config)).items():
         if name.endswith(".type"):
             return None
-        names = [part for part in as_flag(name).replace("_", "-").split(".") if not part.isdecimal()]  # drop list indices
+        names = [part for part in as_flag(name).replace("_", "-").split(".") if not part.isdecimal()]  # no indices
         if isinstance(value, bool):
             flags[f"--{'.'.join([*names[:-1], names[-1] if value else f'no-{names[-1]}'])}"] = []
         else:

@@ -252,7 +252,7 @@ class _Run:
         return Wandb.maybe(self.config.log.wandb, self.directory, name, dump(self.config), run_id, say=terminal.say)
 
     def _already_done(self, step: int, checkpoints: Checkpoints) -> Outcome:
-        print(f"{self.directory} is finished: it is at step {step}, and {self.stop_at} steps were requested. Its results:\n")
+        print(f"{self.directory} is finished: it is at step {step} ({self.stop_at} requested). Its results:\n")
         shown = RunDirectory.read(self.directory, self._displays(), config=self.kept)
 
         @functools.cache
@@ -287,7 +287,7 @@ class _Run:
 
     def _goodbye(self, shown: RunDirectory, step: int, stopped_by: str | None) -> Outcome:
         if stopped_by is not None:
-            print(f"stopped by {stopped_by} at step {step} of {self.built.total}, saved. Run the same command to resume")
+            print(f"stopped by {stopped_by} at step {step} of {self.built.total}, saved. The same command resumes it")
         else:
             rows = shown.rows
             print(f"\n{results_table(rows, shown.headlines())}\n")

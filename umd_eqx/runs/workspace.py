@@ -35,10 +35,10 @@ LONGEST_NAME = 100
 
 
 def default_run_dir(preset: str, config: Config, recipe: Config, *, parent: Path = Path("runs")) -> Path:
-    """The default run directory: `<parent>/<preset>`, followed by the overrides that affect the result of the run.
+    """The default run directory: `<parent>/<preset>`, followed by the overrides that affect the results.
 
-    Fields that the recipe does not have, because one of its parts has another type, are omitted at their defaults. Names
-    that are too long end in a hash instead.
+    Fields that the recipe lacks, because one of its parts has another type, are omitted if they have their defaults.
+    Names that are too long end in a hash instead.
     """
     old, new = run_identity(recipe), run_identity(config)
     changed = {name for name, value in new.items() if name not in old or old[name] != value}
@@ -57,7 +57,8 @@ def nearest_preset(config: Config) -> tuple[str, Config]:
     def distance(name: str) -> tuple[int, int]:
         recipe = recipes[name]
         made = differences(run_identity(recipe), run_identity(config))
-        return len(made), len(differences(flatten(dump(recipe)), flatten(dump(config))))  # some presets differ in the tokenizer only
+        # Some presets differ only in their tokenizer, which is not part of the identity.
+        return len(made), len(differences(flatten(dump(recipe)), flatten(dump(config))))
 
     name = min(recipes, key=distance)
     return name, recipes[name]
@@ -144,7 +145,7 @@ def require_same_format(run_dir: Path, recorded: Mapping[str, Any]) -> None:
 
 
 def record(run_dir: Path, config: Config, preset: str, recipe: Config) -> dict[str, Any]:
-    """Writes `config.json`: `RUN_FORMAT`, the preset, the overrides and the full configuration. Returns its contents."""
+    """Writes `config.json`: `RUN_FORMAT`, the preset, the overrides and the configuration. Returns its contents."""
     changed = differences(flatten(dump(recipe)), flatten(dump(config)))
     overrides = {as_flag(name): new for name, (_, new) in changed.items()}
     content = {"format": RUN_FORMAT, "preset": preset, "overrides": overrides, "config": dump(config)}
