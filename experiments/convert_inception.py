@@ -1,6 +1,6 @@
 """Convert the published Inception-v3 weights, once: `python experiments/convert_inception.py --download`.
 
-Or of a file that you have: `python experiments/convert_inception.py SOURCE.pth OUT.safetensors`.
+To convert a file you already have: `python experiments/convert_inception.py SOURCE.pth OUT.safetensors`.
 """
 
 import io
@@ -33,21 +33,21 @@ def convert(
     download: tyro.conf.FlagCreatePairsOff[bool] = False,
     published: tyro.conf.Suppress[Published] = PUBLISHED,
 ) -> int:
-    """Makes a safetensors file of the published Inception-v3 weights (pytorch-fid's and torch-fidelity's one file).
+    """Converts the published Inception-v3 weights (shared by pytorch-fid and torch-fidelity) to safetensors.
 
-    The file is a pickle: it is opened only if its SHA-256 is the published one, and then with `weights_only`.
+    The published file is a pickle. It is opened only if its SHA-256 matches, and only with `weights_only`.
 
     Args:
-        source: The published .pth file. By default it is in the cache folder.
-        out: The .safetensors file to write. By default it is in the cache folder, where evaluations find it.
-        download: Fetch SOURCE first, if it is not there (96 MB).
-        published: What SOURCE must be.
+        source: The published .pth file. Default: the one in the cache folder.
+        out: The .safetensors file to write. Default: the cache folder, where evaluations look for it.
+        download: Download SOURCE first if it does not exist (96 MB).
+        published: The URL and checksum that SOURCE must match.
     """
     source = source or cache_folder() / Path(published.url).name
     out = out or cache_folder() / FILE
     if download and not source.exists():
-        import_torch()  # before 96 MB are fetched for nothing
-        print(f"fetching {published.url}")
+        import_torch()  # fails before 96 MB are downloaded in vain
+        print(f"downloading {published.url}")
         fetch_published(source, published)
     data = read_published(source, published)
     state = import_torch().load(io.BytesIO(data), map_location="cpu", weights_only=True)
@@ -57,13 +57,13 @@ def convert(
         out.parent.mkdir(parents=True, exist_ok=True)
         write_tensors(out, tensors, texts)
     except OSError as error:
-        raise BadInput("OUT", f"{out} cannot be written ({error.strerror or error})", "Name another") from error
+        raise BadInput("OUT", f"{out} cannot be written ({error.strerror or error})", "Choose another") from error
     print(f"wrote {out}")
     return 0
 
 
 def import_torch() -> Any:
-    """PyTorch, which only this command needs."""
+    """Returns the `torch` module, which only this command needs."""
     try:
         import torch  # pyright: ignore[reportMissingImports]
     except ImportError as error:

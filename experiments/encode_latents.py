@@ -1,4 +1,4 @@
-"""Encode: `python experiments/encode_latents.py --tokenizer RUN --out DIR [--flag VALUE ...]`; `--help` lists them."""
+"""Encode latents: `python experiments/encode_latents.py --tokenizer RUN --out DIR [--flag VALUE ...]`; see `--help`."""
 
 from umd_eqx.training.signals import interruptible_imports
 

@@ -1,4 +1,4 @@
-"""Make latents: `python experiments/train_tokenizer.py [PRESET] [--flag VALUE ...]`; `--help` lists them."""
+"""Train a tokenizer: `python experiments/train_tokenizer.py [PRESET] [--flag VALUE ...]`; `--help` lists them."""
 
 from umd_eqx.training.signals import interruptible_imports
 

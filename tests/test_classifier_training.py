@@ -184,5 +184,5 @@ def test_images_that_the_classifier_is_not_made_for_are_refused(field, size, cha
 
 
 def test_a_run_of_a_classifier_is_not_a_network_to_sample_from(whole):
-    with pytest.raises(BadInput, match="holds a classifier and no auto-encoder"):
+    with pytest.raises(BadInput, match="holds a classifier, not an auto-encoder"):
         from_pretrained(whole)

@@ -121,7 +121,7 @@ def test_ctrl_c_outside_the_training_loop_is_one_line(capsys):
     with pytest.raises(SystemExit) as end:
         main({"interrupted": interrupted}, [])
     assert end.value.code == 130
-    assert capsys.readouterr() == ("", "interrupted: the last checkpoint, if there is one, is as it was\n")
+    assert capsys.readouterr() == ("", "interrupted: the last checkpoint, if any, is unchanged\n")
 
 
 def test_a_dry_run_says_what_a_run_would_take_and_leaves_nothing(said, tmp_path, monkeypatch):
@@ -131,7 +131,7 @@ def test_a_dry_run_says_what_a_run_would_take_and_leaves_nothing(said, tmp_path,
     assert lines["data"] == "fashion_mnist, 60,000 to train on, 10 classes"
     assert lines["batch"] == "16 x 28 x 28 x 1"
     steps, warmup = umd().optim.steps, umd().optim.warmup
-    assert lines["steps"] == f"{steps:,} of a schedule of {steps:,}, of them {int(steps * warmup):,} warming up"
+    assert lines["steps"] == f"{steps:,} of a schedule of {steps:,}, with {int(steps * warmup):,} warmup steps"
     assert lines["devices"].startswith("8 x cpu")
     (evaluations,) = (line for line in out.splitlines() if line.startswith("memory of evaluations"))
     assert re.search(
@@ -170,5 +170,5 @@ def test_a_dry_run_of_a_published_recipe_needs_no_data(said):
     out = said("umd-b4-in64", "--dry-run")
     lines = dict(line.split(maxsplit=1) for line in out.splitlines())
     assert lines["parameters"] == "174,157,062"
-    assert lines["data"].endswith("(not on this machine: the recipe's own figures)")
-    assert lines["steps"] == "990,902 of a schedule of 990,902, of them 49,545 warming up"
+    assert lines["data"].endswith("(not on this machine: as described by the recipe)")
+    assert lines["steps"] == "990,902 of a schedule of 990,902, with 49,545 warmup steps"

@@ -167,5 +167,7 @@ def test_a_schedule_in_epochs_is_shortened_as_the_published_one(source):
 def test_an_export_does_not_say_how_it_was_trained(source, tmp_path):
     path = tmp_path / "mine.safetensors"
     export(from_pretrained(source), path)
-    with pytest.raises(BadInput, match=r"there is no recipe 'umd-photos-ft' .*Give the run that it was exported from"):
+    with pytest.raises(
+        BadInput, match=r"there is no recipe 'umd-photos-ft' .*Pass the run that they were exported from"
+    ):
         follow(FINETUNE, None, *start_from(path, "ema"))

@@ -135,18 +135,18 @@ def test_a_source_that_changed_is_refused(source, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["start"]["weights"] == "raw"
     _, config = follow(FINETUNE, None, *start_from(source, "raw"))
     wrong = dataclasses.replace(config, start=dataclasses.replace(config.start, digest="0"), eval={})
-    with pytest.raises(BadInput, match=r"--from: the weights in .* are not those that this run was made for"):
+    with pytest.raises(BadInput, match=r"--from: the weights in .* are not those that this run was configured with"):
         run(wrong, run_dir=directory, preset="umd-ft", limit_steps=1)
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ((), "--from: there is nothing to start from. Give a run: --from runs/umd"),
+        ((), "--from: the weights to start from are missing. Pass a run, such as --from runs/umd"),
         (("--from", "nowhere"), "--from: there is no nowhere"),
-        (("--from", "{source}", "--weights", "both"), "--weights: 'both' is neither. Use raw or ema"),
+        (("--from", "{source}", "--weights", "both"), "--weights: 'both' is not a kind of weights. Use raw or ema"),
         (("umd-fd", "--from", "{source}"), "Did you mean umd-ft?"),
-        (("dit-scratch", "--from", "{source}"), "--from: dit-scratch starts from nothing"),
+        (("dit-scratch", "--from", "{source}"), "--from: dit-scratch is trained from scratch"),
         (
             ("umd-b4-in64-ft", "--from", "{source}"),
             "--model.variant is mu/7 there and B/4 here; --model.class-tokens is 1 there and 4 here",

@@ -111,7 +111,7 @@ def test_a_run_goes_on_only_with_the_tokenizer_that_it_began_with(tokenizer, who
     save_tokenizer(loaded.tokenizer, SMALL, moved / "tokenizer.safetensors", {})
     run(small(str(moved)), run_dir=whole, preset="latent-umd", limit_steps=6)  # the same, elsewhere
     save_tokenizer(with_statistics(loaded.tokenizer, 0.0, 1.0), SMALL, moved / "tokenizer.safetensors", {})
-    with pytest.raises(BadInput, match=r"--tokenizer: the run in .* began with another tokenizer, or other latents"):
+    with pytest.raises(BadInput, match=r"--tokenizer: the run in .* was started with another tokenizer or other"):
         run(small(str(moved)), run_dir=whole, preset="latent-umd", limit_steps=6)
 
 
@@ -131,7 +131,7 @@ def test_stored_latents_are_trained_on_by_the_same_data_path(tokenizer, tmp_path
     run(config, run_dir="pieces", preset="latent-umd", limit_steps=3)
     assert numbers(tmp_path / "run") == numbers(tmp_path / "pieces")
     # ... and such a run is not one with latents that are encoded on the way.
-    with pytest.raises(BadInput, match="began with another tokenizer, or other latents"):
+    with pytest.raises(BadInput, match="was started with another tokenizer or other latents"):
         run(small(tokenizer, eval={}), run_dir="run", preset="latent-umd", limit_steps=3)
 
 
@@ -145,11 +145,12 @@ def test_fine_tuning_follows_the_run_with_its_tokenizer(tokenizer, whole, capsys
     assert (model.image_shape, model.num_classes) == ((7, 7, 2), 10)
     other = dataclasses.replace(config, tokenizer="fashion-kl")
     with pytest.raises(
-        BadInput, match=f"--from: it was trained on the latents of {tokenizer}, the recipe has fashion-"
+        BadInput, match=f"--from: it was trained on the latents of {tokenizer}, but the recipe has fashion-"
     ):
         resolve_fitting(other, source)
     code, _, error = called(capsys, finetune, "latent-umd-ft", "--from", whole)
-    assert (code, error.splitlines()[0][:60]) == (2, f"error: --from: {whole} holds another network: --model.v"[:60])
+    said = f"error: --from: {whole} holds a different network: --model.v"
+    assert (code, error.splitlines()[0][:60]) == (2, said[:60])
 
 
 def test_samples_of_latents_are_images_and_an_export_asks_for_its_tokenizer(
@@ -199,7 +200,7 @@ def test_a_tokenizer_is_trained_and_used(tmp_path, capsys, monkeypatch):
     assert "kl is finished" in called(capsys, train_tokenizer, *TRAIN, "--run-dir", "kl")[1]
     # A run of a tokenizer is no network, and is told from one.
     code, _, error = called(capsys, sample, "--run", "kl")
-    assert (code, error.startswith("error: --run: kl holds a tokenizer and no network")) == (2, True)
+    assert (code, error.startswith("error: --run: kl holds a tokenizer, not an auto-encoder")) == (2, True)
     assert called(capsys, export_weights, "--run", "kl", "--out", "out.safetensors", "--half")[0] == 0
     assert load_tokenizer("out.safetensors").facts["step"] == 3
 

@@ -103,16 +103,19 @@ def test_an_optimiser_keeps_the_schedule():
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--optim", "muno"), "--optim: there is no 'muno'. Did you mean muon? There are: adamw, muon, lars"),
-        (("--optim", "sgd"), "--optim: there is no 'sgd'. There are: adamw, muon, lars"),
-        (("--optim",), "--optim: a name is missing. There are: adamw"),
-        (("--optim", "--seed", "3"), "--optim: a name is missing. There are: adamw"),
-        ((SAMPLER, "huen"), f"{SAMPLER}: there is no 'huen'. Did you mean heun? There are: ddim, euler"),
-        ((f"{SAMPLER}.name", "x"), f"{SAMPLER}: there is no 'x'. There are: ddim"),
-        ((f"{SAMPLER}.grid=emd",), f"{SAMPLER}.grid: there is no 'emd'. Did you mean edm? There are: reference"),
+        (("--optim", "muno"), "--optim: there is no 'muno'. Did you mean muon? Choose one of: adamw, muon, lars"),
+        (("--optim", "sgd"), "--optim: there is no 'sgd'. Choose one of: adamw, muon, lars"),
+        (("--optim",), "--optim: a name is missing. Choose one of: adamw"),
+        (("--optim", "--seed", "3"), "--optim: a name is missing. Choose one of: adamw"),
+        ((SAMPLER, "huen"), f"{SAMPLER}: there is no 'huen'. Did you mean heun? Choose one of: ddim, euler"),
+        ((f"{SAMPLER}.name", "x"), f"{SAMPLER}: there is no 'x'. Choose one of: ddim"),
+        ((f"{SAMPLER}.grid=emd",), f"{SAMPLER}.grid: there is no 'emd'. Did you mean edm? Choose one of: reference"),
         ((f"{SAMPLER}.eta", "0"), f"{SAMPLER}.eta: dpmpp has no such setting"),
         ((SAMPLER, "tsit5", f"{SAMPLER}.grid", "edm"), f"{SAMPLER}.grid: tsit5 has no such setting"),
-        (("--optim.momentum=0.5",), "--optim.momentum: adamw has no such setting. Leave it out, or take one that has"),
+        (
+            ("--optim.momentum=0.5",),
+            "--optim.momentum: adamw has no such setting. Omit it, or choose a type that has it",
+        ),
         (("--optim", "lars", "--optim.beta2", "0.5"), "--optim.beta2: lars has no such setting"),
     ],
 )
@@ -190,7 +193,7 @@ def test_the_flags_of_the_sampling_commands_are_flat(words, sampler):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("--eta 0", "--eta: dpmpp has no such setting. Leave it out, or take one that has: --sampler ddim"),
+        ("--eta 0", "--eta: dpmpp has no such setting. Omit it, or choose a type that has it: --sampler ddim"),
         ("--rtol 1e-2", "--rtol: dpmpp has no such setting. .*--sampler tsit5"),
         ("--sampler dopri5 --grid edm", "--grid: dopri5 has no such setting"),
         ("--grid edm --grid.sigma-max 9 --grid.base 3", "--grid.base: edm has no such setting. .*--grid shifted"),
@@ -251,7 +254,7 @@ def test_types_of_a_readers_own_stand_beside_the_others():
 @pytest.mark.parametrize(
     ("types", "said"),
     [
-        ({"edm": Mine}, "types: 'edm' is the name of EDMGrid already"),
+        ({"edm": Mine}, "types: the name 'edm' is already used for EDMGrid"),
         ({"mine": int}, "types: 'mine' is not a dataclass"),
     ],
 )

@@ -186,9 +186,9 @@ def test_every_command_has_its_help(mine, command):
     [
         (
             ("--optim", "loin"),
-            "error: --optim: there is no 'loin'. Did you mean lion? There are: adamw, muon, lars, l",
+            "error: --optim: there is no 'loin'. Did you mean lion? Choose one of: adamw, muon, lars, l",
         ),
-        (("--objective", "x"), "error: --objective: there is no 'x'. There are: heavier"),
+        (("--objective", "x"), "error: --objective: there is no 'x'. Choose one of: heavier"),
         (("sample", "--sampler", "clam"), "error: --sampler: there is no 'clam'. Did you mean calm?"),
         (("sampel",), "error: preset: there is no 'sampel'"),
     ],

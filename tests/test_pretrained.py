@@ -112,9 +112,9 @@ def test_the_card_says_nothing_of_the_machine(exported, done):
 
 
 def test_an_export_is_not_written_over(done, exported):
-    with pytest.raises(BadInput, match=r"--out: .* exists already"):
+    with pytest.raises(BadInput, match=r"--out: .* already exists"):
         export(from_pretrained(done), exported)
-    with pytest.raises(BadInput, match=r"--out: .*Let it end in \.safetensors"):
+    with pytest.raises(BadInput, match=r"--out: .*does not end in \.safetensors"):
         export(from_pretrained(done), exported.with_suffix(".pt"))
 
 
@@ -125,7 +125,7 @@ def test_what_is_no_network_is_refused_in_a_line(tmp_path, done):
         from_pretrained(tmp_path)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text((done / "config.json").read_text())
-    with pytest.raises(BadInput, match=r"never began \(environment.json is missing\)"):
+    with pytest.raises(BadInput, match=r"has not started \(environment.json is missing\)"):
         from_pretrained(tmp_path / "run")
     (tmp_path / "run" / "environment.json").write_text((done / "environment.json").read_text())
     with pytest.raises(BadInput, match="has no checkpoint yet"):

@@ -101,7 +101,7 @@ def test_a_finished_run_says_so_and_is_left_as_it_is(done, capsys):
     other = dataclasses.replace(measured(), eval=tiny().eval)
     assert run(other, run_dir=done, preset="tiny", limit_steps=3) == Outcome(done, 4, None)
     out = capsys.readouterr().out
-    assert "is finished: it is at step 4, and 3 was asked for" in out
+    assert "is finished: it is at step 4 (3 requested)" in out
     assert "fewshot/class_tokens/top1" in out
     assert "report.html" in out
     del before[done / "report.html"]  # it is drawn anew, of the same numbers
@@ -121,7 +121,7 @@ def test_an_unfinished_run_of_older_code_is_refused_and_a_finished_one_is_read(t
     run(QUIET, run_dir=directory, preset="umd", limit_steps=2)
     by_older_code(directory)
     before = {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
-    with pytest.raises(BadInput, match="was begun by an older version of this program, which draws other") as error:
+    with pytest.raises(BadInput, match="was started by an older version of this program, which draws other") as error:
         run(QUIET, run_dir=directory, preset="umd", limit_steps=4)
     assert error.value.field == "--run-dir"
     assert "\n" not in str(error.value)
@@ -133,7 +133,7 @@ def test_an_unfinished_run_of_older_code_is_refused_and_a_finished_one_is_read(t
     assert from_pretrained(directory).step == 2
     assert follow(FINETUNE, None, *start_from(directory, "ema"))[0] == "umd-ft"
     (directory / "config.json").write_text(json.dumps(json.loads(before[directory / "config.json"]) | {"format": 99}))
-    with pytest.raises(BadInput, match="was begun by a newer version"):
+    with pytest.raises(BadInput, match="was started by a newer version"):
         run(QUIET, run_dir=directory, preset="umd", limit_steps=4)
 
 
@@ -159,7 +159,7 @@ def test_in_python_a_directory_is_named_by_what_was_changed_of_the_nearest_prese
 
 def test_a_bucket_is_refused_and_makes_no_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(BadInput, match="not a folder of this machine") as error:
+    with pytest.raises(BadInput, match="not a folder on this machine") as error:
         run(QUIET, run_dir="gs://bucket/run")
     assert error.value.field == "--run-dir"
     assert list(tmp_path.iterdir()) == []
@@ -188,7 +188,7 @@ def test_a_signal_ends_the_run_after_the_step_with_its_state_saved(tmp_path, mon
     assert outcome.exit_code == 75
     out = capsys.readouterr().out
     assert f"warning: {number.name}: saving after this step" in out
-    assert "at step 3 of 12, saved. The same command goes on" in out
+    assert "at step 3 of 12, saved. The same command resumes it" in out
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
     assert arrays(tmp_path / "run", QUIET)[".step"] == 3
 

@@ -363,7 +363,7 @@ def test_files_that_do_not_fit_their_card(saved, tmp_path, what):
 
 
 def test_what_is_no_tokenizer_at_all(saved, tmp_path):
-    with pytest.raises(BadInput, match=r"--tokenizer: there is no nowhere on this machine. Give a run of train_tok"):
+    with pytest.raises(BadInput, match=r"--tokenizer: there is no nowhere on this machine. Pass a run of train_tok"):
         load_tokenizer("nowhere")
     with pytest.raises(BadInput, match="holds no tokenizer"):
         load_tokenizer(str(tmp_path))

@@ -53,7 +53,7 @@ def test_it_leaves_latents_and_figures_and_says_so_when_it_is_called_again(calle
 def test_views_that_are_all_alike_are_told_of(called):
     code, out, _ = called(encode_latents, *QUICK, "--views", "2", "--mode-only")
     assert code == 0
-    assert "note: nothing is augmented, so that all views of an image are alike" in out
+    assert "note: without augmentation all views of an image are identical" in out
     assert LatentSource("latents")[0]["image"].shape == (2, 7, 7, 4)
 
 
@@ -69,10 +69,10 @@ def test_ctrl_c_ends_it_after_the_batch_and_the_same_command_goes_on(called, mon
     monkeypatch.setattr(encoding, "_moments", interrupted)
     code, out, error = called(encode_latents, *QUICK)
     assert (code, error) == (75, "")
-    assert "stopped by SIGINT: what is complete is kept. The same command goes on" in out
+    assert "stopped by SIGINT: complete shards are kept. The same command resumes it" in out
     code, out, error = called(encode_latents, *QUICK)
     assert (code, error) == (0, "")
-    assert "5 images are there already" in out
+    assert "5 images are already encoded" in out
 
 
 def test_a_full_disk_is_one_line_and_what_is_complete_is_kept(called, monkeypatch):
@@ -97,10 +97,10 @@ def test_a_full_disk_is_one_line_and_what_is_complete_is_kept(called, monkeypatc
         code, _, error = called(encode_latents, *QUICK)
     assert code == 2
     assert error.startswith("error: --out: the disk of ")
-    assert error.endswith("run the same command again: it goes on with the first shard that is missing\n")
+    assert error.endswith("run the same command again: it resumes at the first missing shard\n")
     code, out, _ = called(encode_latents, *QUICK)
     assert code == 0
-    assert "5 images are there already" in out
+    assert "5 images are already encoded" in out
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_a_full_disk_is_one_line_and_what_is_complete_is_kept(called, monkeypatc
         ((*KL, "--limit", "0"), "--limit: 0 is too small"),
         ((*KL, "--batch-size", "0"), "--batch-size: 0 is too small"),
         ((*KL, "--seed", "-1"), "--seed: -1 is outside"),
-        ((*KL, "--data.size", "30"), "--data.size: 30 pixels are no whole number of latents of 4 pixels"),
+        ((*KL, "--data.size", "30"), "--data.size: 30 is not a multiple of the tokenizer's downsampling factor, 4"),
         ((*KL, "--data.area-min", "0"), "--data.area-min: "),
         ((*KL, "--data.split", "training"), "--data.split: 'training' is not a split"),
         ((*KL, "--data.name", "imagenet"), "--data.dir: 'imagenet' is not included in this package"),

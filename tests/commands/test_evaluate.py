@@ -30,7 +30,7 @@ def test_a_result_holds_all_that_it_depends_on(called, exported, here):
 
 def test_what_cannot_be_is_told_in_one_line(called, exported):
     for words, said in (
-        (("--samples", "3"), "--samples: 3 are too few"),
+        (("--samples", "3"), "--samples: 3 samples are too few"),
         (("--steps", "0"), "--steps: 0"),
         (("--json", "nowhere/x.json"), "--json: there is no folder"),
         (("--extractor", "inception"), "--inception-weights: no weights were found"),
@@ -47,7 +47,7 @@ def test_what_should_be_known_of_the_numbers_is_said_and_kept_with_them(called, 
     monkeypatch.setattr("umd_eqx.commands.evaluate.unfamiliar", lambda name, spec: f"{name} does not know {spec.name}")
     words = ("--run", exported(labels=False, denoises=False), "--json", "result.json", "--no-floor", *QUICK)
     code, _, error = called(evaluate, *words)
-    never = "mae was never trained on noised images: what is sampled from it looks like noise"
+    never = "mae was not trained on noised images, so its samples look like noise"
     assert (code, error) == (0, f"warning: {never}\n")
     (result,) = json.loads((here / "result.json").read_text())
     assert result["warnings"] == [never, "fashion does not know fashion_mnist"]

@@ -60,7 +60,7 @@ def test_every_sampler_goes_along_the_path_of_the_run(called, exported, sampler)
 def test_sampling_from_what_never_saw_noise_is_warned_of(called, exported):
     code, out, error = called(sample, "--run", exported(labels=False, denoises=False), "--num", "2", *QUICK)
     assert (code, "2 images in" in out) == (0, True)
-    problem = "mae was never trained on noised images: what is sampled from it looks like noise"
+    problem = "mae was not trained on noised images, so its samples look like noise"
     assert error == f"warning: {problem}\n"
 
 
@@ -73,23 +73,23 @@ def test_a_network_without_labels_is_sampled_without_guidance(called, exported):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--label", "10"), "--label: 10 is no class of fashion_mnist. Use 0 .. 9"),
-        (("--label", "-1"), "--label: -1 is no class of fashion_mnist. Use 0 .. 9"),
+        (("--label", "10"), "--label: 10 is not a class of fashion_mnist. Use 0 .. 9"),
+        (("--label", "-1"), "--label: -1 is not a class of fashion_mnist. Use 0 .. 9"),
         (("--steps", "0"), "--steps: 0"),
         (("--steps", "-3"), "--steps: -3"),
-        (("--num", "0"), "--num: 0 is no number of images"),
+        (("--num", "0"), "--num: 0 is not a valid number of images"),
         (("--batch-size", "0"), "--batch-size: 0"),
-        (("--cfg-scale", "-1"), "--cfg-scale: -1.0 is no scale"),
-        (("--cfg-scale", "nan"), "--cfg-scale: nan is no scale"),
+        (("--cfg-scale", "-1"), "--cfg-scale: -1.0 is not a valid scale"),
+        (("--cfg-scale", "nan"), "--cfg-scale: nan is not a valid scale"),
         (("--sampler", "ddim", "--eta", "-1"), "--eta: -1"),
-        (("--eta", "0.5"), "--eta: dpmpp has no such setting. Leave it out, or take one that has: --sampler ddim"),
-        (("--sampler", "hoyn"), "--sampler: there is no 'hoyn'. There are: ddim, euler"),
+        (("--eta", "0.5"), "--eta: dpmpp has no such setting. Omit it, or choose a type that has it: --sampler ddim"),
+        (("--sampler", "hoyn"), "--sampler: there is no 'hoyn'. Choose one of: ddim, euler"),
         (("--grid", "edn"), "--grid: there is no 'edn'. Did you mean edm?"),
         (("--seed", "-1"), "--seed: -1 is outside"),
         (("--out", "nowhere/grid.png"), "--out: there is no folder nowhere"),
         (("--weak", "nowhere"), "--weak: there is no nowhere"),
         (("--cfg-interval", "0.9", "0.1"), "--cfg-interval"),
-        (("--cfg-scale", "1", "--cfg-interval", "0.1", "0.9"), "--cfg-scale: 1 is no guidance"),
+        (("--cfg-scale", "1", "--cfg-interval", "0.1", "0.9"), "--cfg-scale: 1 disables guidance"),
         (("--out", "."), "--out: . is a folder"),
         (("--sampler", "tsit5", "--rtol", "0"), "--rtol: 0.0 is outside"),
         (("--run", "nowhere"), "--run: there is no nowhere"),
@@ -107,8 +107,8 @@ def test_what_cannot_be_is_told_in_one_line_and_nothing_is_written(called, expor
 
 def test_labels_and_guidance_need_a_network_that_knows_labels(called, exported):
     run = exported(labels=False)
-    assert "--label: the network knows no labels" in called(sample, "--run", run, "--label", "7")[2]
-    assert "--cfg-scale: the network knows no labels" in called(sample, "--run", run, "--cfg-scale", "2")[2]
+    assert "--label: the network is not class-conditional" in called(sample, "--run", run, "--label", "7")[2]
+    assert "--cfg-scale: the network is not class-conditional" in called(sample, "--run", run, "--cfg-scale", "2")[2]
 
 
 def test_a_typo_is_met_with_the_flag_that_was_meant(called):

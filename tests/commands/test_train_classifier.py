@@ -38,7 +38,7 @@ def test_a_short_training_is_copied_to_its_place_and_made_again_by_its_card(call
 
     # The same command again does not write over the file; without it, it finds that the run is finished.
     code, _, error = called(train_classifier, "--out", "a.safetensors", *QUICK)
-    assert (code, error) == (2, "error: --out: a.safetensors exists already. Choose another name, or delete it\n")
+    assert (code, error) == (2, "error: --out: a.safetensors already exists. Choose another name, or delete it\n")
     code, out, _ = called(train_classifier, "--out", "b.safetensors", *QUICK)
     assert (code, "is finished" in out) == (0, True)
     assert (here / "b.safetensors").read_bytes() == (here / "a.safetensors").read_bytes()
@@ -110,5 +110,5 @@ def test_a_card_is_not_written_over_either(called, here):
     (here / "a.json").write_text("mine")
     code, _, error = called(train_classifier, "--out", "a.safetensors", *QUICK)
     assert code == 2
-    assert "a.json exists already" in error
+    assert "a.json already exists" in error
     assert (here / "a.json").read_text() == "mine"

@@ -51,16 +51,16 @@ def test_killed_and_stopped_and_begun_again_it_leaves_the_same_bytes(tmp_path):
     process = start(folder, hold_after=4)
     wait_until_held(process, folder)
     process.send_signal(signal.SIGTERM)
-    assert "24 images are there already" in read_until(process, "warning: SIGTERM: stopping after this batch")
+    assert "24 images are already encoded" in read_until(process, "warning: SIGTERM: stopping after this batch")
     let_go(folder)
     code, out, error = ended(process)
     assert (code, error) == (75, "")
-    assert out.endswith("stopped by SIGTERM: what is complete is kept. The same command goes on\n")
+    assert out.endswith("stopped by SIGTERM: complete shards are kept. The same command resumes it\n")
     assert not (folder / "manifest.json").exists()
 
     code, out, error = ended(start(folder, "--json", str(tmp_path / "figures.json")))
     assert (code, error) == (0, "")
-    assert "48 images are there already" in out
+    assert "48 images are already encoded" in out
     code, _, error = ended(uninterrupted)
     assert (code, error) == (0, "")
     assert len(content(whole)) == 4 + 4 + 3  # shards, what is said of each, settings, manifest and lock

@@ -86,7 +86,7 @@ def test_while_xla_compiles(tmp_path):
     with pytest.raises(subprocess.TimeoutExpired):  # it is now with the compiler, which takes several seconds
         process.wait(0.3)
     code, said = interrupted(process)
-    assert (code, said[-1]) == (130, "interrupted: the last checkpoint, if there is one, is as it was")
+    assert (code, said[-1]) == (130, "interrupted: the last checkpoint, if any, is unchanged")
     assert "Traceback" not in "".join(said)
     assert [path.name for path in tmp_path.iterdir()] == []
 

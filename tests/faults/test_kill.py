@@ -58,7 +58,7 @@ def test_a_run_killed_and_stopped_again_and_again_is_the_run_that_never_was(tmp_
         assert error == ""
         last = rows(run_dir)[-1]["step"]
         assert last == step + 1  # the step that it came in is finished, and no other begun
-        assert f"stopped by {number.name} at step {last} of 12, saved. The same command goes on" in out
+        assert f"stopped by {number.name} at step {last} of 12, saved. The same command resumes it" in out
         assert (run_dir / "checkpoints" / str(last)).is_dir()
 
     code, out, _ = ended(start(run_dir))
@@ -98,7 +98,7 @@ def test_a_second_ctrl_c_is_one_line_and_leaves_the_last_checkpoint(tmp_path):
     process.send_signal(signal.SIGINT)
     code, _, error = ended(process)
     assert code == 130
-    assert error == "interrupted: the last checkpoint, if there is one, is as it was\n"
+    assert error == "interrupted: the last checkpoint, if any, is unchanged\n"
     assert (run_dir / "checkpoints/2/crc32.json").is_file()
 
 

@@ -156,7 +156,7 @@ def test_what_does_not_make_the_run_may_change(begun):
 
 def test_a_directory_with_something_else_in_it_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(BadInput, match=r"holds 'thesis.tex' and no run") as error:
+    with pytest.raises(BadInput, match=r"holds 'thesis.tex', which is not part of a run") as error:
         run(tiny(), run_dir=tmp_path)
     assert error.value.field == "--run-dir"
     assert {path.name for path in tmp_path.iterdir()} <= {"thesis.tex", ".lock"}

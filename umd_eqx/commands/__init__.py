@@ -1,1 +1,1 @@
-"""The commands: each a function of the words of its command line that returns an exit code."""
+"""The commands. Each is a function that takes its command-line arguments and returns an exit code."""

@@ -1,4 +1,4 @@
-"""The command line: which command the words belong to, and one line for what is wrong."""
+"""The command-line entry points: select the command, and print a user error as one line."""
 
 import functools
 import os
@@ -16,7 +16,7 @@ from umd_eqx.recipes.pretrain import Preset
 from umd_eqx.training.signals import EXIT_INTERRUPTED, end_interrupted
 
 EXIT_BAD_INPUT = 2
-INTERRUPTED = "interrupted: the last checkpoint, if there is one, is as it was"
+INTERRUPTED = "interrupted: the last checkpoint, if any, is unchanged"
 
 
 def main(
@@ -25,15 +25,15 @@ def main(
     *,
     types: Mapping[str, type] | None = None,
 ) -> None:
-    """Runs the pre-training command, or the one that the first word names, and exits, as `exit_with` says.
+    """Runs the pre-training command, or the command named by the first argument, and exits as `exit_with` does.
 
     **Arguments:**
 
     - `presets`: recipes by name; the first is the default. Add your own: `main({**PRETRAIN, "mine": recipe})`.
-    - `arguments`: the words of the command line, without the program. `sample`, `finetune`, `evaluate` or `export` as
-        the first word runs that command, if no preset has its name.
+    - `arguments`: the command-line arguments, without the program name. `sample`, `finetune`, `evaluate` or `export` as
+        the first argument runs that command, unless a preset has that name.
     - `types`: your own samplers, optimisers, grids, objectives, evaluators and networks by name. `--sampler NAME`,
-        `--optim NAME` and so on choose them, and what was trained with them is loaded by these commands.
+        `--optim NAME` and so on select them, and these commands can load runs that were trained with them.
     """
     types = types or {}
     commands = {
@@ -52,26 +52,27 @@ def main(
 
 
 def exit_with(command: Callable[[list[str]], int], arguments: Sequence[str] | None = None) -> NoReturn:
-    """Runs a command and exits with what it returns, or with one line for what is wrong.
+    """Runs a command and exits with the code it returns; prints bad input as a one-line error.
 
-    0: done; 2: bad input, a full disk too; 75: stopped by a signal with its state saved; 130: by Ctrl-C without.
+    Exit codes: 0, success; 2, bad input or a full disk; 75, stopped by a signal after saving its state; 130,
+    interrupted by Ctrl-C without saving.
 
     **Arguments:**
 
-    - `command`: given the words of the command line.
-    - `arguments`: these words, without the program; None takes the program's own. The process is then taken to be the
-        command's, and ends at once on Ctrl-C (`signals.end_interrupted`).
+    - `command`: a function of the command-line arguments that returns an exit code.
+    - `arguments`: the command-line arguments, without the program name. None: those in `sys.argv`; the command is then
+        assumed to own the process, which ends immediately on Ctrl-C (`signals.end_interrupted`).
     """
     try:
         sys.exit(command(list(sys.argv[1:] if arguments is None else arguments)))
     except BadInput as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_BAD_INPUT)
-    except KeyboardInterrupt:  # outside the training loop, or the second one
+    except KeyboardInterrupt:  # outside the training loop, or pressed a second time
         if arguments is None:
             end_interrupted(INTERRUPTED)
         print(INTERRUPTED, file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
-    except BrokenPipeError:  # `--help | head`: whoever read has read enough, and nothing more may be written at exit
+    except BrokenPipeError:  # `--help | head`: the reader closed the pipe, and the flush at exit must not fail
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)

@@ -1,4 +1,4 @@
-"""`experiments/encode_latents.py`: a data set's latents, computed once for all runs."""
+"""`experiments/encode_latents.py`: encodes a data set into latents once, for use by any number of runs."""
 
 import dataclasses
 import functools
@@ -26,47 +26,47 @@ from umd_eqx.training.signals import EXIT_STOPPED, Stop
 
 @dataclasses.dataclass(frozen=True)
 class EncodedData:
-    """The images."""
+    """The images to encode."""
 
     source: Annotated[AbstractSource, tyro.conf.arg(name="")] = dataclasses.field(default_factory=TFDS)
-    """Where they come from; its fields are flags of their own, such as --data.dir."""
+    """The source of the images; its fields are separate flags, such as --data.dir."""
     split: str = "train"
-    """Which part, such as train[:99%]."""
+    """The split to encode, such as train[:99%]."""
     size: int = 28
-    """Side of the square that is encoded, in pixels, after cropping."""
+    """Side of the square images after cropping, in pixels."""
     area_min: float | int = 100.0
-    """Smallest area of a random crop, in percent. 100: the centre crop of the evaluations."""
+    """Smallest area of a random crop, in percent of the image. 100: the centre crop used for evaluation."""
     flip: bool = False
-    """Mirror one view in two."""
+    """Flip views horizontally with probability 1/2."""
     max_broken: int = 100
-    """How many images may be unreadable or of no class (another takes their place) before it stops."""
+    """Maximum number of images with unreadable data or an invalid label; others replace them. More is an error."""
 
 
 @dataclasses.dataclass(frozen=True)
 class EncodeLatents:
-    """Encode a data set once, several augmented views of each image."""
+    """Encode a data set once, with several augmented views of each image."""
 
-    tokenizer: Annotated[str, tyro.conf.arg(help="As --tokenizer of pretrain.py: a run, an export, a VAE's folder.")]
-    out: Annotated[str, tyro.conf.arg(help="The folder; begun with the same settings, it is gone on with.")]
+    tokenizer: Annotated[str, tyro.conf.arg(help="The tokenizer: a run directory, an export, or the folder of a VAE.")]
+    out: Annotated[str, tyro.conf.arg(help="The output folder. An unfinished one with the same settings is resumed.")]
     data: EncodedData = dataclasses.field(default_factory=EncodedData)
     views: int = 1
-    """Augmented views of each image: training draws one of them at each step."""
+    """Number of augmented views of each image; each training step draws one of them."""
     mode_only: bool = False
-    """Keep the posterior_mode latent alone and not what others there may be: half the size."""
+    """Store only the posterior mode of each view, without the log-variance: half the size."""
     half: bool = False
-    """Keep the numbers in float16: half the size."""
+    """Store latents in float16: half the size."""
     seed: int = 0
-    """Of the augmentation."""
+    """Random seed of the augmentation."""
     batch_size: int = 256
-    """Views encoded at once, over all devices."""
+    """Number of views encoded at once, over all devices."""
     per_shard: int = 2048
-    """Images in a file."""
+    """Number of images per file."""
     workers: int = 2
-    """Threads that read images ahead."""
+    """Number of threads that prefetch images."""
     limit: int | None = None
-    """Only the first so many images."""
+    """Encode only this many images, from the start of the split. None: all of them."""
     json: str | None = None
-    """A file for the figures: images, views, bytes, mean and standard deviation, seconds, views a second."""
+    """Write a summary to this JSON file: images, views, bytes, mean, standard deviation, seconds, views per second."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,15 +75,15 @@ class _Images:
 
 
 def encode_latents(words: list[str], data: EncodedData | None = None) -> int:
-    """Runs the command; gives its exit code: 75 where a signal stopped it, and the same command goes on.
+    """Runs the command and returns its exit code: 75 if a signal stopped it, and the same command resumes it.
 
-    `data` are the images, of which flags change the fields; None: those that come with the package.
+    `data` holds the default values of the data flags. None: the images included in the package.
 
-    **Raises:** `BadInput` naming the flag at fault.
+    **Raises:** `BadInput` naming the invalid flag.
     """
     images, words, _ = choose(_Images(data or EncodedData()), words, KINDS)
     make = functools.partial(EncodeLatents, data=images.data)
-    what = f"Encode a data set once, for networks of latents. --data.source is one of {', '.join(SOURCES)}."
+    what = f"Encode a data set into latents, to train on. --data.source is one of {', '.join(SOURCES)}."
     command = tyro.cli(make, args=words, description=what)
     _validate(command)
     folder, data = Path(command.out), command.data
@@ -91,17 +91,17 @@ def encode_latents(words: list[str], data: EncodedData | None = None) -> int:
     source = SkipBroken(data.source.open(data.split, field="--data.split"), data.max_broken, split=data.split)
     if source.spec.channels != loaded.tokenizer.channels:
         name, channels = source.spec.name, source.spec.channels
-        problem = f"it is for images of {loaded.tokenizer.channels} channels, {name} has {channels}"
-        raise BadInput("--tokenizer", problem, "Take another")
+        problem = f"it encodes images with {loaded.tokenizer.channels} channels, but {name} has {channels}"
+        raise BadInput("--tokenizer", problem, "Choose another tokenizer")
     if data.size % loaded.tokenizer.factor:
         factor = loaded.tokenizer.factor
-        problem = f"{data.size} pixels are no whole number of latents of {factor} pixels"
+        problem = f"{data.size} is not a multiple of the tokenizer's downsampling factor, {factor}"
         raise BadInput("--data.size", problem, f"Use a multiple of {factor}")
     settings = _settings(command, loaded, source)
     if command.views > 1 and data.area_min == 100 and not data.flip:
-        print("note: nothing is augmented, so that all views of an image are alike: see --data.area-min, --data.flip")
+        print("note: without augmentation all views of an image are identical: see --data.area-min and --data.flip")
     print(f"{loaded.title}; {settings.images:,} images of {settings.name}, {settings.views} views each: {folder}")
-    with disk_errors(folder, "--out", "it goes on with the first shard that is missing"), own(folder, "--out"):
+    with disk_errors(folder, "--out", "it resumes at the first missing shard"), own(folder, "--out"):
         left = sum(len(settings.shards[shard]) for shard in begin(folder, settings))
         if left == 0 and (folder / MANIFEST).exists():
             manifest = Manifest.read(folder, "--out")
@@ -110,7 +110,7 @@ def encode_latents(words: list[str], data: EncodedData | None = None) -> int:
             return 0
         there = settings.images - left
         if there:
-            print(f"{there:,} images are there already")
+            print(f"{there:,} images are already encoded")
         began = time.perf_counter()
         terminal = Terminal(settings.images, start=there, work="encoding", unit="image")
         with terminal, Stop(_Told(terminal)) as stop:
@@ -120,15 +120,15 @@ def encode_latents(words: list[str], data: EncodedData | None = None) -> int:
             manifest = encode(source, loaded.tokenizer, settings, folder, mesh=make_mesh(), **options)
         seconds = time.perf_counter() - began
         if manifest is None:
-            print(f"stopped by {stop.asked}: what is complete is kept. The same command goes on")
+            print(f"stopped by {stop.asked}: complete shards are kept. The same command resumes it")
             return EXIT_STOPPED
-        print(f"{_described(manifest)}; {seconds:.0f} s, {left * settings.views / seconds:,.0f} views a second")
+        print(f"{_described(manifest)}; {seconds:.0f} s, {left * settings.views / seconds:,.0f} views per second")
         _write_figures(command, manifest, left, seconds)
     return 0
 
 
 def _write_figures(command: EncodeLatents, manifest: Manifest, encoded: int, seconds: float) -> None:
-    """What `--json` asks for; `encoded` images were encoded now, in so many seconds, and the others before."""
+    """Writes the file of `--json`; this call encoded `encoded` images in `seconds`, and earlier calls the others."""
     if command.json is None:
         return
     there, folder = manifest.settings, Path(command.out)
@@ -146,7 +146,7 @@ def _write_figures(command: EncodeLatents, manifest: Manifest, encoded: int, sec
 
 
 class _Told:
-    """What a person is told of a signal."""
+    """The message shown when a signal arrives."""
 
     def __init__(self, terminal: Terminal):
         self._terminal = terminal

@@ -1,4 +1,4 @@
-"""`experiments/export.py`: the weights of a run as one safetensors file with a JSON card."""
+"""`experiments/export.py`: writes the weights of a run as one safetensors file with a JSON card."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -16,18 +16,18 @@ from umd_eqx.runs.tokenizers import TRAINED, load_tokenizer, save_tokenizer
 class Export:
     """Export the weights of a run."""
 
-    run: Annotated[str, tyro.conf.arg(help="A run directory, of a network or of a tokenizer.")]
-    out: Annotated[str, tyro.conf.arg(help="A name that ends in .safetensors; the card goes beside it.")]
+    run: Annotated[str, tyro.conf.arg(help="Run directory of a network or of a tokenizer.")]
+    out: Annotated[str, tyro.conf.arg(help="Output file, ending in .safetensors. The card is written beside it.")]
     weights: Weights = "ema"
-    """Which weights: raw, or their average where one is kept."""
+    """Weights to export: raw, or ema for their moving average (raw if the run keeps none)."""
     half: bool = False
-    """Keep the parameters in float16: half the size."""
+    """Store the parameters in float16: half the size."""
 
 
 def export_weights(words: list[str], types: Mapping[str, type] | None = None) -> int:
-    """Runs the export command; gives its exit code. Raises `BadInput` naming the flag at fault.
+    """Runs the export command and returns its exit code. Raises `BadInput` naming the invalid flag.
 
-    `types` are the reader's own, of which the run may be made.
+    `types` are user-defined classes that the run's configuration may contain.
     """
     command = tyro.cli(Export, args=words, description="Write the weights of a run as safetensors, with a JSON card.")
     require_writable("--out", command.out)

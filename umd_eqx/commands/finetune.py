@@ -1,4 +1,4 @@
-"""`experiments/finetune.py`: a pre-trained network learns to generate by class."""
+"""`experiments/finetune.py`: fine-tunes a pre-trained network for class-conditional generation."""
 
 import dataclasses
 import functools
@@ -21,23 +21,23 @@ from umd_eqx.runs.workspace import default_run_dir
 
 @dataclasses.dataclass(frozen=True)
 class Finetune(Command):
-    """What is asked for on the command line."""
+    """The flags of the fine-tuning command."""
 
     source: Annotated[str | None, tyro.conf.arg(name="from")] = None
-    """The run, or the exported safetensors file, to start from. Without a preset the recipe follows it."""
+    """Run directory or exported safetensors file to start from. Without a preset, it determines the recipe."""
     weights: Weights = "ema"
-    """Which weights of a run: raw, or their average (the raw ones where it keeps none)."""
+    """Weights of the run to start from: raw, or ema for their moving average (raw if the run keeps none)."""
 
 
 def finetune(
     words: list[str], presets: Mapping[str, Preset] = FINETUNE, types: Mapping[str, type] | None = None
 ) -> int:
-    """Runs the fine-tuning command; gives its exit code.
+    """Runs the fine-tuning command and returns its exit code.
 
-    The run is kept beside its source, with `-ft` behind its name, if `--run-dir` does not say otherwise. `types` are
-    the reader's own, by the names that flags give them.
+    By default the run directory lies beside its source, with `-ft` appended to the name; `--run-dir` overrides it.
+    `types` are user-defined classes by the names that flags use.
 
-    **Raises:** `BadInput` where there is no source, a bad one, or one of another network.
+    **Raises:** `BadInput` if the source is missing, cannot be read, or holds a network that does not fit the recipe.
     """
     types = types or {}
     named = bool(words) and not words[0].startswith("-")
@@ -48,25 +48,25 @@ def finetune(
         recipe = presets[name]()
     else:
         if named and not starts_from_weights(name):
-            raise BadInput("--from", f"{name} starts from nothing", "Leave it out, or take another preset")
+            raise BadInput("--from", f"{name} is trained from scratch", "Omit --from, or choose another preset")
         start, source = start_from(path, weights, types.values())
         name, recipe = follow(presets, name if named else None, start, source, types.values())
-    what = "Fine-tune a pre-trained network with labels, to generate by class."
+    what = "Fine-tune a pre-trained network with labels, for class-conditional generation."
     description = describe_presets(what, presets, name)
     default = Finetune(recipe, source=path, weights=weights)
     command = parse(Finetune, flags, with_types(KINDS, types), default=default, description=description)
     if source is None:
         if starts_from_weights(name) and not (command.dry_run or command.print_config):
-            raise BadInput("--from", "there is nothing to start from", "Give a run: --from runs/umd")
+            raise BadInput("--from", "the weights to start from are missing", "Pass a run, such as --from runs/umd")
         return train(command, name, recipe, functools.partial(default_run_dir, name), types.values())
     assert path is not None
     resolved = resolve_fitting(command.config, source)
-    del source  # `resolved` gives it to the run, and nobody keeps its weights in memory while others are trained
+    del source  # `resolved` hands it to the run, and no other reference keeps its weights in memory during training
     beside = finetuned_dir(path)
 
     def directory_for(config: Config, recipe: Config) -> Path:
         assert recipe.start is not None
-        # Named by what differs from the usual: the average, whatever it was.
+        # Names list only what differs from the default weights, which are the average.
         usual = dataclasses.replace(recipe, start=dataclasses.replace(recipe.start, weights="ema"))
         return default_run_dir(beside.name, config, usual, parent=beside.parent)
 
@@ -74,8 +74,8 @@ def finetune(
 
 
 def _peek(flags: list[str]) -> tuple[str | None, Weights]:
-    """`--from` and `--weights` alone: the rest can only be understood when they are known."""
+    """Returns `--from` and `--weights`, which determine how the other flags are parsed."""
     weights = flag_value(flags, "--weights")
     if weights not in (None, "raw", "ema"):
-        raise BadInput("--weights", f"{weights!r} is neither", "Use raw or ema")
+        raise BadInput("--weights", f"{weights!r} is not a kind of weights", "Use raw or ema")
     return flag_value(flags, "--from"), "raw" if weights == "raw" else "ema"

@@ -1,7 +1,8 @@
-"""Parts of a configuration that are chosen by name: `--sampler heun` puts another type in the place of the default's.
+"""Selects parts of a configuration by name: `--sampler heun` replaces the default sampler by one of another type.
 
-This happens before tyro reads the words, so that the flags of the chosen type are there, and are shown by `--help`. A
-part that can be chosen is a field whose declared type is one of the abstract bases in `KINDS`; a new base is one entry.
+Names are resolved before tyro parses the arguments, so the flags of the selected type are available and listed by
+`--help`. A part is selectable if the declared type of its field is one of the abstract bases in `KINDS`; supporting a
+new base takes one entry there.
 """
 
 import dataclasses
@@ -28,24 +29,24 @@ from umd_eqx.training.optimisers import OPTIMISERS
 T = TypeVar("T")
 
 Names = Mapping[str, Callable[..., Any]]
-"""Types by name, or types with some values fixed (`functools.partial`)."""
+"""Types by name; a `functools.partial` is a type with some field values fixed."""
 
 Kinds = Mapping[type, Names]
-"""By abstract base, what a field that is declared as one can be."""
+"""For each abstract base, the types that a field declared with that base accepts."""
 
 KINDS: Kinds = {
     AbstractOptimiser: OPTIMISERS,
     AbstractSampler: SAMPLERS,
     AbstractGrid: GRIDS,
     AbstractSource: SOURCES,
-    # The presets choose among those of the package; a reader's own are chosen by name.
+    # The package's own types are set by presets; only user-defined types are selected by name.
     **{kind: {} for kind in (AbstractModelConfig, AbstractObjective, AbstractPath, AbstractEvaluator)},
 }
-"""What can be chosen by name."""
+"""The types that can be selected by name."""
 
 
 class Choice(NamedTuple):
-    """A part that can be chosen: its flag, its names, the flag that its own fields begin with, and what it is now."""
+    """A selectable part: its flag, the available names, the prefix of its fields' flags, and its current value."""
 
     flag: str
     names: Names
@@ -54,18 +55,19 @@ class Choice(NamedTuple):
 
 
 def with_types(kinds: Kinds, own: Mapping[str, type]) -> Kinds:
-    """The kinds with a reader's own types, each with those whose abstract base it has.
+    """Returns the kinds extended by user-defined types, each added under its abstract base.
 
-    A type of another base can be named by no flag; it is then only part of others, and is known when they are loaded.
+    A type without such a base cannot be selected by a flag. It can still be part of other types, and is recognised when
+    these are loaded.
 
-    **Raises:** `BadInput` for what is not a dataclass, and for a name that is taken.
+    **Raises:** `BadInput` if a type is not a dataclass or its name is already taken.
     """
     for name, cls in own.items():
         if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
             raise BadInput("types", f"{name!r} is not a dataclass", "Give a frozen dataclass or an equinox.Module")
         for kind, names in kinds.items():
             if issubclass(cls, kind) and name in names:
-                problem = f"{name!r} is the name of {type_of(names[name]).__name__} already"
+                problem = f"the name {name!r} is already used for {type_of(names[name]).__name__}"
                 raise BadInput("types", problem, "Choose another name")
     return {
         kind: {**names, **{name: cls for name, cls in own.items() if issubclass(cls, kind)}}
@@ -74,21 +76,21 @@ def with_types(kinds: Kinds, own: Mapping[str, type]) -> Kinds:
 
 
 def choose(default: T, words: Sequence[str], kinds: Kinds) -> tuple[T, list[str], list[Choice]]:
-    """Puts what the words name in the place of the default's parts.
+    """Replaces the parts of `default` that are named on the command line.
 
-    A field that both types have is kept. A part of a part, such as the grid of a sampler, is kept if it is not what the
-    old type has by default: else it is what the new type has by default.
+    Fields that both types have keep their values. A selectable part of a replaced part, such as the grid of a sampler,
+    is kept only if it differs from the default of the old type; otherwise it takes the default of the new type.
 
     **Arguments:**
 
-    - `default`: a configuration, of dataclasses and dictionaries.
-    - `words`: of a command line. `--FLAG NAME`, `--FLAG=NAME` and `--FLAG.name NAME` choose, FLAG being the dotted name
-        of the field; the last of several counts.
-    - `kinds`: what can be chosen.
+    - `default`: a configuration made of dataclasses and dictionaries.
+    - `words`: the command-line arguments. `--FLAG NAME`, `--FLAG=NAME` and `--FLAG.name NAME` select a type, where FLAG
+        is the dotted name of the field; the last occurrence wins.
+    - `kinds`: the types that can be selected.
 
-    **Returns:** the changed default, the words that are left, and all parts that could have been chosen.
+    **Returns:** the updated default, the remaining arguments, and all selectable parts.
 
-    **Raises:** `BadInput` for a name that does not exist, with the nearest that does.
+    **Raises:** `BadInput` for an unknown name, with the closest match as a hint.
     """
     rest, choices = list(words), []
 
@@ -128,14 +130,14 @@ def choose(default: T, words: Sequence[str], kinds: Kinds) -> tuple[T, list[str]
 
 
 def parse(command: type[T], words: Sequence[str], kinds: Kinds, *, default: T, description: str) -> T:
-    """`tyro.cli` for a command whose parts can be chosen by name. `--help` shows the flags of what was chosen.
+    """`tyro.cli` for a command whose parts can be selected by name. `--help` lists the flags of the selected types.
 
     **Arguments:**
 
     - `command`: a dataclass.
-    - `default`: one of it, with a value for each part that can be chosen.
+    - `default`: an instance of `command`, with a value for each selectable part.
 
-    **Raises:** `BadInput` as `choose` does, and for a flag that only a type has which was not chosen.
+    **Raises:** `BadInput` as `choose` does, and for a flag that exists only for a type that was not selected.
     """
     default, rest, choices = choose(default, words, kinds)
     fields: list[tuple[str, Any]] = [("command", Annotated[command, tyro.conf.arg(name="")])]
@@ -150,7 +152,7 @@ def parse(command: type[T], words: Sequence[str], kinds: Kinds, *, default: T, d
     run = functools.partial(tyro.cli, words_of, args=rest, default=words_of(**current), description=description)
     foreign = _foreign(rest, choices)
     if foreign is not None:
-        try:  # it may be a flag of the command all the same
+        try:  # the command itself may have a flag of that name
             return run(console_outputs=False).command
         except SystemExit as end:
             if end.code:
@@ -159,14 +161,14 @@ def parse(command: type[T], words: Sequence[str], kinds: Kinds, *, default: T, d
 
 
 def name_of(value: Any, names: Names) -> str:
-    """The name of a part; that of its class if it has none."""
+    """The name of a part, or the name of its class if it has none."""
     same = [name for name, make in names.items() if type_of(make) is type(value)]
     exact = [name for name in same if all(getattr(value, key) == x for key, x in _fixed(names[name]).items())]
     return next(iter([*exact, *same]), type(value).__name__)
 
 
 def type_of(make: Callable[..., Any]) -> type:
-    """The class of what a name stands for."""
+    """The class that a named entry constructs."""
     return make.func if isinstance(make, functools.partial) else make  # pyright: ignore[reportReturnType]
 
 
@@ -187,7 +189,7 @@ def _swapped(old: Any, name: str, flag: str, kinds: Kinds, names: Names) -> Any:
     missing = [f.name for f in dataclasses.fields(type_of(make)) if f.init and f.name not in given and not _optional(f)]
     if missing:
         problem = f"{name} needs {', '.join(missing)}, which {name_of(old, names)} does not have"
-        raise BadInput(f"--{flag}", problem, "Give these fields a default, or put it into a preset")
+        raise BadInput(f"--{flag}", problem, "Give these fields a default, or set the part in a preset")
     return make(**kept)
 
 
@@ -200,7 +202,7 @@ def _fixed(make: Callable[..., Any]) -> Mapping[str, Any]:
 
 
 def _taken(words: list[str], flag: str) -> list[str]:
-    """The names that the words give a flag, which are removed from the words."""
+    """Removes the occurrences of a flag from the arguments, and returns the names given to it."""
     flags = (f"--{flag}", f"--{flag}.name")
     names, i = [], 0
     while i < len(words):
@@ -219,11 +221,11 @@ def _known(name: str, names: Names, flag: str) -> str:
     close = difflib.get_close_matches(name, names, n=1)
     hint = f"Did you mean {close[0]}? " if close else ""
     problem = "a name is missing" if not name or name.startswith("-") else f"there is no {name!r}"
-    raise BadInput(f"--{flag}", problem, f"{hint}There are: {', '.join(names)}")
+    raise BadInput(f"--{flag}", problem, f"{hint}Choose one of: {', '.join(names)}")
 
 
 def _foreign(words: Sequence[str], choices: Sequence[Choice]) -> BadInput | None:
-    """What is wrong with the first word that is a flag of a type which could have been chosen, and was not."""
+    """The error for the first argument that is a flag of a type which was not selected; None if there is none."""
     for word in words:
         word = word.partition("=")[0].replace("_", "-").replace("--no-", "--").replace(".no-", ".")
         for choice in choices:
@@ -235,7 +237,7 @@ def _foreign(words: Sequence[str], choices: Sequence[Choice]) -> BadInput | None
             owners = [name for name, flags in has.items() if any(_begins(word, f"{flag}") for flag in flags)]
             if owners and chosen in choice.names and chosen not in owners:
                 problem = f"{chosen} has no such setting"
-                return BadInput(word, problem, f"Leave it out, or take one that has: --{choice.flag} {owners[0]}")
+                return BadInput(word, problem, f"Omit it, or choose a type that has it: --{choice.flag} {owners[0]}")
     return None
 
 
@@ -244,7 +246,7 @@ def _begins(word: str, flag: str) -> bool:
 
 
 def _about(choice: Choice) -> str:
-    return f"One of {', '.join(choice.names)}; its own flags are then here."
+    return f"One of {', '.join(choice.names)}. --help lists the flags of the selected one."
 
 
 def _joined(prefix: str, name: str) -> str:
@@ -252,13 +254,13 @@ def _joined(prefix: str, name: str) -> str:
 
 
 def _named(name: str, hint: Any) -> str:
-    """The part of a flag that a field is; empty where its fields are shown in its place (`tyro.conf.arg(name="")`)."""
+    """The component of a flag for a field; empty if the field is flattened (`tyro.conf.arg(name="")`)."""
     given = [getattr(mark, "name", None) for mark in getattr(hint, "__metadata__", ())]
     return next((it for it in given if isinstance(it, str)), name)
 
 
 def _declared(hint: Any) -> Any:
-    """A type without its annotations, and of a union with None the other."""
+    """A type without its annotations; for a union with None, the other member."""
     if typing.get_origin(hint) is Annotated:
         return _declared(typing.get_args(hint)[0])
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:

@@ -1,4 +1,4 @@
-"""`experiments/pretrain.py`, and every file of a reader's own: a network is trained from the start."""
+"""`experiments/pretrain.py`, and user scripts with their own presets: trains a network from scratch."""
 
 import functools
 from collections.abc import Mapping
@@ -12,15 +12,15 @@ from umd_eqx.runs.workspace import default_run_dir
 def pretrain(
     words: list[str], presets: Mapping[str, Preset] = PRETRAIN, types: Mapping[str, type] | None = None
 ) -> int:
-    """Runs the pre-training command; gives its exit code.
+    """Runs the pre-training command and returns its exit code.
 
     **Arguments:**
 
-    - `words`: of the command line; the first is a preset, if it is not a flag.
+    - `words`: the command-line arguments; the first is a preset unless it is a flag.
     - `presets`: recipes by name; the first is the default.
-    - `types`: the reader's own, by the names that flags give them.
+    - `types`: user-defined classes by the names that flags use.
 
-    **Raises:** `BadInput` naming the flag at fault.
+    **Raises:** `BadInput` naming the invalid flag.
     """
     types = types or {}
     name, flags = split_preset(presets, words)

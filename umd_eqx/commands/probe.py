@@ -1,4 +1,4 @@
-"""`experiments/evaluate.py --benchmark probe`: the few-shot probe of a trained network, with all that it depends on."""
+"""`experiments/evaluate.py --benchmark probe`: the few-shot probe of a trained network, with all settings recorded."""
 
 import dataclasses
 import importlib.metadata
@@ -27,7 +27,7 @@ from umd_eqx.runs.run import EVALUATION_KEY
 
 @dataclasses.dataclass(frozen=True)
 class Settings(FewShot):
-    """Those of the probe; it is made once, whenever that is."""
+    """Settings of the probe, without the interval: the command measures once."""
 
     every: tyro.conf.Suppress[int] = 1
 
@@ -38,28 +38,28 @@ class Probe:
 
     settings: Annotated[Settings, tyro.conf.arg(name="")]
     benchmark: Literal["probe"] = "probe"
-    """What is measured."""
+    """What to measure."""
     run: str | None = None
-    """A run directory or an exported safetensors file. None: the small weights that come with the package."""
+    """Run directory or exported safetensors file. None: the small weights included in the package."""
     tokenizer: str | None = None
-    """Where the tokenizer of a network of latents lies. None: where it lay when the network was trained."""
+    """Location of the tokenizer, for a network trained on latents. None: its location at training time."""
     data_dir: str | None = None
-    """Where the images are. None: as in the run, $TFDS_DATA_DIR, or what comes with the package."""
+    """Folder of the images. None: that of the run, $TFDS_DATA_DIR, or the images included in the package."""
     seed: int = 0
-    """Of the noise that images are read with, where --time is not 0."""
+    """Random seed of the noise added to the images if --time is not 0."""
     batch_size: int | None = None
-    """Images read at once, over all devices. None: as in the run."""
+    """Number of images processed at once, over all devices. None: that of the run."""
     json: str | None = None
-    """A file for the result. It is kept in the run directory, too, in eval/."""
+    """Write the result to this JSON file. The run directory keeps a copy in eval/."""
 
 
 def measure_probe(words: list[str], types: Mapping[str, type] | None = None) -> int:
-    """Runs the command; gives its exit code. `types` are the reader's own, of which the run may be made.
+    """Runs the command and returns its exit code. `types` are user-defined classes that the run may contain.
 
-    The settings are those that the run's own probe has, if not given; of an export, which does not hold them, those of
-    `FewShot`. With the run's own settings and seed the numbers are those that it measured of its last checkpoint.
+    Settings default to those of the run's own probe or, for an export, which does not record them, to those of
+    `FewShot`. With the run's own settings and seed, the results equal those the run measured at its last checkpoint.
 
-    **Raises:** `BadInput` naming the flag at fault.
+    **Raises:** `BadInput` naming the invalid flag.
     """
     settings, seed = _of_run(flag_value(words, "--run"))
     default = Probe(settings=settings, seed=seed)
@@ -70,7 +70,7 @@ def measure_probe(words: list[str], types: Mapping[str, type] | None = None) -> 
     except BadInput as error:
         raise BadInput(f"--{error.field.removeprefix('.')}", error.problem, error.hint) from error
     if command.batch_size is not None and command.batch_size < 1:
-        raise BadInput("--batch-size", f"{command.batch_size} images make no batch", "Use 1 or more")
+        raise BadInput("--batch-size", f"{command.batch_size} is not a valid batch size", "Use 1 or more")
     if not 0 <= command.seed < 2**32:
         raise BadInput("--seed", f"{command.seed} is outside 0 .. 2^32 - 1", "Choose a number in that range")
     if command.json is not None:
@@ -85,11 +85,11 @@ def measure_probe(words: list[str], types: Mapping[str, type] | None = None) -> 
 
 
 def _of_run(run: str | None) -> tuple[Settings, int]:
-    """The settings of a run's own probe, and its seed; the usual ones where there is no run that tells them."""
+    """The settings of a run's own probe and its seed, or the defaults if the run does not record them."""
     try:
         config: dict[str, Any] = json.loads((Path(run or "") / "config.json").read_text())["config"]
         own, seed = recorded_probe(config), config["seed"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # `from_pretrained` says what is wrong with it
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # `from_pretrained` reports the error
         own, seed = None, 0
     own = own or FewShot()
     fields: dict[str, Any] = {field.name: getattr(own, field.name) for field in dataclasses.fields(own)}
@@ -99,7 +99,7 @@ def _of_run(run: str | None) -> tuple[Settings, int]:
 def _measured(command: Probe, source: Pretrained) -> dict[str, Any]:
     train, test = open_data(source, command.data_dir)
     settings = {name: value for name, value in dump(command.settings).items() if name not in ("type", "every")}
-    settings["weights"] = source.weights  # an export has one kind, whichever was asked for
+    settings["weights"] = source.weights  # an export holds only one kind of weights, regardless of the flag
     print(f"{source.describe()}; probed with {', '.join(f'{name} {value}' for name, value in settings.items())}")
     mesh, began = make_mesh(), time.perf_counter()
     size = round_up_to_devices(command.batch_size or source.data.eval_batch_size, mesh)

@@ -1,4 +1,4 @@
-"""What the benchmarks of `experiments/evaluate.py` have in common: the images, and where results go."""
+"""Shared by the benchmarks of `experiments/evaluate.py`: opening the images and writing the results."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,9 +12,9 @@ from umd_eqx.runs.pretrained import Pretrained
 
 
 def open_data(source: Pretrained, data_dir: str | None) -> tuple[SkipBroken, CountBroken]:
-    """The training and the test images of a network, in `data_dir` where it is given, else where they lay.
+    """The training and test images of a network, from `data_dir` if given, otherwise from their original location.
 
-    Raises `BadInput` naming `--data-dir` where they cannot be read, or have other channels than the network's.
+    Raises `BadInput` naming `--data-dir` if they cannot be read, or if their channels do not match the network's.
     """
     try:
         train, test = (source.data.moved(data_dir) if data_dir else source.data).open()
@@ -22,20 +22,20 @@ def open_data(source: Pretrained, data_dir: str | None) -> tuple[SkipBroken, Cou
         hint = error.hint.replace("--data.dir", "--data-dir")
         raise BadInput("--data-dir", error.problem, hint) from error
     if train.spec.channels != source.spec.channels:
-        problem = f"{train.spec.name} has {train.spec.channels} channels, the network {source.spec.channels}"
-        raise BadInput("--data-dir", problem, "Give the data that it was trained on")
+        problem = f"{train.spec.name} has {train.spec.channels} channels, but the network has {source.spec.channels}"
+        raise BadInput("--data-dir", problem, "Pass the data that the network was trained on")
     return train, test
 
 
 def tag(settled: Mapping[str, Any]) -> str:
-    """8 hexadecimal digits of all that a result depends on, so that no result takes the place of another."""
+    """A hash (8 hexadecimal digits) of the settings of a result, so different results get different file names."""
     return sha256_of_json(settled)[:8]
 
 
 def keep(result: Mapping[str, Any], name: str, run: str | None, file: str | None) -> None:
-    """Writes a result to `file`, and as `eval/<name>.json` into the run directory, where `run` is one.
+    """Writes a result to `file` and, if `run` is a run directory, to `eval/<name>.json` in it.
 
-    Raises `BadInput` where the disk is full.
+    Raises `BadInput` if the disk is full.
     """
     locations = [] if file is None else [Path(file)]
     if run is not None and (Path(run) / "config.json").exists():

@@ -1,4 +1,4 @@
-"""`experiments/sample.py`: a picture of samples, and a film of how they come out of the noise."""
+"""`experiments/sample.py`: writes a grid of samples and, optionally, their denoising trajectories."""
 
 import dataclasses
 import math
@@ -31,32 +31,32 @@ FILM_ROWS, FILM_FRAMES = 8, 12
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """Sample images from a trained network, and write them as one picture."""
+    """Sample images from a trained network, and write them as an image grid."""
 
     flags: Flags = dataclasses.field(default_factory=SamplingFlags)
     label: Annotated[tuple[int, ...], tyro.conf.arg(metavar="INT ...")] = ()
-    """The class, or several in turn. None: each class in turn, a column each."""
+    """Class labels to sample, used in turn. None: all classes in turn, one column per class."""
     num: int = 64
-    """How many images."""
+    """Number of images."""
     out: str = "samples.png"
-    """Where the picture goes."""
+    """Output file for the image grid."""
     film: str | None = None
-    """A second picture: some of the samples as they come out of the noise, a row each."""
+    """Also write the denoising trajectories of the first samples to this file, one per row."""
     json: str | None = None
-    """A file for the figures: images, seconds, calls of the network."""
+    """Write a summary to this JSON file: images, seconds, network evaluations."""
 
 
 def sample(words: list[str], types: Types | None = None) -> int:
-    """Runs the sampling command; gives its exit code. `types` are the reader's own, by the names that flags give them.
+    """Runs the sampling command and returns its exit code. `types` are user-defined classes by name.
 
-    **Raises:** `BadInput` naming the flag at fault, before anything is computed.
+    **Raises:** `BadInput` naming the invalid flag, before anything is computed.
     """
     types = types or {}
-    description = "Sample images from a trained network, and write one picture."
+    description = "Sample images from a trained network, and write them as an image grid."
     command = parse(Sample, words, sampling_kinds(types), default=Sample(), description=description)
     flags = command.flags
     if command.num < 1:
-        raise BadInput("--num", f"{command.num} is no number of images", "Use 1 or more")
+        raise BadInput("--num", f"{command.num} is not a valid number of images", "Use 1 or more")
     for flag, name in (("--out", command.out), ("--film", command.film), ("--json", command.json)):
         if name is not None:
             require_writable(flag, name)
@@ -97,16 +97,16 @@ def _labels(command: Sample, source: Pretrained) -> Int[np.ndarray, "num"]:
     classes = source.model.num_classes
     if classes is None:
         if command.label:
-            raise BadInput("--label", "the network knows no labels", "Fine-tune it, or leave the label out")
+            raise BadInput("--label", "the network is not class-conditional", "Fine-tune it, or omit --label")
         return np.full(command.num, NO_CLASS)
     for label in command.label:
         if not 0 <= label < classes:
-            raise BadInput("--label", f"{label} is no class of {source.spec.name}", f"Use 0 .. {classes - 1}")
+            raise BadInput("--label", f"{label} is not a class of {source.spec.name}", f"Use 0 .. {classes - 1}")
     return np.resize(np.asarray(command.label or range(classes)), command.num)
 
 
 def _columns(command: Sample, source: Pretrained) -> int:
-    """As many as make a square; for all classes in turn a column each, as long as that is not too wide."""
+    """The number of columns: one per label if there are 2 to 20 labels, otherwise that of a square grid."""
     classes = source.model.num_classes
     each = len(command.label) or classes or 0
     return min(each, command.num) if 1 < each <= 20 else math.ceil(math.sqrt(command.num))

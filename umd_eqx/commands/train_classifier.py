@@ -1,4 +1,4 @@
-"""`experiments/train_classifier.py`: the small classifier whose features generated images are compared in."""
+"""`experiments/train_classifier.py`: trains the small classifier whose features define `fd_fashion`."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -26,30 +26,30 @@ SHORT = {
     "--train-split": "--data.train-split",
     "--test-split": "--data.test-split",
 }
-"""Short names of flags: those that this command had before its training was a run like every other."""
+"""Short aliases of flags: the names from before this command was an ordinary training run."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainClassifier(Command):
-    """What is asked for on the command line."""
+    """The flags of the classifier's training command."""
 
     out: str | None = None
-    """A .safetensors file to copy the weights to when the run is over, with their card. None: both stay in the run."""
+    """Copy the trained weights to this .safetensors file, with their card. None: only the run directory holds them."""
 
 
 def train_classifier(words: list[str], presets: Mapping[str, Preset] = CLASSIFIERS) -> int:
-    """Runs the command; gives its exit code.
+    """Runs the command and returns its exit code.
 
-    When the run is over, the weights lie in the run directory as `fashion_classifier.safetensors`, with their card.
+    A finished run writes the weights to `fashion_classifier.safetensors` in its directory, with their card.
 
-    **Raises:** `BadInput` naming the flag at fault, before anything is computed; an existing file is one.
+    **Raises:** `BadInput` naming the invalid flag, before anything is computed; also if the output file exists.
     """
     name, flags = split_preset(presets, [_long(word) for word in words])
     recipe = presets[name]()
     short = ", ".join(flag for flag in SHORT if not flag.startswith("--no-"))
     what = (
-        "Train the small classifier of Fashion-MNIST: its features are what fd_fashion is measured in. "
-        f"Without their first part, too: {short}."
+        "Train the small Fashion-MNIST classifier whose features define fd_fashion. "
+        f"These flags have short names: {short}."
     )
     description = describe_presets(what, presets, name)
     command = parse(TrainClassifier, flags, KINDS, default=TrainClassifier(recipe), description=description)
@@ -58,7 +58,7 @@ def train_classifier(words: list[str], presets: Mapping[str, Preset] = CLASSIFIE
     code = train(command, name, recipe, lambda *_: directory)
     if code or out is None or command.print_config or command.dry_run:
         return code
-    with disk_errors(out.parent, "--out", goes_on="copies them"):
+    with disk_errors(out.parent, "--out", goes_on="it copies the files"):
         for source, copy in ((card_of(directory / TRAINED), card_of(out)), (directory / TRAINED, out)):
             write_atomically(copy, source.read_bytes())
     print(f"copied to {out}, {card_of(out)}")
@@ -76,7 +76,7 @@ def _free(name: str) -> Path:
         raise BadInput("--out", f"{out} does not end in .safetensors", "Choose a name that does")
     for existing in (out, card_of(out)):
         if existing.exists():
-            raise BadInput("--out", f"{existing} exists already", "Choose another name, or delete it")
+            raise BadInput("--out", f"{existing} already exists", "Choose another name, or delete it")
     if not out.absolute().parent.is_dir():
-        raise BadInput("--out", f"there is no folder {out.parent}", "Make it, or choose another")
+        raise BadInput("--out", f"there is no folder {out.parent}", "Create it, or choose another")
     return out

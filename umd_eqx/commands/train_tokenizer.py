@@ -1,4 +1,4 @@
-"""`experiments/train_tokenizer.py`: what makes latents of images, trained and written for other runs to use."""
+"""`experiments/train_tokenizer.py`: trains a tokenizer, which encodes images into latents for other runs."""
 
 import functools
 from collections.abc import Mapping
@@ -11,16 +11,16 @@ from umd_eqx.runs.workspace import default_run_dir
 
 
 def train_tokenizer(words: list[str], presets: Mapping[str, Preset] = TOKENIZERS) -> int:
-    """Runs the command; gives its exit code.
+    """Runs the command and returns its exit code.
 
-    When the run is over, the tokenizer lies in the run directory as `tokenizer.safetensors`: `--tokenizer` of the other
-    commands takes the directory.
+    A finished run writes the tokenizer to `tokenizer.safetensors` in its directory; `--tokenizer` of the other commands
+    accepts that directory.
 
-    **Raises:** `BadInput` naming the flag at fault.
+    **Raises:** `BadInput` naming the invalid flag.
     """
     name, flags = split_preset(presets, words)
     recipe = presets[name]()
-    what = "Train a tokenizer, which makes latents of images."
+    what = "Train a tokenizer, which encodes images into latents."
     description = describe_presets(what, presets, name)
     command = parse(Command, flags, KINDS, default=Command(recipe), description=description)
     return train(command, name, recipe, functools.partial(default_run_dir, name))

@@ -1,4 +1,4 @@
-"""What the commands that train have in common: their flags, their presets, and what they do with a configuration."""
+"""Shared by the training commands: their flags, their presets, and running a configuration."""
 
 import dataclasses
 import difflib
@@ -24,24 +24,24 @@ SWITCHES = (
     *("--model.block.rotary", "--model.block.qk-norm"),
     *("--ema.only-with-labels", "--eval.fewshot.raw-pixels", "--eval.generation.sampler.clip"),
 )
-"""Flags that take no value, so that a word behind one is not theirs."""
+"""Flags without a value: the argument that follows one does not belong to it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """What is asked for on the command line."""
+    """The flags of a training command."""
 
     config: Annotated[Config, tyro.conf.arg(name="")]
     run_dir: str | None = None
-    """Where everything is written. None: runs/<preset>, with what was changed of the recipe."""
+    """Run directory for all output. None: runs/<preset>, with the overrides appended to the name."""
     limit_steps: int | None = None
-    """Stop after this step, measure and report; the learning rate goes by the whole length all the same."""
+    """Stop after this step, then evaluate and report. The learning rate schedule keeps its full length."""
     dry_run: bool = False
-    """Print parameters, FLOPs, memory, shapes and time, and exit."""
+    """Print parameters, FLOPs, memory, shapes and time, then exit."""
     print_config: bool = False
-    """Print the whole configuration as JSON, and exit."""
+    """Print the full configuration as JSON, then exit."""
     json: str | None = None
-    """A file for the last figures of each kind, when the run is over."""
+    """Write the last value of each metric to this JSON file at the end of the run."""
 
 
 def train(
@@ -52,11 +52,14 @@ def train(
     types: Iterable[type] = (),
     resolved: Resolved | None = None,
 ) -> int:
-    """Does what is asked for: shows the configuration or what it takes, or runs it. Gives the exit code.
+    """Runs a training command: prints the configuration or its requirements, or trains. Returns the exit code.
 
-    `directory_for` gives the run's directory, if the command names none, from the configuration and the recipe. `types`
-    are the reader's own, of which the run that the first weights come from may be made. `resolved` is what
-    `command.config` names, where that was resolved already.
+    **Arguments:**
+
+    - `command`, `preset`, `recipe`: the parsed flags, and the preset that they override.
+    - `directory_for`: maps the configuration and the recipe to a run directory, used without `--run-dir`.
+    - `types`: user-defined classes that the run providing the initial weights may contain.
+    - `resolved`: `command.config` with its references resolved, if that was done already.
     """
     if command.print_config:
         print(json.dumps(dump(command.config), indent=2))
@@ -78,9 +81,9 @@ def train(
 
 
 def split_preset(presets: Mapping[str, Preset], arguments: Sequence[str]) -> tuple[str, list[str]]:
-    """The preset (the first word, or else the first preset) and the flags.
+    """Splits the arguments into the preset (the first argument, or else the first preset) and the flags.
 
-    Raises `BadInput` for a word that is no preset, and for a preset that comes after a flag.
+    Raises `BadInput` for an unknown preset, and for a preset that comes after a flag.
     """
     name, flags = next(iter(presets)), list(arguments)
     if flags and not flags[0].startswith("-"):
@@ -88,7 +91,7 @@ def split_preset(presets: Mapping[str, Preset], arguments: Sequence[str]) -> tup
         if name not in presets:
             close = difflib.get_close_matches(name, presets, n=1)
             hint = f"Did you mean {close[0]}? " if close else ""
-            raise BadInput("preset", f"there is no {name!r}", f"{hint}There are: {', '.join(presets)}")
+            raise BadInput("preset", f"there is no {name!r}", f"{hint}Choose one of: {', '.join(presets)}")
     for before, word in zip(["", *flags], flags, strict=False):
         before = before.replace("--no-", "--").replace(".no-", ".")
         if word in presets and (not before.startswith("--") or before in SWITCHES or "=" in before):
@@ -97,7 +100,7 @@ def split_preset(presets: Mapping[str, Preset], arguments: Sequence[str]) -> tup
 
 
 def flag_value(words: Sequence[str], flag: str) -> str | None:
-    """What a flag is given as among the words of a command line, before they are parsed; None where it is not there."""
+    """The value of a flag among unparsed command-line arguments; None if the flag is absent."""
     found = None
     for i, word in enumerate(words):
         name, equals, value = word.partition("=")
@@ -107,10 +110,10 @@ def flag_value(words: Sequence[str], flag: str) -> str | None:
 
 
 def describe_presets(what: str, presets: Mapping[str, Preset], chosen: str) -> str:
-    """What `--help` begins with: what the command does, and a line for each preset."""
+    """The first part of `--help`: what the command does, and one line per preset."""
     width = max(map(len, presets)) + 2
     lines = [f"{'*' if name == chosen else ' '} {name:{width}}{_first_line(p)}" for name, p in presets.items()]
-    return "\n".join([f"{what} The first word is a preset (* is the one shown here):\n", *lines])
+    return "\n".join([f"{what} The first argument is a preset (* marks the one shown here):\n", *lines])
 
 
 def _first_line(preset: Preset) -> str:

@@ -1,1 +1,1 @@
-"""A run from its configuration to its report, and everything that opens one."""
+"""Runs, from configuration to report, and loading of trained networks and tokenizers."""

@@ -1,4 +1,4 @@
-"""The batches of a run: of images, or of latents that are stored or encoded on the way."""
+"""The training batches of a run: images, or latents that are stored or encoded on the fly."""
 
 from collections.abc import Generator
 
@@ -15,21 +15,21 @@ from umd_eqx.models.tokenizers.base import AbstractTokenizer
 from umd_eqx.runs.resolved import Resolved
 
 LATENT_KEY = 2**32 - 2
-"""Folded into the seed for drawing latents from what a tokenizer says of an image: no training step has this number."""
+"""Folded into the seed to draw latents from a tokenizer's posterior. No training step has this number."""
 
 
 def run_batches(
     resolved: Resolved, tokenizer: AbstractTokenizer | None, mesh: Mesh, first: int
 ) -> Generator[Batch, None, None]:
-    """What the network is trained on, from step `first` on; `close()` ends the threads behind it.
+    """Yields the training batches from step `first` on; `close()` stops the prefetching threads.
 
     **Arguments:**
 
-    - `resolved`: the configuration, and what it names.
-    - `tokenizer`: that of `resolved`, placed on the devices; None for a network of pixels.
-    - `mesh`: the devices that share each batch.
+    - `resolved`: the resolved configuration.
+    - `tokenizer`: the tokenizer of `resolved`, placed on the devices; None for a network trained on pixels.
+    - `mesh`: the devices over which each batch is sharded.
 
-    **Raises:** `BadInput` where the data cannot be read.
+    **Raises:** `BadInput` if the data cannot be read.
     """
     config, data = resolved.config, resolved.config.data
     stored = data.latents

@@ -1,4 +1,4 @@
-"""What the cards of networks and tokenizers may say: a card is read from anywhere, and nothing in it is trusted."""
+"""Validation of the cards of networks and tokenizers: a card may come from anywhere, and is not trusted."""
 
 import dataclasses
 import math
@@ -19,22 +19,22 @@ from umd_eqx.recipes.config import DataConfig
 Weights = Literal["raw", "ema"]
 
 LARGEST_SIDE = 4096
-"""Of the images of a network that a card describes."""
+"""The largest image side that the card of a network may declare."""
 
 LARGEST_COUNT = 2**16
-"""Of anything that a tokenizer's card counts: channels, groups, levels."""
+"""The largest count that the card of a tokenizer may declare: of channels, groups or levels."""
 
 MOST_LAYERS, MOST_SIZES = 16, 16
-"""Of a tokenizer that a card describes: to build a deeper one, even as shapes, would take minutes."""
+"""Depth limits for the card of a tokenizer: building a deeper one would take minutes, even as shapes."""
 
 
 def require_sane_network(
     parts: Mapping[str, Any], preset: Any, step: Any, kind: Any, types: Collection[type] = ()
 ) -> None:
-    """Raises `TypeError` or `ValueError` for what no export of a network has written.
+    """Raises `TypeError` or `ValueError` for values that an export of a network cannot contain.
 
-    `parts` are its model, path, data and spec as they were loaded. `types` are the reader's own: what the fields of a
-    network among them may be is for its `validate` to say.
+    `parts` holds its loaded model, path, data and spec. `types` are user-defined classes; the fields of a network among
+    them are checked only by its own `validate`.
     """
     for name, cls in {"path": AbstractPath, "data": DataConfig, "spec": DataSpec}.items():
         if not isinstance(parts[name], cls):
@@ -74,7 +74,7 @@ def _require_sane_config(model: ModelConfig) -> None:
 
 
 def require_sane_latents(tokenizer: Any, latent: Any) -> None:
-    """The same for what it says of latents."""
+    """Raises `TypeError` or `ValueError` for invalid latent entries in the card of a network."""
     if (tokenizer is None) != (latent is None):
         raise TypeError("tokenizer or latent")
     if latent is None:
@@ -86,10 +86,10 @@ def require_sane_latents(tokenizer: Any, latent: Any) -> None:
 
 
 def require_sane_tokenizer(config: Any, channels: Any, shift: Any, scale: Any) -> None:
-    """Raises `TypeError` or `ValueError` for what no export of a tokenizer has written.
+    """Raises `TypeError` or `ValueError` for values that an export of a tokenizer cannot contain.
 
-    Every field of `config` must be a count, or a few of them; `shift` and `scale` finite numbers, the latter positive.
-    Whether they fit one another is for `AbstractModelConfig.validate` to say.
+    Every field of `config` must be a count or a short tuple of counts; `shift` and `scale` must be finite, and `scale`
+    positive. `AbstractModelConfig.validate` checks whether the fields are consistent.
     """
     if not isinstance(config, KLTokenizer | FSQTokenizer):
         raise TypeError("model")

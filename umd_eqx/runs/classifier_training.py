@@ -1,4 +1,4 @@
-"""The file that a finished run of the embedded classifier leaves."""
+"""Writes the weights of a finished training run of the embedded classifier."""
 
 import importlib.metadata
 import shlex
@@ -19,7 +19,7 @@ from umd_eqx.recipes.dump import as_flag, differences, run_identity
 from umd_eqx.training.step import TrainState
 
 TRAINED = "fashion_classifier.safetensors"
-"""The weights that a finished run leaves in its directory; their card lies beside them as `.json`."""
+"""File name of the weights in the run directory; the card lies beside them as `.json`."""
 
 COMMAND = ("python", "experiments/train_classifier.py")
 
@@ -29,10 +29,14 @@ def write_classifier(
 ) -> Path:
     """Writes the classifier of a run into its directory, with its card.
 
-    The averaged weights where the run keeps an average. The card has the share of the test split that is recognised,
-    the recipe, the data, the command that trains the same weights, and the versions of the libraries.
+    The weights are the averaged ones if the run keeps an average. The card records the test accuracy, the recipe, the
+    data, the command that trains the same weights, and the library versions.
 
-    **Arguments:** the run, its last state with the step of that, and its two splits.
+    **Arguments:**
+
+    - `built`, `run_dir`: the run and its directory.
+    - `step`, `state`: its last step, and the training state at that step.
+    - `splits`: its training and test split.
 
     **Returns:** the path of the weights.
     """
@@ -57,7 +61,7 @@ def write_classifier(
 
 
 def lacks_classifier(built: Built, run_dir: Path, step: int) -> bool:
-    """Whether a run trains the embedded classifier and its directory holds no readable file of that of step `step`."""
+    """Whether a run trains the embedded classifier, and its directory has no readable weights from step `step`."""
     if not isinstance(built.abstract_state().model, FashionClassifier):
         return False
     try:
@@ -68,7 +72,7 @@ def lacks_classifier(built: Built, run_dir: Path, step: int) -> bool:
 
 
 def recipe_facts(config: Config) -> dict[str, Any]:
-    """The hyper-parameters of a run by the names that they have in a card."""
+    """The hyper-parameters of a run, by their names in a card."""
     optim, data = config.optim, config.data
     return {
         "steps": optim.steps,
@@ -83,15 +87,15 @@ def recipe_facts(config: Config) -> dict[str, Any]:
 
 
 def command_of(config: Config) -> str | None:
-    """The command line that trains the weights of a configuration: the flags in which it differs from the recipe.
+    """The command line that trains a configuration, with a flag for each difference from the recipe.
 
-    None where it differs in a type, which no flag of the command changes.
+    None if a type differs from the recipe, because no flag of the command can express that.
     """
     flags: dict[str, list[str]] = {}
     for name, (_, value) in differences(run_identity(classifier()), run_identity(config)).items():
         if name.endswith(".type"):
             return None
-        names = [part for part in as_flag(name).replace("_", "-").split(".") if not part.isdecimal()]  # list entries
+        names = [part for part in as_flag(name).replace("_", "-").split(".") if not part.isdecimal()]  # no indices
         if isinstance(value, bool):
             flags[f"--{'.'.join([*names[:-1], names[-1] if value else f'no-{names[-1]}'])}"] = []
         else:

@@ -1,4 +1,4 @@
-"""A fine-tuning recipe for a run that none was published for, derived from how the run was trained."""
+"""Fine-tuning recipes for runs without a published one, derived from the run's training configuration."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping
@@ -14,31 +14,31 @@ from umd_eqx.sampling import DDIM, DPMSolverPP
 from umd_eqx.training.optim import AbstractOptimiser, EmaConfig
 
 CLEAN_SHARE = 1 / 16
-"""Share of a batch that still reconstructs. Published is a twentieth; a sixteenth divides over micro-batches."""
+"""Fraction of a batch trained on reconstruction. Published: 1/20; 1/16 divides evenly into micro-batches."""
 
 SHORTER = 16
-"""By how much fine-tuning is shorter where the schedule is in epochs: 50 for 800, as published."""
+"""Ratio of pre-training to fine-tuning length for schedules in epochs: 800 to 50, as published."""
 
 LONGER = 1.5
-"""By how much it is longer where the schedule is in steps: 3,000 for 2,000, as in the recipes of the shipped images."""
+"""Ratio of fine-tuning to pre-training length for schedules in steps: 3,000 to 2,000, as in the small recipes."""
 
 
 def derived_recipe(source: Pretrained, trained: Mapping[str, Any], types: Iterable[type] = ()) -> Config:
-    """The recipe that makes a class-conditional generator of a network, whatever it was trained for.
+    """Derives a recipe that fine-tunes a network into a class-conditional generator, whatever its training objective.
 
-    Data, network, path, tokenizer, learning rate, batch and intervals are those of the run. What fine-tuning changes is
-    as published (reference.md, section 4): labels, nothing hidden of a noised image, beta2 0.999, no weight decay, an
-    average of the weights, crops of at least 95 % of an image. Where the run has seen clean images, a few of each batch
-    still are reconstructed. Its length is `SHORTER` or `LONGER` than the run's.
+    The data, network, path, tokenizer, learning rate, batch size and intervals are those of the run. The changes are
+    the published ones (reference.md, section 4): labels, no hidden patches in noised images, beta2 0.999, no weight
+    decay, averaged weights, and crops of at least 95 % of an image. If the run was trained on clean images, a fraction
+    `CLEAN_SHARE` of each batch is still reconstructed. The length follows from the run's by `SHORTER` or `LONGER`.
 
     **Arguments:**
 
     - `source`: the network.
-    - `trained`: the configuration of its run, as `umd_eqx.recipes.dump` writes it. The objective and the evaluators may
-        be a reader's own classes: these are not loaded.
-    - `types`: the reader's own, of which its optimiser may be.
+    - `trained`: the configuration of its run, as written by `umd_eqx.recipes.dump`. The objective and the evaluators
+        may be user-defined classes, since they are not loaded.
+    - `types`: user-defined classes, for the optimiser.
 
-    **Raises:** `BadInput` for an optimiser or intervals that cannot be read.
+    **Raises:** `BadInput` if the optimiser or the intervals cannot be read.
     """
     optim: AbstractOptimiser = load(trained["optim"], types)
     clean = sees_clean_images(trained["objective"])
@@ -57,7 +57,7 @@ def derived_recipe(source: Pretrained, trained: Mapping[str, Any], types: Iterab
         optim=_changed(optim, epochs=epochs, steps=steps, warmup=0.05, beta2=0.999, weight_decay=0.0),
         tokenizer=None if source.latents is None else source.latents.source,
         latent=None if source.latents is None else source.latents.spec,
-        # Over so many steps this rate leaves 0.2 % of the first weights.
+        # Over this many steps, the rate leaves 0.2 % of the initial weights in the average.
         ema=EmaConfig(rate=1e-4) if steps is None else EmaConfig(rate=min(0.5, 6 / steps), batch_size=None),
         eval=_evaluators(source, trained, objective, steps),
         checkpoint=checkpoint,
@@ -66,10 +66,7 @@ def derived_recipe(source: Pretrained, trained: Mapping[str, Any], types: Iterab
 
 
 def sees_clean_images(objective: Mapping[str, Any]) -> bool:
-    """Whether a network trained by an objective, given as a dump, has seen images without noise.
-
-    True for an objective that this package does not know.
-    """
+    """Whether an objective, given as a dump, trains on images without noise. True for unknown objectives."""
     match objective.get("type"):
         case "MaskedDenoising":
             return not objective["noised"]
@@ -80,9 +77,9 @@ def sees_clean_images(objective: Mapping[str, Any]) -> bool:
 
 
 def recorded_probe(trained: Mapping[str, Any]) -> FewShot | None:
-    """The few-shot probe among the evaluators of a run's configuration, given as a dump; None where there is none.
+    """The few-shot probe in a run's configuration, given as a dump; None if it has none.
 
-    Raises `BadInput` where its settings cannot be read.
+    Raises `BadInput` if the settings of the probe cannot be read.
     """
     evaluators = trained.get("eval") or {}
     return next((load(dumped) for dumped in evaluators.values() if dumped["type"] == FewShot.__name__), None)
@@ -95,10 +92,10 @@ def _changed(optim: AbstractOptimiser, **fields: Any) -> AbstractOptimiser:
 
 
 def _data(data: DataConfig, optim: AbstractOptimiser) -> DataConfig:
-    # Whole batches of which a sixteenth can be told apart in each micro-batch.
+    # Round up so that a sixteenth of each micro-batch is a whole number of images.
     least = round(1 / CLEAN_SHARE) * optim.accumulate
     batch_size = -(-data.batch_size // least) * least
-    # Stored latents are those of another augmentation; images are encoded on the way instead.
+    # Stored latents have a different augmentation, so images are encoded on the fly instead.
     return dataclasses.replace(data, area_min=max(data.area_min, 95.0), batch_size=batch_size, latents=None)
 
 

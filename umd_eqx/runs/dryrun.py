@@ -1,4 +1,4 @@
-"""What a run would take, without running it."""
+"""Estimates the requirements of a run without training."""
 
 import dataclasses
 
@@ -15,16 +15,16 @@ from umd_eqx.runs.resolved import Data, Resolved, resolve
 from umd_eqx.training.flops import peak_flops
 
 USUAL_MFU = 0.4
-"""Share of the peak that the estimate of the time goes by."""
+"""Model FLOPs utilisation assumed by the time estimate."""
 
 
 def dry_run(config: Config | Resolved, *, recipe: Config | None = None, limit_steps: int | None = None) -> str:
-    """Parameters, FLOPs a step, memory, shapes and time of a run, as lines of text.
+    """Returns the parameters, FLOPs per step, memory, shapes and time of a run as text.
 
-    Compiles the step and what the evaluators compile, from shapes alone; allocates and runs nothing.
+    Compiles the training step and the programs of the evaluators from shapes; nothing is allocated or executed.
 
-    Where the data are not on this machine, the figures of `recipe` (the preset; None: the configuration itself) are
-    taken for them if it asks for the same data, and the text says so. Raises `BadInput` as a run would.
+    If the data are not on this machine, the data set description in `recipe` (the preset; None: the configuration
+    itself) is used, provided it names the same data; the text mentions this. Raises `BadInput` as a run would.
     """
     found = config if isinstance(config, Resolved) else None
     asked = config.config if isinstance(config, Resolved) else config
@@ -44,19 +44,19 @@ def dry_run(config: Config | Resolved, *, recipe: Config | None = None, limit_st
     seconds = flops / (peak * mesh.size * USUAL_MFU)
     latents = ""
     if config.latent is not None:
-        latents = f", latents of {config.tokenizer}: {config.data.size} px, {config.latent.factor} to one"
+        latents = f", latents of {config.tokenizer}: {config.data.size} px, downsampled by {config.latent.factor}"
     lines = {
         "data": f"{spec.name}, {spec.num_train:,} to train on, {spec.num_classes} classes{note}",
         "batch": " x ".join(map(str, image)) + latents,
         "parameters": f"{num_parameters(model):,}",
-        "steps": f"{steps:,} of a schedule of {built.total:,}, of them {built.warmup:,} warming up",
-        "FLOPs a step": f"{flops / 1e9:,.1f} G",
+        "steps": f"{steps:,} of a schedule of {built.total:,}, with {built.warmup:,} warmup steps",
+        "FLOPs per step": f"{flops / 1e9:,.1f} G",
         "devices": f"{mesh.size} x {jax.devices()[0].device_kind}, {peak / 1e12:.3g} TFLOP/s each ({source})",
         "memory": f"{memory.arguments / 1e9:.2f} GB of state and batch on each device, "
-        f"{memory.temporaries / 1e9:.2f} GB more while a step runs (compiled for this machine)",
+        f"{memory.temporaries / 1e9:.2f} GB more during a step (compiled for this machine)",
         "memory of evaluations": evaluations,
-        "time": f"{duration(seconds * steps)} at {USUAL_MFU:.0%} of the peak, {seconds * 1e3:,.0f} ms a step, "
-        "evaluation not counted",
+        "time": f"{duration(seconds * steps)} at {USUAL_MFU:.0%} of the peak, {seconds * 1e3:,.0f} ms per step, "
+        "excluding evaluation",
     }
     width = max(map(len, lines)) + 2
     return "\n".join(f"{name:{width}}{value}" for name, value in lines.items() if value)
@@ -67,18 +67,18 @@ def _spec(config: Config, recipe: Config, data: Data) -> tuple[DataSpec, str]:
         return data.spec, ""
     except BadInput as error:
         asked, known = ((it.source, it.train_split, it.test_split) for it in (config.data, recipe.data))
-        # Nothing was said of a folder, so what is wrong with it is that there is none.
+        # No folder was given, so the error is that the data are missing.
         missing = error.field == "--data.dir" and config.data == config.data.moved(None)
         if recipe.data.expected is None or asked != known or not missing:
             raise
-        return recipe.data.expected, " (not on this machine: the recipe's own figures)"
+        return recipe.data.expected, " (not on this machine: as described by the recipe)"
 
 
 def _resolved(config: Config, recipe: Config, data: Data) -> tuple[Resolved, str]:
     try:
         return resolve(config, data=data), ""
     except BadInput as error:
-        # The recipe says what its own tokenizer makes of images.
+        # The recipe records the latent shape of its own tokenizer.
         if recipe.latent is None or error.field != "--tokenizer" or config.tokenizer != recipe.tokenizer:
             raise
         without = dataclasses.replace(config.data, latents=None)
@@ -87,10 +87,10 @@ def _resolved(config: Config, recipe: Config, data: Data) -> tuple[Resolved, str
 
 
 def _memory(built: Built, resolved: Resolved) -> tuple[Memory, str]:
-    """What a step takes, and in words what the evaluations take at most; no words where none is known."""
+    """The memory of a step, and a description of the largest evaluation's; empty if there is none."""
     parts = programs(built, None if resolved.latents is None else resolved.latents.tokenizer)
     (step,) = parts.pop(STEP).values()
-    parts.pop(ENCODING, None)  # bounded whatever the batch
+    parts.pop(ENCODING, None)  # bounded for any batch size
     found = {part: max(p.memory().total for p in some.values()) for part, some in parts.items() if some}
     if not found:
         return step.memory(), ""

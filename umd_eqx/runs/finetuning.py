@@ -1,4 +1,4 @@
-"""How fine-tuning follows the run that it starts from."""
+"""Fine-tuning recipes, adapted to the run that provides the initial weights."""
 
 import dataclasses
 import operator
@@ -24,17 +24,17 @@ SAME_NETWORK = (
     *("variant", "conditioning", "class_tokens", "registers", "prediction"),
     *("block.rotary", "block.qk_norm", "block.mlp"),
 )
-"""What must be as in the source: its weights would not fit, or mean something else."""
+"""Fields that must match the source: otherwise its weights would not fit, or would have another meaning."""
 
 
 def start_from(path: str | os.PathLike[str], weights: Weights, types: Iterable[type] = ()) -> tuple[Start, Pretrained]:
-    """What lies at `path`, and how a configuration names it as the weights to start from.
+    """Loads the network at `path`, and returns it with the `Start` that refers to it in a configuration.
 
     **Arguments:**
 
     - `path`: a run directory or an export.
-    - `weights`: of a run, the weights or their average.
-    - `types`: the reader's own, of which the run may be made.
+    - `weights`: for a run, the raw weights or their average.
+    - `types`: user-defined classes that the run's configuration may contain.
 
     **Raises:** `BadInput` naming `--from` as `from_pretrained` does.
     """
@@ -49,17 +49,17 @@ def follow(
     source: Pretrained,
     types: Iterable[type] = (),
 ) -> tuple[str, Config]:
-    """The recipe for fine-tuning a network: its name, and its configuration with the weights to start from.
+    """The recipe for fine-tuning a network: its name, and its configuration including the initial weights.
 
     **Arguments:**
 
     - `presets`: recipes by name.
-    - `name`: one of them, which is then taken as it is; None takes the one that belongs to the source's system, with
-        the source's network, path and data, or derives one from the run where there is none (`derived_recipe`).
-    - `start`, `source`: what `start_from` gives.
-    - `types`: the reader's own, of which the run may be made.
+    - `name`: the preset to use unchanged. None: the preset for the source's system, with the source's network, path and
+        data; if there is none, a recipe derived from the run (`derived_recipe`).
+    - `start`, `source`: as returned by `start_from`.
+    - `types`: user-defined classes that the run's configuration may contain.
 
-    **Raises:** `BadInput` where there is no recipe for the system of an export.
+    **Raises:** `BadInput` if there is no recipe for the system of an export.
     """
     if not isinstance(source.config, ModelConfig):
         problem = f"there is no fine-tuning recipe for {source.config.title}"
@@ -70,8 +70,8 @@ def follow(
     if name not in presets and source.trained is not None:
         return name, dataclasses.replace(derived_recipe(source, source.trained, types), start=start)
     if name not in presets:
-        problem = f"there is no recipe {name!r} for what lies in {start.source}"
-        hint = f"Give the run that it was exported from, or put one of these first: {', '.join(presets)}"
+        problem = f"there is no recipe {name!r} for the weights in {start.source}"
+        hint = f"Pass the run that they were exported from, or start with one of these presets: {', '.join(presets)}"
         raise BadInput("preset", problem, hint)
     recipe = presets[name]()
     kept = ("source", "train_split", "test_split", "size", "expected")
@@ -84,10 +84,10 @@ def follow(
 
 
 def resolve_fitting(config: Config, source: Pretrained) -> Resolved:
-    """Resolves a configuration that starts from `source`, whose weights must fit the network that it builds.
+    """Resolves a configuration that starts from `source`, and checks that the weights fit the network that it builds.
 
-    **Raises:** `BadInput`, field by field, where they do not; also for another path than the source's, for data with
-    other channels, and as `umd_eqx.runs.resolved.resolve` does.
+    **Raises:** `BadInput` listing the fields that differ; also if the path or the channels of the data differ from the
+    source's, and as `umd_eqx.runs.resolved.resolve` does.
     """
     assert isinstance(source.config, ModelConfig)
     pairs = {name: tuple(map(operator.attrgetter(name), (source.config, config.model))) for name in SAME_NETWORK}
@@ -97,18 +97,18 @@ def resolve_fitting(config: Config, source: Pretrained) -> Resolved:
             f"--model.{name.replace('_', '-')} is {there} there and {here} here"
             for name, (there, here) in different.items()
         )
-        hint = "Take the preset of that network, or none: the recipe then follows the source"
-        raise BadInput("--from", f"{config.start.source} holds another network: {said}", hint)
+        hint = "Use the preset of that network, or no preset: the recipe then follows the source"
+        raise BadInput("--from", f"{config.start.source} holds a different network: {said}", hint)
     if config.path != source.path:
-        problem = f"it was trained on {type(source.path).__name__}, the recipe has {type(config.path).__name__}"
-        raise BadInput("--from", problem, "Name no preset: the recipe then follows the source")
+        problem = f"it was trained on {type(source.path).__name__}, but the recipe has {type(config.path).__name__}"
+        raise BadInput("--from", problem, "Omit the preset: the recipe then follows the source")
     resolved = resolve(config, source)
     config = resolved.config
     made_by = None if source.latents is None else source.latents.spec.digest
     if not same_tokenizer(made_by, None if config.latent is None else config.latent.digest):
         kind = "pixels" if source.latents is None else f"the latents of {source.latents.source}"
-        problem = f"it was trained on {kind}, the recipe has {config.tokenizer or 'pixels'}"
-        raise BadInput("--from", problem, "Name no preset: the recipe then follows the source")
+        problem = f"it was trained on {kind}, but the recipe has {config.tokenizer or 'pixels'}"
+        raise BadInput("--from", problem, "Omit the preset: the recipe then follows the source")
     same_data = config.data.source.moved(None) == source.data.source.moved(None)
     spec = source.spec if same_data else resolved.data.spec
     size, _, channels = config.image_shape(spec)
@@ -124,7 +124,7 @@ def resolve_fitting(config: Config, source: Pretrained) -> Resolved:
 
 
 def finetuned_dir(path: str | os.PathLike[str]) -> Path:
-    """Where a fine-tuning run is kept by default: beside its source, with `-ft`; for an export, in `runs/`."""
+    """The default directory of a fine-tuning run: beside its source, with `-ft` appended; for an export, in `runs/`."""
     location = Path(path)
     if location.name in ("", ".."):
         location = Path(os.path.abspath(path))

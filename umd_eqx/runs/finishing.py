@@ -1,4 +1,4 @@
-"""What is made of a run that is over, as the configuration of its model says."""
+"""Writes the artefacts of a finished run, such as a trained tokenizer, as defined by its model's configuration."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -23,15 +23,15 @@ def finish(
     splits: Callable[[], tuple[DataSource, DataSource]],
     trained: Callable[[], tuple[int, TrainState]],
 ) -> None:
-    """Lets the configuration of the model make of a run what others use, and says what was written.
+    """Writes the artefacts of a finished run that other runs use, and prints their paths.
 
     **Arguments:**
 
-    - `built`, `directory`, `step`: of the run, which is at its last step.
-    - `splits`: gives its training and its test split.
-    - `trained`: gives its newest state, and the step of that.
+    - `built`, `directory`, `step`: the run, its directory and its last step.
+    - `splits`: returns its training and test split.
+    - `trained`: returns its newest step and the training state at that step.
 
-    **Raises:** `BadInput` and `OSError` as the two do, and where the disk refuses.
+    **Raises:** `BadInput` and `OSError` as these functions do, and if writing fails.
     """
     data, model_config = built.config.data, built.config.model
 
@@ -47,6 +47,6 @@ def finish(
     written = model_config.finish(FinishedRun(directory, step, dump(model_config), facts, model, mean))
     if written is not None:
         print(f"{written.stem}: {written}")
-    # Unlike a tokenizer, it is measured on labelled test images, which a configuration of a model knows nothing of.
+    # Unlike a tokenizer, the classifier is measured on labelled test images, which `FinishedRun` does not provide.
     if lacks_classifier(built, directory, step):
         print(f"classifier: {write_classifier(built, directory, *trained(), splits())}")

@@ -1,4 +1,4 @@
-"""What a run takes of a device, compiled from shapes alone: its training step, and each of its evaluators."""
+"""The compiled programs of a run, for measuring memory from shapes: its training step and its evaluators."""
 
 import equinox as eqx
 import jax
@@ -18,16 +18,16 @@ from umd_eqx.runs.tokenizers import tokenizer_shapes
 from umd_eqx.training.step import train_step
 
 STEP, ENCODING = "step", "encoding"
-"""The parts of a run that are no evaluators."""
+"""The parts of a run other than its evaluators."""
 
 
 def programs(built: Built, tokenizer: AbstractTokenizer | None = None) -> dict[str, dict[str, Program]]:
-    """The computations of each part of a run, by name, at their full size and on the devices of its mesh.
+    """The programs of each part of a run, by name, at full size and on the devices of its mesh.
 
-    The first part is `step`, the second `encoding` where a run encodes images on the way; the others are its
-    evaluators, by their names. Nothing is allocated, and neither the data nor the weights of a tokenizer need be on
-    this machine; `tokenizer` is that of the configuration where it was loaded already. Raises `BadInput` naming
-    `--tokenizer` for one whose shapes are not known.
+    The first part is `step`, followed by `encoding` if the run encodes images on the fly; the others are the evaluators
+    by name. Nothing is allocated, and neither the data nor the tokenizer's weights need to be on this machine. Pass the
+    configuration's `tokenizer` if it is loaded already. Raises `BadInput` naming `--tokenizer` if its shapes are
+    unknown.
     """
     tokenizer = tokenizer_shapes(built.config) if tokenizer is None else tokenizer
     tokenizer = abstract(tokenizer, replicated(built.parts.mesh))
@@ -39,14 +39,14 @@ def programs(built: Built, tokenizer: AbstractTokenizer | None = None) -> dict[s
 
 
 def step_program(built: Built) -> Program:
-    """One update of the state, which is donated."""
+    """The training step, with the state donated."""
     everywhere = replicated(built.parts.mesh)
     batch = _batch(built, built.config.image_shape(built.spec))
     return Program(train_step, (built.parts, abstract(built.abstract_state(), everywhere), batch), donated=(1,))
 
 
 def encoding_program(built: Built, tokenizer: AbstractTokenizer) -> Program:
-    """The encoding of one batch of images, for a network of latents."""
+    """The encoding of one batch of images into latents."""
     size = built.config.data.size
     key, step = abstract(jax.random.key(0)), jax.ShapeDtypeStruct((), jnp.int32)
     images = _batch(built, (size, size, built.spec.channels))
@@ -68,7 +68,7 @@ def _context(built: Built, tokenizer: AbstractTokenizer | None) -> EvalContext:
 
 
 class _Described:
-    """A data set of which nothing but its description is there."""
+    """A data set that has a description but no images."""
 
     def __init__(self, spec: DataSpec, count: int):
         self.spec, self._count = spec, count
@@ -77,7 +77,7 @@ class _Described:
         return self._count
 
     def labels(self, indices: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
-        raise NotImplementedError("these data are described and not there")
+        raise NotImplementedError("this data set has a description but no images")
 
     def __getitem__(self, index: int) -> Example:
-        raise NotImplementedError("these data are described and not there")
+        raise NotImplementedError("this data set has a description but no images")

@@ -1,4 +1,4 @@
-"""Trained networks, wherever they lie: in a run, in an export (safetensors and a JSON card), in the package."""
+"""Loads trained networks from a run, from an export (safetensors and a JSON card) or from the package."""
 
 import dataclasses
 import functools
@@ -33,24 +33,24 @@ from umd_eqx.training.checkpoint import FOLDER, Checkpoints
 from umd_eqx.training.step import TrainState
 
 FORMAT = 1
-"""Of the card. A reader refuses a larger one."""
+"""Format version of the card. Cards with a larger version are rejected."""
 
 SHIPPED = Path(__file__).parents[1] / "weights" / "umd-ft.safetensors"
-"""Small weights that come with the package: UMD on the embedded images, fine-tuned with labels."""
+"""The small weights included in the package: UMD on the embedded images, fine-tuned with labels."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Pretrained:
-    """A trained network and what must be known to use it.
+    """A trained network and the information needed to use it.
 
-    - `model`: the network, parameters in float32.
-    - `config`: how the network is built.
+    - `model`: the network, with parameters in float32.
+    - `config`: the configuration that builds the network.
     - `path`: the path it was trained on.
-    - `data`: how images were brought to it; `spec`: what the data are.
-    - `latents`: what its latents are made by, and by which name; None for a network of pixels.
-    - `preset`, `step`, `weights`: what it was made by, when, and which weights these are.
-    - `denoises`: whether it was trained on noised images, so that images can be sampled from it. None: not known (an
-        export that does not say, an objective of a reader's own).
+    - `data`: the data configuration of its training; `spec`: the description of the data.
+    - `latents`: its tokenizer, with the tokenizer's name; None for a network trained on pixels.
+    - `preset`, `step`, `weights`: the preset and step of its training, and the kind of weights.
+    - `denoises`: whether it was trained on noised images, so images can be sampled from it. None: unknown, for an
+        export without this entry or a user-defined objective.
     - `trained`: the configuration of its run as plain data (`umd_eqx.recipes.dump.dump`); None for an export.
     """
 
@@ -68,16 +68,16 @@ class Pretrained:
 
     @property
     def tokenizer(self) -> AbstractTokenizer | None:
-        """What its latents are made by; None for a network of pixels."""
+        """The tokenizer of its latents; None for a network trained on pixels."""
         return None if self.latents is None else self.latents.tokenizer
 
     @functools.cached_property
     def digest(self) -> str:
-        """A fingerprint of the weights alone, whatever file they lie in."""
+        """A fingerprint of the weights, independent of the file they are stored in."""
         return sha256_of_weights(named_leaves(self.model))
 
     def describe(self) -> str:
-        """One line for a person."""
+        """A one-line description of the network."""
         classes = "no labels" if self.model.num_classes is None else f"{self.model.num_classes} classes"
         return f"{self.preset}, {self.config.title}, {self.weights} weights of step {self.step:,}, {classes}"
 
@@ -92,21 +92,21 @@ def from_pretrained(
     say: Callable[[str], None] = print,
     types: Iterable[type] = (),
 ) -> Pretrained:
-    """A trained network from a run directory or from an export.
+    """Loads a trained network from a run directory or an export. No pickle is loaded.
 
     **Arguments:**
 
-    - `path`: a run directory, an exported `.safetensors` file (its card lies beside it as `.json`) or a folder with one
-        export. None: the weights that come with the package.
-    - `weights`: of a run, the weights or their average. Where a run keeps no average, the weights. An export has one
-        kind, whichever was asked for when it was made.
-    - `tokenizer`: where the tokenizer of a network of latents lies now; None: where it lay when it was trained.
-    - `known`: a tokenizer that was loaded already, taken where the network's has the same name.
+    - `path`: a run directory, an exported `.safetensors` file (with its card beside it as `.json`) or a folder with one
+        export. None: the weights included in the package.
+    - `weights`: for a run, "raw" or "ema" for the average; if the run keeps no average, the raw weights. An export
+        holds only the kind it was exported with.
+    - `tokenizer`: the location of the tokenizer, for a network trained on latents. None: its location at training time.
+    - `known`: a loaded tokenizer, reused if the network's tokenizer has the same name.
     - `field`: the flag that named the path.
-    - `say`: told of a checkpoint that is damaged and passed over.
-    - `types`: the reader's own classes, of which the run's configuration may be made.
+    - `say`: called with a warning if a damaged checkpoint is skipped.
+    - `types`: user-defined classes that the run's configuration may contain.
 
-    **Raises:** `BadInput` for what is no such thing, cannot be read, or does not fit its card. No pickle is loaded.
+    **Raises:** `BadInput` if `path` is neither a run nor an export, cannot be read, or does not match its card.
     """
     location = SHIPPED if path is None else Path(path)
     if location.is_dir():
@@ -115,10 +115,10 @@ def from_pretrained(
         exports = sorted(location.glob("*.safetensors"))
         if len(exports) != 1:
             found = f"{len(exports)} exports" if exports else "neither a run nor an export"
-            raise BadInput(field, f"{location} holds {found}", "Give a run directory or a .safetensors file")
+            raise BadInput(field, f"{location} holds {found}", "Pass a run directory or a .safetensors file")
         location = exports[0]
     if not location.exists():
-        raise BadInput(field, f"there is no {location}", "Give a run directory or a .safetensors file")
+        raise BadInput(field, f"there is no {location}", "Pass a run directory or a .safetensors file")
     return _from_export(location, tokenizer, known, field, tuple(types))
 
 
@@ -128,25 +128,25 @@ def first_weights(
     say: Callable[[str], None] = print,
     types: Iterable[type] = (),
 ) -> AbstractModel:
-    """The weights that a run begins with: those of `source`, or else loaded from where they lie.
+    """The initial weights of a run: those of `source`, or loaded from `start` if it is None.
 
-    **Raises:** `BadInput` as `from_pretrained` does, and where the weights are not those that the run was made for.
+    **Raises:** `BadInput` as `from_pretrained` does, and if the weights differ from those the run was configured with.
     """
     if source is None:
         source = from_pretrained(start.source, weights=start.weights, field="--from", say=say, types=types)
     if source.digest != start.digest:
-        problem = f"the weights in {start.source} are not those that this run was made for"
-        raise BadInput("--from", problem, "Give the old ones, or another --run-dir to start a new run")
+        problem = f"the weights in {start.source} are not those that this run was configured with"
+        raise BadInput("--from", problem, "Restore the original weights, or use another --run-dir to start a new run")
     return source.model
 
 
 def export(source: Pretrained, path: str | os.PathLike[str], *, half: bool = False) -> Path:
-    """Writes the weights as safetensors, and a JSON card beside them; gives the path of the card.
+    """Writes the weights as safetensors with a JSON card beside them; returns the path of the card.
 
-    The card says all that `from_pretrained` needs, and the fingerprint of the file. `half` keeps the parameters in
-    float16: half the size, read back as float32.
+    The card records everything that `from_pretrained` needs, and the fingerprint of the file. `half` stores the
+    parameters in float16, at half the size; they are read back as float32.
 
-    **Raises:** `BadInput` naming `--out` where the name does not end in .safetensors, or the files exist already.
+    **Raises:** `BadInput` naming `--out` if the name does not end in .safetensors, or if the files already exist.
     """
     location = new_weights(path)
     content = {
@@ -156,7 +156,7 @@ def export(source: Pretrained, path: str | os.PathLike[str], *, half: bool = Fal
         "weights": source.weights,
         "model": dump(source.config),
         "path": dump(source.path),
-        # Where the data lay is of no use to anybody else.
+        # The location of the data is meaningless on other machines.
         "data": dump(source.data.moved(None)),
         "spec": dump(source.spec),
         "denoises": source.denoises,
@@ -167,13 +167,13 @@ def export(source: Pretrained, path: str | os.PathLike[str], *, half: bool = Fal
 
 
 def new_weights(path: str | os.PathLike[str]) -> Path:
-    """A path for weights and, beside them, their card. Raises `BadInput` naming `--out` where there is something."""
+    """Validates the path for new weights and their card. Raises `BadInput` naming `--out` if either file exists."""
     location = Path(path)
     if location.suffix != ".safetensors":
-        raise BadInput("--out", f"{location} is no name for weights", "Let it end in .safetensors")
+        raise BadInput("--out", f"{location} does not end in .safetensors", "Choose a name that does")
     for existing in (location, card_of(location)):
         if existing.exists():
-            raise BadInput("--out", f"{existing} exists already", "Choose another name, or delete it")
+            raise BadInput("--out", f"{existing} already exists", "Choose another name, or delete it")
     return location
 
 
@@ -189,29 +189,30 @@ def _from_run(
     try:
         kept = json.loads((location / "config.json").read_text())
         parts = {name: load(kept["config"][name], types) for name in ("model", "path", "data", "optim", "ema")}
-        # Runs of pixels from before there were latents have neither.
+        # Runs from before latents were supported have neither.
         parts |= {name: load(kept["config"].get(name)) for name in ("tokenizer", "latent")}
-        if "trainable" in kept["config"]:  # runs from before there was a choice trained everything
+        if "trainable" in kept["config"]:  # runs from before this field existed trained all parameters
             parts["trainable"] = load(kept["config"]["trainable"], types)
         facts = json.loads((location / "environment.json").read_text())
         spec = DataSpec(**facts["data"])
     except FileNotFoundError as error:
-        problem = f"{location} holds a run that never began ({Path(error.filename).name} is missing)"
-        raise BadInput(field, problem, "Run it first") from error
+        problem = f"{location} holds a run that has not started ({Path(error.filename).name} is missing)"
+        raise BadInput(field, problem, "Train it first") from error
     except (ValueError, KeyError, TypeError) as error:
         if isinstance(error, BadInput):
             raise
         raise BadInput(field, f"the configuration in {location} cannot be read", "Choose another run") from error
     latents = _latents(tokenizer or parts["tokenizer"], parts["latent"], known)
-    # Which objective and evaluators the run had does not matter here, and they may be a reader's own classes.
+    # The objective and the evaluators of the run are not needed here, and may be user-defined classes.
     parts["optim"] = dataclasses.replace(parts["optim"], accumulate=1)
     config = Config(objective=denoising(), **parts)
     built = build(dataclasses.replace(config, data=_on_any_machine(config.data)), spec)
     if not isinstance(built.abstract_state().model, AbstractModel):
         if isinstance(parts["model"], FashionClassifierConfig):
-            problem = f"{location} holds a classifier and no auto-encoder"
-            raise BadInput(field, problem, "Give a run of pretrain.py or finetune.py")
-        raise BadInput(field, f"{location} holds a tokenizer and no network", "Give it to --tokenizer, and a run here")
+            problem = f"{location} holds a classifier, not an auto-encoder"
+            raise BadInput(field, problem, "Pass a run of pretrain.py or finetune.py")
+        problem = f"{location} holds a tokenizer, not an auto-encoder"
+        raise BadInput(field, problem, "Pass it to --tokenizer, and a run of pretrain.py or finetune.py here")
     step, state = restored(built, location, field, say)
     average = state.ema if weights == "ema" else None
     model = state.model if average is None else average
@@ -223,7 +224,7 @@ def _from_run(
 
 
 def _denoises(objective: Any, types: tuple[type, ...]) -> bool | None:
-    """Whether the objective of a `config.json` noises images. None for one that is not known, or cannot be read."""
+    """Whether the objective in a `config.json` noises images. None if it is unknown or cannot be read."""
     try:
         found = load(objective, types)
     except (ValueError, TypeError, AttributeError):
@@ -232,7 +233,7 @@ def _denoises(objective: Any, types: tuple[type, ...]) -> bool | None:
 
 
 def restored(built: Built, run_dir: Path, field: str, say: Callable[[str], None]) -> tuple[int, TrainState]:
-    """The newest checkpoint of a run, which is only read, and its step. Raises `BadInput` where there is none."""
+    """Restores the newest checkpoint of a run, read-only, and its step. Raises `BadInput` if there is none."""
     folder = run_dir / FOLDER
     found = None
     if folder.is_dir():
@@ -242,23 +243,23 @@ def restored(built: Built, run_dir: Path, field: str, say: Callable[[str], None]
         finally:
             checkpoints.close()
     if found is None:
-        raise BadInput(field, f"{run_dir} has no checkpoint yet", "Let it run until its first one")
+        raise BadInput(field, f"{run_dir} has no checkpoint yet", "Train it until its first checkpoint")
     return found
 
 
 def _latents(source: str | None, spec: LatentSpec | None, known: Latents | None) -> Latents | None:
-    """The tokenizer that a network was trained on the latents of. Raises `BadInput` naming `--tokenizer`."""
+    """Loads the tokenizer of a network trained on latents. Raises `BadInput` naming `--tokenizer`."""
     if source is None or spec is None:
         return None
     latents = load_latents(source, known=known)
     if not same_tokenizer(latents.spec.digest, spec.digest):
-        problem = f"{source} is not the tokenizer that the network was trained on the latents of"
-        raise BadInput("--tokenizer", problem, "Give the one that it was trained on")
+        problem = f"{source} is not the tokenizer that the network was trained with"
+        raise BadInput("--tokenizer", problem, "Pass the tokenizer that it was trained with")
     return latents
 
 
 def _on_any_machine(data: DataConfig) -> DataConfig:
-    # Nothing is trained here, so that the batch need not divide over the devices of this machine.
+    # Nothing is trained here, so the batch size need not be divisible by the devices of this machine.
     devices = make_mesh().size
     return dataclasses.replace(data, batch_size=devices, eval_batch_size=devices)
 
@@ -266,7 +267,7 @@ def _on_any_machine(data: DataConfig) -> DataConfig:
 def _from_export(
     location: Path, tokenizer: str | None, known: Latents | None, field: str, types: tuple[type, ...]
 ) -> Pretrained:
-    anew = "Export the weights anew"
+    anew = "Export the weights again"
     file = read_weights(location, field)
     with open_card(location, field, anew, newest=FORMAT) as card:
         parts = {name: load(card[name], types) for name in ("model", "path", "data", "spec")}

@@ -1,4 +1,4 @@
-"""What a finished run is asked to measure that it has not measured yet: evaluators whose settings were changed."""
+"""Repeats the evaluations of a finished run whose settings have changed since it was trained."""
 
 import contextlib
 import dataclasses
@@ -14,26 +14,26 @@ from umd_eqx.recipes.upgrade import upgraded
 from umd_eqx.report import Pictures, RunDirectory, Wandb, insert_row, save_pictures
 
 NO_MEASUREMENT = ("every", "headline")
-"""Settings that say when something is measured, or which of its numbers is shown first, and change no number."""
+"""Settings that affect when an evaluation runs or which result is its headline, but not the results."""
 
 LONGEST_LABEL = 80
-"""Characters of an evaluation's name, and of what was changed of its settings."""
+"""Maximum number of characters for the changed settings in the name of an evaluation."""
 
 
 def not_yet_measured(
     run: RunDirectory, evaluators: Mapping[str, AbstractEvaluator], step: int
 ) -> dict[str, AbstractEvaluator]:
-    """The evaluators that were changed since a run was trained, or are new, and have no numbers at `step` yet.
+    """The evaluators that are new or changed since a run was trained, and have no results at `step` yet.
 
     **Arguments:**
 
-    - `run`: its `config.json` holds the evaluators that the run was trained with.
-    - `evaluators`: those that are asked for now, by name.
+    - `run`: the run; its `config.json` holds the evaluators it was trained with.
+    - `evaluators`: the requested evaluators by name.
     - `step`: the step of its newest checkpoint.
 
-    **Returns:** by the name that its numbers get: its own where it is new, else `label` of what was changed.
+    **Returns:** the evaluators by the name of their results: the own name of a new one, the `label` of a changed one.
 
-    **Raises:** `BadInput` where `config.json` cannot be read.
+    **Raises:** `BadInput` if `config.json` cannot be read.
     """
     try:
         trained_with = upgraded(run.config["config"].get("eval") or {})
@@ -44,19 +44,19 @@ def not_yet_measured(
     asked = {
         label(name, changes.get(name, {})): evaluator
         for name, evaluator in evaluators.items()
-        if changes.get(name) != {}  # what was not changed was measured while the run was trained
+        if changes.get(name) != {}  # unchanged evaluators were measured during training
     }
     there = {name.split("/")[1] for row in run.rows if row["step"] == step for name in row if name.startswith("eval/")}
     return {name: evaluator for name, evaluator in asked.items() if name not in there}
 
 
 def as_recorded(recorded: Any, evaluators: Mapping[str, AbstractEvaluator]) -> dict[str, AbstractEvaluator]:
-    """The evaluators of a run with the settings that it was begun with, so that a report shows what was fixed then.
+    """The evaluators with the settings recorded at the start of a run, for display in its report.
 
     **Arguments:**
 
-    - `recorded`: what its `config.json` holds.
-    - `evaluators`: those that are asked for now: taken where they are new, or what is recorded cannot be read.
+    - `recorded`: the contents of its `config.json`.
+    - `evaluators`: the requested evaluators, used where they are new or the recorded ones cannot be read.
     """
     found = dict(evaluators)
     for name, dumped in (recorded["config"].get("eval") or {}).items():
@@ -68,9 +68,9 @@ def as_recorded(recorded: Any, evaluators: Mapping[str, AbstractEvaluator]) -> d
 def add_measurement(
     run: RunDirectory, step: int, row: Mapping[str, float], pictures: Pictures, wandb: Wandb | None
 ) -> RunDirectory:
-    """Writes what was measured of a finished run: a further row of its step, and pictures; `wandb` is closed.
+    """Writes new results of a finished run: a metrics row at its step, and pictures. Closes `wandb`.
 
-    Returns the run as it is now. Raises `OSError` if the disk refuses.
+    Returns the updated run. Raises `OSError` if writing fails.
     """
     rows = insert_row(run.path / "metrics.jsonl", run.rows, step, row)
     save_pictures(run.path, step, pictures)
@@ -82,11 +82,10 @@ def add_measurement(
 
 
 def changed(recorded: Any, asked: Any, prefix: str = "") -> dict[str, Any]:
-    """The settings of `asked` (a dataclass) that differ from a dump of the same, by dotted name.
+    """The settings of `asked` (a dataclass) that differ from a recorded dump, by dotted name.
 
-    A field that the dump does not have is compared with its default: the dump is then of an older version. Tuples are
-    compared as a whole. Of another type than the recorded one, all fields are compared with their defaults.
-    `NO_MEASUREMENT` is left out.
+    Fields missing from the dump, which an older version wrote, are compared with their defaults. Tuples are compared
+    as a whole. If the types differ, all fields are compared with their defaults. `NO_MEASUREMENT` is excluded.
     """
     if not (dataclasses.is_dataclass(asked) and isinstance(recorded, Mapping)) or isinstance(asked, type):
         return {} if dump(asked) == recorded else {prefix.removesuffix("."): dump(asked)}
@@ -101,7 +100,7 @@ def changed(recorded: Any, asked: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def label(name: str, changes: Mapping[str, Any]) -> str:
-    """The name of an evaluation with what was changed of its settings: `fewshot[knn=5,shots=10]`. It has no slash."""
+    """The name of an evaluation with its changed settings, such as `fewshot[knn=5,shots=10]`; contains no slash."""
     if not changes:
         return name
     exact = ",".join(f"{key}={_word(value)}" for key, value in sorted(changes.items()))

@@ -1,6 +1,6 @@
-"""What a configuration names, each looked up once: its data, its tokenizer, stored latents, the weights to begin with.
+"""Resolves the references in a configuration: its data, its tokenizer, its stored latents and its initial weights.
 
-A command resolves its configuration at its edge and hands on what it found; nothing behind it opens a file again.
+A command resolves its configuration once and passes on the result, so no later code opens these files again.
 """
 
 import dataclasses
@@ -15,31 +15,31 @@ from umd_eqx.runs.tokenizers import Latents, load_latents
 
 
 class Data:
-    """The data of a configuration: described when they are first asked about, opened when they are first read."""
+    """The data of a configuration. The description is read and the images are opened on first use."""
 
     def __init__(self, config: DataConfig):
         self._config = config
 
     @functools.cached_property
     def spec(self) -> DataSpec:
-        """What the data are. Raises `BadInput` as `DataConfig.describe` does."""
+        """The description of the data. Raises `BadInput` as `DataConfig.describe` does."""
         return self._config.describe()
 
     @functools.cached_property
     def splits(self) -> tuple[SkipBroken, CountBroken]:
-        """The images to train on and those to evaluate on. Raises `BadInput` as `DataConfig.open` does."""
+        """The training and evaluation images. Raises `BadInput` as `DataConfig.open` does."""
         return self._config.open()
 
 
 @dataclasses.dataclass(eq=False)
 class Resolved:
-    """A configuration, and everything that it names.
+    """A configuration with its references resolved.
 
-    - `config`: with `latent` filled in.
-    - `data`: its images, opened when they are needed.
-    - `latents`: its tokenizer; None for a network of pixels.
-    - `stored`: what lies in its folder of stored latents; None where there is none.
-    - `source`: the network to begin with, where it was loaded already; see `take_source`.
+    - `config`: the configuration, with `latent` filled in.
+    - `data`: its images, opened on first use.
+    - `latents`: its tokenizer; None for a network trained on pixels.
+    - `stored`: the manifest of its stored latents; None if it uses none.
+    - `source`: the network providing the initial weights, if it is loaded already; see `take_source`.
     """
 
     config: Config
@@ -49,22 +49,22 @@ class Resolved:
     source: Pretrained | None = None
 
     def take_source(self) -> Pretrained | None:
-        """`source`, once: it is then forgotten, so that its weights take no memory beside those in training."""
+        """Returns `source` and releases it, so its weights do not occupy memory during training."""
         source, self.source = self.source, None
         return source
 
 
 def resolve(config: Config, source: Pretrained | None = None, *, data: Data | None = None) -> Resolved:
-    """Looks up what a configuration names.
+    """Resolves the references in a configuration.
 
     **Arguments:**
 
-    - `config`: whatever is in `latent` is replaced by what its tokenizer makes of images.
-    - `source`: the network to begin with; its tokenizer is taken where the configuration names the same.
-    - `data`: those of the configuration, where they were looked at already.
+    - `config`: the configuration; its `latent` is replaced by the latent description of its tokenizer.
+    - `source`: the network providing the initial weights; its tokenizer is reused if the configuration names the same.
+    - `data`: the data of the configuration, if they are described or opened already.
 
-    **Raises:** `BadInput` naming `--tokenizer` or `--data.latents` where one of them cannot be read, or they do not
-    belong together or to the data.
+    **Raises:** `BadInput` naming `--tokenizer` or `--data.latents` if one of them cannot be read, or if they do not
+    match each other or the data.
     """
     data = Data(config.data) if data is None else data
     if config.tokenizer is None:
@@ -88,6 +88,6 @@ def resolve(config: Config, source: Pretrained | None = None, *, data: Data | No
 
 
 def with_latents_of(recipe: Config, config: Config) -> Config:
-    """A recipe with what `resolve` found for a configuration of the same tokenizer and latents; else as it is."""
+    """Copies the resolved `latent` of a configuration to a recipe with the same tokenizer and stored latents."""
     same = recipe.tokenizer == config.tokenizer and recipe.data.latents == config.data.latents
     return dataclasses.replace(recipe, latent=config.latent) if same else recipe

@@ -1,4 +1,4 @@
-"""One run from its configuration to its report: resumes, trains, measures, saves, and can be stopped at any time."""
+"""A complete run, from configuration to report: resumes, trains, evaluates and saves, and can be stopped any time."""
 
 import contextlib
 import dataclasses
@@ -42,12 +42,12 @@ from umd_eqx.training.signals import EXIT_STOPPED, Stop
 from umd_eqx.training.step import TrainState
 
 EVALUATION_KEY = 2**32 - 1
-"""Folded into the seed for evaluations: no training step has this number."""
+"""Folded into the seed for evaluations. No training step has this number."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How a run ended: where it lies, at which step, the signal that stopped it, if one did, and its last numbers."""
+    """The result of a run: its directory, its last step, the signal that stopped it, if any, and its last metrics."""
 
     run_dir: Path
     step: int
@@ -56,7 +56,7 @@ class Outcome:
 
     @property
     def exit_code(self) -> int:
-        """0, or 75 where a signal stopped it."""
+        """0, or 75 if a signal stopped the run."""
         return 0 if self.stopped_by is None else EXIT_STOPPED
 
 
@@ -69,37 +69,37 @@ def run(
     limit_steps: int | None = None,
     types: Iterable[type] = (),
 ) -> Outcome:
-    """Trains and measures as `config` says; in a directory with an unfinished run of the same kind, goes on with it.
+    """Trains and evaluates a configuration; resumes if the directory holds an unfinished run of it.
 
-    What a run ends in besides its checkpoints is up to the configuration of its model (`finishing.finish`): a tokenizer
-    and the embedded classifier are written. A run that is finished already is measured again where `config` has
-    evaluators that were changed since (`remeasure.not_yet_measured`).
+    A finished run writes the artefacts that its model's configuration defines (`finishing.finish`): tokenizers and the
+    embedded classifier are saved in addition to the checkpoints. Calling this on a finished run repeats the evaluations
+    whose settings have changed (`remeasure.not_yet_measured`).
 
     **Arguments:**
 
-    - `config`: from a preset, changed with `dataclasses.replace`; or with what it names already looked up.
-    - `run_dir`: where everything is written; if not given, `runs/<preset>` with what was changed of it.
-    - `preset`, `recipe`: what the configuration was made from, for the reader of the results and the name of the
-      directory. If not given, the published preset that it has most in common with.
-    - `limit_steps`: stop after this step, measure and report. The learning rate goes by the whole length all the same.
-    - `types`: the reader's own classes, of which the run that the first weights come from may be made.
+    - `config`: a preset, modified with `dataclasses.replace`, or a resolved configuration.
+    - `run_dir`: the directory for all output. Default: `runs/<preset>`, with the overrides appended.
+    - `preset`, `recipe`: the preset that `config` was derived from, for the report and the directory's name. Default:
+      the closest preset.
+    - `limit_steps`: stop after this step, then evaluate and report. The learning rate schedule keeps its full length.
+    - `types`: user-defined classes that the run providing the initial weights may contain.
 
-    Raises `BadInput` for whatever the caller can mend, and where the run was started as several processes.
+    **Raises:** `BadInput` for invalid input, and if the run was started as several processes.
     """
     if (processes := jax.process_count()) > 1:
-        problem = f"this run was started as {processes} processes, and only one is supported so far"
-        raise BadInput("jax.distributed", problem, "Start one process that has all of its machine's devices")
+        problem = f"this run was started as {processes} processes, but only one is supported"
+        raise BadInput("jax.distributed", problem, "Start a single process that uses all devices of the machine")
     asked, given = preset, config.config if isinstance(config, Resolved) else config
     if preset is None or recipe is None:
         preset, recipe = nearest_preset(given) if preset is None else (preset, given)
     if "://" in str(run_dir):
-        raise BadInput("--run-dir", f"{run_dir} is not a folder of this machine", "Give a local or a mounted folder")
+        raise BadInput("--run-dir", f"{run_dir} is not a folder on this machine", "Use a local or mounted folder")
     resolved = config if isinstance(config, Resolved) else resolve(config)
     config = resolved.config
     recipe = with_latents_of(recipe, config)
     directory = default_run_dir(preset, config, recipe) if run_dir is None else Path(run_dir)
     built = build(config, resolved.data.spec)
-    built.abstract_state()  # raises what is wrong with the network before anything is written
+    built.abstract_state()  # raises errors in the network's configuration before anything is written
     stop_at = built.steps(limit_steps)
     with own(directory):
         kept = claim(directory, config, asked)
@@ -109,7 +109,7 @@ def run(
 
 
 class _Run:
-    """The wiring of one run; what it does is in `start`, from top to bottom."""
+    """The parts of a run; `start` runs them from top to bottom."""
 
     def __init__(
         self,
@@ -137,7 +137,7 @@ class _Run:
                 return self._already_done(newest, checkpoints)
             if newest:
                 require_same_format(self.directory, self.kept)
-            # What may differ may have changed.
+            # Settings that a resumed run may change may differ from the recorded ones.
             self.kept = record(self.directory, self.config, self.preset, self.recipe)
             require_space(epath.Path(self.directory), self.built.abstract_state(), self.config.checkpoint.keep)
             terminal = stack.enter_context(Terminal(self.stop_at, start=newest))
@@ -211,7 +211,7 @@ class _Run:
             {name: (evaluator, evaluator.build(context)) for name, evaluator in evaluators.items()},
             jax.random.fold_in(jax.random.key(self.config.seed), EVALUATION_KEY),
             last=self.stop_at,
-            # Weights that something was trained for already are no line to beat.
+            # Only freshly initialised weights serve as the untrained baseline.
             untrained=self.built.init_model if self.config.start is None else None,
             beaten=beaten,
         )
@@ -242,7 +242,7 @@ class _Run:
         network = f"{self.config.model.title} with {num_parameters(state.model):,} parameters"
         return (
             f"{self.directory}: {self.preset}, {network}; "
-            f"{spec.name}, {spec.num_train:,} images at {data.size} px, {data.batch_size} a step; "
+            f"{spec.name}, {spec.num_train:,} images at {data.size} px, batch size {data.batch_size}; "
             f"{mesh.size} x {jax.devices()[0].device_kind}"
         )
 
@@ -252,7 +252,7 @@ class _Run:
         return Wandb.maybe(self.config.log.wandb, self.directory, name, dump(self.config), run_id, say=terminal.say)
 
     def _already_done(self, step: int, checkpoints: Checkpoints) -> Outcome:
-        print(f"{self.directory} is finished: it is at step {step}, and {self.stop_at} was asked for. Its results:\n")
+        print(f"{self.directory} is finished: it is at step {step} ({self.stop_at} requested). Its results:\n")
         shown = RunDirectory.read(self.directory, self._displays(), config=self.kept)
 
         @functools.cache
@@ -276,9 +276,9 @@ class _Run:
         shown: RunDirectory,
         trained: Callable[[], tuple[int, TrainState]],
     ) -> RunDirectory:
-        """Measures the newest checkpoint of a finished run, and adds its numbers to those of the training."""
+        """Evaluates the newest checkpoint of a finished run, and adds the results to its metrics."""
         with Terminal(self.stop_at, start=self.stop_at) as terminal:
-            terminal.say(f"measuring what was asked for otherwise: {', '.join(evaluators)}")
+            terminal.say(f"repeating evaluations with changed settings: {', '.join(evaluators)}")
             self.tokenizer = self._tokenizer()
             evaluations = self._evaluations(terminal, evaluators, shown.rows)
             step, state = trained()
@@ -287,7 +287,7 @@ class _Run:
 
     def _goodbye(self, shown: RunDirectory, step: int, stopped_by: str | None) -> Outcome:
         if stopped_by is not None:
-            print(f"stopped by {stopped_by} at step {step} of {self.built.total}, saved. The same command goes on")
+            print(f"stopped by {stopped_by} at step {step} of {self.built.total}, saved. The same command resumes it")
         else:
             rows = shown.rows
             print(f"\n{results_table(rows, shown.headlines())}\n")

@@ -1,4 +1,4 @@
-"""Trained tokenizers, wherever they lie, and what a configuration must know of the one that it names."""
+"""Loads and saves trained tokenizers, and describes the one that a configuration names."""
 
 import dataclasses
 import functools
@@ -29,19 +29,20 @@ from umd_eqx.runs.card_checks import MOST_SIZES, require_sane_tokenizer
 SHIPPED = {
     name: Path(__file__).parents[1] / "weights" / f"{name}.safetensors" for name in ("fashion-kl", "fashion-fsq")
 }
-"""Small tokenizers of the embedded images that come with the package, by name."""
+"""The small tokenizers included in the package, trained on the embedded images, by name."""
 
 LARGEST_FACTOR = 2**MOST_SIZES
-"""Pixels of a side that any tokenizer of a card makes a whole number of latents of."""
+"""An image side, in pixels, that is a multiple of the downsampling factor of every valid card."""
 
-WAY_OUT = "Give a run of train_tokenizer.py, an export, the folder of a Stable Diffusion VAE, or one of "
+WAY_OUT = "Pass a run of train_tokenizer.py, an export, the folder of a Stable Diffusion VAE, or one of "
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LoadedTokenizer:
-    """A trained tokenizer, its fingerprint, and one line for a person.
+    """A trained tokenizer, its fingerprint and a one-line description.
 
-    `config` is what it was built by and `facts` what else its card says; None and nothing for one of diffusers.
+    `config` is the configuration that built it, and `facts` are the other entries of its card. For a tokenizer in the
+    format of diffusers, `config` is None and `facts` is empty.
     """
 
     tokenizer: AbstractTokenizer
@@ -52,12 +53,12 @@ class LoadedTokenizer:
 
     @property
     def spec(self) -> LatentSpec:
-        """What it makes of images."""
+        """The description of its latents."""
         return LatentSpec(self.tokenizer.factor, self.tokenizer.latent_channels, self.digest)
 
 
 class Latents(NamedTuple):
-    """What a network's latents are made by: as it is named, what it makes, and the tokenizer itself."""
+    """The tokenizer of a network: its name, the description of its latents, and the tokenizer itself."""
 
     source: str
     spec: LatentSpec
@@ -65,18 +66,18 @@ class Latents(NamedTuple):
 
 
 def load_tokenizer(source: str, field: str = "--tokenizer") -> LoadedTokenizer:
-    """A trained tokenizer.
+    """Loads a trained tokenizer. Nothing is downloaded, and no pickle is loaded.
 
     **Arguments:**
 
-    - `source`: "fashion-kl" or "fashion-fsq", which come with the package; a run directory of
-        `experiments/train_tokenizer.py`; a safetensors file with its card, ours or one of diffusers; a folder with the
-        files of diffusers' AutoencoderKL, or with a subfolder `vae` that has them; or a repository, or a folder of
-        one, that lies in the cache of the Hugging Face hub (`$HF_HUB_CACHE`, `$HF_HOME`), such as
-        stabilityai/sd-vae-ft-mse or stable-diffusion-v1-5/stable-diffusion-v1-5/vae. Nothing is fetched.
+    - `source`: one of: "fashion-kl" or "fashion-fsq", which are included in the package; a run directory of
+        `experiments/train_tokenizer.py`; a safetensors file with a card, written by this package or by diffusers; a
+        folder with the files of diffusers' AutoencoderKL, or with a subfolder `vae` that holds them; a repository, or a
+        folder of one, in the Hugging Face cache (`$HF_HUB_CACHE`, `$HF_HOME`), such as stabilityai/sd-vae-ft-mse or
+        stable-diffusion-v1-5/stable-diffusion-v1-5/vae.
     - `field`: the flag that named it.
 
-    **Raises:** `BadInput` for what is no such thing, cannot be read, or does not fit its card. No pickle is loaded.
+    **Raises:** `BadInput` if `source` is none of these, cannot be read, or does not match its card.
     """
     location = SHIPPED.get(source) or Path(source).expanduser()
     if not location.exists():
@@ -94,7 +95,7 @@ def load_tokenizer(source: str, field: str = "--tokenizer") -> LoadedTokenizer:
 
 
 def load_latents(source: str, *, known: Latents | None = None) -> Latents:
-    """The tokenizer of that name, `known` where it is that; else loaded. Raises `BadInput` naming `--tokenizer`."""
+    """Loads the tokenizer `source`, or returns `known` if it is that one. Raises `BadInput` naming `--tokenizer`."""
     if known is not None and known.source == source:
         return known
     loaded = load_tokenizer(source)
@@ -109,19 +110,19 @@ def save_tokenizer(
     *,
     half: bool = False,
 ) -> Path:
-    """Writes the weights as safetensors, and a JSON card beside them; returns the path of the card.
+    """Writes the weights as safetensors with a JSON card beside them; returns the path of the card.
 
-    `config` is what it was built by; `facts` go into the card as they are. `half` keeps the parameters in float16, read
-    back as float32. Raises `OSError` if the disk refuses.
+    `config` is the configuration that built it; `facts` are copied into the card. `half` stores the parameters in
+    float16; they are read back as float32. Raises `OSError` if writing fails.
     """
     return write_tokenizer(tokenizer, dump(config), path, facts, half=half)
 
 
 def tokenizer_shapes(config: Config) -> AbstractTokenizer | None:
-    """The shapes of a resolved configuration's tokenizer; None for a network of pixels.
+    """The shapes of a resolved configuration's tokenizer; None for a network trained on pixels.
 
-    Of one that is not on this machine, those of the Stable Diffusion network with such latents, where there is one.
-    Raises `BadInput` as `load_tokenizer` where there is none.
+    If the tokenizer is not on this machine, the shapes of the Stable Diffusion VAE with the same latents are returned.
+    Raises `BadInput` as `load_tokenizer` does if there is no such VAE.
     """
     if config.tokenizer is None:
         return None
@@ -137,19 +138,19 @@ def tokenizer_shapes(config: Config) -> AbstractTokenizer | None:
 
 
 def fingerprint(tokenizer: AbstractTokenizer) -> str:
-    """A fingerprint of all that a latent depends on, whatever file it lies in: 32 hexadecimal digits.
+    """A fingerprint of everything that latents depend on, independent of the file: 32 hexadecimal digits.
 
-    The first 16 are of the weights, the shift and the scale, the others of every setting: the tokenizer's kind, its
-    channels, levels, groups, ... See `umd_eqx.core.types.same_tokenizer` for those that have the first part alone.
+    The first 16 hash the weights, the shift and the scale; the others hash the settings, such as the tokenizer's kind,
+    channels, levels and groups. `umd_eqx.core.types.same_tokenizer` handles fingerprints with only the first part.
     """
     weights = sha256_of_weights(named_leaves(tokenizer), f"{tokenizer.shift} {tokenizer.scale}".encode())
     return weights[:16] + sha256_of_json(named_settings(tokenizer))[:16]
 
 
 def _from_card(location: Path, source: str, field: str) -> LoadedTokenizer:
-    anew = "Train or export it anew"
+    anew = "Train or export it again"
     weights = read_weights(location, field)
-    with open_card(location, field, "Train or export the tokenizer anew", newest=FORMAT) as card:
+    with open_card(location, field, "Train or export the tokenizer again", newest=FORMAT) as card:
         if card.get("kind") != "tokenizer":
             raise BadInput(field, f"{location} holds no tokenizer", WAY_OUT + ", ".join(SHIPPED))
         config, digest = load(card["model"]), card["sha256"]
@@ -162,7 +163,7 @@ def _from_card(location: Path, source: str, field: str) -> LoadedTokenizer:
     filled = fill(like, weights.tensors, location, field, anew)
     if card["format"] > 1 and not is_intact(card):
         problem = f"{card_of(location)} was changed after it was written"
-        raise BadInput(field, problem, "Train or export the tokenizer anew")
+        raise BadInput(field, problem, "Train or export the tokenizer again")
     tokenizer = with_statistics(filled, float(shift), float(scale))
     title = f"{source}, {config.title}, {_shape_of(tokenizer)}"
     facts = {name: value for name, value in card.items() if name not in OWN}
@@ -170,10 +171,10 @@ def _from_card(location: Path, source: str, field: str) -> LoadedTokenizer:
 
 
 def _cached(source: str, field: str) -> Path:
-    """The folder of a tokenizer in the hub's cache, for `owner/name` or `owner/name/folder`.
+    """The folder of a tokenizer in the Hugging Face cache, for `owner/name` or `owner/name/folder`.
 
-    Of several snapshots the newest that has one: others may hold only other parts of the repository. Raises `BadInput`
-    where there is none.
+    If there are several snapshots, the newest that holds a tokenizer is used, since others may hold only other parts of
+    the repository. Raises `BadInput` if none does.
     """
     home = Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser()
     cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
@@ -188,8 +189,8 @@ def _cached(source: str, field: str) -> Path:
     hint = WAY_OUT + ", ".join(SHIPPED)
     if named is not None:
         files = " ".join(str(PurePosixPath(folder, name)) for name in (CONFIG, WEIGHTS))
-        fetch = f"`pip install huggingface_hub && hf download {repository} {files}` fetches it"
-        elsewhere = "" if folder else f" (if it lies in a folder of the repository, name it {repository}/FOLDER)"
+        fetch = f"`pip install huggingface_hub && hf download {repository} {files}` downloads it"
+        elsewhere = "" if folder else f" (if it is in a folder of the repository, name it {repository}/FOLDER)"
         hint = f"{fetch}{elsewhere}. Or: {hint}"
     raise BadInput(field, f"there is no {source} on this machine", hint)
 

@@ -1,4 +1,4 @@
-"""The directory of a run: whose it is, what it holds, and that nobody else writes to it."""
+"""The run directory: its name, its lock, and its record of the configuration and the environment."""
 
 import contextlib
 import datetime
@@ -25,9 +25,9 @@ from umd_eqx.recipes.dump import as_flag, completed, differences, dump, flatten,
 from umd_eqx.recipes.pretrain import PRETRAIN
 
 RUN_FORMAT = 2
-"""Of a run: raised where the same configuration would train other weights, as when the order of the images changes.
+"""Format version of a run, increased when the same configuration would train other weights.
 
-A `config.json` without this number is of format 1.
+An example is a change in the order of the images. A `config.json` without this entry has format 1.
 """
 
 PACKAGES = ("umd_eqx", "jax", "jaxlib", "equinox", "optax", "diffrax", "grain", "orbax-checkpoint", "numpy")
@@ -35,10 +35,10 @@ LONGEST_NAME = 100
 
 
 def default_run_dir(preset: str, config: Config, recipe: Config, *, parent: Path = Path("runs")) -> Path:
-    """`runs/<preset>`, followed by what was changed of the recipe where that makes another run.
+    """The default run directory: `<parent>/<preset>`, followed by the overrides that affect the results.
 
-    A field that the recipe does not have, because a part of it is of another type, is left out at its default. A name
-    that grew too long ends in a hash instead. `parent` is another folder in the place of `runs`.
+    Fields that the recipe lacks, because one of its parts has another type, are omitted if they have their defaults.
+    Names that are too long end in a hash instead.
     """
     old, new = run_identity(recipe), run_identity(config)
     changed = {name for name, value in new.items() if name not in old or old[name] != value}
@@ -51,13 +51,14 @@ def default_run_dir(preset: str, config: Config, recipe: Config, *, parent: Path
 
 
 def nearest_preset(config: Config) -> tuple[str, Config]:
-    """The preset of which least was changed to make this configuration: its name and recipe."""
+    """The name and recipe of the preset with the fewest differences from this configuration."""
     recipes = {name: preset() for name, preset in PRETRAIN.items()}
 
     def distance(name: str) -> tuple[int, int]:
         recipe = recipes[name]
         made = differences(run_identity(recipe), run_identity(config))
-        return len(made), len(differences(flatten(dump(recipe)), flatten(dump(config))))  # tokenizers tell some apart
+        # Some presets differ only in their tokenizer, which is not part of the identity.
+        return len(made), len(differences(flatten(dump(recipe)), flatten(dump(config))))
 
     name = min(recipes, key=distance)
     return name, recipes[name]
@@ -65,9 +66,10 @@ def nearest_preset(config: Config) -> tuple[str, Config]:
 
 @contextlib.contextmanager
 def own(run_dir: Path, field: str = "--run-dir") -> Iterator[None]:
-    """Holds the directory for this process, making it if need be. Ends with the process, however it ends.
+    """A context that locks the directory for this process, creating it if necessary.
 
-    `field` is the flag that named it. Raises `BadInput` if another process holds it, or if it cannot be written to.
+    The lock is released when the process ends, however it ends. `field` is the flag that named the directory. Raises
+    `BadInput` if another process holds the lock, or if the directory cannot be written to.
     """
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -84,21 +86,20 @@ def own(run_dir: Path, field: str = "--run-dir") -> Iterator[None]:
 
 
 def claim(run_dir: Path, config: Config, preset: str | None) -> dict[str, Any] | None:
-    """Checks that the directory is this run's, or nobody's yet. Writes nothing: see `record`.
+    """Checks that the directory is empty or holds a run of this configuration. Writes nothing: see `record`.
 
-    `preset` is the one that was asked for, None if none was by its name.
+    `preset` is the requested preset, or None if none was named.
 
-    **Returns:** what its `config.json` holds; None where it is nobody's yet.
+    **Returns:** the contents of its `config.json`; None if the directory is empty.
 
-    Raises `BadInput`, naming the field, if it holds a run that a different configuration made, or no run at all but
-    something else.
+    **Raises:** `BadInput`, naming the field, if the directory holds a run of another configuration, or other files.
     """
     path = run_dir / "config.json"
     if not path.exists():
         foreign = sorted(entry.name for entry in run_dir.iterdir() if entry.name != ".lock" and entry.suffix != ".tmp")
         if foreign:
-            problem = f"{run_dir} holds {foreign[0]!r} and no run"
-            raise BadInput("--run-dir", problem, "Choose an empty or a new directory")
+            problem = f"{run_dir} holds {foreign[0]!r}, which is not part of a run"
+            raise BadInput("--run-dir", problem, "Choose an empty or new directory")
         return None
     try:
         kept = json.loads(path.read_text())
@@ -112,26 +113,25 @@ def claim(run_dir: Path, config: Config, preset: str | None) -> dict[str, Any] |
         name, (was, now) = next(iter(changed.items()))
         field = f"--{as_flag(name).replace('_', '-')}"
         if name.startswith("start."):
-            problem = f"the run in {run_dir} began with other weights, or those there have changed since"
-            raise BadInput("--from", problem, "Give the same weights, or another --run-dir to start a new run")
+            problem = f"the run in {run_dir} was started with other weights, or they have changed since"
+            raise BadInput("--from", problem, "Use the same weights, or another --run-dir to start a new run")
         if name.startswith("latent"):
-            problem = f"the run in {run_dir} began with another tokenizer, or other latents"
-            raise BadInput("--tokenizer", problem, "Give the same, or another --run-dir to start a new run")
+            problem = f"the run in {run_dir} was started with another tokenizer or other latents"
+            raise BadInput("--tokenizer", problem, "Use the same, or another --run-dir to start a new run")
         if preset is not None and kept.get("preset") != preset:
             field, was, now = "preset", kept.get("preset"), preset
         raise BadInput(
             field,
             f"the run in {run_dir} was started with {_plain(was)}, and now it is {_plain(now)}",
-            "Ask for the old value to go on with it, or for another --run-dir to start a new run",
+            "Use the old value to resume it, or another --run-dir to start a new run",
         )
     return kept
 
 
 def require_same_format(run_dir: Path, recorded: Mapping[str, Any]) -> None:
-    """Raises `BadInput` where the run in a directory was begun by a version that would have trained other weights.
+    """Raises `BadInput` if the unfinished run in a directory has another `RUN_FORMAT`, and cannot be resumed.
 
-    `recorded` is what its `config.json` holds. For a run that is to be continued: finished ones of any format are read
-    everywhere.
+    `recorded` holds the contents of its `config.json`. Finished runs of any format can still be read.
     """
     kept = recorded.get("format", 1)
     if kept == RUN_FORMAT:
@@ -139,16 +139,13 @@ def require_same_format(run_dir: Path, recorded: Mapping[str, Any]) -> None:
     version = "a newer" if isinstance(kept, int) and kept > RUN_FORMAT else "an older"
     raise BadInput(
         "--run-dir",
-        f"the unfinished run in {run_dir} was begun by {version} version of this program, which draws other batches",
-        "Choose another directory to start anew, or finish it with that version",
+        f"the unfinished run in {run_dir} was started by {version} version of this program, which draws other batches",
+        "Choose another directory to start a new run, or finish it with that version",
     )
 
 
 def record(run_dir: Path, config: Config, preset: str, recipe: Config) -> dict[str, Any]:
-    """Writes `config.json`: `RUN_FORMAT`, the preset, what was changed of its recipe, and the whole configuration.
-
-    Returns what it holds.
-    """
+    """Writes `config.json`: `RUN_FORMAT`, the preset, the overrides and the configuration. Returns its contents."""
     changed = differences(flatten(dump(recipe)), flatten(dump(config)))
     overrides = {as_flag(name): new for name, (_, new) in changed.items()}
     content = {"format": RUN_FORMAT, "preset": preset, "overrides": overrides, "config": dump(config)}
@@ -157,7 +154,7 @@ def record(run_dir: Path, config: Config, preset: str, recipe: Config) -> dict[s
 
 
 def environment(preset: str, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """What `environment.json` holds: the command, the versions, the devices, and `facts` about the run."""
+    """The contents of `environment.json`: the command, the versions, the devices, and `facts` about the run."""
     return {
         "preset": preset,
         "command": shlex.join(["python", *sys.argv]),
@@ -172,7 +169,7 @@ def environment(preset: str, facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _by_default(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    """Whether a value is the default of a field that only the type has which a part has now."""
+    """Whether a field that the recipe's type does not have is at its default in the new type."""
     parent, _, field = name.rpartition(".")
     if name in old or f"{parent}.type" not in new:
         return False
