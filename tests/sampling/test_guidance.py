@@ -35,7 +35,7 @@ VIEW = View(jnp.asarray([2, 0, 3, 1]), kept=3)
 
 @eqx.filter_jit
 def denoise(denoiser, x, t, y):
-    return jax.vmap(lambda x, t, y: denoiser.given(denoiser.model.cond(y))(x, t))(x, t, y)
+    return jax.vmap(lambda x, t, y: denoiser.with_cond(denoiser.model.cond(y))(x, t))(x, t, y)
 
 
 class Toy(AbstractModel):
@@ -120,7 +120,7 @@ class TestClassifierFree:
     def test_both_passes_are_one_batch(self, denoiser):
         # There are no more products than in one pass: they have more rows.
         def products(d):
-            one = lambda x, t, y: d.given(d.model.cond(y))(x, t)  # noqa: E731
+            one = lambda x, t, y: d.with_cond(d.model.cond(y))(x, t)  # noqa: E731
             return str(jax.make_jaxpr(jax.vmap(one))(IMAGES, TIMES, LABELS)).count("dot_general")
 
         assert products(ClassifierFree(denoiser, 2.0)) == products(denoiser) > 0
@@ -136,7 +136,7 @@ class TestClassifierFree:
     def test_images_of_a_batch_are_what_they_are_alone(self, denoiser):
         guided = ClassifierFree(denoiser, 2.0)
         together = denoise(guided, IMAGES, TIMES, LABELS)
-        alone = eqx.filter_jit(lambda d, x, t, y: d.given(d.model.cond(y))(x, t))
+        alone = eqx.filter_jit(lambda d, x, t, y: d.with_cond(d.model.cond(y))(x, t))
         for i, one in enumerate(zip(IMAGES, TIMES, LABELS, strict=True)):
             assert_close(jax.tree.map(lambda leaf, i=i: np.asarray(leaf)[i], together), alone(guided, *one), 5e-5)
 
@@ -197,7 +197,7 @@ class TestInterval:
 
         # One time for all images, as a sampler has it.
         def shared(denoiser):
-            return jax.jit(lambda x, t, y: jax.vmap(lambda x, y: denoiser.given(denoiser.model.cond(y))(x, t))(x, y))
+            return jax.jit(lambda x, t, y: jax.vmap(lambda x, y: denoiser.with_cond(denoiser.model.cond(y))(x, t))(x, y))
 
         result = shared(denoiser)(IMAGES, jnp.asarray(t), LABELS)
         jax.effects_barrier()
@@ -264,7 +264,7 @@ def test_a_guided_denoiser_is_otherwise_the_denoiser(wrap):
     assert guided.model is denoiser.model
     assert guided.path is denoiser.path
     assert guided.ends == denoiser.ends
-    told = guided.given(guided.model.cond(4))
+    told = guided.with_cond(guided.model.cond(4))
     assert type(told) is type(guided)
     assert int(told.cond.y) == 4
     assert int(guided.cond.y) == int(denoiser.cond.y) == NO_CLASS

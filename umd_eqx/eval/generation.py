@@ -206,7 +206,7 @@ def _films(
 ) -> Float[Array, "count shown h w c"]:
     def one(index: Int[Array, ""], y: Label) -> Float[Array, "shown h w c"]:
         noise, rest = image_noise(key, index, denoiser.model.image_shape)  # as for the first images of `sample`
-        steps = sampler.trajectory(denoiser.given(denoiser.model.cond(y)), noise, rest)[1]
+        steps = sampler.trajectory(denoiser.with_cond(denoiser.model.cond(y)), noise, rest)[1]
         # Selected before decoding: only about a dozen of hundreds of steps are shown.
         picked = np.unique(np.linspace(0, len(steps) - 1, frames).round().astype(int))
         return jax.lax.map(tokenizer.decode, steps[picked])

@@ -91,7 +91,7 @@ def sample_batch(
 
     def one(index: Int[Array, ""], y: Label, given: Image | None) -> Image:
         drawn, rest = image_noise(key, index, denoiser.model.image_shape)
-        conditioned = denoiser.given(denoiser.model.cond(y))
+        conditioned = denoiser.with_cond(denoiser.model.cond(y))
         return sampler(conditioned, drawn if given is None else given, rest)
 
     return jax.vmap(one)(indices, jnp.asarray(labels, jnp.int32), noise)

@@ -27,20 +27,9 @@ class AbstractDenoiser(eqx.Module):
     network: guidance combines other denoisers (`umd_eqx.sampling.guidance`).
     """
 
-    @property
-    @abc.abstractmethod
-    def model(self) -> AbstractModel:
-        """The network that defines the shape and the classes of the images."""
-
-    @property
-    @abc.abstractmethod
-    def path(self) -> AbstractPath:
-        """The path along which images are noised."""
-
-    @property
-    @abc.abstractmethod
-    def cond(self) -> AbstractCond:
-        """The conditions of the network."""
+    model: eqx.AbstractVar[AbstractModel]
+    path: eqx.AbstractVar[AbstractPath]
+    cond: eqx.AbstractVar[AbstractCond]
 
     @property
     @abc.abstractmethod
@@ -48,7 +37,7 @@ class AbstractDenoiser(eqx.Module):
         """The (last, first) time at which a sampler may evaluate it."""
 
     @abc.abstractmethod
-    def given(self, cond: AbstractCond) -> "AbstractDenoiser":
+    def with_cond(self, cond: AbstractCond) -> "AbstractDenoiser":
         """Returns the same denoiser under other conditions."""
 
     @abc.abstractmethod
@@ -61,68 +50,72 @@ class ModelDenoiser(AbstractDenoiser):
 
     **Arguments:**
 
-    - `network`: the network.
-    - `along`: the path on which the network was trained, or a smooth path through its noise levels.
-    - `told`: the conditions. None: the time alone.
+    - `model`: the network.
+    - `path`: the path on which the network was trained, or a smooth path through its noise levels.
+    - `cond`: the conditions. None: the time alone.
     - `head`: which output is used if the network has two: "eps" (the noise, as in the reference), "x0" (the clean
         image), or "v" (the v of the path, computed from both). Other prediction types have a single output.
     """
 
-    network: AbstractModel
-    along: AbstractPath
-    told: AbstractCond
+    model: AbstractModel
+    path: AbstractPath
+    cond: AbstractCond
     head: Head = eqx.field(static=True)
 
-    def __init__(
-        self, network: AbstractModel, along: AbstractPath, told: AbstractCond | None = None, *, head: Head = "v"
-    ):
-        self.network, self.along, self.head = network, along, head
-        self.told = network.cond() if told is None else told
-
-    @property
-    def model(self) -> AbstractModel:
-        """The network."""
-        return self.network
-
-    @property
-    def path(self) -> AbstractPath:
-        """The path."""
-        return self.along
-
-    @property
-    def cond(self) -> AbstractCond:
-        """The conditions of the network."""
-        return self.told
+    def __init__(self, model: AbstractModel, path: AbstractPath, cond: AbstractCond | None = None, *, head: Head = "v"):
+        self.model, self.path, self.head = model, path, head
+        self.cond = model.cond() if cond is None else cond
 
     @property
     def ends(self) -> Ends:
         """The `end_times` of the path."""
-        return end_times(self.along, self.head if self.network.prediction == "x0_eps" else "v")
+        return end_times(self.path, self.head if self.model.prediction == "x0_eps" else "v")
 
-    def given(self, cond: AbstractCond) -> "ModelDenoiser":
+    def with_cond(self, cond: AbstractCond) -> "ModelDenoiser":
         """Returns the same denoiser under other conditions."""
-        return ModelDenoiser(self.network, self.along, cond, head=self.head)
+        return ModelDenoiser(self.model, self.path, cond, head=self.head)
 
     def __call__(self, x_t: Image, t: Time) -> Denoised:
         """Returns the prediction of the network, from its output `head`."""
-        prediction = self.network(x_t, self.told.at(self.along.network_time(t)))
-        return prediction.denoised(self.head, self.along, x_t, t)
+        prediction = self.model(x_t, self.cond.at(self.path.network_time(t)))
+        return prediction.denoised(self.head, self.path, x_t, t)
 
     def average_velocity(self, x_t: Image, r: Time, t: Time) -> Image:
         """Returns the average velocity u from r to t, 0 <= r <= t: x_r = x_t - (t - r) u (MeanFlow, eq. 3).
 
         Raises `BadInput` naming `--sampler` for a network that does not predict average velocities.
         """
-        if not isinstance(self.told, IntervalCond):
-            problem = f"the network predicts {self.network.prediction}, not average velocities"
-            raise BadInput("--sampler", problem, "Train a network with the meanflow preset, or use another sampler")
-        times = (self.along.network_time(time) for time in (t, r))
-        prediction = self.network(x_t, self.told.at(*times))
+        if not isinstance(self.cond, IntervalCond):
+            problem = f"the network predicts {self.model.prediction}, not average velocities"
+            raise BadInput("--sampler", problem, "Train a network with the mean-flow preset, or use another sampler")
+        times = (self.path.network_time(time) for time in (t, r))
+        prediction = self.model(x_t, self.cond.at(*times))
         assert isinstance(prediction, VPrediction)
         return prediction.v
 
 
-class Clipped(AbstractDenoiser):
+class AbstractDerivedDenoiser(AbstractDenoiser):
+    """A denoiser computed from `denoiser`, for the same network, path and conditions."""
+
+    denoiser: eqx.AbstractVar[AbstractDenoiser]
+
+    @property
+    def model(self) -> AbstractModel:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The network of `denoiser`."""
+        return self.denoiser.model
+
+    @property
+    def path(self) -> AbstractPath:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The path of `denoiser`."""
+        return self.denoiser.path
+
+    @property
+    def cond(self) -> AbstractCond:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The conditions of `denoiser`."""
+        return self.denoiser.cond
+
+
+class Clipped(AbstractDerivedDenoiser):
     """A denoiser whose clean image is clipped to [-1, 1], with the noise recomputed from the clipped image.
 
     The reference does this in pixel space. The recomputation divides by sigma(t).
@@ -130,29 +123,17 @@ class Clipped(AbstractDenoiser):
 
     denoiser: AbstractDenoiser
 
-    @property
-    def model(self) -> AbstractModel:
-        """The network of the underlying denoiser."""
-        return self.denoiser.model
-
-    @property
-    def path(self) -> AbstractPath:
-        """The path of the underlying denoiser."""
-        return self.denoiser.path
-
-    @property
-    def cond(self) -> AbstractCond:
-        """The conditions of the underlying denoiser."""
-        return self.denoiser.cond
+    def __init__(self, denoiser: AbstractDenoiser):
+        self.denoiser = denoiser
 
     @property
     def ends(self) -> Ends:
         """The end times of the underlying denoiser."""
         return self.denoiser.ends
 
-    def given(self, cond: AbstractCond) -> "Clipped":
+    def with_cond(self, cond: AbstractCond) -> "Clipped":
         """Returns the same denoiser under other conditions."""
-        return Clipped(self.denoiser.given(cond))
+        return Clipped(self.denoiser.with_cond(cond))
 
     def __call__(self, x_t: Image, t: Time) -> Denoised:
         """Returns the clipped clean image and the noise recomputed from it."""

@@ -1,39 +1,15 @@
 """Guidance: denoisers that combine other denoisers, and can be used in their place."""
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 
 from umd_eqx.core.errors import BadInput
-from umd_eqx.core.paths import AbstractPath
 from umd_eqx.core.predictions import Denoised
 from umd_eqx.core.types import AbstractCond, Image, Scalar, Time
-from umd_eqx.models import AbstractModel
-from umd_eqx.sampling.denoisers import AbstractDenoiser, Ends
+from umd_eqx.sampling.denoisers import AbstractDenoiser, AbstractDerivedDenoiser, Ends
 
 
-class AbstractGuidance(AbstractDenoiser):
-    """A denoiser built on `denoiser`, with its images and its path."""
-
-    denoiser: eqx.AbstractVar[AbstractDenoiser]
-
-    @property
-    def model(self) -> AbstractModel:
-        """The network of `denoiser`."""
-        return self.denoiser.model
-
-    @property
-    def path(self) -> AbstractPath:
-        """The path of `denoiser`."""
-        return self.denoiser.path
-
-    @property
-    def cond(self) -> AbstractCond:
-        """The conditions of `denoiser`."""
-        return self.denoiser.cond
-
-
-class ClassifierFree(AbstractGuidance):
+class ClassifierFree(AbstractDerivedDenoiser):
     """Classifier-free guidance: uncond + cfg_scale (cond - uncond), of the clean image and of the noise.
 
     This is Ho and Salimans 2022, eq. 6, in the notation of the reference: 1 is no guidance, 0 is no label. Both
@@ -53,19 +29,19 @@ class ClassifierFree(AbstractGuidance):
         """The end times of `denoiser`."""
         return self.denoiser.ends
 
-    def given(self, cond: AbstractCond) -> "ClassifierFree":
+    def with_cond(self, cond: AbstractCond) -> "ClassifierFree":
         """Returns the same denoiser under other conditions."""
-        return ClassifierFree(self.denoiser.given(cond), self.cfg_scale)
+        return ClassifierFree(self.denoiser.with_cond(cond), self.cfg_scale)
 
     def __call__(self, x_t: Image, t: Time) -> Denoised:
         """Returns the guided clean image and noise. With `NO_CLASS`, guidance has no effect."""
         conds = jax.tree.map(lambda *leaves: jnp.stack(leaves), self.cond, self.cond.unlabelled())
-        both = jax.vmap(lambda cond: self.denoiser.given(cond)(x_t, t))(conds)
+        both = jax.vmap(lambda cond: self.denoiser.with_cond(cond)(x_t, t))(conds)
         cond, uncond = (jax.tree.map(lambda leaf, i=i: leaf[i], both) for i in (0, 1))
         return _extrapolate(uncond, cond, self.cfg_scale)
 
 
-class Autoguidance(AbstractGuidance):
+class Autoguidance(AbstractDerivedDenoiser):
     """Guidance away from a weaker version of the network: weak + scale (denoiser - weak).
 
     See Karras et al. 2024, "Guiding a diffusion model with a bad version of itself". `weak` is a network that was
@@ -91,21 +67,21 @@ class Autoguidance(AbstractGuidance):
         """The (last, first) time at which both denoisers may be evaluated."""
         return _common(self.denoiser.ends, self.weak.ends)
 
-    def given(self, cond: AbstractCond) -> "Autoguidance":
+    def with_cond(self, cond: AbstractCond) -> "Autoguidance":
         """Returns the same guidance under other conditions.
 
         If the conditions of `weak` are of another type, it receives only the label.
         """
         same = type(cond) is type(self.weak.cond)
-        weak = self.weak.given(cond if same else self.weak.model.cond(cond.y))
-        return Autoguidance(self.denoiser.given(cond), weak, self.scale)
+        weak = self.weak.with_cond(cond if same else self.weak.model.cond(cond.y))
+        return Autoguidance(self.denoiser.with_cond(cond), weak, self.scale)
 
     def __call__(self, x_t: Image, t: Time) -> Denoised:
         """Returns the guided clean image and noise."""
         return _extrapolate(self.weak(x_t, t), self.denoiser(x_t, t), self.scale)
 
 
-class Interval(AbstractGuidance):
+class Interval(AbstractDerivedDenoiser):
     """Guidance in a limited interval: `guided` at path times in [low, high], and the plain `denoiser` elsewhere.
 
     See Kynkaanniemi et al. 2024, "Applying guidance in a limited interval", who define the interval by noise levels. If
@@ -129,9 +105,9 @@ class Interval(AbstractGuidance):
         """The (last, first) time at which both denoisers may be evaluated."""
         return _common(self.guided.ends, self.denoiser.ends)
 
-    def given(self, cond: AbstractCond) -> "Interval":
+    def with_cond(self, cond: AbstractCond) -> "Interval":
         """Returns the same guidance under other conditions."""
-        return Interval(self.guided.given(cond), self.denoiser.given(cond), self.low, self.high)
+        return Interval(self.guided.with_cond(cond), self.denoiser.with_cond(cond), self.low, self.high)
 
     def __call__(self, x_t: Image, t: Time) -> Denoised:
         """Returns the clean image and noise of the denoiser that applies at `t`."""
