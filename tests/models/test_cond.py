@@ -68,7 +68,7 @@ def test_tokens_of_the_whole_image_are_told_the_mean_of_the_times(random_model):
 
 def test_one_token_cannot_tell_the_times_of_patches(random_model):
     model = random_model(16, conditioning="token")
-    with pytest.raises(ValueError, match="time of each patch"):
+    with pytest.raises(ValueError, match="does not support one time per patch"):
         model(IMAGE, model.cond().at(TIMES))
 
 
