@@ -112,7 +112,8 @@ def run(words: list[str]) -> int:
         require_writable("--json", options.json)
     loaded = load_tokenizer(options.tokenizer)
     if options.size % loaded.tokenizer.factor:
-        problem = f"{options.size} pixels are no whole number of latents of {loaded.tokenizer.factor} pixels"
+        factor = loaded.tokenizer.factor
+        problem = f"{options.size} is not a multiple of the tokenizer's downsampling factor, {factor}"
         raise BadInput("--size", problem, f"Use a multiple of {loaded.tokenizer.factor}")
     shape = (options.batch, options.size, options.size, loaded.tokenizer.channels)
     images = np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)

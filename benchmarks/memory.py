@@ -59,10 +59,10 @@ class Options:
     """Write the rows there, after each preset."""
 
     def validate(self) -> None:
-        """Raises `BadInput` for a preset that there is not, devices below 1, and a file that cannot be written."""
+        """Raises `BadInput` for an unknown preset, devices below 1, and a file that cannot be written."""
         for name in self.presets:
             if name not in RECIPES:
-                raise BadInput("--presets", f"there is no {name!r}", f"There are: {', '.join(RECIPES)}")
+                raise BadInput("--presets", f"there is no {name!r}", f"Choose one of: {', '.join(RECIPES)}")
         if not self.devices or min(self.devices) < 1:
             raise BadInput("--devices", f"{self.devices} are not numbers of devices", "Use 1 or more")
         if self.json is not None:

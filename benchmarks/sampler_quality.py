@@ -93,7 +93,11 @@ def main(words: list[str]) -> int:
             require_writable(flag, name)
     source = from_pretrained(arguments.run)
     if source.model.num_classes is None:
-        raise BadInput("--run", f"{arguments.run} knows no labels that could be recognised", "Use a fine-tuned run")
+        raise BadInput(
+            "--run",
+            f"{arguments.run} is not class-conditional, so that no class can be recognised",
+            "Use a fine-tuned run",
+        )
     protocol, mesh = scale(UMD10K, arguments.samples), make_mesh()
     train, test = source.data.open()
     context = EvalContext(

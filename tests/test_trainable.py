@@ -79,7 +79,7 @@ def test_the_selection_is_the_same_for_arrays_shapes_and_tracers(network):
         (
             AllExcept(("haed",)),
             "--trainable.frozen",
-            r"begins with 'haed'\. Did you mean head\? There are: layers, layers",
+            r"begins with 'haed'\. Did you mean head\? Choose one of: layers, layers",
         ),
         (AllExcept(("head", "layer")), "--trainable.frozen", "begins with 'layer'"),
         (AllExcept(("count",)), "--trainable.frozen", "begins with 'count'"),

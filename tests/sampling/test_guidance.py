@@ -197,7 +197,9 @@ class TestInterval:
 
         # One time for all images, as a sampler has it.
         def shared(denoiser):
-            return jax.jit(lambda x, t, y: jax.vmap(lambda x, y: denoiser.with_cond(denoiser.model.cond(y))(x, t))(x, y))
+            return jax.jit(
+                lambda x, t, y: jax.vmap(lambda x, y: denoiser.with_cond(denoiser.model.cond(y))(x, t))(x, y)
+            )
 
         result = shared(denoiser)(IMAGES, jnp.asarray(t), LABELS)
         jax.effects_barrier()

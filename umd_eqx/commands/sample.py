@@ -82,7 +82,7 @@ def sample(words: list[str], types: Types | None = None) -> int:
     columns = _columns(command, source)
     blank = [np.ones_like(images[0])] * (-len(images) % columns)
     rows = [*images, *blank]
-    with disk_errors(Path(command.out).parent, "--out", goes_on=""):
+    with disk_errors(Path(command.out).parent, "--out", on_retry=""):
         save_png(command.out, grid([rows[i : i + columns] for i in range(0, len(rows), columns)]))
         if command.film is not None:
             save_png(command.film, film(denoiser, sampler, tokenizer, labels[:FILM_ROWS], key, FILM_FRAMES))

@@ -58,7 +58,7 @@ def train_classifier(words: list[str], presets: Mapping[str, Preset] = CLASSIFIE
     code = train(command, name, recipe, lambda *_: directory)
     if code or out is None or command.print_config or command.dry_run:
         return code
-    with disk_errors(out.parent, "--out", goes_on="it copies the files"):
+    with disk_errors(out.parent, "--out", on_retry="it copies the files"):
         for source, copy in ((card_of(directory / TRAINED), card_of(out)), (directory / TRAINED, out)):
             write_atomically(copy, source.read_bytes())
     print(f"copied to {out}, {card_of(out)}")

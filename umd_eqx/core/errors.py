@@ -43,7 +43,7 @@ def require_writable(flag: str, path: str | os.PathLike[str]) -> None:
 def disk_errors(
     directory: str | os.PathLike[str],
     field: str = "--run-dir",
-    goes_on: str = "it resumes from the last saved checkpoint",
+    on_retry: str = "it resumes from the last saved checkpoint",
 ) -> Iterator[None]:
     """A context manager that converts a full disk or an exceeded quota to `BadInput`; other errors pass unchanged.
 
@@ -51,7 +51,7 @@ def disk_errors(
 
     - `directory`: reported as the full place if the error itself names no file.
     - `field`: the flag that names it.
-    - `goes_on`: what the same command does when it is run again; empty if it starts from the beginning.
+    - `on_retry`: what the same command does when it is run again; empty if it starts from the beginning.
     """
     try:
         yield
@@ -62,5 +62,5 @@ def disk_errors(
         if getattr(error, "errno", None) not in _FULL and not any(os.strerror(n) in str(error) for n in _FULL):
             raise
         where = getattr(error, "filename", None) or os.fspath(directory)
-        hint = "Free some space and run the same command again" + (f": {goes_on}" if goes_on else "")
+        hint = "Free some space and run the same command again" + (f": {on_retry}" if on_retry else "")
         raise BadInput(field, f"the disk of {where} is full", hint) from error

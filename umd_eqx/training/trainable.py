@@ -84,7 +84,9 @@ def _selected(names: list[str], prefixes: tuple[str, ...], field: str) -> set[st
             every = {".".join(name.split(".")[:depth]) for name in names for depth in range(1, name.count(".") + 2)}
             close = difflib.get_close_matches(prefix, sorted(every), n=1)
             hint = f"Did you mean {close[0]}? " if close else ""
-            raise BadInput(field, f"no parameter's name begins with {prefix!r}", f"{hint}There are: {', '.join(known)}")
+            raise BadInput(
+                field, f"no parameter's name begins with {prefix!r}", f"{hint}Choose one of: {', '.join(known)}"
+            )
         found |= under
     return found
 
