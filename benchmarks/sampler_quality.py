@@ -162,7 +162,7 @@ def mean_calls(sampler: Adaptive, denoiser: AbstractDenoiser, labels: Int[np.nda
     def count(denoiser: AbstractDenoiser, labels: Int[Array, "b"]) -> Int[Array, "b"]:
         model, indices = denoiser.model, jnp.arange(len(labels))
         noise = jax.vmap(lambda i: image_noise(jax.random.key(0), i, model.image_shape)[0])(indices)
-        return jax.vmap(lambda x, y: sampler.count(denoiser.given(model.cond(y)), x))(noise, labels)
+        return jax.vmap(lambda x, y: sampler.count(denoiser.with_cond(model.cond(y)), x))(noise, labels)
 
     return float(np.mean(count(denoiser, jnp.asarray(labels))))
 
