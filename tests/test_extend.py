@@ -165,7 +165,7 @@ def test_a_file_is_trained_resumed_used_exported_and_loaded(name, call, tmp_path
     assert run.step == 2
     assert exported.denoises is True
     if case.types:
-        with pytest.raises(BadInput, match=f"'{case.types[0]}' is not a type that this program knows"):
+        with pytest.raises(BadInput, match=f"'{case.types[0]}' is not a known type"):
             from_pretrained(run_dir)
 
 
@@ -262,7 +262,7 @@ def test_what_a_network_without_patches_cannot_do_is_refused_by_name(call, tmp_p
     recipe = runpy.run_path("my_network.py")["recipe"]
     config = recipe()
     config.eval["hidden"] = Reconstruction()
-    with pytest.raises(BadInput, match=r"--eval\.hidden: an image is one patch"):
+    with pytest.raises(BadInput, match=r"--eval\.hidden: an image is a single patch"):
         build(config, config.data.describe())
 
     trained_unet(call, "run", "--limit-steps", "1")

@@ -178,7 +178,7 @@ def test_samples_of_latents_are_images_and_an_export_asks_for_its_tokenizer(
     assert (code, error[:46]) == (2, "error: --tokenizer: there is no gone on this m")
     assert from_pretrained("out.safetensors", tokenizer=tokenizer).digest == source.digest
     code, _, error = called(capsys, sample, "--run", "out.safetensors", "--tokenizer", "fashion-kl", *quick)
-    assert (code, "is not the tokenizer that the network was trained on" in error) == (2, True)
+    assert (code, "is not the tokenizer that the network was trained with" in error) == (2, True)
     for wrong in ({"latent": None}, {"tokenizer": 3}, {"latent": {"type": "LatentSpec", "factor": 0, "channels": 2}}):
         (tmp_path / "out.json").write_text(json.dumps(card | wrong))
         code, _, error = called(capsys, sample, "--run", "out.safetensors", *quick)
@@ -250,7 +250,7 @@ def test_runs_and_exports_with_the_former_fingerprint_of_their_tokenizer_are_rea
     resolve_fitting(follow(FINETUNE, None, *start_from(directory, "ema"))[1], source)
     kept["config"]["latent"]["digest"] = former[::-1]
     (directory / "config.json").write_text(json.dumps(kept))
-    with pytest.raises(BadInput, match="is not the tokenizer that the network was trained on"):
+    with pytest.raises(BadInput, match="is not the tokenizer that the network was trained with"):
         from_pretrained(directory)
 
 

@@ -18,4 +18,4 @@ def require_levels(sigma_min: float, sigma_max: float, field: str) -> None:
     """Raises `BadInput` unless 0 < `sigma_min` < `sigma_max` < infinity."""
     if not 0 < sigma_min < sigma_max < float("inf"):
         problem = f"{sigma_min} is not between 0 and {sigma_max}, the largest level"
-        raise BadInput(flag(field, "sigma-min"), problem, "Use the published 0.002 and 80, for example")
+        raise BadInput(flag(field, "sigma-min"), problem, "Try 0.002 and 80")
