@@ -107,14 +107,14 @@ def run(words: list[str]) -> int:
     options = tyro.cli(Options, args=words, description=__doc__)
     for name in ("size", "batch", "rounds"):
         if getattr(options, name) < 1:
-            raise BadInput(f"--{name}", f"{getattr(options, name)} is too small", "Use 1 or more")
+            raise BadInput(name, f"{getattr(options, name)} is too small", "Use 1 or more")
     if options.json is not None:
-        require_writable("--json", options.json)
+        require_writable("json", options.json)
     loaded = load_tokenizer(options.tokenizer)
     if options.size % loaded.tokenizer.factor:
         factor = loaded.tokenizer.factor
         problem = f"{options.size} is not a multiple of the tokenizer's downsampling factor, {factor}"
-        raise BadInput("--size", problem, f"Use a multiple of {loaded.tokenizer.factor}")
+        raise BadInput("size", problem, f"Use a multiple of {loaded.tokenizer.factor}")
     shape = (options.batch, options.size, options.size, loaded.tokenizer.channels)
     images = np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
     row = encoding(loaded, images, options.rounds)

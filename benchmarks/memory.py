@@ -62,11 +62,11 @@ class Options:
         """Raises `BadInput` for an unknown preset, devices below 1, and a file that cannot be written."""
         for name in self.presets:
             if name not in RECIPES:
-                raise BadInput("--presets", f"there is no {name!r}", f"Choose one of: {', '.join(RECIPES)}")
+                raise BadInput("presets", f"there is no {name!r}", f"Choose one of: {', '.join(RECIPES)}")
         if not self.devices or min(self.devices) < 1:
-            raise BadInput("--devices", f"{self.devices} are not numbers of devices", "Use 1 or more")
+            raise BadInput("devices", f"{self.devices} are not numbers of devices", "Use 1 or more")
         if self.json is not None:
-            require_writable("--json", self.json)
+            require_writable("json", self.json)
 
 
 def parts_of(preset: str, devices: int) -> Parts:

@@ -85,16 +85,16 @@ class Arguments:
 def main(words: list[str]) -> int:
     arguments = tyro.cli(Arguments, args=words, description=__doc__)
     if arguments.samples < 10:
-        raise BadInput("--samples", f"{arguments.samples} are too few to measure", "Use 10 or more")
+        raise BadInput("samples", f"{arguments.samples} are too few to measure", "Use 10 or more")
     if min(arguments.calls, default=0) < 1:
-        raise BadInput("--calls", "there have to be some, each of 1 or more", "Use 5 9 17 33 65, for example")
-    for flag, name in (("--json", arguments.json), ("--plot", arguments.plot)):
+        raise BadInput("calls", "there have to be some, each of 1 or more", "Use 5 9 17 33 65, for example")
+    for flag, name in (("json", arguments.json), ("plot", arguments.plot)):
         if name is not None:
             require_writable(flag, name)
     source = from_pretrained(arguments.run)
     if source.model.num_classes is None:
         raise BadInput(
-            "--run",
+            "run",
             f"{arguments.run} is not class-conditional, so that no class can be recognised",
             "Use a fine-tuned run",
         )

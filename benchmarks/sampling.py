@@ -230,9 +230,9 @@ def main(words: list[str]) -> int:
     options = tyro.cli(Options, args=words, description=__doc__)
     for name in ("batch", "rounds"):
         if getattr(options, name) < 1:
-            raise BadInput(f"--{name}", f"{getattr(options, name)} is too small", "Use 1 or more")
+            raise BadInput(name, f"{getattr(options, name)} is too small", "Use 1 or more")
     if options.steps < 2:
-        raise BadInput("--steps", f"{options.steps} is too small", "Use 2 or more, so that there is a loop")
+        raise BadInput("steps", f"{options.steps} is too small", "Use 2 or more, so that there is a loop")
     rows = []
     for name in options.samplers:
         rows.append(measure(options, name))

@@ -82,12 +82,12 @@ class Options:
         """Raises `BadInput` naming the flag at fault."""
         for name in ("size", "batch", "steps"):
             if getattr(self, name) < 1:
-                raise BadInput(f"--{name}", f"{getattr(self, name)} is too small", "Use 1 or more")
+                raise BadInput(name, f"{getattr(self, name)} is too small", "Use 1 or more")
         if self.torch and not has_torch():
             hint = 'Run pip install -e ".[parity]", or leave the flag out'
-            raise BadInput("--torch", "PyTorch is not installed", hint)
+            raise BadInput("torch", "PyTorch is not installed", hint)
         if self.json is not None:
-            require_writable("--json", self.json)
+            require_writable("json", self.json)
 
 
 def our_inputs(built: Built, inputs: flax_baseline.Inputs, num_patches: int) -> tuple[Batch, Draw]:

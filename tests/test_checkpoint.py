@@ -186,9 +186,9 @@ def test_a_disk_too_small_for_all_checkpoints_is_refused(tmp_path, monkeypatch, 
     state = built.abstract_state()
     free(monkeypatch, 3 * size_of(state))
     require_space(epath.Path(tmp_path), state, keep=2)
-    with pytest.raises(BadInput, match=r"--checkpoint\.keep") as error:
+    with pytest.raises(BadInput, match=r"checkpoint\.keep") as error:
         require_space(epath.Path(tmp_path), state, keep=3)
-    assert error.value.field == "--run-dir"
+    assert error.value.field == "run_dir"
 
 
 def test_checkpoints_that_are_there_already_need_no_more_room(checkpoints, tmp_path, monkeypatch, built, state):

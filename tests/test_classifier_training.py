@@ -171,7 +171,7 @@ def test_a_dry_run_compiles_step_and_evaluation():
     assert "(accuracy)" in text
 
 
-@pytest.mark.parametrize(("field", "size", "channels"), [("--data.size", 32, 1), ("--data.name", 28, 3)])
+@pytest.mark.parametrize(("field", "size", "channels"), [("data.size", 32, 1), ("data.source.name", 28, 3)])
 def test_images_that_the_classifier_is_not_made_for_are_refused(field, size, channels, tmp_path, monkeypatch):
     config = small()
     spec = config.data.describe()._replace(channels=channels)

@@ -7,7 +7,7 @@ import re
 import pytest
 from faults.tiny import compilation_cache as compilation_cache
 
-from umd_eqx.commands.cli import exit_with, main
+from umd_eqx.commands.cli import exit_with, in_flags, main
 from umd_eqx.commands.finetune import finetune
 from umd_eqx.commands.training import SWITCHES, split_preset
 from umd_eqx.core.errors import BadInput
@@ -154,15 +154,15 @@ def test_a_dry_run_without_the_data_goes_by_the_recipe_only_where_the_same_are_a
         data = dataclasses.replace(recipe.data, **{field: "train[:10%]"})
         with pytest.raises(BadInput) as error:  # its number of images is not the recipe's
             dry_run(dataclasses.replace(recipe, data=data), recipe=recipe)
-        assert error.value.field == "--data.dir"
+        assert error.value.field == "data.source.dir"
     shipped = PRETRAIN["umd"]()
     wrong = dataclasses.replace(shipped, data=dataclasses.replace(shipped.data, train_split="training"))
     with pytest.raises(BadInput) as error:
         dry_run(wrong, recipe=shipped)
-    assert error.value.field == "--data.train-split"
+    assert error.value.field == "data.train_split"
     with pytest.raises(BadInput) as error:
         dry_run(shipped, limit_steps=0)
-    assert error.value.field == "--limit-steps"
+    assert error.value.field == "limit_steps"
 
 
 @pytest.mark.slow
@@ -172,3 +172,25 @@ def test_a_dry_run_of_a_published_recipe_needs_no_data(said):
     assert lines["parameters"] == "174,157,062"
     assert lines["data"].endswith("(not on this machine: as described by the recipe)")
     assert lines["steps"] == "990,902 of a schedule of 990,902, with 49,545 warmup steps"
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (
+            BadInput("data.batch_size", "0 is too small", "Use 1 or more"),
+            "--data.batch-size: 0 is too small. Use 1 or more",
+        ),
+        (BadInput("data.source.dir", "there is no x", "Set it"), "--data.dir: there is no x. Set it"),
+        (BadInput("data.source.type", "it is a", "Use b"), "--data.source: it is a. Use b"),
+        (
+            BadInput("out", "it is on", "`data.flip=False`, `data.source.name=mnist`, `model.labels=True` or `a.b_c`"),
+            "--out: it is on. --data.no-flip, --data.name mnist, --model.labels or --a.b-c",
+        ),
+        (BadInput("preset", "there is no 'x'", "Use `a b` or `X`"), "preset: there is no 'x'. Use `a b` or `X`"),
+        (BadInput("config.json", "it is edited", "Restore it"), "config.json: it is edited. Restore it"),
+        (BadInput("/tmp/a.b", "it is damaged", "Restore it"), "/tmp/a.b: it is damaged. Restore it"),
+    ],
+)
+def test_an_error_names_the_flags_of_fields(error, line):
+    assert in_flags(error) == line

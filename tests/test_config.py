@@ -71,7 +71,7 @@ def test_a_length_that_is_given_not_at_all_or_twice_is_refused(optim):
 def test_so_few_epochs_that_there_is_no_step_are_refused():
     with pytest.raises(BadInput, match="are less than one step") as error:
         build(small(optim=AdamW(epochs=1e-6)), SPEC)
-    assert error.value.field == "--optim.epochs"
+    assert error.value.field == "optim.epochs"
 
 
 def test_what_must_divide_over_the_devices_is_judged_by_the_mesh_that_is_there():
@@ -79,7 +79,7 @@ def test_what_must_divide_over_the_devices_is_judged_by_the_mesh_that_is_there()
     build(config, SPEC, make_mesh(jax.devices()[:4]))
     with pytest.raises(BadInput, match=r"12 does not divide over 8 devices\. Use 16") as error:
         build(config, SPEC)
-    assert error.value.field == "--data.eval-batch-size"
+    assert error.value.field == "data.eval_batch_size"
 
 
 @pytest.mark.parametrize("seed", [0, 2**32 - 1])
@@ -91,7 +91,7 @@ def test_every_seed_of_32_bits_is_taken(seed):
 def test_no_other_seed_is_taken(seed):
     with pytest.raises(BadInput) as error:
         build(small(seed=seed), SPEC)
-    assert error.value.field == "--seed"
+    assert error.value.field == "seed"
 
 
 def test_the_data_are_described_and_opened_as_configured():
@@ -120,14 +120,14 @@ def test_broken_images_are_counted_in_both_splits_up_to_the_same_number(monkeypa
     assert test.broken == {0, 1}
     with pytest.raises(BadInput, match=r"3 broken images, more than 2, in test\[:8\]") as error:
         test[2]
-    assert error.value.field == "--data.max-broken"
+    assert error.value.field == "data.max_broken"
 
 
 @pytest.mark.parametrize("workers", [0, -1])
 def test_less_than_one_thread_is_refused(workers):
     with pytest.raises(BadInput, match=f"{workers} is too small") as error:
         build(small(data=dataclasses.replace(small().data, workers=workers)), SPEC)
-    assert error.value.field == "--data.workers"
+    assert error.value.field == "data.workers"
 
 
 def test_how_many_threads_read_is_no_part_of_the_run():
@@ -150,7 +150,7 @@ def test_how_many_threads_read_is_no_part_of_the_run():
 def test_an_evaluation_that_cannot_work_is_named_as_it_is_in_the_configuration(evaluator, flag, said):
     with pytest.raises(BadInput) as error:
         build(small(eval={"mine": evaluator}), SPEC)
-    assert error.value.field == f"--eval.mine.{flag}"
+    assert error.value.field == f"eval.mine.{flag}"
     assert said in str(error.value)
 
 
@@ -161,7 +161,7 @@ def test_samples_of_what_never_saw_noise_are_refused():
             BadInput, match="the evaluator samples from noise, but the objective trains on clean images only"
         ) as error:
             build(small(objective=objective, eval=asked), SPEC)
-        assert error.value.field == "--eval.samples"
+        assert error.value.field == "eval.samples"
     build(small(eval=asked), SPEC)
 
 

@@ -95,11 +95,11 @@ def test_what_stands_in_for_a_broken_image_brings_its_own_label(tmp_path):
 @pytest.mark.parametrize(
     ("changed", "field", "message"),
     [
-        ({"views": 2}, "--views", "was begun with views 3, and now it is 2"),
-        ({"tokenizer": "9"}, "--tokenizer", "was begun with tokenizer 0123, and now it is 9"),
-        ({"seed": 1}, "--seed", "was begun with seed 3, and now it is 1"),
-        ({"dtype": "float16"}, "--half", "was begun with dtype float32, and now it is float16"),
-        ({"images": 21}, "--limit", "was begun with images 22, and now it is 21"),
+        ({"views": 2}, "views", "was begun with views 3, and now it is 2"),
+        ({"tokenizer": "9"}, "tokenizer", "was begun with tokenizer 0123, and now it is 9"),
+        ({"seed": 1}, "seed", "was begun with seed 3, and now it is 1"),
+        ({"dtype": "float16"}, "half", "was begun with dtype float32, and now it is float16"),
+        ({"images": 21}, "limit", "was begun with images 22, and now it is 21"),
     ],
 )
 def test_a_folder_that_was_begun_otherwise(tmp_path, changed, field, message):
@@ -117,7 +117,7 @@ def test_a_folder_that_an_older_version_began(tmp_path):
     path.write_text(json.dumps(older))
     with pytest.raises(BadInput, match="older version of this program, which cropped images differently") as refusal:
         begin(tmp_path / "folder", settings())
-    assert refusal.value.field == "--out"
+    assert refusal.value.field == "out"
 
 
 def test_each_of_the_settings_has_its_flag():

@@ -262,7 +262,7 @@ def test_what_a_network_without_patches_cannot_do_is_refused_by_name(call, tmp_p
     recipe = runpy.run_path("my_network.py")["recipe"]
     config = recipe()
     config.eval["hidden"] = Reconstruction()
-    with pytest.raises(BadInput, match=r"--eval\.hidden: an image is a single patch"):
+    with pytest.raises(BadInput, match=r"eval\.hidden: an image is a single patch"):
         build(config, config.data.describe())
 
     trained_unet(call, "run", "--limit-steps", "1")

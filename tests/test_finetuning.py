@@ -135,7 +135,7 @@ def test_a_source_that_changed_is_refused(source, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["start"]["weights"] == "raw"
     _, config = follow(FINETUNE, None, *start_from(source, "raw"))
     wrong = dataclasses.replace(config, start=dataclasses.replace(config.start, digest="0"), eval={})
-    with pytest.raises(BadInput, match=r"--from: the weights in .* are not those that this run was configured with"):
+    with pytest.raises(BadInput, match=r"from: the weights in .* are not those that this run was configured with"):
         run(wrong, run_dir=directory, preset="umd-ft", limit_steps=1)
 
 

@@ -111,7 +111,7 @@ def test_a_run_goes_on_only_with_the_tokenizer_that_it_began_with(tokenizer, who
     save_tokenizer(loaded.tokenizer, SMALL, moved / "tokenizer.safetensors", {})
     run(small(str(moved)), run_dir=whole, preset="latent-umd", limit_steps=6)  # the same, elsewhere
     save_tokenizer(with_statistics(loaded.tokenizer, 0.0, 1.0), SMALL, moved / "tokenizer.safetensors", {})
-    with pytest.raises(BadInput, match=r"--tokenizer: the run in .* was started with another tokenizer or other"):
+    with pytest.raises(BadInput, match=r"tokenizer: the run in .* was started with another tokenizer or other"):
         run(small(str(moved)), run_dir=whole, preset="latent-umd", limit_steps=6)
 
 
@@ -145,7 +145,7 @@ def test_fine_tuning_follows_the_run_with_its_tokenizer(tokenizer, whole, capsys
     assert (model.image_shape, model.num_classes) == ((7, 7, 2), 10)
     other = dataclasses.replace(config, tokenizer="fashion-kl")
     with pytest.raises(
-        BadInput, match=f"--from: it was trained on the latents of {tokenizer}, but the recipe has fashion-"
+        BadInput, match=f"from: it was trained on the latents of {tokenizer}, but the recipe has fashion-"
     ):
         resolve_fitting(other, source)
     code, _, error = called(capsys, finetune, "latent-umd-ft", "--from", whole)

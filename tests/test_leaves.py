@@ -247,7 +247,7 @@ def test_types_of_a_readers_own_stand_beside_the_others():
     flags = {choice.flag for choice in choose(umd(), [], kinds)[2]}
     assert "objective" in flags
     assert isinstance(umd().objective, Unified)
-    with pytest.raises(BadInput, match=r"--objective: needy needs weight, which Unified does not have"):
+    with pytest.raises(BadInput, match=r"objective: needy needs weight, which Unified does not have"):
         choose(umd(), ["--objective", "needy"], kinds)
 
 

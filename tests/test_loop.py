@@ -35,7 +35,7 @@ class TestGuard:
             guard.watch(step, SKIPPED)
         with pytest.raises(BadInput, match="not finite for 3 steps in a row, the last of them step 3") as error:
             guard.settle()
-        assert error.value.field == "--optim.lr"
+        assert error.value.field == "optim.lr"
         assert said == ["step 1: loss or gradient is not finite; the step is skipped"]
 
     def test_a_step_that_is_fine_begins_the_count_anew(self):

@@ -103,19 +103,19 @@ def test_the_first_moment_is_kept_as_asked(two_parameters, dtype):
 @pytest.mark.parametrize(
     ("field", "values"),
     [
-        ("--optim.epochs", {}),
-        ("--optim.epochs", {"epochs": 1.0, "steps": 1}),
-        ("--optim.epochs", {"epochs": -1.0}),
-        ("--optim.steps", {"steps": 0}),
-        ("--optim.lr", {"steps": 1, "lr": 0.0}),
-        ("--optim.lr", {"steps": 1, "lr": float("nan")}),
-        ("--optim.clip", {"steps": 1, "clip": -1.0}),
-        ("--optim.warmup", {"steps": 1, "warmup": 1.0}),
-        ("--optim.beta1", {"steps": 1, "beta1": 1.0}),
-        ("--optim.beta2", {"steps": 1, "beta2": -0.1}),
-        ("--optim.weight-decay", {"steps": 1, "weight_decay": -0.1}),
-        ("--optim.accumulate", {"steps": 1, "accumulate": 0}),
-        ("--optim.lr-batch-size", {"steps": 1, "lr_batch_size": 0}),
+        ("optim.epochs", {}),
+        ("optim.epochs", {"epochs": 1.0, "steps": 1}),
+        ("optim.epochs", {"epochs": -1.0}),
+        ("optim.steps", {"steps": 0}),
+        ("optim.lr", {"steps": 1, "lr": 0.0}),
+        ("optim.lr", {"steps": 1, "lr": float("nan")}),
+        ("optim.clip", {"steps": 1, "clip": -1.0}),
+        ("optim.warmup", {"steps": 1, "warmup": 1.0}),
+        ("optim.beta1", {"steps": 1, "beta1": 1.0}),
+        ("optim.beta2", {"steps": 1, "beta2": -0.1}),
+        ("optim.weight_decay", {"steps": 1, "weight_decay": -0.1}),
+        ("optim.accumulate", {"steps": 1, "accumulate": 0}),
+        ("optim.lr_batch_size", {"steps": 1, "lr_batch_size": 0}),
     ],
 )
 def test_values_that_cannot_work_are_refused_by_name(field, values):
@@ -136,7 +136,7 @@ def test_the_rate_of_the_average():
 
 @pytest.mark.parametrize("config", [EmaConfig(rate=0.0), EmaConfig(rate=-1e-3), EmaConfig(rate=0.5, batch_size=16)])
 def test_a_rate_that_is_none_is_refused(config):
-    with pytest.raises(BadInput, match=r"--ema\.rate: .* outside \(0, 1\]"):
+    with pytest.raises(BadInput, match=r"ema\.rate: .* outside \(0, 1\]"):
         config.rate_for(64, labels=True)
 
 

@@ -132,7 +132,7 @@ def test_all_but_the_matrices_of_the_blocks_is_under_adamw(random_model, conditi
 
 def test_muon_needs_blocks():
     alone = eqx.filter(Linear.init(3, 3, key=jax.random.key(0)), eqx.is_inexact_array)
-    with pytest.raises(BadInput, match=r"--optim: .*no blocks"):
+    with pytest.raises(BadInput, match=r"optim: .*no blocks"):
         Muon(steps=1).transformation(LR).init(alone)
 
 
@@ -164,15 +164,15 @@ def test_lars_has_momentum_and_decays_no_bias(stacked):
 @pytest.mark.parametrize(
     ("optimiser", "field"),
     [
-        (Muon(steps=1, momentum=1.0), "--optim.momentum"),
-        (Muon(steps=1, rms=0.0), "--optim.rms"),
-        (Muon(steps=1, ns_steps=0), "--optim.ns-steps"),
-        (Muon(steps=1, adam_lr=-1.0), "--optim.adam-lr"),
-        (Muon(steps=1, beta2=1.0), "--optim.beta2"),
-        (Muon(), "--optim.epochs"),
-        (LARS(steps=1, trust=0.0), "--optim.trust"),
-        (LARS(steps=1, momentum=-0.1), "--optim.momentum"),
-        (LARS(steps=1, lr=float("inf")), "--optim.lr"),
+        (Muon(steps=1, momentum=1.0), "optim.momentum"),
+        (Muon(steps=1, rms=0.0), "optim.rms"),
+        (Muon(steps=1, ns_steps=0), "optim.ns_steps"),
+        (Muon(steps=1, adam_lr=-1.0), "optim.adam_lr"),
+        (Muon(steps=1, beta2=1.0), "optim.beta2"),
+        (Muon(), "optim.epochs"),
+        (LARS(steps=1, trust=0.0), "optim.trust"),
+        (LARS(steps=1, momentum=-0.1), "optim.momentum"),
+        (LARS(steps=1, lr=float("inf")), "optim.lr"),
     ],
 )
 def test_values_that_cannot_work_are_refused_by_name(optimiser, field):

@@ -35,18 +35,18 @@ EPS = jnp.asarray(np.random.default_rng(1).normal(size=SHAPE), jnp.float32)
 @pytest.mark.parametrize(
     ("path", "field"),
     [
-        (CosineTable(0), "--path.steps"),
-        (LinearTable(-3), "--path.steps"),
-        (CosinePath(0.5, 0.2), "--path.t-min"),
-        (RectifiedFlow(-0.1, 1.0), "--path.t-min"),
-        (SmoothTable(CosineTable(1)), "--path.table.steps"),
+        (CosineTable(0), "path.steps"),
+        (LinearTable(-3), "path.steps"),
+        (CosinePath(0.5, 0.2), "path.t_min"),
+        (RectifiedFlow(-0.1, 1.0), "path.t_min"),
+        (SmoothTable(CosineTable(1)), "path.table.steps"),
         # Those that leave something of the image at the end.
-        (CosineTable(1), "--path.steps"),
-        (LinearTable(2), "--path.steps"),
-        (CosinePath(t_max=0.9), "--path.t-max"),
-        (RectifiedFlow(t_max=0.95), "--path.t-max"),
-        (SmoothTable(LinearTable(2)), "--path.table.steps"),
-        (SmoothTable(CosineTable(), t_max=0.9), "--path.t-max"),
+        (CosineTable(1), "path.steps"),
+        (LinearTable(2), "path.steps"),
+        (CosinePath(t_max=0.9), "path.t_max"),
+        (RectifiedFlow(t_max=0.95), "path.t_max"),
+        (SmoothTable(LinearTable(2)), "path.table.steps"),
+        (SmoothTable(CosineTable(), t_max=0.9), "path.t_max"),
     ],
 )
 def test_a_path_that_cannot_work_is_refused(path, field):
@@ -71,7 +71,7 @@ def test_a_path_is_validated_also_while_something_is_traced():
     def traced(x):
         for path in PATHS.values():
             path.validate()
-        for path, field in ((LinearTable(2), "--path.steps"), (CosinePath(t_max=0.9), "--path.t-max")):
+        for path, field in ((LinearTable(2), "path.steps"), (CosinePath(t_max=0.9), "path.t_max")):
             with pytest.raises(BadInput, match=field):
                 path.validate()
         return x

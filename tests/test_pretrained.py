@@ -112,14 +112,14 @@ def test_the_card_says_nothing_of_the_machine(exported, done):
 
 
 def test_an_export_is_not_written_over(done, exported):
-    with pytest.raises(BadInput, match=r"--out: .* already exists"):
+    with pytest.raises(BadInput, match=r"out: .* already exists"):
         export(from_pretrained(done), exported)
-    with pytest.raises(BadInput, match=r"--out: .*does not end in \.safetensors"):
+    with pytest.raises(BadInput, match=r"out: .*does not end in \.safetensors"):
         export(from_pretrained(done), exported.with_suffix(".pt"))
 
 
 def test_what_is_no_network_is_refused_in_a_line(tmp_path, done):
-    with pytest.raises(BadInput, match=r"--run: there is no .*nowhere"):
+    with pytest.raises(BadInput, match=r"run: there is no .*nowhere"):
         from_pretrained(tmp_path / "nowhere")
     with pytest.raises(BadInput, match="neither a run nor an export"):
         from_pretrained(tmp_path)

@@ -108,7 +108,7 @@ def test_names_of_changes_have_no_slash_and_stay_apart():
 def test_a_damaged_configuration_is_one_line(tmp_path):
     for text in ("[]", "{", '{"config": 3}', '{"config": {"eval": 3}}'):
         (tmp_path / "config.json").write_text(text)
-        with pytest.raises(BadInput, match=r"--run-dir: .*config.json cannot be read"):
+        with pytest.raises(BadInput, match=r"run_dir: .*config.json cannot be read"):
             not_yet_measured(RunDirectory.read(tmp_path), {"fewshot": PROBE}, 2)
 
 

@@ -123,7 +123,7 @@ def test_an_unfinished_run_of_older_code_is_refused_and_a_finished_one_is_read(t
     before = {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
     with pytest.raises(BadInput, match="was started by an older version of this program, which draws other") as error:
         run(QUIET, run_dir=directory, preset="umd", limit_steps=4)
-    assert error.value.field == "--run-dir"
+    assert error.value.field == "run_dir"
     assert "\n" not in str(error.value)
     assert {path: path.read_bytes() for path in before} == before
     # It is finished where no more steps are asked for: then it is shown, sampled, exported, fine-tuned.
@@ -161,7 +161,7 @@ def test_a_bucket_is_refused_and_makes_no_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(BadInput, match="not a folder on this machine") as error:
         run(QUIET, run_dir="gs://bucket/run")
-    assert error.value.field == "--run-dir"
+    assert error.value.field == "run_dir"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -244,7 +244,7 @@ class TestBrokenImages:
     def test_too_many_end_the_run_with_the_flag(self, tmp_path):
         with pytest.raises(BadInput, match="broken images, more than 2") as error:
             run(tiny(eval={}, data__max_broken=2), run_dir=tmp_path / "run")
-        assert error.value.field == "--data.max-broken"
+        assert error.value.field == "data.max_broken"
 
 
 def test_several_processes_are_refused_before_anything_is_written(tmp_path, monkeypatch):

@@ -127,9 +127,9 @@ def test_a_batch_that_does_not_divide_over_the_devices_is_refused():
         message = rf"{batch_size} cannot be divided evenly over 8 devices\. Use {hint}"
         with pytest.raises(BadInput, match=message) as refusal:
             validate_batch(batch_size, mesh, accumulate=1, period=1)
-        assert refusal.value.field == "--data.batch-size"
+        assert refusal.value.field == "data.batch_size"
         validate_batch(hint, mesh, accumulate=1, period=1)
-    with pytest.raises(BadInput, match=r"--data\.batch-size: 0 is not a valid batch size"):
+    with pytest.raises(BadInput, match=r"data\.batch_size: 0 is not a valid batch size"):
         validate_batch(0, mesh, accumulate=1, period=1)
 
 
@@ -138,7 +138,7 @@ def test_micro_batches_that_would_differ_are_refused_with_those_that_would_not()
     # 256 images of which 12 are clean: 4 periods of 64.
     with pytest.raises(BadInput, match=r"cannot be split into 3 equal micro-batches\. Use one of 1, 2, 4") as refusal:
         validate_batch(256, mesh, accumulate=3, period=64)
-    assert refusal.value.field == "--optim.accumulate"
+    assert refusal.value.field == "optim.accumulate"
     for accumulate in (1, 2, 4):
         validate_batch(256, mesh, accumulate, period=64)
 
@@ -148,7 +148,7 @@ def test_micro_batches_with_fewer_images_than_devices_are_refused():
     message = r"on 8 devices cannot be split into 4 equal micro-batches\. Use one of 1, 2$"
     with pytest.raises(BadInput, match=message) as refusal:
         validate_batch(16, mesh, accumulate=4, period=1)
-    assert refusal.value.field == "--optim.accumulate"
+    assert refusal.value.field == "optim.accumulate"
     validate_batch(16, mesh, accumulate=2, period=1)
 
 

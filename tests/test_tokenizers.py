@@ -135,9 +135,7 @@ def test_what_is_not_in_the_hubs_cache_is_told_with_the_command_that_fetches_it(
     with pytest.raises(BadInput) as refusal:
         load_tokenizer(PUBLISHED_TOKENIZER)
     assert "\n" not in str(refusal.value)
-    assert str(refusal.value).startswith(
-        f"--tokenizer: there is no {PUBLISHED_TOKENIZER} on this machine. `pip install"
-    )
+    assert str(refusal.value).startswith(f"tokenizer: there is no {PUBLISHED_TOKENIZER} on this machine. `pip install")
     command = (
         "hf download stable-diffusion-v1-5/stable-diffusion-v1-5 "
         "vae/config.json vae/diffusion_pytorch_model.safetensors`"
@@ -229,11 +227,11 @@ def test_a_configuration_is_told_what_its_tokenizer_makes(saved):
     [
         (
             {"data": {"latents": "somewhere"}, "tokenizer": None},
-            "--data.latents: a system that is trained on pixels cannot use latents",
+            "data.latents: a system that is trained on pixels cannot use latents",
         ),
-        ({"data": {"size": 30}}, "--data.size: 30 is not a multiple of the tokenizer's downsampling factor, 4"),
-        ({"latent": None}, "--tokenizer: fashion-kl has not been resolved"),
-        ({"model": {"variant": "mu/2"}}, "--model.variant: a patch size of 2 does not divide an image of 7 x 7"),
+        ({"data": {"size": 30}}, "data.size: 30 is not a multiple of the tokenizer's downsampling factor, 4"),
+        ({"latent": None}, "tokenizer: fashion-kl has not been resolved"),
+        ({"model": {"variant": "mu/2"}}, "model.variant: a patch size of 2 does not divide an image of 7 x 7"),
     ],
 )
 def test_configurations_that_cannot_work(change, message):
@@ -363,7 +361,7 @@ def test_files_that_do_not_fit_their_card(saved, tmp_path, what):
 
 
 def test_what_is_no_tokenizer_at_all(saved, tmp_path):
-    with pytest.raises(BadInput, match=r"--tokenizer: there is no nowhere on this machine. Pass a run of train_tok"):
+    with pytest.raises(BadInput, match=r"tokenizer: there is no nowhere on this machine. Pass a run of train_tok"):
         load_tokenizer("nowhere")
     with pytest.raises(BadInput, match="holds no tokenizer"):
         load_tokenizer(str(tmp_path))

@@ -78,16 +78,16 @@ def test_the_selection_is_the_same_for_arrays_shapes_and_tracers(network):
     [
         (
             AllExcept(("haed",)),
-            "--trainable.frozen",
+            "trainable.frozen",
             r"begins with 'haed'\. Did you mean head\? Choose one of: layers, layers",
         ),
-        (AllExcept(("head", "layer")), "--trainable.frozen", "begins with 'layer'"),
-        (AllExcept(("count",)), "--trainable.frozen", "begins with 'count'"),
-        (AllExcept(("layers.0.kernel.x",)), "--trainable.frozen", "Did you mean layers.0.kernel"),
-        (AllExcept(("",)), "--trainable.frozen", "begins with ''"),
-        (AllExcept(("layers", "layers_norm", "head")), "--trainable.frozen", "every parameter is frozen"),
-        (Only(("heads",)), "--trainable.trained", "begins with 'heads'"),
-        (Only(()), "--trainable.trained", "no parameter is given"),
+        (AllExcept(("head", "layer")), "trainable.frozen", "begins with 'layer'"),
+        (AllExcept(("count",)), "trainable.frozen", "begins with 'count'"),
+        (AllExcept(("layers.0.kernel.x",)), "trainable.frozen", "Did you mean layers.0.kernel"),
+        (AllExcept(("",)), "trainable.frozen", "begins with ''"),
+        (AllExcept(("layers", "layers_norm", "head")), "trainable.frozen", "every parameter is frozen"),
+        (Only(("heads",)), "trainable.trained", "begins with 'heads'"),
+        (Only(()), "trainable.trained", "no parameter is given"),
     ],
 )
 def test_a_selection_that_does_not_fit_is_refused_in_one_line(network, trainable, field, said):

@@ -73,7 +73,7 @@ def test_a_directory_has_one_owner_and_is_free_when_its_process_is_gone(tmp_path
     assert ready.wait(60)
     with pytest.raises(BadInput, match="another process is running in") as error, own(tmp_path / "run"):
         pass
-    assert error.value.field == "--run-dir"
+    assert error.value.field == "run_dir"
     done.set()
     process.join(60)
     with own(tmp_path / "run"):
@@ -105,7 +105,7 @@ def test_a_claim_is_kept_and_told_apart_from_another_run(tmp_path):
     assert kept["config"]["log"]["every"] == 1
     with pytest.raises(BadInput, match=r"was started with 0.001, and now it is 0.1") as error:
         claim(tmp_path, replaced(UMD, optim__lr=0.1), "umd")
-    assert error.value.field == "--optim.lr"
+    assert error.value.field == "optim.lr"
     assert json.loads((tmp_path / "config.json").read_text()) == kept
 
 

@@ -91,4 +91,4 @@ def test_numbers_that_cannot_work_are_refused_before_anything_is_measured(qualit
 def test_a_network_without_labels_is_refused(quality, exported):
     with pytest.raises(BadInput) as error:
         quality.main(["--run", exported(False)])
-    assert error.value.field == "--run"
+    assert error.value.field == "run"

@@ -146,7 +146,7 @@ def test_a_folder_that_another_process_is_at_is_refused(called):
 
 def test_an_error_of_another_kind_keeps_its_flag(called, monkeypatch):
     def refuse(*_, **__):
-        raise BadInput("--data.max-broken", "7 broken images", "Mend the data.")
+        raise BadInput("data.max_broken", "7 broken images", "Mend the data.")
 
     monkeypatch.setattr("umd_eqx.commands.encode_latents.encode", refuse)
     code, _, error = called(encode_latents, *QUICK)

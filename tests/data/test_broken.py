@@ -22,7 +22,7 @@ def grey(grey_root) -> TfdsSource:
 def refused(source: DataSource, index: int) -> str:
     with pytest.raises(BadInput) as error:
         source[index]
-    assert error.value.field == "--data.max-broken"
+    assert error.value.field == "data.max_broken"
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -78,7 +78,7 @@ def test_an_evaluation_counts_what_it_leaves_out(grey):
         valid = np.concatenate([batch.valid for batch in evaluation_batches(source, EvalTransform(7), 16)])
         np.testing.assert_array_equal(np.flatnonzero(~valid[:40]), [4, 17])
     assert source.broken == {4, 17}
-    with pytest.raises(BadInput, match=r"--data\.max-broken"):
+    with pytest.raises(BadInput, match=r"data\.max_broken"):
         list(evaluation_batches(CountBroken(grey, max_broken=1), EvalTransform(7), 16))
 
 

@@ -49,7 +49,7 @@ def test_the_data_sets_own_folder_and_one_version_may_be_given(root):
 
 
 def test_a_folder_of_another_data_set_is_refused(root):
-    assert "Use --data.name two/a" in refused("fashion_mnist", root / "two/a/1.0.0", "--data.name")
+    assert "Use `data.source.name=two/a`" in refused("fashion_mnist", root / "two/a/1.0.0", "data.source.name")
 
 
 def test_the_environment_comes_before_what_is_embedded(root, monkeypatch):
@@ -58,36 +58,36 @@ def test_the_environment_comes_before_what_is_embedded(root, monkeypatch):
     assert "embedded" in str(find_dataset("fashion_mnist", None))
     shutil.copytree(root / "some/1.9.0", root / "fashion_mnist/1.0.0")
     assert find_dataset("fashion_mnist", None) == root / "fashion_mnist/1.0.0"
-    assert str(root) in refused("nothing", None, "--data.dir")
+    assert str(root) in refused("nothing", None, "data.source.dir")
 
 
 def test_an_unknown_name_says_what_is_embedded(monkeypatch):
     monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
-    assert "fashion_mnist" in refused("imagenet2012", None, "--data.dir")
-    refused("", None, "--data.name")
-    refused("../x", None, "--data.name")
+    assert "fashion_mnist" in refused("imagenet2012", None, "data.source.dir")
+    refused("", None, "data.source.name")
+    refused("../x", None, "data.source.name")
 
 
 def test_missing_and_empty_folders(root, tmp_path):
     (tmp_path / "empty").mkdir()
-    assert "there is no folder" in refused("some", tmp_path / "missing", "--data.dir")
-    assert "it is empty" in refused("some", tmp_path / "empty", "--data.dir")
-    assert "it contains odd, old" in refused("other", root, "--data.dir").replace("empty, ", "")
+    assert "there is no folder" in refused("some", tmp_path / "missing", "data.source.dir")
+    assert "it is empty" in refused("some", tmp_path / "empty", "data.source.dir")
+    assert "it contains odd, old" in refused("other", root, "data.source.dir").replace("empty, ", "")
 
 
 def test_a_missing_config_lists_the_configs(root):
-    assert "(a, b)" in refused("two", root, "--data.name")
+    assert "(a, b)" in refused("two", root, "data.source.name")
 
 
 @pytest.mark.parametrize("name", ["records", "old"])
 def test_only_array_record_is_read(root, name, monkeypatch):
     for folder in (root, root / name / "1.0.0"):
-        message = refused(name, folder, "--data.dir")
+        message = refused(name, folder, "data.source.dir")
         assert "tfrecord" in message
         assert "--file_format=array_record" in message
     monkeypatch.setenv("TFDS_DATA_DIR", str(root))
-    assert "tfrecord" in refused(name, None, "--data.dir")
+    assert "tfrecord" in refused(name, None, "data.source.dir")
 
 
 def test_a_broken_description_is_refused(root):
-    refused("odd", root, "--data.dir")
+    refused("odd", root, "data.source.dir")

@@ -201,7 +201,7 @@ def test_broken_files_are_skipped_and_counted(flat):
                 test[index]
     assert test.broken == train.broken
     train, _ = DataConfig(source=ImageFolder(str(flat)), test_split="train", max_broken=2).open()
-    with pytest.raises(BadInput, match=r"--data\.max-broken: 3 broken images, more than 2"):
+    with pytest.raises(BadInput, match=r"data\.max_broken: 3 broken images, more than 2"):
         contents(train)
 
 
@@ -265,7 +265,7 @@ def test_a_folder_of_another_layout_is_refused_in_one_line(flat, case):
     make(flat)
     with pytest.raises(BadInput) as error:
         ImageFolder(str(flat)).describe("train", "train")
-    assert error.value.field == "--data.dir"
+    assert error.value.field == "data.source.dir"
     assert said in str(error.value)
     assert len(str(error.value).splitlines()) == 1
 
@@ -275,14 +275,14 @@ def test_a_folder_that_may_not_be_read_is_refused_in_one_line(flat, monkeypatch)
         raise PermissionError(13, "Permission denied", path)
 
     monkeypatch.setattr(image_folder.os, "scandir", refuse)
-    with pytest.raises(BadInput, match=r"--data\.dir: .*pets cannot be read \(Permission denied\)"):
+    with pytest.raises(BadInput, match=r"data\.source\.dir: .*pets cannot be read \(Permission denied\)"):
         ImageFolder(str(flat)).splits()
 
 
 def test_no_folder_and_other_channels_are_refused(flat):
-    with pytest.raises(BadInput, match=r"--data\.dir: no folder of images is given"):
+    with pytest.raises(BadInput, match=r"data\.source\.dir: no folder of images is given"):
         ImageFolder().describe("train", "train")
-    with pytest.raises(BadInput, match=r"--data\.channels: 4 is neither 1 nor 3"):
+    with pytest.raises(BadInput, match=r"data\.source\.channels: 4 is neither 1 nor 3"):
         ImageFolder(str(flat), channels=4).describe("train", "train")
 
 
@@ -290,9 +290,9 @@ def test_no_folder_and_other_channels_are_refused(flat):
 def test_an_unknown_split_is_refused(flat, part):
     config: AbstractSource = ImageFolder(str(flat))
     for call, field in (
-        (lambda: config.describe(part, "train"), "--data.train-split"),
-        (lambda: config.describe("train", part), "--data.test-split"),
-        (lambda: config.open(part, field="--data.split"), "--data.split"),
+        (lambda: config.describe(part, "train"), "data.train_split"),
+        (lambda: config.describe("train", part), "data.test_split"),
+        (lambda: config.open(part, field="data.split"), "data.split"),
     ):
         with pytest.raises(BadInput, match=r"Splits of .*pets: train; parts of them") as error:
             call()
@@ -300,5 +300,5 @@ def test_an_unknown_split_is_refused(flat, part):
 
 
 def test_a_part_without_images_is_refused(flat):
-    with pytest.raises(BadInput, match=r"--data\.test-split: 'train\[5:5\]' has no images"):
+    with pytest.raises(BadInput, match=r"data\.test_split: 'train\[5:5\]' has no images"):
         ImageFolder(str(flat)).describe("train", "train[5:5]")

@@ -171,19 +171,19 @@ def test_latents_that_are_what_a_run_asks_for(latents):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"digest": "4567"}, r"encoded with another tokenizer \(0123, now 4567\). Set --tokenizer to the one"),
+        ({"digest": "4567"}, r"encoded with another tokenizer \(0123, now 4567\). Set `tokenizer` to the one"),
         ({"scale": 2.0}, r"encoded with another scale of the tokenizer \(1.5, now 2.0\)"),
         ({"shift": 0.0}, r"encoded with another shift of the tokenizer"),
-        ({"size": 16}, r"encoded with another image size .*Use --data.size 8"),
-        ({"area_min": 80.0}, r"encoded with another augmentation \(50.0, now 80.0\). Use --data.area-min 50"),
-        ({"flip": False}, r"encoded with another augmentation .*Use --data.flip"),
+        ({"size": 16}, r"encoded with another image size .*Use `data.size=8`"),
+        ({"area_min": 80.0}, r"encoded with another augmentation \(50.0, now 80.0\). Use `data.area_min=50`"),
+        ({"flip": False}, r"encoded with another augmentation .*Use `data.flip=True`"),
         ({"source_hash": source_hash(noise(22, seed=1))}, r"encoded with other images"),
     ],
 )
 def test_latents_that_are_not(latents, changed, message):
     with pytest.raises(BadInput, match=message) as refusal:
         check(latents.manifest, **(FITS | changed))
-    assert refusal.value.field == "--data.latents"
+    assert refusal.value.field == "data.latents"
     assert "\n" not in str(refusal.value)
 
 

@@ -139,7 +139,7 @@ def test_a_stand_in_is_the_same_on_resuming():
 
 
 def test_errors_of_the_source_reach_the_reader():
-    with pytest.raises(BadInput, match=r"--data\.max-broken"):
+    with pytest.raises(BadInput, match=r"data\.max_broken"):
         take(9, SkipBroken(Numbered(9, broken=(2, 3)), max_broken=1), keep, batch_size=4, seed=0)
     with pytest.raises(BrokenImage):
         take(9, Numbered(9, broken=(2, 3)), keep, batch_size=4, seed=0)

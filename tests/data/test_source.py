@@ -28,14 +28,14 @@ def test_describe(grey_root, colour_root):
 
 @pytest.mark.parametrize("split", ["nosuch", "train[", "train[30:50]", ""])
 def test_an_unknown_split_is_refused(grey_root, split):
-    assert "train, test" in refused("--data.train-split", describe, "tiny", str(grey_root), split, "test")
-    assert "train, test" in refused("--data.test-split", describe, "tiny", str(grey_root), "train", split)
-    refused("--data.test-split", open_source, "tiny", str(grey_root), split, field="--data.test-split")
+    assert "train, test" in refused("data.train_split", describe, "tiny", str(grey_root), split, "test")
+    assert "train, test" in refused("data.test_split", describe, "tiny", str(grey_root), "train", split)
+    refused("data.test_split", open_source, "tiny", str(grey_root), split, field="data.test_split")
 
 
 @pytest.mark.parametrize("split", ["train[:0]", "train[5:5]"])
 def test_a_split_without_images_is_refused(grey_root, split):
-    assert "has no images" in refused("--data.train-split", open_source, "tiny", str(grey_root), split)
+    assert "has no images" in refused("data.train_split", open_source, "tiny", str(grey_root), split)
 
 
 @pytest.mark.parametrize("root", ["grey_root", "colour_root"])
@@ -124,11 +124,11 @@ def test_a_missing_or_damaged_file_is_refused(grey_root, tmp_path):
     (records,) = folder.glob("*train*")
     content = records.read_bytes()
     records.unlink()
-    refused("--data.dir", open_source, "tiny", str(tmp_path), "train")
+    refused("data.source.dir", open_source, "tiny", str(tmp_path), "train")
     records.write_bytes(content[: len(content) // 2])
-    refused("--data.dir", open_source, "tiny", str(tmp_path), "train")
+    refused("data.source.dir", open_source, "tiny", str(tmp_path), "train")
     (folder / "features.json").unlink()
-    refused("--data.dir", open_source, "tiny", str(tmp_path), "test")
+    refused("data.source.dir", open_source, "tiny", str(tmp_path), "test")
 
 
 def test_a_data_set_without_labelled_images_is_refused(tmp_path):
@@ -142,13 +142,13 @@ def test_a_data_set_without_labelled_images_is_refused(tmp_path):
     }
     for case, (features, example) in cases.items():
         write(tmp_path / case, {"train": [example], "test": [example]}, tfds.features.FeaturesDict(features))
-        refused("--data.name", describe, "tiny", str(tmp_path / case), "train", "test")
+        refused("data.source.name", describe, "tiny", str(tmp_path / case), "train", "test")
 
 
 def test_secret_labels_are_refused(tmp_path):
     records = [{"image": encode(picture(0, 4, 4, 1)), "label": -1}]
     folder = write(tmp_path, {"test": records}, image_features((4, 4, 1)))
-    assert "has no labels" in refused("--data.test-split", TfdsSource, folder, "test", field="--data.test-split")
+    assert "has no labels" in refused("data.test_split", TfdsSource, folder, "test", field="data.test_split")
 
 
 def test_sixteen_bit_images_are_refused(tmp_path):
@@ -157,7 +157,7 @@ def test_sixteen_bit_images_are_refused(tmp_path):
     example = {"image": encode(picture(0, 4, 4, 1)), "label": 1}
     folder = write(tmp_path, {"train": [example]}, features)
     assert json.loads((folder / "dataset_info.json").read_text())["fileFormat"] == "array_record"
-    assert "uint16" in refused("--data.name", TfdsSource, folder, "train")
+    assert "uint16" in refused("data.source.name", TfdsSource, folder, "train")
 
 
 def test_other_pictures_of_an_example_are_left_alone(tmp_path):

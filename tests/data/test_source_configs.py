@@ -92,5 +92,5 @@ def test_a_configuration_from_before_there_were_sources_is_loaded_and_its_run_co
     (tmp_path / "config.json").write_text(KEPT.read_text())
     claim(tmp_path, dataclasses.replace(config, data=config.data.moved(None)), "umd")
     other = dataclasses.replace(config.data, source=TFDS("pictures/large"))
-    with pytest.raises(BadInput, match=r"--data\.name: .* pictures-small, and now it is pictures-large"):
+    with pytest.raises(BadInput, match=r"data\.source\.name: .* pictures-small, and now it is pictures-large"):
         claim(tmp_path, dataclasses.replace(config, data=other), "umd")

@@ -56,7 +56,7 @@ def test_fewer_images_are_spread_over_the_split():
 
 @pytest.mark.parametrize("images", [0, -1])
 def test_a_number_of_images_below_one_is_refused(images):
-    with pytest.raises(BadInput, match=r"--eval\.accuracy\.images: .* Use 1 or more"):
+    with pytest.raises(BadInput, match=r"eval\.accuracy\.images: .* Use 1 or more"):
         Accuracy(images=images).validate()
 
 

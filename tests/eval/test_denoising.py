@@ -158,7 +158,7 @@ def test_the_picture_shows_the_image_and_each_level_with_its_prediction():
 
 
 @pytest.mark.parametrize(
-    ("fields", "flag"),
+    ("fields", "field"),
     [
         ({"images": 0}, "images"),
         ({"pictures": 0}, "pictures"),
@@ -166,12 +166,12 @@ def test_the_picture_shows_the_image_and_each_level_with_its_prediction():
         ({"levels": (0.1, 0.9, 1.0)}, "levels"),
         ({"levels": (0.0, 0.1, 0.9)}, "levels"),
         ({"levels": (0.1, 0.1, 0.9)}, "levels"),
-        ({"shown_levels": (0.3,)}, "shown-levels"),
+        ({"shown_levels": (0.3,)}, "shown_levels"),
     ],
 )
-def test_what_cannot_work_is_refused_before_training(fields, flag):
+def test_what_cannot_work_is_refused_before_training(fields, field):
     with pytest.raises(BadInput) as refused:
         dataclasses.replace(LEVELS, **fields).build(context(SOURCE, SOURCE))
-    assert refused.value.field == f"--eval.denoising.{flag}"
+    assert refused.value.field == f"eval.denoising.{field}"
     (value,) = fields.values()
-    assert str(refused.value).startswith(f"--eval.denoising.{flag}: {value} is not valid. ")
+    assert str(refused.value).startswith(f"eval.denoising.{field}: {value} is not valid. ")

@@ -313,7 +313,7 @@ def test_the_pool_and_the_test_images_are_as_many_as_asked_for():
 def test_what_cannot_work_is_refused_before_training(field, value):
     with pytest.raises(BadInput) as error:
         dataclasses.replace(PROBE, **{field: value}).build(context(blobs(60, 0), blobs(20, 1)))
-    flag = f"--eval.fewshot.{field.replace('_', '-')}"
+    flag = f"eval.fewshot.{field}"
     assert error.value.field == flag
     assert str(error.value).startswith(f"{flag}: {value} is not valid. ")
 
@@ -323,6 +323,6 @@ def test_the_headline_is_among_the_features():
     some.validate()
     dataclasses.replace(some, headline="both").validate()
     with pytest.raises(
-        BadInput, match=r"--eval.fewshot.headline: class_tokens is not valid. Choose among --eval.fewshot.f"
+        BadInput, match=r"eval.fewshot.headline: class_tokens is not valid. Choose among `eval.fewshot.f`"
     ):
         dataclasses.replace(some, headline="class_tokens").validate()

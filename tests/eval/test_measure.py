@@ -53,5 +53,5 @@ def test_only_inception_may_say_fid():
 def test_ten_images_are_enough_and_nine_are_not():
     real = made_up(80, 0)
     measure(real, made_up(10, 1), "fashion")
-    with pytest.raises(BadInput, match="--samples"):
+    with pytest.raises(BadInput, match="samples"):
         measure(real, made_up(9, 1), "fashion")

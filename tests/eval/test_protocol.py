@@ -126,7 +126,7 @@ class TestNames:
         assert scale(scale(ADM50K, 10), 50_000).name != scale(UMD10K, 50_000).name
 
     def test_no_images_are_refused(self):
-        with pytest.raises(BadInput, match="--samples"):
+        with pytest.raises(BadInput, match="samples"):
             scale(UMD10K, 0)
 
 

@@ -139,7 +139,7 @@ def test_where_no_image_can_be_read_there_is_no_number_and_no_picture():
 def test_what_cannot_work_is_refused_before_training(field, value):
     with pytest.raises(BadInput) as refused:
         dataclasses.replace(HIDDEN, **{field: value}).build(context(SOURCE, SOURCE))
-    flag = f"--eval.reconstruction.{field.replace('_', '-')}"
+    flag = f"eval.reconstruction.{field}"
     assert refused.value.field == flag
     assert str(refused.value).startswith(f"{flag}: {value} is not valid. Use ")
 
@@ -148,14 +148,14 @@ def test_what_cannot_work_is_refused_before_training(field, value):
 def test_a_mask_ratio_that_hides_no_patch_or_all_of_them_is_refused(ratio):
     evaluator = dataclasses.replace(HIDDEN, mask_ratio=ratio)
     with pytest.raises(BadInput, match=r"Use 0\.0204, which hides one patch of 49, to 0\.9795, which") as refused:
-        evaluator.validate(49, "--eval.hidden")
-    assert str(refused.value).startswith(f"--eval.hidden.mask-ratio: {ratio} is not valid.")
+        evaluator.validate(49, "eval.hidden")
+    assert str(refused.value).startswith(f"eval.hidden.mask_ratio: {ratio} is not valid.")
 
 
 def test_an_image_of_one_patch_cannot_be_masked():
     with pytest.raises(BadInput, match="smaller patch") as refused:
         HIDDEN.validate(1)
-    assert refused.value.field == "--eval.reconstruction"
+    assert refused.value.field == "eval.reconstruction"
 
 
 @pytest.mark.parametrize("num_patches", [2, 3, *(side**2 for side in range(2, 65)), 10_000, 16_384, 65_536, 100_000])

@@ -56,7 +56,7 @@ def test_perplexity_is_how_many_codes_used_equally_often_would_be_as_hard_to_gue
 
 @pytest.mark.parametrize(("name", "value"), [("images", 0), ("pictures", 0)])
 def test_counts_below_one_are_refused(name, value):
-    with pytest.raises(BadInput, match=f"--eval.tokenizer.{name}: 0 is not valid"):
+    with pytest.raises(BadInput, match=f"eval.tokenizer.{name}: 0 is not valid"):
         TokenizerQuality(**{name: value}).validate()
 
 

@@ -118,7 +118,7 @@ def test_where_none_can_be_read_the_run_is_refused_and_stays_so(finished, tmp_pa
     for _ in range(2):
         with pytest.raises(BadInput, match=r"none of the checkpoints in .* can be read") as error:
             restored(directory)
-        assert error.value.field == "--run-dir"
+        assert error.value.field == "run_dir"
 
 
 def test_a_checkpoint_killed_before_its_seal_was_written_is_read(finished, tmp_path):

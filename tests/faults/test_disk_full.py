@@ -115,7 +115,7 @@ def test_a_full_disk_is_known_by_its_number_and_by_its_words(error, named):
     [
         OSError(errno.EIO, "Input/output error"),
         ValueError("RESOURCE_EXHAUSTED: Too many open files [os_error_code='24']"),
-        BadInput("--run-dir", "runs/x cannot be written to (No space left on device)", "Choose another"),
+        BadInput("run_dir", "runs/x cannot be written to (No space left on device)", "Choose another"),
     ],
 )
 def test_no_other_error_is_taken_for_one(error):

@@ -98,7 +98,7 @@ def test_a_run_that_trains_a_part_leaves_the_rest_as_it_began(tmp_path):
 def test_a_name_of_no_parameter_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(BadInput, match=r"begins with 'encodre'\. Did you mean encoder\?") as error:
         run(tiny(trainable=AllExcept(("encodre",))), run_dir=tmp_path / "run")
-    assert error.value.field == "--trainable.frozen"
+    assert error.value.field == "trainable.frozen"
     assert not (tmp_path / "run").exists()
 
 
@@ -115,17 +115,17 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("changed", "flag"),
     [
-        ({"optim__lr": 0.5}, "--optim.lr"),
-        ({"optim__steps": 13}, "--optim.steps"),
-        ({"model__variant": "mu/4"}, "--model.variant"),
-        ({"model__class_tokens": 2}, "--model.class-tokens"),
-        ({"data__batch_size": 16}, "--data.batch-size"),
-        ({"data__flip": True}, "--data.flip"),
-        ({"data__train_split": "train[:50%]"}, "--data.train-split"),
-        ({"optim": Muon(steps=STEPS)}, "--optim"),
-        ({"seed": 1}, "--seed"),
-        ({"ema__rate": 0.5}, "--ema.rate"),
-        ({"trainable": AllExcept(("encoder",))}, "--trainable.frozen.0"),
+        ({"optim__lr": 0.5}, "optim.lr"),
+        ({"optim__steps": 13}, "optim.steps"),
+        ({"model__variant": "mu/4"}, "model.variant"),
+        ({"model__class_tokens": 2}, "model.class_tokens"),
+        ({"data__batch_size": 16}, "data.batch_size"),
+        ({"data__flip": True}, "data.flip"),
+        ({"data__train_split": "train[:50%]"}, "data.train_split"),
+        ({"optim": Muon(steps=STEPS)}, "optim"),
+        ({"seed": 1}, "seed"),
+        ({"ema__rate": 0.5}, "ema.rate"),
+        ({"trainable": AllExcept(("encoder",))}, "trainable.frozen.0"),
     ],
 )
 def test_what_makes_the_run_may_not_change(begun, changed, flag):
@@ -158,7 +158,7 @@ def test_a_directory_with_something_else_in_it_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(BadInput, match=r"holds 'thesis.tex', which is not part of a run") as error:
         run(tiny(), run_dir=tmp_path)
-    assert error.value.field == "--run-dir"
+    assert error.value.field == "run_dir"
     assert {path.name for path in tmp_path.iterdir()} <= {"thesis.tex", ".lock"}
 
 

@@ -144,8 +144,8 @@ def test_a_tangent_goes_through_the_network_inside_a_gradient(random_model, bloc
 @pytest.mark.parametrize(
     ("field", "config"),
     [
-        ("--model.registers", ModelConfig("mu/4", registers=-1)),
-        ("--model.block.rotary", ModelConfig("odd/4", block=BlockConfig(rotary=True))),
+        ("model.registers", ModelConfig("mu/4", registers=-1)),
+        ("model.block.rotary", ModelConfig("odd/4", block=BlockConfig(rotary=True))),
     ],
 )
 def test_options_that_cannot_be_are_refused(monkeypatch, field, config):

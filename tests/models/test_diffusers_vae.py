@@ -162,7 +162,7 @@ def test_arrays_that_do_not_fit(folder, change, message):
 def refused(folder: Path, message: str) -> None:
     with pytest.raises(BadInput, match=message) as refusal:
         read_diffusers(folder)
-    assert refusal.value.field == "--tokenizer"
+    assert refusal.value.field == "tokenizer"
     assert str(refusal.value).isprintable()
     assert len(str(refusal.value)) < 600
 

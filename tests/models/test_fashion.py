@@ -119,5 +119,5 @@ class Dangerous:
 
 def test_a_pickle_is_not_executed(copy):
     copy.write_bytes(pickle.dumps(Dangerous()))
-    with pytest.raises(BadInput, match=r"--mine: .* is not a readable safetensors file"):
-        load_fashion_classifier(copy, "--mine")
+    with pytest.raises(BadInput, match=r"mine: .* is not a readable safetensors file"):
+        load_fashion_classifier(copy, "mine")

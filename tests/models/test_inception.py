@@ -164,7 +164,7 @@ def test_what_does_not_fit_is_named(tmp_path, tensors, complaint):
     write_tensors(path, tensors, OURS)
     with pytest.raises(BadInput, match=complaint) as refusal:
         load_inception(path)
-    assert refusal.value.field == "--inception-weights"
+    assert refusal.value.field == "inception_weights"
     assert "\n" not in str(refusal.value)
 
 
@@ -179,7 +179,7 @@ def test_other_weights_are_not_taken_for_the_published_ones(zeros, tmp_path, tex
 def test_where_weights_are_looked_for(converted, tmp_path, monkeypatch):
     opened = []
 
-    def load(path, field: str = "--inception-weights", port: Port = "pytorch"):
+    def load(path, field: str = "inception_weights", port: Port = "pytorch"):
         opened.append((str(path), field, port))
 
     monkeypatch.setattr(pretrained_inception, "load_inception", load)
@@ -199,7 +199,7 @@ def test_where_weights_are_looked_for(converted, tmp_path, monkeypatch):
     assert opened == [
         (str(kept), str(kept), "tensorflow"),
         ("from-environment", "$UMD_EQX_INCEPTION", "pytorch"),
-        ("named", "--inception-weights", "pytorch"),
+        ("named", "inception_weights", "pytorch"),
         (str(kept), str(kept), "pytorch"),
     ]
 

@@ -145,9 +145,9 @@ def test_every_variant_builds(name):
 
 @pytest.mark.parametrize("variant", ["B", "B/", "/4", "b/4", "Q/4", "B/0", "B/-4", "B/04", "B/4 ", "B/4/4", "B4", ""])
 def test_a_name_that_is_no_variant_is_refused(variant):
-    with pytest.raises(BadInput, match=r"--model\.variant: .* is not a variant.*B/4") as refusal:
+    with pytest.raises(BadInput, match=r"model\.variant: .* is not a variant.*B/4") as refusal:
         ModelConfig(variant).sizes()
-    assert refusal.value.field == "--model.variant"
+    assert refusal.value.field == "model.variant"
 
 
 def test_a_patch_that_does_not_divide_the_image_is_refused_with_those_that_do():
@@ -158,7 +158,7 @@ def test_a_patch_that_does_not_divide_the_image_is_refused_with_those_that_do():
 
 @pytest.mark.parametrize(
     ("field", "values"),
-    [("--model.class-tokens", {"class_tokens": 0}), ("--model.class-token-std", {"class_token_std": -0.1})],
+    [("model.class_tokens", {"class_tokens": 0}), ("model.class_token_std", {"class_token_std": -0.1})],
 )
 def test_class_tokens_that_cannot_be_are_refused(field, values):
     with pytest.raises(BadInput, match=field):

@@ -97,10 +97,10 @@ def test_the_logarithm_of_the_variance_is_clipped_as_published():
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (VAEConfig(widths=(8, 12), groups=8), "--model.groups: 8 groups do not divide the widths 8, 12"),
-        (VAEConfig(groups=0), "--model.groups: 0 groups do not divide the widths 128, 256, 512, 512"),
-        (VAEConfig(widths=()), "--model.widths: no widths are given"),
-        (VAEConfig(latent_channels=0), "--model.latent-channels: 0 is too small"),
+        (VAEConfig(widths=(8, 12), groups=8), "model.groups: 8 groups do not divide the widths 8, 12"),
+        (VAEConfig(groups=0), "model.groups: 0 groups do not divide the widths 128, 256, 512, 512"),
+        (VAEConfig(widths=()), "model.widths: no widths are given"),
+        (VAEConfig(latent_channels=0), "model.latent_channels: 0 is too small"),
     ],
 )
 def test_sizes_that_cannot_work(config, message):
@@ -111,9 +111,9 @@ def test_sizes_that_cannot_work(config, message):
 @pytest.mark.parametrize(
     ("config", "size", "message"),
     [
-        (KLTokenizer(), 30, "--model.widths: images of 30 x 30 cannot be downsampled by a factor of 4"),
-        (FSQTokenizer(levels=(8, 1)), 28, "--model.levels: "),
-        (FSQTokenizer(groups=7), 28, "--model.groups: 7 groups do not divide"),
+        (KLTokenizer(), 30, "model.widths: images of 30 x 30 cannot be downsampled by a factor of 4"),
+        (FSQTokenizer(levels=(8, 1)), 28, "model.levels: "),
+        (FSQTokenizer(groups=7), 28, "model.groups: 7 groups do not divide"),
     ],
 )
 def test_recipes_that_cannot_work(config, size, message):

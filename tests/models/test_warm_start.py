@@ -72,7 +72,7 @@ def test_a_table_of_positions_of_a_plane_stays_a_plane():
     ],
 )
 def test_another_network_is_refused_by_the_names_of_its_parameters(random_model, source, fresh, named):
-    with pytest.raises(BadInput, match="--from: the weights are those of another network") as error:
+    with pytest.raises(BadInput, match="from: the weights are those of another network") as error:
         warm_start(random_model(**fresh), random_model(**source))
     assert named in str(error.value)
     assert len(str(error.value)) < 400

@@ -51,7 +51,7 @@ def test_smoothing_is_off_by_default():
 
 @pytest.mark.parametrize("smoothing", [-0.1, 1.0, float("nan")])
 def test_a_smoothing_outside_of_its_range_is_refused(smoothing):
-    with pytest.raises(BadInput, match=r"--objective\.label-smoothing: .* is outside \[0, 1\)"):
+    with pytest.raises(BadInput, match=r"objective\.label_smoothing: .* is outside \[0, 1\)"):
         Classification(smoothing).validate(1, 8)
 
 

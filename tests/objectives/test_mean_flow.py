@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 from jaxtyping import Array, Float
 
+from umd_eqx.commands.sampling import SamplingFlags
 from umd_eqx.core.errors import BadInput
 from umd_eqx.core.paths import NETWORK_STEPS, CosinePath, RectifiedFlow
 from umd_eqx.core.predictions import PredictionType, VPrediction
 from umd_eqx.core.types import NO_CLASS, AbstractCond, Batch, Image, IntervalCond, Label
+from umd_eqx.eval import Generation
 from umd_eqx.models import AbstractModel
 from umd_eqx.objectives import MeanFlow, denoising
 from umd_eqx.objectives.mean_flow import MeanFlowDraw
+from umd_eqx.runs.pretrained import from_pretrained
 from umd_eqx.sampling import MeanFlowSampler, guide, sample
 
 SHAPE = (2, 2, 1)
@@ -187,21 +190,35 @@ def test_samples_of_a_batch_are_those_of_each(random_model):
 
 def test_what_cannot_work_is_refused(random_model):
     batch = batch_of(jnp.zeros((2, *SHAPE)))
-    with pytest.raises(BadInput, match=r"--path: CosinePath is not the rectified flow"):
+    with pytest.raises(BadInput, match=r"path: CosinePath is not the rectified flow"):
         MeanFlow()(Exact(), CosinePath(), batch, KEY)
     plain = random_model(8, channels=1)
-    with pytest.raises(BadInput, match=r"--model.prediction: the network predicts x0_eps"):
+    with pytest.raises(BadInput, match=r"model.prediction: the network predicts x0_eps"):
         MeanFlow()(plain, PATH, batch, KEY)
     sampler = MeanFlowSampler()
-    with pytest.raises(BadInput, match=r"--sampler: the network predicts x0_eps"):
+    with pytest.raises(BadInput, match=r"sampler: the network predicts x0_eps"):
         sampler(sampler.denoiser(plain, PATH), jnp.zeros((8, 8, 1)), KEY)
     labelled = random_model(8, channels=1, labels=True, prediction="u")
-    with pytest.raises(BadInput, match=r"--sampler: ClassifierFree has no average velocities"):
+    with pytest.raises(BadInput, match=r"sampler: ClassifierFree has no average velocities"):
         sampler(guide(sampler.denoiser(labelled, PATH), 2.0), jnp.zeros((8, 8, 1)), KEY)
     for change in ({"interval_prob": 1.5}, {"label_dropout": -0.1}, {"time_std": -1.0}, {"adaptive_power": -1.0}):
-        with pytest.raises(BadInput, match=next(iter(change)).replace("_", "-")):
+        with pytest.raises(BadInput, match=next(iter(change))):
             dataclasses.replace(MeanFlow(), **change).validate(4, 8)
     MeanFlow().validate(1, 8)
     assert denoising().denoises
     assert MeanFlow().denoises
     assert not MeanFlow().hides
+
+
+def test_guidance_is_refused_where_there_are_no_average_velocities():
+    flags = SamplingFlags(sampler=MeanFlowSampler())
+    labelled = from_pretrained()
+    flags.validate()
+    assert flags.scale(labelled) == 1.0
+    assert SamplingFlags().scale(labelled) == 2.0
+    for change in ({"cfg_scale": 2.0}, {"weak": "run"}):
+        with pytest.raises(BadInput, match=r"^sampler: MeanFlowSampler does not support guidance"):
+            dataclasses.replace(flags, **change).validate()
+    Generation(sampler=MeanFlowSampler(), cfg_scales=(1.0,)).validate()
+    with pytest.raises(BadInput, match=r"^eval\.generation\.cfg_scales: .* MeanFlowSampler requires the scale 1"):
+        Generation(sampler=MeanFlowSampler()).validate()

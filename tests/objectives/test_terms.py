@@ -220,24 +220,24 @@ def refused(objective, field: str, match: str, num_patches: int = 16, batch_size
 
 @pytest.mark.parametrize("ratio", [-0.1, 1.0, 1.5, float("nan")])
 def test_a_mask_ratio_outside_its_range_is_refused_by_name(ratio):
-    refused(masked_reconstruction(ratio), "--objective.mask-ratio", "outside")
-    refused(unified(mask_ratio=ratio), "--objective.denoising.mask-ratio", "outside")
-    refused(unified(mask_ratio_no_noise=ratio), "--objective.reconstruction.mask-ratio", "outside")
+    refused(masked_reconstruction(ratio), "objective.mask_ratio", "outside")
+    refused(unified(mask_ratio=ratio), "objective.denoising.mask_ratio", "outside")
+    refused(unified(mask_ratio_no_noise=ratio), "objective.reconstruction.mask_ratio", "outside")
 
 
 def test_a_mask_ratio_that_leaves_a_term_nothing_is_refused_by_name():
-    refused(masked_reconstruction(0.99), "--objective.mask-ratio", "hides all 16 patches")
-    refused(masked_denoising(0.0), "--objective.mask-ratio", "hides no patch, but the term x0_hidden")
-    refused(unified(mask_ratio=0.0), "--objective.denoising.mask-ratio", "hides no patch")
-    refused(unified(mask_ratio_no_noise=0.0), "--objective.reconstruction.mask-ratio", "hides no patch")
-    refused(MaskedDenoising(denoising().terms, 0.99), "--objective.mask-ratio", "hides all")
+    refused(masked_reconstruction(0.99), "objective.mask_ratio", "hides all 16 patches")
+    refused(masked_denoising(0.0), "objective.mask_ratio", "hides no patch, but the term x0_hidden")
+    refused(unified(mask_ratio=0.0), "objective.denoising.mask_ratio", "hides no patch")
+    refused(unified(mask_ratio_no_noise=0.0), "objective.reconstruction.mask_ratio", "hides no patch")
+    refused(MaskedDenoising(denoising().terms, 0.99), "objective.mask_ratio", "hides all")
 
 
 def test_shares_that_are_none_are_refused_by_name():
-    refused(MaskedDenoising(denoising().terms, 0.0, label_dropout=1.5), "--objective.label-dropout", "outside")
+    refused(MaskedDenoising(denoising().terms, 0.0, label_dropout=1.5), "objective.label_dropout", "outside")
     for share in (-0.5, 1.5, float("nan")):
-        refused(unified(no_noise_prob=share), "--objective.no-noise-prob", "outside")
-    refused(unified(no_noise_prob=0.05), "--objective.no-noise-prob", "less than one image", batch_size=16)
+        refused(unified(no_noise_prob=share), "objective.no_noise_prob", "outside")
+    refused(unified(no_noise_prob=0.05), "objective.no_noise_prob", "less than one image", batch_size=16)
 
 
 @pytest.mark.parametrize("objective", [masked_reconstruction(), denoising(), masked_denoising(), unified()])

@@ -72,5 +72,5 @@ def test_the_loss_of_a_batch_is_the_mean_of_its_images():
 @pytest.mark.parametrize("name", ["kl_weight", "perceptual_weight"])
 @pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
 def test_weights_that_are_none(name, value):
-    with pytest.raises(BadInput, match=f"--objective.{name.replace('_', '-')}: .* is negative or not finite"):
+    with pytest.raises(BadInput, match=f"objective.{name}: .* is negative or not finite"):
         Tokenizing(**{name: value}).validate(1, 8)

@@ -143,7 +143,7 @@ class TestClassifierFree:
     def test_a_network_without_labels_is_refused(self):
         with pytest.raises(BadInput, match="no labels") as error:
             ClassifierFree(toy(num_classes=None), 2.0)
-        assert error.value.field == "--cfg-scale"
+        assert error.value.field == "cfg_scale"
 
     def test_no_guidance_costs_nothing(self, denoiser):
         assert guide(denoiser, 1.0) is denoiser
@@ -184,7 +184,7 @@ class TestAutoguidance:
     def test_a_network_of_other_data_is_refused(self, weak, said):
         with pytest.raises(BadInput, match=said) as error:
             Autoguidance(toy(), toy(**weak), 2.0)
-        assert error.value.field == "--weak"
+        assert error.value.field == "weak"
 
 
 class TestInterval:
@@ -224,7 +224,7 @@ class TestInterval:
     def test_an_interval_that_is_none_is_refused(self, ends):
         with pytest.raises(BadInput, match="is not an interval") as error:
             Interval(toy(), toy(), *ends)
-        assert error.value.field == "--cfg-interval"
+        assert error.value.field == "cfg_interval"
 
 
 def test_they_compose():

@@ -154,10 +154,10 @@ def test_grey_levels_drawn_evenly_take_eight_bits():
 def test_a_table_is_refused():
     with pytest.raises(BadInput, match=r"smooth\(path\)") as error:
         bits_per_dim(ModelDenoiser(oracle(CosineTable())[0], CosineTable()), jnp.zeros(SHAPE), KEY)
-    assert error.value.field == "--path"
+    assert error.value.field == "path"
 
 
-@pytest.mark.parametrize(("field", "options"), [("--probes", {"probes": 0}), ("--steps", {"steps": 0})])
+@pytest.mark.parametrize(("field", "options"), [("probes", {"probes": 0}), ("steps", {"steps": 0})])
 def test_a_count_that_cannot_work_is_refused(field, options):
     with pytest.raises(BadInput, match="0 is too small") as error:
         bits_per_dim(ModelDenoiser(oracle(RectifiedFlow())[0], RectifiedFlow()), jnp.zeros(SHAPE), KEY, **options)

@@ -23,7 +23,7 @@ from umd_eqx.sampling import (
 
 
 @pytest.mark.parametrize(
-    ("sampler", "flag"),
+    ("sampler", "field"),
     [
         *((SAMPLERS[name](steps=steps), "steps") for name in SAMPLERS for steps in (0, -5)),
         (DDIM(eta=-0.1), "eta"),
@@ -31,17 +31,17 @@ from umd_eqx.sampling import (
         (DDIM(eta=float("nan")), "eta"),
         (Adaptive(rtol=0.0), "rtol"),
         (Adaptive(atol=-1.0), "atol"),
-        (DPMSolverPP(max_ratio=0.0), "max-ratio"),
+        (DPMSolverPP(max_ratio=0.0), "max_ratio"),
         *((kind(grid=EDMGrid(rho=0.0)), "grid.rho") for kind in (DDIM, DPMSolverPP, Euler, Heun, ReverseSDE)),
-        (Heun(grid=EDMGrid(sigma_min=0.0)), "grid.sigma-min"),
-        (Heun(grid=EDMGrid(sigma_min=90.0)), "grid.sigma-min"),
-        (DPMSolverPP(grid=LogSNRGrid(sigma_max=float("inf"))), "grid.sigma-min"),
+        (Heun(grid=EDMGrid(sigma_min=0.0)), "grid.sigma_min"),
+        (Heun(grid=EDMGrid(sigma_min=90.0)), "grid.sigma_min"),
+        (DPMSolverPP(grid=LogSNRGrid(sigma_max=float("inf"))), "grid.sigma_min"),
         (Euler(grid=ShiftedGrid(base=0)), "grid.base"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_numbers_that_cannot_work(sampler, flag):
-    for prefix, said in (("", f"--{flag}"), ("--eval.generation.sampler", f"--eval.generation.sampler.{flag}")):
+def test_numbers_that_cannot_work(sampler, field):
+    for prefix, said in (("", field), ("eval.generation.sampler", f"eval.generation.sampler.{field}")):
         with pytest.raises(BadInput) as error:
             sampler.validate(prefix)
         assert error.value.field == said

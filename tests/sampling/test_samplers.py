@@ -102,7 +102,7 @@ def test_one_step_is_the_prediction_at_the_first_time(name):
 @pytest.mark.parametrize("name", ["euler", "heun", "tsit5", "dopri5", "sde"])
 def test_a_table_has_no_rates(name):
     assert sampler_of(name).needs_rates
-    with pytest.raises(BadInput, match=r"--sampler: .*smooth\(path\)"):
+    with pytest.raises(BadInput, match=r"sampler: .*smooth\(path\)"):
         sampler_of(name)(ModelDenoiser(MODEL, CosineTable()), NOISE[0], KEY)
 
 

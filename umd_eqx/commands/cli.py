@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
@@ -12,10 +13,14 @@ from umd_eqx.commands.finetune import finetune
 from umd_eqx.commands.pretrain import pretrain
 from umd_eqx.commands.sample import sample
 from umd_eqx.core.errors import BadInput
+from umd_eqx.recipes.dump import as_flag
 from umd_eqx.recipes.pretrain import Preset
 from umd_eqx.training.signals import EXIT_INTERRUPTED, end_interrupted
 
 EXIT_BAD_INPUT = 2
+FIELD = r"[a-z]\w*(?:\.\w+)*"
+NO_FLAG = ("config.json", "labels", "preset", "types")
+"""Subjects of errors that are not set by a flag: a file, and arguments of functions."""
 INTERRUPTED = "interrupted: the last checkpoint, if any, is unchanged"
 
 
@@ -52,7 +57,7 @@ def main(
 
 
 def exit_with(command: Callable[[list[str]], int], arguments: Sequence[str] | None = None) -> NoReturn:
-    """Runs a command and exits with the code it returns; prints bad input as a one-line error.
+    """Runs a command and exits with the code it returns; prints bad input as a one-line error (`in_flags`).
 
     Exit codes: 0, success; 2, bad input or a full disk; 75, stopped by a signal after saving its state; 130,
     interrupted by Ctrl-C without saving.
@@ -66,7 +71,7 @@ def exit_with(command: Callable[[list[str]], int], arguments: Sequence[str] | No
     try:
         sys.exit(command(list(sys.argv[1:] if arguments is None else arguments)))
     except BadInput as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {in_flags(error)}", file=sys.stderr)
         sys.exit(EXIT_BAD_INPUT)
     except KeyboardInterrupt:  # outside the training loop, or pressed a second time
         if arguments is None:
@@ -76,3 +81,21 @@ def exit_with(command: Callable[[list[str]], int], arguments: Sequence[str] | No
     except BrokenPipeError:  # `--help | head`: the reader closed the pipe, and the flush at exit must not fail
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+
+
+def in_flags(error: BadInput) -> str:
+    """Returns the message of an error with flags for the fields it names: `--data.size 28` for `` `data.size=28` ``.
+
+    A subject that is not the name of a field, such as a path, is left as it is.
+    """
+    is_field = re.fullmatch(FIELD, error.field) and error.field not in NO_FLAG
+    subject = _flag(error.field) if is_field else error.field
+    text = re.sub(rf"`({FIELD})(?:=([^`]*))?`", lambda found: _flag(*found.groups()), f"{error.problem}. {error.hint}")
+    return f"{subject}: {text}"
+
+
+def _flag(field: str, value: str | None = None) -> str:
+    *groups, name = as_flag(field).replace("_", "-").split(".")
+    switch = f"no-{name}" if value == "False" else name
+    flag = f"--{'.'.join([*groups, switch])}"
+    return flag if value in (None, "True", "False") else f"{flag} {value}"

@@ -88,23 +88,23 @@ def encode_latents(words: list[str], data: EncodedData | None = None) -> int:
     _validate(command)
     folder, data = Path(command.out), command.data
     loaded = load_tokenizer(command.tokenizer)
-    source = SkipBroken(data.source.open(data.split, field="--data.split"), data.max_broken, split=data.split)
+    source = SkipBroken(data.source.open(data.split, field="data.split"), data.max_broken, split=data.split)
     if source.spec.channels != loaded.tokenizer.channels:
         name, channels = source.spec.name, source.spec.channels
         problem = f"it encodes images with {loaded.tokenizer.channels} channels, but {name} has {channels}"
-        raise BadInput("--tokenizer", problem, "Choose another tokenizer")
+        raise BadInput("tokenizer", problem, "Choose another tokenizer")
     if data.size % loaded.tokenizer.factor:
         factor = loaded.tokenizer.factor
         problem = f"{data.size} is not a multiple of the tokenizer's downsampling factor, {factor}"
-        raise BadInput("--data.size", problem, f"Use a multiple of {factor}")
+        raise BadInput("data.size", problem, f"Use a multiple of {factor}")
     settings = _settings(command, loaded, source)
     if command.views > 1 and data.area_min == 100 and not data.flip:
         print("note: without augmentation all views of an image are identical: see --data.area-min and --data.flip")
     print(f"{loaded.title}; {settings.images:,} images of {settings.name}, {settings.views} views each: {folder}")
-    with disk_errors(folder, "--out", "it resumes at the first missing shard"), own(folder, "--out"):
+    with disk_errors(folder, "out", "it resumes at the first missing shard"), own(folder, "out"):
         left = sum(len(settings.shards[shard]) for shard in begin(folder, settings))
         if left == 0 and (folder / MANIFEST).exists():
-            manifest = Manifest.read(folder, "--out")
+            manifest = Manifest.read(folder, "out")
             print(f"{folder} is complete: {_described(manifest)}")
             _write_figures(command, manifest, 0, 0.0)
             return 0
@@ -189,11 +189,11 @@ def _validate(command: EncodeLatents) -> None:
     for name in ("views", "batch_size", "per_shard", "workers", "limit"):
         value = getattr(command, name)
         if value is not None and value < 1:
-            raise BadInput(f"--{name.replace('_', '-')}", f"{value} is too small", "Use 1 or more")
+            raise BadInput(name, f"{value} is too small", "Use 1 or more")
     if not 0 <= command.seed < 2**32:
-        raise BadInput("--seed", f"{command.seed} is outside 0 .. 2^32 - 1", "Choose a number in that range")
+        raise BadInput("seed", f"{command.seed} is outside 0 .. 2^32 - 1", "Choose a number in that range")
     data, mesh = command.data, make_mesh()
     sizes = {"size": data.size, "area_min": data.area_min, "max_broken": data.max_broken}
     DataConfig(**sizes, batch_size=mesh.size, eval_batch_size=mesh.size).validate(mesh)
     if command.json is not None:
-        require_writable("--json", command.json)
+        require_writable("json", command.json)

@@ -68,7 +68,7 @@ def evaluate(words: list[str], types: Types | None = None) -> int:
     command = parse(Evaluate, words, sampling_kinds(types), default=Evaluate(), description=description)
     flags, protocol = command.flags, _protocol(command)
     if command.json is not None:
-        require_writable("--json", command.json)
+        require_writable("json", command.json)
     flags.validate()
     source = flags.source(types)
     weak = flags.weaker(source, types)
@@ -106,7 +106,7 @@ def evaluate(words: list[str], types: Types | None = None) -> int:
         found |= measure_generation(draw, reference, source.model.num_classes, seed=flags.seed)
     if "not_finite" in found:
         problem = f"{found['not_finite']:.1%} of the samples are not finite"
-        raise BadInput("--sampler", problem, "Use more steps or another sampler")
+        raise BadInput("sampler", problem, "Use more steps or another sampler")
     result = generation_result(
         protocol,
         real.statistics,
@@ -130,7 +130,7 @@ def _protocol(command: Evaluate) -> Protocol:
     if command.samples is None:
         return protocol
     if command.samples < 10:
-        raise BadInput("--samples", f"{command.samples} samples are too few to measure", "Use 10 or more")
+        raise BadInput("samples", f"{command.samples} samples are too few to measure", "Use 10 or more")
     return scale(protocol, command.samples)
 
 

@@ -30,20 +30,20 @@ def export_weights(words: list[str], types: Mapping[str, type] | None = None) ->
     `types` are user-defined classes that the run's configuration may contain.
     """
     command = tyro.cli(Export, args=words, description="Write the weights of a run as safetensors, with a JSON card.")
-    require_writable("--out", command.out)
+    require_writable("out", command.out)
     if (Path(command.run) / TRAINED).exists():
         return _export_tokenizer(command)
     source = from_pretrained(command.run, weights=command.weights, types=(types or {}).values())
-    with disk_errors(command.out, "--out", on_retry=""):
+    with disk_errors(command.out, "out", on_retry=""):
         card = export(source, command.out, half=command.half)
     print(f"{source.describe()}: {command.out}, {card}")
     return 0
 
 
 def _export_tokenizer(command: Export) -> int:
-    loaded, out = load_tokenizer(command.run, "--run"), new_weights(command.out)
+    loaded, out = load_tokenizer(command.run, "run"), new_weights(command.out)
     assert loaded.config is not None
-    with disk_errors(out, "--out", on_retry=""):
+    with disk_errors(out, "out", on_retry=""):
         card = save_tokenizer(loaded.tokenizer, loaded.config, out, loaded.facts, half=command.half)
     print(f"{loaded.title}: {out}, {card}")
     return 0

@@ -48,7 +48,7 @@ def finetune(
         recipe = presets[name]()
     else:
         if named and not starts_from_weights(name):
-            raise BadInput("--from", f"{name} is trained from scratch", "Omit --from, or choose another preset")
+            raise BadInput("from", f"{name} is trained from scratch", "Omit `from`, or choose another preset")
         start, source = start_from(path, weights, types.values())
         name, recipe = follow(presets, name if named else None, start, source, types.values())
     what = "Fine-tune a pre-trained network with labels, for class-conditional generation."
@@ -57,7 +57,7 @@ def finetune(
     command = parse(Finetune, flags, with_types(KINDS, types), default=default, description=description)
     if source is None:
         if starts_from_weights(name) and not (command.dry_run or command.print_config):
-            raise BadInput("--from", "the weights to start from are missing", "Pass a run, such as --from runs/umd")
+            raise BadInput("from", "the weights to start from are missing", "Pass a run, such as `from=runs/umd`")
         return train(command, name, recipe, functools.partial(default_run_dir, name), types.values())
     assert path is not None
     resolved = resolve_fitting(command.config, source)
@@ -77,5 +77,5 @@ def _peek(flags: list[str]) -> tuple[str | None, Weights]:
     """Returns `--from` and `--weights`, which determine how the other flags are parsed."""
     weights = flag_value(flags, "--weights")
     if weights not in (None, "raw", "ema"):
-        raise BadInput("--weights", f"{weights!r} is not a kind of weights", "Use raw or ema")
+        raise BadInput("weights", f"{weights!r} is not a kind of weights", "Use raw or ema")
     return flag_value(flags, "--from"), "raw" if weights == "raw" else "ema"

@@ -189,7 +189,7 @@ def _swapped(old: Any, name: str, flag: str, kinds: Kinds, names: Names) -> Any:
     missing = [f.name for f in dataclasses.fields(type_of(make)) if f.init and f.name not in given and not _optional(f)]
     if missing:
         problem = f"{name} needs {', '.join(missing)}, which {name_of(old, names)} does not have"
-        raise BadInput(f"--{flag}", problem, "Give these fields a default, or set the part in a preset")
+        raise BadInput(flag, problem, "Give these fields a default, or set the part in a preset")
     return make(**kept)
 
 
@@ -221,7 +221,7 @@ def _known(name: str, names: Names, flag: str) -> str:
     close = difflib.get_close_matches(name, names, n=1)
     hint = f"Did you mean {close[0]}? " if close else ""
     problem = "a name is missing" if not name or name.startswith("-") else f"there is no {name!r}"
-    raise BadInput(f"--{flag}", problem, f"{hint}Choose one of: {', '.join(names)}")
+    raise BadInput(flag, problem, f"{hint}Choose one of: {', '.join(names)}")
 
 
 def _foreign(words: Sequence[str], choices: Sequence[Choice]) -> BadInput | None:
@@ -237,7 +237,8 @@ def _foreign(words: Sequence[str], choices: Sequence[Choice]) -> BadInput | None
             owners = [name for name, flags in has.items() if any(_begins(word, f"{flag}") for flag in flags)]
             if owners and chosen in choice.names and chosen not in owners:
                 problem = f"{chosen} has no such setting"
-                return BadInput(word, problem, f"Omit it, or choose a type that has it: --{choice.flag} {owners[0]}")
+                hint = f"Omit it, or choose a type that has it: `{choice.flag}={owners[0]}`"
+                return BadInput(word.removeprefix("--").replace("-", "_"), problem, hint)
     return None
 
 

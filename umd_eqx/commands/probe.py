@@ -65,19 +65,16 @@ def measure_probe(words: list[str], types: Mapping[str, type] | None = None) -> 
     default = Probe(settings=settings, seed=seed)
     description = "Probe the representation of a trained network."
     command = tyro.cli(Probe, default=default, args=words, description=description)
-    try:
-        command.settings.validate(field="")
-    except BadInput as error:
-        raise BadInput(f"--{error.field.removeprefix('.')}", error.problem, error.hint) from error
+    command.settings.validate(field="")
     if command.batch_size is not None and command.batch_size < 1:
-        raise BadInput("--batch-size", f"{command.batch_size} is not a valid batch size", "Use 1 or more")
+        raise BadInput("batch_size", f"{command.batch_size} is not a valid batch size", "Use 1 or more")
     if not 0 <= command.seed < 2**32:
-        raise BadInput("--seed", f"{command.seed} is outside 0 .. 2^32 - 1", "Choose a number in that range")
+        raise BadInput("seed", f"{command.seed} is outside 0 .. 2^32 - 1", "Choose a number in that range")
     if command.json is not None:
-        require_writable("--json", command.json)
+        require_writable("json", command.json)
     options = {"weights": command.settings.weights, "tokenizer": command.tokenizer}
     source = from_pretrained(command.run, **options, types=(types or {}).values())
-    require_representation(source.model, "--run")
+    require_representation(source.model, "run")
     result = _measured(command, source)
     settled = {name: result[name] for name in ("settings", "seed", "weights", "data", "tokenizer")}
     keep(result, f"probe-{source.weights}-step{source.step}-{tag(settled)}", command.run, command.json)

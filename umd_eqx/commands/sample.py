@@ -56,8 +56,8 @@ def sample(words: list[str], types: Types | None = None) -> int:
     command = parse(Sample, words, sampling_kinds(types), default=Sample(), description=description)
     flags = command.flags
     if command.num < 1:
-        raise BadInput("--num", f"{command.num} is not a valid number of images", "Use 1 or more")
-    for flag, name in (("--out", command.out), ("--film", command.film), ("--json", command.json)):
+        raise BadInput("num", f"{command.num} is not a valid number of images", "Use 1 or more")
+    for flag, name in (("out", command.out), ("film", command.film), ("json", command.json)):
         if name is not None:
             require_writable(flag, name)
     flags.validate()
@@ -82,7 +82,7 @@ def sample(words: list[str], types: Types | None = None) -> int:
     columns = _columns(command, source)
     blank = [np.ones_like(images[0])] * (-len(images) % columns)
     rows = [*images, *blank]
-    with disk_errors(Path(command.out).parent, "--out", on_retry=""):
+    with disk_errors(Path(command.out).parent, "out", on_retry=""):
         save_png(command.out, grid([rows[i : i + columns] for i in range(0, len(rows), columns)]))
         if command.film is not None:
             save_png(command.film, film(denoiser, sampler, tokenizer, labels[:FILM_ROWS], key, FILM_FRAMES))
@@ -97,11 +97,11 @@ def _labels(command: Sample, source: Pretrained) -> Int[np.ndarray, "num"]:
     classes = source.model.num_classes
     if classes is None:
         if command.label:
-            raise BadInput("--label", "the network is not class-conditional", "Fine-tune it, or omit --label")
+            raise BadInput("label", "the network is not class-conditional", "Fine-tune it, or omit `label`")
         return np.full(command.num, NO_CLASS)
     for label in command.label:
         if not 0 <= label < classes:
-            raise BadInput("--label", f"{label} is not a class of {source.spec.name}", f"Use 0 .. {classes - 1}")
+            raise BadInput("label", f"{label} is not a class of {source.spec.name}", f"Use 0 .. {classes - 1}")
     return np.resize(np.asarray(command.label or range(classes)), command.num)
 
 

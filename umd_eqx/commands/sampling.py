@@ -41,7 +41,8 @@ class SamplingFlags:
         default_factory=functools.partial(DPMSolverPP, steps=32, head="v")
     )
     cfg_scale: float | None = None
-    """Scale of classifier-free guidance; 1 is no guidance. None: 2 with labels or --weak, otherwise 1."""
+    """Scale of classifier-free guidance; 1 is no guidance. None: 2 with labels or --weak, otherwise 1; 1 with
+    --sampler meanflow."""
     cfg_interval: tuple[float, float] | None = None
     """Apply guidance only between these two times of the path, from 0 (clean) to 1 (noise)."""
     weak: str | None = None
@@ -52,15 +53,19 @@ class SamplingFlags:
     """Number of images sampled at once."""
 
     def validate(self) -> None:
-        """Raises `BadInput` naming the invalid flag, before any file is read."""
+        """Raises `BadInput` naming the invalid field, before any file is read."""
         self.sampler.validate()
         if self.batch_size < 1:
-            raise BadInput("--batch-size", f"{self.batch_size} is not a valid batch size", "Use 1 or more")
+            raise BadInput("batch_size", f"{self.batch_size} is not a valid batch size", "Use 1 or more")
         if not 0 <= self.seed < 2**32:
-            raise BadInput("--seed", f"{self.seed} is outside 0 .. 2^32 - 1", "Choose a number in that range")
+            raise BadInput("seed", f"{self.seed} is outside 0 .. 2^32 - 1", "Choose a number in that range")
+        guided = self.cfg_scale not in (None, 1) or self.weak is not None
+        if guided and not self.sampler.supports_guidance:
+            problem = f"{type(self.sampler).__name__} does not support guidance"
+            raise BadInput("sampler", problem, "Use `cfg_scale=1`, without `weak`, or another sampler")
 
     def source(self, types: Types) -> Pretrained:
-        """Loads the trained network; `types` are user-defined classes by name. Raises `BadInput` naming `--run`."""
+        """Loads the trained network; `types` are user-defined classes by name. Raises `BadInput` naming `run`."""
         return from_pretrained(self.run, weights=self.weights, tokenizer=self.tokenizer, types=types.values())
 
     def guidance(self, source: Pretrained, weak: Pretrained | None) -> dict[str, object]:
@@ -70,17 +75,17 @@ class SamplingFlags:
         return {"kind": kind, "cfg_scale": self.scale(source), "interval": self.cfg_interval, **by}
 
     def scale(self, source: Pretrained) -> float:
-        """The guidance scale, or its default if not given. Raises `BadInput` naming `--cfg-scale`."""
+        """The guidance scale, or its default if not given. Raises `BadInput` naming `cfg_scale`."""
         labels = source.model.num_classes is not None
-        guided = labels or self.weak is not None
+        guided = (labels or self.weak is not None) and self.sampler.supports_guidance
         scale = self.cfg_scale if self.cfg_scale is not None else 2.0 if guided else 1.0
         if not 0 <= scale < float("inf"):
-            raise BadInput("--cfg-scale", f"{scale} is not a valid scale", "Use 0 or more; 1 disables guidance")
+            raise BadInput("cfg_scale", f"{scale} is not a valid scale", "Use 0 or more; 1 disables guidance")
         if not labels and scale != 1 and self.weak is None:
-            raise BadInput("--cfg-scale", "the network is not class-conditional", "Fine-tune it, or use 1")
+            raise BadInput("cfg_scale", "the network is not class-conditional", "Fine-tune it, or use 1")
         if scale == 1 and (self.weak is not None or self.cfg_interval is not None):
-            hint = "Use another scale, or omit --weak and --cfg-interval"
-            raise BadInput("--cfg-scale", "1 disables guidance", hint)
+            hint = "Use another scale, or omit `weak` and `cfg_interval`"
+            raise BadInput("cfg_scale", "1 disables guidance", hint)
         return scale
 
     def guided(self, source: Pretrained, weak: Pretrained | None) -> tuple[AbstractDenoiser, AbstractSampler]:
@@ -109,13 +114,13 @@ class SamplingFlags:
         if self.weak is None:
             return None
         options = {"tokenizer": self.tokenizer, "known": source.latents, "types": types.values()}
-        weak = from_pretrained(self.weak, field="--weak", **options)
+        weak = from_pretrained(self.weak, field="weak", **options)
         if weak.path != source.path:
             problem = f"it was trained on {type(weak.path).__name__} and not on {type(source.path).__name__}"
-            raise BadInput("--weak", problem, "Use a network trained on the same path")
+            raise BadInput("weak", problem, "Use a network trained on the same path")
         made_by = [None if it.latents is None else it.latents.spec.digest for it in (weak, source)]
         if not same_tokenizer(*made_by):
-            raise BadInput("--weak", "it was trained on other latents", "Use a network with the same tokenizer")
+            raise BadInput("weak", "it was trained on other latents", "Use a network with the same tokenizer")
         return weak
 
     def warnings(self, source: Pretrained) -> list[str]:

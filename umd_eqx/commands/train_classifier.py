@@ -58,7 +58,7 @@ def train_classifier(words: list[str], presets: Mapping[str, Preset] = CLASSIFIE
     code = train(command, name, recipe, lambda *_: directory)
     if code or out is None or command.print_config or command.dry_run:
         return code
-    with disk_errors(out.parent, "--out", on_retry="it copies the files"):
+    with disk_errors(out.parent, "out", on_retry="it copies the files"):
         for source, copy in ((card_of(directory / TRAINED), card_of(out)), (directory / TRAINED, out)):
             write_atomically(copy, source.read_bytes())
     print(f"copied to {out}, {card_of(out)}")
@@ -73,10 +73,10 @@ def _long(word: str) -> str:
 def _free(name: str) -> Path:
     out = Path(name)
     if out.suffix != ".safetensors":
-        raise BadInput("--out", f"{out} does not end in .safetensors", "Choose a name that does")
+        raise BadInput("out", f"{out} does not end in .safetensors", "Choose a name that does")
     for existing in (out, card_of(out)):
         if existing.exists():
-            raise BadInput("--out", f"{existing} already exists", "Choose another name, or delete it")
+            raise BadInput("out", f"{existing} already exists", "Choose another name, or delete it")
     if not out.absolute().parent.is_dir():
-        raise BadInput("--out", f"there is no folder {out.parent}", "Create it, or choose another")
+        raise BadInput("out", f"there is no folder {out.parent}", "Create it, or choose another")
     return out

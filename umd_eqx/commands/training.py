@@ -68,7 +68,7 @@ def train(
         print(dry_run(resolved or command.config, recipe=recipe, limit_steps=command.limit_steps))
         return 0
     if command.json is not None:
-        require_writable("--json", command.json)
+        require_writable("json", command.json)
     resolved = resolve(command.config) if resolved is None else resolved
     config = resolved.config
     directory = command.run_dir or directory_for(config, with_latents_of(recipe, config))

@@ -71,7 +71,7 @@ def open_card(
     **Arguments:**
 
     - `path`: the weights file.
-    - `field`: the flag that named it.
+    - `field`: the field that named it.
     - `hint`: what to do if the card cannot be read.
     - `newest`: the latest supported `format`; None if cards of this kind have no format.
 

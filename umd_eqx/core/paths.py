@@ -58,10 +58,10 @@ class AbstractPath(eqx.Module):
         """The coefficients (a, b) of the path's v = a eps - b x0."""
 
     @abc.abstractmethod
-    def validate(self, field: str = "--path") -> None:
+    def validate(self, field: str = "path") -> None:
         """Raises `BadInput` for invalid hyper-parameters, such as those of a path that does not end in noise.
 
-        `field` is the prefix of their flags.
+        `field` is the prefix of their names.
         """
 
     def interpolate(self, x0: Image, eps: Image, t: Time) -> Image:
@@ -99,7 +99,7 @@ class AbstractPath(eqx.Module):
 class Clean(AbstractPath):
     """A path without noise, for networks that are trained on clean images alone, such as tokenizers."""
 
-    def validate(self, field: str = "--path") -> None:
+    def validate(self, field: str = "path") -> None:
         """Never raises: the path has no hyper-parameters."""
 
     def alpha(self, t: Time) -> Scalar:
@@ -132,7 +132,7 @@ class AbstractDiscretePath(AbstractPath):
 
     steps: eqx.AbstractVar[int]
 
-    def validate(self, field: str = "--path") -> None:
+    def validate(self, field: str = "path") -> None:
         """Raises `BadInput` for a table that has no steps or does not end in noise."""
         if self.steps < 1:
             raise BadInput(f"{field}.steps", f"{self.steps} is too small", "Use 3 or more; the paper has 1000")
@@ -195,16 +195,16 @@ class AbstractSmoothPath(AbstractPath):
     t_min: eqx.AbstractVar[float]
     t_max: eqx.AbstractVar[float]
 
-    def validate(self, field: str = "--path") -> None:
+    def validate(self, field: str = "path") -> None:
         """Raises `BadInput` unless 0 <= t_min < t_max <= 1, and for a path that does not end in noise."""
         if not 0 <= self.t_min < self.t_max <= 1:
             problem = f"{self.t_min} .. {self.t_max} is not an interval within [0, 1]"
-            raise BadInput(f"{field}.t-min", problem, "Give 0 <= t_min < t_max <= 1")
+            raise BadInput(f"{field}.t_min", problem, "Give 0 <= t_min < t_max <= 1")
         # Compiled ahead of time, so that these are concrete values even if `validate` runs while a program is traced.
         levels = jax.jit(lambda t: (self.alpha(t), self.sigma(t)))
         compiled = levels.lower(jax.ShapeDtypeStruct((), jnp.float32)).compile()
         alpha, sigma = (float(level) for level in compiled(np.float32(self.t_max)))
-        _require_noise(alpha, sigma, f"{field}.t-max", f"t = {self.t_max:g}", "Use a time nearer to 1")
+        _require_noise(alpha, sigma, f"{field}.t_max", f"t = {self.t_max:g}", "Use a time nearer to 1")
 
     def log_snr(self, t: Time) -> Scalar:
         """Returns log(alpha^2 / sigma^2), which is infinite where sigma or alpha is 0."""
@@ -272,7 +272,7 @@ class SmoothTable(AbstractSmoothPath):
     t_min: float = eqx.field(static=True, default=1e-3)
     t_max: float = eqx.field(static=True, default=1.0)
 
-    def validate(self, field: str = "--path") -> None:
+    def validate(self, field: str = "path") -> None:
         """Raises `BadInput` as its table and every smooth path do.
 
         A valid table has at least the two levels that the interpolation needs.
@@ -309,8 +309,8 @@ def smooth(path: AbstractDiscretePath) -> SmoothTable:
     return SmoothTable(table=path, t_min=1.0 / path.steps, t_max=1.0)
 
 
-def _require_noise(alpha: float, sigma: float, flag: str, end: str, hint: str) -> None:
-    """Raises `BadInput` naming `flag` if alpha / sigma at the end of a path exceeds `LARGEST_FINAL_SIGNAL`."""
+def _require_noise(alpha: float, sigma: float, field: str, end: str, hint: str) -> None:
+    """Raises `BadInput` naming `field` if alpha / sigma at the end of a path exceeds `LARGEST_FINAL_SIGNAL`."""
     if not alpha <= LARGEST_FINAL_SIGNAL * sigma:
         problem = f"the path does not end in noise: after {end} alpha is {alpha:.2g} and sigma {sigma:.2g}"
-        raise BadInput(flag, problem, hint)
+        raise BadInput(field, problem, hint)

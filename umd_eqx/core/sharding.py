@@ -46,19 +46,19 @@ def validate_batch(batch_size: int, mesh: Mesh, accumulate: int, period: int) ->
 
     `period` is `AbstractObjective.period`: a batch is split only at multiples of it.
     """
-    devices, flag = mesh.size, "--data.batch-size"
+    devices, field = mesh.size, "data.batch_size"
     if batch_size < 1:
-        raise BadInput(flag, f"{batch_size} is not a valid batch size", "Use 1 or more")
+        raise BadInput(field, f"{batch_size} is not a valid batch size", "Use 1 or more")
     if batch_size % devices:
         nearest = max(1, round(batch_size / devices)) * devices
         problem = f"{batch_size} cannot be divided evenly over {devices} devices"
-        raise BadInput(flag, problem, f"Use {nearest}, for example")
+        raise BadInput(field, problem, f"Use {nearest}, for example")
     pieces = batch_size // period
     if pieces % accumulate or (batch_size // accumulate) % devices:
         fits = [n for n in range(1, min(pieces, 64) + 1) if pieces % n == 0]
         allowed = [n for n in fits if (batch_size // n) % devices == 0]
         raise BadInput(
-            "--optim.accumulate",
+            "optim.accumulate",
             f"a batch of {batch_size} on {devices} devices cannot be split into {accumulate} equal micro-batches",
             f"Use one of {', '.join(map(str, allowed))}",
         )

@@ -36,9 +36,7 @@ class TensorFile(NamedTuple):
     sha256: str
 
 
-def read_tensors(
-    path: str | os.PathLike[str], field: str = "--weights"
-) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+def read_tensors(path: str | os.PathLike[str], field: str = "weights") -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Returns the arrays of a safetensors file by name, and the metadata of its header.
 
     Arguments and exceptions are those of `read_tensor_file`, which also returns the hash of the file.
@@ -46,13 +44,13 @@ def read_tensors(
     return read_tensor_file(path, field)[:2]
 
 
-def read_tensor_file(path: str | os.PathLike[str], field: str = "--weights") -> TensorFile:
+def read_tensor_file(path: str | os.PathLike[str], field: str = "weights") -> TensorFile:
     """Reads a safetensors file in one pass.
 
     **Arguments:**
 
     - `path`: a local file.
-    - `field`: the flag that named it.
+    - `field`: the field that named it.
 
     **Raises:** `BadInput` for a file that is missing or unreadable, is not a safetensors file (a pickle, for example),
     has a header that does not match its length, or holds arrays of an unsupported dtype (bfloat16 is supported).

@@ -16,7 +16,7 @@ class CountBroken:
     **Arguments:**
 
     - `source`: any source.
-    - `max_broken`: if more images than this are broken, reading raises `BadInput` naming `--data.max-broken`.
+    - `max_broken`: if more images than this are broken, reading raises `BadInput` naming `data.max_broken`.
     - `split`: the name of the source in messages.
     """
 
@@ -43,7 +43,7 @@ class CountBroken:
             self.broken.add(index)  # a single operation, therefore thread-safe
             if len(self.broken) > self._max_broken:
                 problem = f"{len(self.broken)} broken images, more than {self._max_broken}, in {self._split}; the last"
-                raise BadInput("--data.max-broken", f"{problem}: {error}", "Repair the data, or allow more.") from error
+                raise BadInput("data.max_broken", f"{problem}: {error}", "Repair the data, or allow more.") from error
             raise
 
 
@@ -84,4 +84,4 @@ class SkipBroken:
             except BrokenImage:
                 continue
         problem = f"all {size} images in {self._split} are broken"
-        raise BadInput("--data.max-broken", problem, "Repair the data.")
+        raise BadInput("data.max_broken", problem, "Repair the data.")

@@ -12,12 +12,12 @@ from umd_eqx.data.folders import one_line
 
 
 def open_builder(folder: epath.Path) -> Any:
-    """Returns the TFDS builder of the folder of one version. Raises `BadInput` naming `--data.dir`."""
+    """Returns the TFDS builder of the folder of one version. Raises `BadInput` naming `data.source.dir`."""
     try:
         return tfds.builder_from_directory(folder)
     except Exception as error:  # TFDS raises many types, all caused by the content of the folder at this point
         problem = f"{folder} is not a data set that TFDS can read ({one_line(error)})"
-        raise BadInput("--data.dir", problem, "Prepare the data set again.") from error
+        raise BadInput("data.source.dir", problem, "Prepare the data set again.") from error
 
 
 def count_images(builder: Any, split: str, field: str) -> int:
@@ -45,10 +45,10 @@ def spec_of(builder: Any, name: str, num_train: int, num_test: int) -> DataSpec:
         isinstance(image, tfds.features.Image) and isinstance(label, tfds.features.ClassLabel) and label.num_classes
     ):
         problem = f"{name} has no labelled images (features 'image' and 'label', an Image and a ClassLabel)"
-        raise BadInput("--data.name", problem, "Use another data set, or prepare it with these two features.")
+        raise BadInput("data.source.name", problem, "Use another data set, or prepare it with these two features.")
     dtype = np.dtype(cast(Any, image.np_dtype))
     if dtype != np.uint8:
         problem = f"{name} has {dtype} images, and only uint8 is supported"
-        raise BadInput("--data.name", problem, "Prepare it with 8-bit images.")
+        raise BadInput("data.source.name", problem, "Prepare it with 8-bit images.")
     height, width, channels = cast(tuple[int | None, ...], image.shape)
     return DataSpec(name, num_train, num_test, height, width, 1 if channels == 1 else 3, label.num_classes)

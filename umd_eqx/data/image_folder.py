@@ -47,7 +47,7 @@ class Listing:
     - `splits`: the sorted names of the splits.
     - `folders`: the path and label of each class folder.
 
-    **Arguments:** a local folder. **Raises:** `BadInput` naming `--data.dir` if it does not have one of these layouts.
+    **Arguments:** a local folder. **Raises:** `BadInput` naming `data.source.dir` if it has none of these layouts.
     """
 
     def __init__(self, root: str):
@@ -56,12 +56,12 @@ class Listing:
         self._read: dict[str, ImageFiles] = {}
         if not os.path.isdir(root):
             problem = f"{root} is not a folder" if os.path.exists(root) else f"there is no folder {root}"
-            raise BadInput("--data.dir", problem, f"Give a folder of images. {LAYOUTS}")
+            raise BadInput("data.source.dir", problem, f"Give a folder of images. {LAYOUTS}")
         top = _scan(root)
         if top.images:
-            raise BadInput("--data.dir", f"{root} has images outside class folders ({top.images[0]})", LAYOUTS)
+            raise BadInput("data.source.dir", f"{root} has images outside class folders ({top.images[0]})", LAYOUTS)
         if not top.folders:
-            raise BadInput("--data.dir", f"{root} contains no class folders", LAYOUTS)
+            raise BadInput("data.source.dir", f"{root} contains no class folders", LAYOUTS)
         below = {name: _scan(os.path.join(root, name)) for name in top.folders}
         if any(content.folders for content in below.values()):
             by_split = {name: content.folders for name, content in below.items() if content.folders}
@@ -69,7 +69,7 @@ class Listing:
                 if below[name].images:
                     path = os.path.join(root, name)
                     problem = f"{path} has images outside class folders ({below[name].images[0]})"
-                    raise BadInput("--data.dir", problem, LAYOUTS)
+                    raise BadInput("data.source.dir", problem, LAYOUTS)
             paths = [os.path.join(root, split, name) for split, names in by_split.items() for name in names]
         else:
             by_split = {"train": top.folders}
@@ -120,10 +120,10 @@ class Listing:
         content = self._listed.pop(folder, None) or _scan(path)
         if content.folders:
             problem = f"the class folder {path} contains a folder ({content.folders[0]})"
-            raise BadInput("--data.dir", problem, LAYOUTS)
+            raise BadInput("data.source.dir", problem, LAYOUTS)
         if not content.images:
             problem = f"the class folder {path} has no images ({', '.join(IMAGE_SUFFIXES)})"
-            raise BadInput("--data.dir", problem, "Remove the folder, or add images to it.")
+            raise BadInput("data.source.dir", problem, "Remove the folder, or add images to it.")
         return content.images
 
 
@@ -156,7 +156,9 @@ def _scan(path: str) -> _Content:
                 elif entry.is_dir():
                     folders.append(entry.name)
     except OSError as error:
-        raise BadInput("--data.dir", f"{path} cannot be read ({error.strerror})", "Give a folder of images.") from error
+        raise BadInput(
+            "data.source.dir", f"{path} cannot be read ({error.strerror})", "Give a folder of images."
+        ) from error
     return _Content(sorted(folders), sorted(images))
 
 

@@ -59,7 +59,7 @@ def training_batches(
     **Returns:** a generator; its threads end with `close()`, or when it is garbage-collected. `image` is float32
     (batch, size, size, channels), `label` is int32, and `valid` is all true.
 
-    **Raises:** `BadInput` naming `--batch-size` or `--seed`, or `--data.train-split` for a source without images;
+    **Raises:** `BadInput` naming `batch_size` or `seed`, or `data.train_split` for a source without images;
     during iteration, any exception of the source.
     """
     rows = np.arange(batch_size) if sharding is None else _local_rows(sharding, batch_size)
@@ -96,7 +96,7 @@ def evaluation_batches(
     **Returns:** a generator of batches that all have `batch_size` rows. Rows that pad the last batch, and rows of
     images that cannot be read, contain zeros, label 0 and `valid` False.
 
-    **Raises:** `BadInput` naming `--batch-size`; during iteration, any exception of the source except `BrokenImage`.
+    **Raises:** `BadInput` naming `batch_size`; during iteration, any exception of the source except `BrokenImage`.
     """
     _check_batch_size(batch_size)
     wanted = np.arange(len(source)) if indices is None else np.asarray(indices, np.int64)
@@ -110,7 +110,7 @@ def evaluation_batches(
 
 def _check_batch_size(batch_size: int) -> None:
     if batch_size < 1:
-        raise BadInput("--batch-size", f"{batch_size} is not positive", "Use 1 or more.")
+        raise BadInput("batch_size", f"{batch_size} is not positive", "Use 1 or more.")
 
 
 def _training_steps(
@@ -119,9 +119,9 @@ def _training_steps(
     """Returns the given rows of the batch of each step, by index; batches are computed on access."""
     _check_batch_size(batch_size)
     if not 0 <= seed < 2**32:
-        raise BadInput("--seed", f"{seed} is not in 0 .. 2**32 - 1", "Use another seed.")
+        raise BadInput("seed", f"{seed} is not in 0 .. 2**32 - 1", "Use another seed.")
     if len(source) == 0:
-        raise BadInput("--data.train-split", f"{source.spec.name} has no images to train on", "Use a larger part.")
+        raise BadInput("data.train_split", f"{source.spec.name} has no images to train on", "Use a larger part.")
     shuffle = Shuffle(len(source), seed)
 
     def augment(position: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -146,7 +146,7 @@ def _local_rows(sharding: jax.sharding.Sharding, batch_size: int) -> np.ndarray:
         places = sharding.addressable_devices_indices_map((batch_size,)).values()
     except ValueError as error:
         hint = "Use a multiple of the number of devices."
-        raise BadInput("--batch-size", f"{batch_size} images cannot be divided evenly over devices", hint) from error
+        raise BadInput("batch_size", f"{batch_size} images cannot be divided evenly over devices", hint) from error
     return np.unique(np.concatenate([np.arange(batch_size)[place] for place in places]))
 
 

@@ -88,17 +88,17 @@ def describe(name: str, data_dir: str | None, train_split: str, test_split: str)
     **Returns:** the `DataSpec`: the number of images in each of the two splits, height and width (None if they vary),
     channels (1 or 3; 1 only if declared by the features) and number of classes.
 
-    **Raises:** `BadInput` naming `--data.dir`, `--data.name`, `--data.train-split` or `--data.test-split`.
+    **Raises:** `BadInput` naming `data.source.dir`, `data.source.name`, `data.train_split` or `data.test_split`.
     """
     return Dataset(name, data_dir).describe(train_split, test_split)
 
 
-def open_source(name: str, data_dir: str | None, split: str, *, field: str = "--data.train-split") -> "TfdsSource":
+def open_source(name: str, data_dir: str | None, split: str, *, field: str = "data.train_split") -> "TfdsSource":
     """Opens a split, or a part of one such as "train[:99%]".
 
-    **Arguments:** as in `find_dataset`; `field` is the flag named in the error for an unknown split.
+    **Arguments:** as in `find_dataset`; `field` is the field named in the error for an unknown split.
 
-    **Raises:** `BadInput` naming `--data.dir`, `--data.name` or `field`.
+    **Raises:** `BadInput` naming `data.source.dir`, `data.source.name` or `field`.
     """
     return Dataset(name, data_dir).open(split, field=field)
 
@@ -108,7 +108,7 @@ class Dataset:
 
     **Arguments:** as in `find_dataset`.
 
-    **Raises:** `BadInput` naming `--data.dir` or `--data.name`.
+    **Raises:** `BadInput` naming `data.source.dir` or `data.source.name`.
     """
 
     def __init__(self, name: str, data_dir: str | None):
@@ -122,12 +122,10 @@ class Dataset:
 
     def describe(self, train_split: str, test_split: str) -> DataSpec:
         """See the function `describe`."""
-        num_train = count_images(self._builder, train_split, "--data.train-split")
-        return spec_of(
-            self._builder, self._name, num_train, count_images(self._builder, test_split, "--data.test-split")
-        )
+        num_train = count_images(self._builder, train_split, "data.train_split")
+        return spec_of(self._builder, self._name, num_train, count_images(self._builder, test_split, "data.test_split"))
 
-    def open(self, split: str, *, field: str = "--data.train-split") -> "TfdsSource":
+    def open(self, split: str, *, field: str = "data.train_split") -> "TfdsSource":
         """See `open_source`."""
         return TfdsSource(self._folder, split, name=self._name, field=field, builder=self._builder)
 
@@ -160,7 +158,7 @@ class TfdsSource:
     - `folder`: the folder of one version, from `find_dataset`.
     - `split`: a split or a part of one.
     - `name`: the name in `spec`; None uses the name recorded by TFDS.
-    - `field`: the flag named in the error for an unknown or empty split.
+    - `field`: the field named in the error for an unknown or empty split.
     - `memory_limit`: the largest decoded size in bytes that is cached.
     - `builder`: the TFDS builder of the folder; None opens it.
     """
@@ -171,7 +169,7 @@ class TfdsSource:
         split: str,
         *,
         name: str | None = None,
-        field: str = "--data.train-split",
+        field: str = "data.train_split",
         memory_limit: int = 256 * 2**20,
         builder: Any = None,
     ):
@@ -189,7 +187,7 @@ class TfdsSource:
             first_label = int(self._records[0]["label"])
         except Exception as error:  # TFDS and array_record raise many types, all caused by the files
             problem = f"'{split}' in {folder} cannot be read ({one_line(error)})"
-            raise BadInput("--data.dir", problem, "Prepare the data set again.") from error
+            raise BadInput("data.source.dir", problem, "Prepare the data set again.") from error
         if first_label < 0:  # TFDS writes -1 for withheld labels
             raise BadInput(field, f"'{split}' has no labels", "Use a split with labels.")
         self._pixels, self._labels = self._make_room(memory_limit)

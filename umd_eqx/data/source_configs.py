@@ -31,16 +31,16 @@ class AbstractSource(abc.ABC):
         **Returns:** the number of images in each of the two splits, height and width (None if images may differ in
         size), channels and number of classes.
 
-        **Raises:** `BadInput` naming a field of the source (`--data.dir`), `--data.train-split` or `--data.test-split`.
+        **Raises:** `BadInput` naming a field of the source, `data.train_split` or `data.test_split`.
         """
-        train, test = self.open(train_split), self.open(test_split, field="--data.test-split")
+        train, test = self.open(train_split), self.open(test_split, field="data.test_split")
         return train.spec._replace(num_train=len(train), num_test=len(test))
 
     @abc.abstractmethod
-    def open(self, split: str, *, field: str = "--data.train-split") -> DataSource:
+    def open(self, split: str, *, field: str = "data.train_split") -> DataSource:
         """Opens the images of a split, or of a part of one.
 
-        **Arguments:** the split; `field` is the flag named in the error for an unknown split.
+        **Arguments:** the split; `field` is the field named in the error for an unknown split.
 
         **Raises:** `BadInput` naming a field of the source or `field`.
         """
@@ -78,7 +78,7 @@ class TFDS(AbstractSource):
         """See `umd_eqx.data.source.describe`."""
         return self._dataset.describe(train_split, test_split)
 
-    def open(self, split: str, *, field: str = "--data.train-split") -> DataSource:
+    def open(self, split: str, *, field: str = "data.train_split") -> DataSource:
         """See `umd_eqx.data.source.open_source`."""
         return self._dataset.open(split, field=field)
 
@@ -112,7 +112,7 @@ class ImageFolder(AbstractSource):
     @functools.cached_property
     def _listing(self) -> Listing:
         if self.dir is None:
-            raise BadInput("--data.dir", "no folder of images is given", "Give one by --data.dir DIR.")
+            raise BadInput("data.source.dir", "no folder of images is given", "Set `data.source.dir`.")
         return Listing(os.path.expanduser(self.dir))
 
     def splits(self) -> tuple[str, ...]:
@@ -121,10 +121,10 @@ class ImageFolder(AbstractSource):
 
     def describe(self, train_split: str, test_split: str) -> DataSpec:
         """See `AbstractSource`. Height and width are None: no image is opened."""
-        num_train = len(self._listing.part(train_split, "--data.train-split").names)
-        return self._spec(num_train, len(self._listing.part(test_split, "--data.test-split").names))
+        num_train = len(self._listing.part(train_split, "data.train_split").names)
+        return self._spec(num_train, len(self._listing.part(test_split, "data.test_split").names))
 
-    def open(self, split: str, *, field: str = "--data.train-split") -> FolderSource:
+    def open(self, split: str, *, field: str = "data.train_split") -> FolderSource:
         """See `AbstractSource`. Its `spec` counts the images of the splits `train` and `test`, 0 for a missing one."""
         files = self._listing.part(split, field)
         there = [split if split in self._listing.splits else None for split in ("train", "test")]
@@ -137,7 +137,9 @@ class ImageFolder(AbstractSource):
 
     def _spec(self, num_train: int, num_test: int) -> DataSpec:
         if self.channels not in (1, 3):
-            raise BadInput("--data.channels", f"{self.channels} is neither 1 nor 3", "Use 3 for RGB, 1 for greyscale")
+            raise BadInput(
+                "data.source.channels", f"{self.channels} is neither 1 nor 3", "Use 3 for RGB, 1 for greyscale"
+            )
         name = self.title or "images"
         return DataSpec(name, num_train, num_test, None, None, self.channels, len(self._listing.classes))
 

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
 from umd_eqx.core.display import Display
-from umd_eqx.core.errors import BadInput
+from umd_eqx.core.errors import BadInput, member
 from umd_eqx.core.paths import AbstractPath
 from umd_eqx.core.programs import Program
 from umd_eqx.core.sharding import batch_sharding, chunked_vmap, place, replicated, round_up_to_devices
@@ -162,10 +162,10 @@ class AbstractEvaluator(abc.ABC):
     weights: Literal["raw", "ema"]
     """Which weights to evaluate: raw, or their moving average if the run has one."""
 
-    def validate(self, num_patches: int | None = None, field: str = "--eval") -> None:
+    def validate(self, num_patches: int | None = None, field: str = "eval") -> None:
         """Raises `BadInput` for invalid hyper-parameters. By default, all are valid.
 
-        `num_patches` is the number of patches of an image, None if unknown; `field` is the flag without its last part.
+        `num_patches` is the number of patches of an image, None if unknown; `field` is the evaluator's name.
         """
         del num_patches, field
 
@@ -212,7 +212,7 @@ def require(evaluator: AbstractEvaluator, field: str, works: Mapping[str, bool],
     """Raises `BadInput` for the first invalid hyper-parameter. `works` has True for the name of each valid one."""
     for name, fine in works.items():
         if not fine:
-            raise BadInput(f"{field}.{name.replace('_', '-')}", f"{getattr(evaluator, name)} is not valid", hint)
+            raise BadInput(member(field, name), f"{getattr(evaluator, name)} is not valid", hint)
 
 
 def spread(count: int, size: int) -> Int[np.ndarray, "count"]:

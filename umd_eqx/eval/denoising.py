@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
 from umd_eqx.core.display import Chart, Display, Section
+from umd_eqx.core.errors import member
 from umd_eqx.core.paths import AbstractPath
 from umd_eqx.core.programs import Program
 from umd_eqx.core.sharding import chunked_vmap
@@ -54,14 +55,14 @@ class Denoising(AbstractEvaluator):
     shown_levels: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8)
     """Noise levels in the image grid, a subset of `levels`."""
 
-    def validate(self, num_patches: int | None = None, field: str = "--eval.denoising") -> None:
+    def validate(self, num_patches: int | None = None, field: str = "eval.denoising") -> None:
         """Raises `BadInput` for counts below 1, and for levels that are missing, repeated or outside (0, 1)."""
         require(self, field, {"images": self.images >= 1, "pictures": self.pictures >= 1}, "Use 1 or more")
         inside = len(self.levels) > 0 and all(0.0 < level < 1.0 for level in self.levels)
         once = len(set(self.levels)) == len(self.levels)
         require(self, field, {"levels": inside and once}, "Give one or more times in (0, 1), each once")
         shown = len(self.shown_levels) > 0 and set(self.shown_levels) <= set(self.levels)
-        require(self, field, {"shown_levels": shown}, f"Choose among {field}.levels")
+        require(self, field, {"shown_levels": shown}, f"Choose among `{member(field, 'levels')}`")
 
     def build(self, context: EvalContext) -> Evaluate:
         """Returns the evaluation function, on images spread evenly over the test split."""

@@ -58,7 +58,7 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
     """
     _same_length(a.mean.size, b.mean.size)
     if min(a.count, b.count) < 2:
-        raise BadInput("--samples", "a covariance needs two images", "Use 2 or more, better many more than features")
+        raise BadInput("samples", "a covariance needs two images", "Use 2 or more, better many more than features")
     if not all(np.isfinite(part).all() for part in (a.mean, a.covariance, b.mean, b.covariance)):
         raise ValueError("the statistics are not finite")
     apart = a.mean - b.mean
@@ -97,7 +97,7 @@ def kid(
     """
     _same_length(real.shape[1], fake.shape[1])
     if subsets < 1:
-        raise BadInput("--subsets", f"{subsets} subsets cannot be averaged", "Use 1 or more; 100 is common")
+        raise BadInput("subsets", f"{subsets} subsets cannot be averaged", "Use 1 or more; 100 is common")
     size = min(subset_size, len(real), len(fake))
     if size == len(real) == len(fake):
         subsets = 1
@@ -117,7 +117,7 @@ def mmd(real: Float[np.ndarray, "n d"], fake: Float[np.ndarray, "m d"]) -> float
     `BadInput` for fewer than 2 images in a set.
     """
     if min(len(real), len(fake)) < 2:
-        raise BadInput("--samples", "a kernel distance needs pairs of images", "Use 2 or more in each set")
+        raise BadInput("samples", "a kernel distance needs pairs of images", "Use 2 or more in each set")
     real, fake = np.asarray(real, np.float64), np.asarray(fake, np.float64)
     within = sum(_mean_of_pairs(_kernel(x, x)) for x in (real, fake))
     return float(within - 2.0 * _kernel(real, fake).mean())

@@ -47,7 +47,7 @@ def choose_extractor(
     if found is not None:
         return found
     if name == "inception":
-        raise BadInput("--inception-weights", "no weights were found", missing_inception())
+        raise BadInput("inception_weights", "no weights were found", missing_inception())
     say(f"{missing_inception()}; features are those of the small classifier instead (fd_fashion, not FID)")
     return _of_clothes(spec, say)
 

@@ -65,7 +65,7 @@ def extract(
     **Raises:** whatever the source raises except `BrokenImage`, such as `BadInput` for too many broken images;
     `BadInput` for a network that is not an `AbstractPatchModel`; `ValueError` if `indices` is empty.
     """
-    model = require_representation(model, "--eval")
+    model = require_representation(model, "eval")
     parts = []
     for batch, rows in zip(
         context.batches(split, indices, crop="fewshot"), batch_rows(indices, context.batch_size), strict=True
@@ -96,7 +96,7 @@ def require_measurable(model: Any, evaluators: Mapping[str, AbstractEvaluator]) 
     """
     for name, evaluator in evaluators.items():
         if evaluator.needs_representation:
-            require_representation(model, f"--eval.{name}")
+            require_representation(model, f"eval.{name}")
 
 
 def flat_pixels(

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int, PRNGKeyArray
 
 from umd_eqx.core.display import Chart, Display, Section
+from umd_eqx.core.errors import member
 from umd_eqx.core.programs import Program
 from umd_eqx.core.types import Report
 from umd_eqx.eval.base import AbstractEvaluator, EvalContext, Evaluate, require, spread
@@ -189,14 +190,14 @@ class FewShot(AbstractEvaluator):
         """Whether `name` is an accuracy of the raw pixels."""
         return name.startswith(RAW_PIXELS)
 
-    def validate(self, num_patches: int | None = None, field: str = "--eval.fewshot") -> None:
+    def validate(self, num_patches: int | None = None, field: str = "eval.fewshot") -> None:
         """Raises `BadInput` for counts below 1, no features, a time outside [0, 1], and a penalty of 0 or below."""
         counts = {"shots": self.shots, "seeds": self.seeds, "knn": self.knn}
         counts |= {"pool": self.pool, "test_images": self.test_images}
         require(self, field, {name: n is None or n >= 1 for name, n in counts.items()}, "Use 1 or more")
         require(self, field, {"features": len(self.features) > 0}, "Name one or more of class_tokens, patches, both")
         among = self.headline is None or self.headline in self.features
-        require(self, field, {"headline": among}, f"Choose among {field}.features")
+        require(self, field, {"headline": among}, f"Choose among `{member(field, 'features')}`")
         require(self, field, {"time": 0 <= self.time <= 1}, "Use a time of the path, 0 (clean) to 1 (noise)")
         require(self, field, {"l2": self.l2 is None or self.l2 > 0}, "Use a positive number; the reference uses 1024")
 

@@ -76,7 +76,7 @@ class Generation(AbstractEvaluator):
         """Always True: sampling starts from noise."""
         return True
 
-    def validate(self, num_patches: int | None = None, field: str = "--eval.generation") -> None:
+    def validate(self, num_patches: int | None = None, field: str = "eval.generation") -> None:
         """Raises `BadInput` for counts below what the metrics need, scales below 0, and an invalid sampler."""
         enough = {"samples": self.samples >= 10, "batch_size": self.batch_size >= 1}
         require(self, field, enough, "Use more: the metrics need at least 10 samples")
@@ -84,6 +84,8 @@ class Generation(AbstractEvaluator):
         fine = len(self.cfg_scales) > 0 and all(0.0 <= s < float("inf") for s in self.cfg_scales)
         require(self, field, {"cfg_scales": fine}, "Use one or more scales of at least 0; 1 is no guidance")
         self.sampler.validate(f"{field}.sampler")
+        possible = self.sampler.supports_guidance or self.cfg_scales == (1.0,)
+        require(self, field, {"cfg_scales": possible}, f"{type(self.sampler).__name__} requires the scale 1")
 
     def build(self, context: EvalContext) -> Evaluate:
         """Returns the evaluation function, which computes the features of the real images once, when first needed."""

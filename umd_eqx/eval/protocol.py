@@ -99,7 +99,7 @@ def scale(protocol: Protocol, samples: int) -> Protocol:
     `BadInput` for less than 1 sample.
     """
     if samples < 1:
-        raise BadInput("--samples", f"{samples} is too small", "Use 1 or more")
+        raise BadInput("samples", f"{samples} is too small", "Use 1 or more")
     if samples == protocol.samples:
         return protocol
     return dataclasses.replace(protocol, name=f"{protocol.name.split('@')[0]}@{samples}", samples=samples)
@@ -117,7 +117,7 @@ def labels_for(protocol: Protocol, num_classes: int | None, seed: int = 0) -> In
     if num_classes is None:
         return np.full(protocol.samples, NO_CLASS)
     if num_classes < 1:
-        raise BadInput("--run", "its model has no classes to draw labels from", "Use a run with labels")
+        raise BadInput("run", "its model has no classes to draw labels from", "Use a run with labels")
     rng = np.random.default_rng(seed)
     if protocol.labels == "uniform":
         return rng.integers(0, num_classes, protocol.samples)

@@ -51,13 +51,13 @@ class Reconstruction(AbstractEvaluator):
     pictures: int = 12
     """Number of test images in the image grid."""
 
-    def validate(self, num_patches: int | None = None, field: str = "--eval.reconstruction") -> None:
+    def validate(self, num_patches: int | None = None, field: str = "eval.reconstruction") -> None:
         """Raises `BadInput` for counts below 1, and for a mask ratio that hides no patch or all of them."""
         require(self, field, {"images": self.images >= 1, "pictures": self.pictures >= 1}, "Use 1 or more")
         hint = "Use a fraction in (0, 1)"
         some = 0.0 < self.mask_ratio < 1.0
         if num_patches == 1:
-            hint = "Leave it out, or choose a network with a smaller patch, or a larger --data.size"
+            hint = "Leave it out, or choose a network with a smaller patch, or a larger `data.size`"
             raise BadInput(field, "an image is a single patch for this network, which cannot be hidden", hint)
         if num_patches is not None:
             least, most = ratios(num_patches)

@@ -29,9 +29,9 @@ def inception_score(probabilities: Float[np.ndarray, "n classes"], splits: int =
     """
     count = len(probabilities)
     if splits < 1:
-        raise BadInput("--splits", f"{splits} splits cannot be averaged", "Use 1 or more; 10 is common")
+        raise BadInput("splits", f"{splits} splits cannot be averaged", "Use 1 or more; 10 is common")
     if count < splits:
-        raise BadInput("--samples", f"{count} images are too few for {splits} splits", f"Use {splits} or more")
+        raise BadInput("samples", f"{count} images are too few for {splits} splits", f"Use {splits} or more")
     edges = [i * count // splits for i in range(splits + 1)]
     parts = [np.asarray(probabilities[a:b], np.float64) for a, b in itertools.pairwise(edges)]
     scores = [np.exp(_divergence(part)) for part in parts]
@@ -86,10 +86,10 @@ def radii(features: Float[np.ndarray, "n d"], k: int) -> Float64[np.ndarray, "n"
     Raises `BadInput` for fewer than k + 1 images.
     """
     if k < 1:
-        raise BadInput("--neighbours", f"{k} is too small", "Use 1 or more")
+        raise BadInput("neighbours", f"{k} is too small", "Use 1 or more")
     if len(features) < k + 1:
         problem = f"{len(features)} images are too few for {k} neighbours of each"
-        raise BadInput("--samples", problem, f"Use {k + 1} or more")
+        raise BadInput("samples", problem, f"Use {k + 1} or more")
     blocks = _squared_distances(features, features)
     return np.concatenate(
         [np.partition(squared, k, axis=1)[:, k] for _, squared in blocks]
@@ -98,7 +98,7 @@ def radii(features: Float[np.ndarray, "n d"], k: int) -> Float64[np.ndarray, "n"
 
 def _centred(real: np.ndarray, fake: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if not len(real) or not len(fake):
-        raise BadInput("--samples", "there are no images to compare", "Use 1 or more in each set")
+        raise BadInput("samples", "there are no images to compare", "Use 1 or more in each set")
     if real.shape[1] != fake.shape[1]:
         raise ValueError(f"features of lengths {real.shape[1]} and {fake.shape[1]} are not from the same extractor")
     # Centring keeps the distances and reduces the cancellation of the squared lengths.

@@ -39,7 +39,7 @@ class TokenizerQuality(AbstractEvaluator):
     pictures: int = 16
     """Number of test images in the image grid."""
 
-    def validate(self, num_patches: int | None = None, field: str = "--eval.tokenizer") -> None:
+    def validate(self, num_patches: int | None = None, field: str = "eval.tokenizer") -> None:
         """Raises `BadInput` for counts below 1."""
         require(self, field, {"images": self.images >= 1, "pictures": self.pictures >= 1}, "Use 1 or more")
 

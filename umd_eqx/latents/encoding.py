@@ -36,25 +36,25 @@ SETTINGS = "settings.json"
 WRITER_OPTIONS = "group_size:1"
 """One record per chunk, as written by TFDS, for random access."""
 
-FLAGS = {
-    "name": "--data.name",
-    "split": "--data.split",
-    "source": "--data.dir",
-    "tokenizer": "--tokenizer",
-    "shift": "--tokenizer",
-    "scale": "--tokenizer",
-    "shape": "--tokenizer",
-    "size": "--data.size",
-    "area_min": "--data.area-min",
-    "flip": "--data.flip",
-    "seed": "--seed",
-    "views": "--views",
-    "mode_only": "--mode-only",
-    "dtype": "--half",
-    "images": "--limit",
-    "per_shard": "--per-shard",
+FIELDS = {
+    "name": "data.source.name",
+    "split": "data.split",
+    "source": "data.source.dir",
+    "tokenizer": "tokenizer",
+    "shift": "tokenizer",
+    "scale": "tokenizer",
+    "shape": "tokenizer",
+    "size": "data.size",
+    "area_min": "data.area_min",
+    "flip": "data.flip",
+    "seed": "seed",
+    "views": "views",
+    "mode_only": "mode_only",
+    "dtype": "half",
+    "images": "limit",
+    "per_shard": "per_shard",
 }
-"""The flag of each setting."""
+"""The field of `encode_latents.py` that sets each setting."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,8 +122,8 @@ def encode(
 def begin(folder: Path, settings: Settings) -> list[int]:
     """Prepares a folder for these latents, or verifies that it was; returns the shards that are missing or incomplete.
 
-    A shard is checked by its length only, without reading it. Raises `BadInput`, naming the flag that differs from the
-    folder's settings, or `--out` if the folder holds other files or its disk has too little space.
+    A shard is checked by its length only, without reading it. Raises `BadInput`, naming the field that differs from the
+    folder's settings, or `out` if the folder holds other files or its disk has too little space.
     """
     path, text = folder / SETTINGS, json.dumps({"format": FORMAT, **dataclasses.asdict(settings)}, indent=2) + "\n"
     folder.mkdir(parents=True, exist_ok=True)
@@ -132,7 +132,7 @@ def begin(folder: Path, settings: Settings) -> list[int]:
         foreign = [entry.name for entry in folder.iterdir() if entry.name != ".lock" and entry.suffix != ".tmp"]
         if foreign:
             problem = f"{folder} holds {min(foreign)!r} but no latents"
-            raise BadInput("--out", problem, "Choose an empty or a new folder")
+            raise BadInput("out", problem, "Choose an empty or a new folder")
     else:
         _require_same(path, json.loads(text))
     missing = [shard for shard in range(len(settings.shards)) if _sums(folder, settings, shard) is None]
@@ -141,8 +141,8 @@ def begin(folder: Path, settings: Settings) -> list[int]:
     free = shutil.disk_usage(folder).free
     if free < need:
         problem = f"{folder} has {free / 1e6:,.0f} MB free, but the missing latents need up to {need / 1e6:,.0f} MB"
-        hint = "Free some space, or choose another disk, fewer --views, --mode-only or --half"
-        raise BadInput("--out", problem, hint)
+        hint = "Free some space, or choose another disk, fewer `views`, `mode_only` or `half`"
+        raise BadInput("out", problem, hint)
     if new:
         write_atomically(path, text.encode())
     return missing
@@ -151,15 +151,15 @@ def begin(folder: Path, settings: Settings) -> list[int]:
 def _require_same(path: Path, now: dict[str, Any]) -> None:
     try:
         there = json.loads(path.read_text())
-        require_format(there.get("format", 1), path, "--out")
+        require_format(there.get("format", 1), path, "out")
         differing = [name for name in now if there.get(name) != now[name]]
     except BadInput:
         raise
     except (ValueError, AttributeError, TypeError) as error:
-        raise BadInput("--out", f"{path} cannot be read", "Choose another folder") from error
+        raise BadInput("out", f"{path} cannot be read", "Choose another folder") from error
     for name in differing:
         problem = f"{path.parent} was begun with {name} {there.get(name)}, and now it is {now[name]}"
-        raise BadInput(FLAGS[name], problem, "Use the old value to resume, or another --out")
+        raise BadInput(FIELDS[name], problem, "Use the old value to resume, or another `out`")
 
 
 class _Views:

@@ -109,7 +109,7 @@ class Manifest:
         return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=2) + "\n"
 
     @classmethod
-    def read(cls, folder: str | os.PathLike[str], field: str = "--data.latents") -> "Manifest":
+    def read(cls, folder: str | os.PathLike[str], field: str = "data.latents") -> "Manifest":
         """Reads the manifest of a complete folder. Raises `BadInput` naming `field` if it is missing or unreadable."""
         path = Path(folder).expanduser() / MANIFEST
         try:
@@ -147,7 +147,7 @@ def check(
     area_min: float | int,
     flip: bool,
     source_hash: str,
-    field: str = "--data.latents",
+    field: str = "data.latents",
 ) -> None:
     """Raises `BadInput` if stored latents do not match the settings of a run.
 
@@ -156,16 +156,16 @@ def check(
     - `digest`, `shift`, `scale`: the fingerprint and the statistics of the run's tokenizer.
     - `size`, `area_min`, `flip`: the side of the images and their augmentation in the run.
     - `source_hash`: the `source_hash` of the run's images.
-    - `field`: the flag that named the folder.
+    - `field`: the field that named the folder.
     """
     there = manifest.settings
     for what, stored, asked, hint in (
-        ("another tokenizer", there.tokenizer, digest, "Set --tokenizer to the one that encoded them"),
+        ("another tokenizer", there.tokenizer, digest, "Set `tokenizer` to the one that encoded them"),
         ("another shift of the tokenizer", there.shift, shift, "Encode them again"),
         ("another scale of the tokenizer", there.scale, scale, "Encode them again"),
-        ("another image size", there.size, size, f"Use --data.size {there.size}"),
-        ("another augmentation", there.area_min, float(area_min), f"Use --data.area-min {there.area_min:g}"),
-        ("another augmentation", there.flip, flip, f"Use --data.{'' if there.flip else 'no-'}flip"),
+        ("another image size", there.size, size, f"Use `data.size={there.size}`"),
+        ("another augmentation", there.area_min, float(area_min), f"Use `data.area_min={there.area_min:g}`"),
+        ("another augmentation", there.flip, flip, f"Use `data.flip={there.flip}`"),
         ("other images", there.source, source_hash, "Use the data set that was encoded"),
     ):
         if stored != asked:
@@ -215,13 +215,13 @@ class LatentSource:
     **Arguments:**
 
     - `folder`: a complete folder.
-    - `field`: the flag that named it.
+    - `field`: the field that named it.
     - `manifest`: its manifest, if it was read already.
 
     **Raises:** `BadInput` as `Manifest.read` does, and if a shard is missing or has another length.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], field: str = "--data.latents", manifest: Manifest | None = None):
+    def __init__(self, folder: str | os.PathLike[str], field: str = "data.latents", manifest: Manifest | None = None):
         self._folder, self._field = os.fspath(folder), field
         self.manifest = Manifest.read(folder, field) if manifest is None else manifest
         settings = self.manifest.settings

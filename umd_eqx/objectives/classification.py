@@ -61,7 +61,7 @@ class Classification(AbstractObjective):
         """Raises `BadInput` for a label smoothing outside [0, 1)."""
         if not 0.0 <= self.label_smoothing < 1.0:
             problem = f"{self.label_smoothing} is outside [0, 1)"
-            raise BadInput("--objective.label-smoothing", problem, "Use 0, or a small share such as 0.1")
+            raise BadInput("objective.label_smoothing", problem, "Use 0, or a small share such as 0.1")
 
 
 def _cross_entropy(logits: Float[Array, "classes"], label: Label, smoothing: float) -> Scalar:

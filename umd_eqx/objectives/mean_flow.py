@@ -67,13 +67,13 @@ class MeanFlow(AbstractObjective):
 
         `u` is the mean squared error per pixel, and `v` the same for intervals of length 0.
 
-        **Raises:** `BadInput` naming `--model.prediction` or `--path` unless they are "u" and the rectified flow.
+        **Raises:** `BadInput` naming `model.prediction` or `path` unless they are "u" and the rectified flow.
         """
         if model.prediction != "u":
             problem = f"the network predicts {model.prediction}, not average velocities"
-            raise BadInput("--model.prediction", problem, "Use u")
+            raise BadInput("model.prediction", problem, "Use u")
         if not isinstance(path, RectifiedFlow):
-            raise BadInput("--path", f"{type(path).__name__} is not the rectified flow", "Use RectifiedFlow()")
+            raise BadInput("path", f"{type(path).__name__} is not the rectified flow", "Use RectifiedFlow()")
         x0, eps = jnp.asarray(batch.image), draw.eps
         labels = jnp.where(draw.drop_label, NO_CLASS, classes_of(jnp.asarray(batch.label), model.num_classes))
 
@@ -107,9 +107,9 @@ class MeanFlow(AbstractObjective):
         """Raises `BadInput` for a probability outside [0, 1], or a standard deviation or power below 0."""
         for name in ("interval_prob", "label_dropout"):
             if not 0.0 <= getattr(self, name) <= 1.0:
-                flag = f"--objective.{name.replace('_', '-')}"
-                raise BadInput(flag, f"{getattr(self, name)} is outside [0, 1]", "Give a probability")
+                subject = f"objective.{name}"
+                raise BadInput(subject, f"{getattr(self, name)} is outside [0, 1]", "Give a probability")
         for name in ("time_std", "adaptive_power"):
             if not 0.0 <= getattr(self, name) < float("inf"):
-                flag = f"--objective.{name.replace('_', '-')}"
-                raise BadInput(flag, f"{getattr(self, name)} is negative or not finite", "Use 0 or more")
+                subject = f"objective.{name}"
+                raise BadInput(subject, f"{getattr(self, name)} is negative or not finite", "Use 0 or more")

@@ -116,11 +116,11 @@ class PatchNoise(AbstractObjective):
         """Always 1: all images are treated alike."""
         return 1
 
-    def validate(self, num_patches: int, batch_size: int, field: str = "--objective") -> None:
+    def validate(self, num_patches: int, batch_size: int, field: str = "objective") -> None:
         """Raises `BadInput` as `MaskedDenoising` does, and for a share outside [0, 1]."""
         self._plain.validate(num_patches, batch_size, field)
         if not 0.0 <= self.shared_prob <= 1.0:
-            raise BadInput(f"{field}.shared-prob", f"{self.shared_prob} is outside [0, 1]", "Give a share of images")
+            raise BadInput(f"{field}.shared_prob", f"{self.shared_prob} is outside [0, 1]", "Give a share of images")
 
 
 def _patches(image: Image, patch: int) -> Float[Array, "n patch patch c"]:

@@ -73,15 +73,15 @@ class Unified(AbstractObjective):
         """Returns the length of one row of the split (see `split_by_period`)."""
         return batch_size // (math.gcd(batch_size, self.num_clean(batch_size)) or 1)
 
-    def validate(self, num_patches: int, batch_size: int, field: str = "--objective") -> None:
+    def validate(self, num_patches: int, batch_size: int, field: str = "objective") -> None:
         """Raises `BadInput` if a part is invalid or has a positive share but no images."""
-        flag = f"{field}.no-noise-prob"
+        subject = f"{field}.no_noise_prob"
         if not 0.0 <= self.no_noise_prob <= 1.0:
-            raise BadInput(flag, f"{self.no_noise_prob} is outside [0, 1]", "Give the share of images without noise")
+            raise BadInput(subject, f"{self.no_noise_prob} is outside [0, 1]", "Give the share of images without noise")
         clean = self.num_clean(batch_size)
         if clean == 0 and self.no_noise_prob > 0:
-            hint = f"Use at least {math.ceil(1e5 / batch_size) / 1e5:g}, or a larger --data.batch-size"
-            raise BadInput(flag, f"{self.no_noise_prob} of a batch of {batch_size} is less than one image", hint)
+            hint = f"Use at least {math.ceil(1e5 / batch_size) / 1e5:g}, or a larger `data.batch_size`"
+            raise BadInput(subject, f"{self.no_noise_prob} of a batch of {batch_size} is less than one image", hint)
         if clean < batch_size:
             self.denoising.validate(num_patches, batch_size - clean, f"{field}.denoising")
         if clean > 0:

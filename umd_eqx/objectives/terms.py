@@ -74,7 +74,7 @@ class MaskedDenoising(AbstractObjective):
 
         The predictions are NaN for a label that is not a class of the network.
 
-        **Raises:** `BadInput` naming `--model.prediction` if a network that does not predict the clean image is
+        **Raises:** `BadInput` naming `model.prediction` if a network that does not predict the clean image is
         trained without noise: v of a clean image does not depend on the image.
         """
         n = num_patches_of(model)
@@ -84,7 +84,7 @@ class MaskedDenoising(AbstractObjective):
         if not self.noised:
             if model.prediction not in ("x0_eps", "x0"):
                 problem = f"{model.prediction} cannot be learned on images without noise"
-                raise BadInput("--model.prediction", problem, "Use x0 or x0_eps, or an objective that noises images")
+                raise BadInput("model.prediction", problem, "Use x0 or x0_eps, or an objective that noises images")
             return Group(jnp.asarray(batch.image), over_rows(model.cond)(no_class), views)
         x_t = over_rows(path.interpolate)(batch.image, draw.eps, draw.t)
         y = jnp.where(draw.drop_label, no_class, classes_of(jnp.asarray(batch.label), model.num_classes))
@@ -118,25 +118,27 @@ class MaskedDenoising(AbstractObjective):
         """Always 1: all images are treated alike."""
         return 1
 
-    def validate(self, num_patches: int, batch_size: int, field: str = "--objective") -> None:
+    def validate(self, num_patches: int, batch_size: int, field: str = "objective") -> None:
         """Raises `BadInput` if the mask ratio leaves no visible patch, or no patch in the region of a term."""
-        flag = f"{field}.mask-ratio"
+        subject = f"{field}.mask_ratio"
         if not 0.0 <= self.mask_ratio < 1.0:
-            raise BadInput(flag, f"{self.mask_ratio} is outside [0, 1)", "Give the share of patches to hide")
+            raise BadInput(subject, f"{self.mask_ratio} is outside [0, 1)", "Give the share of patches to hide")
         if not 0.0 <= self.label_dropout <= 1.0:
-            raise BadInput(f"{field}.label-dropout", f"{self.label_dropout} is outside [0, 1]", "Give a probability")
+            raise BadInput(f"{field}.label_dropout", f"{self.label_dropout} is outside [0, 1]", "Give a probability")
         regions = {term.region for term in self.terms}
         if num_patches == 1 and ("hidden" in regions or self.mask_ratio > 0):
-            hint = "Use an objective without masking, a network with a smaller patch, or a larger --data.size"
-            raise BadInput(flag, "an image is a single patch for this network, which cannot be hidden", hint)
+            hint = "Use an objective without masking, a network with a smaller patch, or a larger `data.size`"
+            raise BadInput(subject, "an image is a single patch for this network, which cannot be hidden", hint)
         kept = num_kept(num_patches, self.mask_ratio)
         if kept == 0:
             hint = f"Use at most {ratios(num_patches)[1]:g}, which leaves one visible"
-            raise BadInput(flag, f"{self.mask_ratio} hides all {num_patches} patches of an image", hint)
+            raise BadInput(subject, f"{self.mask_ratio} hides all {num_patches} patches of an image", hint)
         if kept == num_patches and "hidden" in regions:
             name = next(term.name for term in self.terms if term.region == "hidden")
             hint = f"Use at least {ratios(num_patches)[0]:g}, or a preset without that term (dit)"
-            raise BadInput(flag, f"{self.mask_ratio} hides no patch, but the term {name} requires hidden patches", hint)
+            raise BadInput(
+                subject, f"{self.mask_ratio} hides no patch, but the term {name} requires hidden patches", hint
+            )
 
 
 def _mean_square(difference: Image, term: Term, hidden: Float[Array, "h w 1"]) -> Scalar:

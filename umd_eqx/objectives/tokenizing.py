@@ -76,5 +76,5 @@ class Tokenizing(AbstractObjective):
         """Raises `BadInput` for a weight that is negative or not finite."""
         for name in ("kl_weight", "perceptual_weight"):
             if not 0.0 <= getattr(self, name) < math.inf:
-                flag = f"--objective.{name.replace('_', '-')}"
-                raise BadInput(flag, f"{getattr(self, name)} is negative or not finite", "Use 0 or more")
+                subject = f"objective.{name}"
+                raise BadInput(subject, f"{getattr(self, name)} is negative or not finite", "Use 0 or more")

@@ -62,24 +62,22 @@ class DataConfig:
         """Raises `BadInput` for invalid values."""
         for name in ("size", "batch_size", "eval_batch_size", "workers"):
             if getattr(self, name) < 1:
-                raise BadInput(
-                    f"--data.{name.replace('_', '-')}", f"{getattr(self, name)} is too small", "Use 1 or more"
-                )
+                raise BadInput(f"data.{name}", f"{getattr(self, name)} is too small", "Use 1 or more")
         if not 0 < self.area_min <= 100:
             raise BadInput(
-                "--data.area-min", f"{self.area_min} is outside (0, 100]", "Use a percentage; the paper uses 80"
+                "data.area_min", f"{self.area_min} is outside (0, 100]", "Use a percentage; the paper uses 80"
             )
         if self.max_broken < 0:
-            raise BadInput("--data.max-broken", f"{self.max_broken} is negative", "Use 0 or more")
+            raise BadInput("data.max_broken", f"{self.max_broken} is negative", "Use 0 or more")
         if self.eval_batch_size % mesh.size:
             nearest = max(1, round(self.eval_batch_size / mesh.size)) * mesh.size
             problem = f"{self.eval_batch_size} does not divide over {mesh.size} devices"
-            raise BadInput("--data.eval-batch-size", problem, f"Use {nearest}, for example")
+            raise BadInput("data.eval_batch_size", problem, f"Use {nearest}, for example")
 
     def describe(self) -> DataSpec:
         """Returns the size of each split and the image size, channels and classes, without reading an image.
 
-        Raises `BadInput` naming a flag of the source (`--data.dir`), `--data.train-split` or `--data.test-split`.
+        Raises `BadInput` naming a field of the source (`data.source.dir`), `data.train_split` or `data.test_split`.
         """
         return self.source.describe(self.train_split, self.test_split)
 
@@ -87,10 +85,10 @@ class DataConfig:
         """Returns the training images, broken ones replaced, and the evaluation images, broken ones counted.
 
         Raises `BadInput` as `describe` does, and for files that cannot be read. Reading an image raises `BadInput`
-        naming `--data.max-broken` if too many images of its split were broken.
+        naming `data.max_broken` if too many images of its split were broken.
         """
         train = self.source.open(self.train_split)
-        test = self.source.open(self.test_split, field="--data.test-split")
+        test = self.source.open(self.test_split, field="data.test_split")
         return (
             SkipBroken(train, self.max_broken, split=self.train_split),
             CountBroken(test, self.max_broken, split=self.test_split),
@@ -177,7 +175,7 @@ class Config:
         return self.side, self.side, spec.channels if self.latent is None else self.latent.channels
 
     def validate(self, mesh: Mesh) -> None:
-        """Raises `BadInput` for the first invalid value, naming its flag, with a hint."""
+        """Raises `BadInput` for the first invalid value, naming its field, with a hint."""
         self._validate_latents()
         self.model.validate(self.side)
         self.data.validate(mesh)
@@ -188,35 +186,35 @@ class Config:
         period = self.objective.period(self.data.batch_size)
         validate_batch(self.data.batch_size, mesh, self.optim.accumulate, period)
         self.ema.rate_for(self.data.batch_size, labels=self.model.knows_labels)
-        for flag, value in (
-            ("--log.every", self.log.every),
-            ("--checkpoint.every", self.checkpoint.every),
-            ("--checkpoint.keep", self.checkpoint.keep),
-            ("--max-skipped", self.max_skipped),
-            *((f"--eval.{name}.every", evaluator.every) for name, evaluator in self.eval.items()),
+        for field, value in (
+            ("log.every", self.log.every),
+            ("checkpoint.every", self.checkpoint.every),
+            ("checkpoint.keep", self.checkpoint.keep),
+            ("max_skipped", self.max_skipped),
+            *((f"eval.{name}.every", evaluator.every) for name, evaluator in self.eval.items()),
         ):
             if value < 1:
-                raise BadInput(flag, f"{value} is too small", "Use 1 or more")
+                raise BadInput(field, f"{value} is too small", "Use 1 or more")
         for name, evaluator in self.eval.items():
-            evaluator.validate(num_patches, f"--eval.{name}")
+            evaluator.validate(num_patches, f"eval.{name}")
             if evaluator.needs_noise and not self.objective.denoises:
                 problem = "the evaluator samples from noise, but the objective trains on clean images only"
-                raise BadInput(f"--eval.{name}", problem, "Leave it out, or use an objective with noised images")
+                raise BadInput(f"eval.{name}", problem, "Leave it out, or use an objective with noised images")
         if not 0 <= self.seed < 2**32:
-            raise BadInput("--seed", f"{self.seed} is outside 0 .. 2^32 - 1", "Choose a number in that range")
+            raise BadInput("seed", f"{self.seed} is outside 0 .. 2^32 - 1", "Choose a number in that range")
 
     def _validate_latents(self) -> None:
         if self.tokenizer is None and self.data.latents is not None:
-            hint = "Also give --tokenizer, the tokenizer that encoded them"
-            raise BadInput("--data.latents", "a system that is trained on pixels cannot use latents", hint)
+            hint = "Also give `tokenizer`, the tokenizer that encoded them"
+            raise BadInput("data.latents", "a system that is trained on pixels cannot use latents", hint)
         if self.tokenizer is not None and self.latent is None:
             raise BadInput(
-                "--tokenizer", f"{self.tokenizer} has not been resolved", "Call umd_eqx.runs.resolved.resolve first"
+                "tokenizer", f"{self.tokenizer} has not been resolved", "Call umd_eqx.runs.resolved.resolve first"
             )
         factor = 1 if self.latent is None else self.latent.factor
         if self.data.size % factor:
             problem = f"{self.data.size} is not a multiple of the tokenizer's downsampling factor, {factor}"
-            raise BadInput("--data.size", problem, f"Use a multiple of {factor}")
+            raise BadInput("data.size", problem, f"Use a multiple of {factor}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,13 +233,13 @@ class Built:
         Raises `BadInput` for a `limit` below 1.
         """
         if limit is not None and limit < 1:
-            raise BadInput("--limit-steps", f"{limit} is too small", "Use 1 or more, or leave it out")
+            raise BadInput("limit_steps", f"{limit} is too small", "Use 1 or more, or leave it out")
         return self.total if limit is None else min(self.total, limit)
 
     def init(self, source: AbstractModel | None = None) -> TrainState:
         """Returns the state before the first step, a function of the seed and of `source`, on every device.
 
-        Raises `BadInput` naming `--from` if the weights of `source` do not fit the network.
+        Raises `BadInput` naming `from` if the weights of `source` do not fit the network.
         """
         # Compiled as one program, which starts sooner than hundreds of small ones.
         return eqx.filter_jit(self._init)(source)
@@ -251,7 +249,7 @@ class Built:
         if source is not None:
             if not isinstance(model, AbstractModel):
                 problem = f"{self.config.model.title} cannot be initialised from the weights of another network"
-                raise BadInput("--from", problem, "Leave it out")
+                raise BadInput("from", problem, "Leave it out")
             model = warm_start(model, source)
         parts = self.parts
         return TrainState.init(model, parts.optimiser, ema=parts.ema_rate is not None, trainable=parts.trainable)
@@ -285,7 +283,7 @@ class Built:
 def build(config: Config, spec: DataSpec, mesh: Mesh | None = None) -> Built:
     """Validates a configuration and builds the parts of its training step, for data described by `spec`.
 
-    Raises `BadInput` naming the flag of an invalid value.
+    Raises `BadInput` naming the field of an invalid value.
     """
     mesh = make_mesh() if mesh is None else mesh
     config.validate(mesh)
@@ -293,7 +291,7 @@ def build(config: Config, spec: DataSpec, mesh: Mesh | None = None) -> Built:
     warmup, total = horizon(config.optim, spec.num_train, batch_size)
     if total < 1:
         problem = f"{config.optim.epochs} epochs of {spec.num_train} images are less than one step"
-        raise BadInput("--optim.epochs", problem, "Use more epochs")
+        raise BadInput("optim.epochs", problem, "Use more epochs")
     lr = schedule(config.optim, spec.num_train, batch_size)
     parts = Parts(
         objective=config.objective,

@@ -68,7 +68,7 @@ def _spec(config: Config, recipe: Config, data: Data) -> tuple[DataSpec, str]:
     except BadInput as error:
         asked, known = ((it.source, it.train_split, it.test_split) for it in (config.data, recipe.data))
         # No folder was given, so the error is that the data are missing.
-        missing = error.field == "--data.dir" and config.data == config.data.moved(None)
+        missing = error.field == "data.source.dir" and config.data == config.data.moved(None)
         if recipe.data.expected is None or asked != known or not missing:
             raise
         return recipe.data.expected, " (not on this machine: as described by the recipe)"
@@ -79,7 +79,7 @@ def _resolved(config: Config, recipe: Config, data: Data) -> tuple[Resolved, str
         return resolve(config, data=data), ""
     except BadInput as error:
         # The recipe records the latent shape of its own tokenizer.
-        if recipe.latent is None or error.field != "--tokenizer" or config.tokenizer != recipe.tokenizer:
+        if recipe.latent is None or error.field != "tokenizer" or config.tokenizer != recipe.tokenizer:
             raise
         without = dataclasses.replace(config.data, latents=None)
         note = f" ({config.tokenizer} is not on this machine)"

@@ -36,9 +36,9 @@ def start_from(path: str | os.PathLike[str], weights: Weights, types: Iterable[t
     - `weights`: for a run, the raw weights or their average.
     - `types`: user-defined classes that the run's configuration may contain.
 
-    **Raises:** `BadInput` naming `--from` as `from_pretrained` does.
+    **Raises:** `BadInput` naming `from` as `from_pretrained` does.
     """
-    source = from_pretrained(path, weights=weights, field="--from", types=types)
+    source = from_pretrained(path, weights=weights, field="from", types=types)
     return Start(os.fspath(path), weights, source.digest), source
 
 
@@ -63,7 +63,7 @@ def follow(
     """
     if not isinstance(source.config, ModelConfig):
         problem = f"there is no fine-tuning recipe for {source.config.title}"
-        raise BadInput("--from", problem, "Write one: a Config with `start` (umd_eqx.recipes.config.Start)")
+        raise BadInput("from", problem, "Write one: a Config with a Start (umd_eqx.recipes.config.Start)")
     if name is not None:
         return name, dataclasses.replace(presets[name](), start=start)
     name = source.preset if source.preset in presets else f"{source.preset.removesuffix('-ft')}-ft"
@@ -94,21 +94,20 @@ def resolve_fitting(config: Config, source: Pretrained) -> Resolved:
     different = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
     if different and config.start is not None:
         said = "; ".join(
-            f"--model.{name.replace('_', '-')} is {there} there and {here} here"
-            for name, (there, here) in different.items()
+            f"`model.{name}` is {there} there and {here} here" for name, (there, here) in different.items()
         )
         hint = "Use the preset of that network, or no preset: the recipe then follows the source"
-        raise BadInput("--from", f"{config.start.source} holds a different network: {said}", hint)
+        raise BadInput("from", f"{config.start.source} holds a different network: {said}", hint)
     if config.path != source.path:
         problem = f"it was trained on {type(source.path).__name__}, but the recipe has {type(config.path).__name__}"
-        raise BadInput("--from", problem, "Omit the preset: the recipe then follows the source")
+        raise BadInput("from", problem, "Omit the preset: the recipe then follows the source")
     resolved = resolve(config, source)
     config = resolved.config
     made_by = None if source.latents is None else source.latents.spec.digest
     if not same_tokenizer(made_by, None if config.latent is None else config.latent.digest):
         kind = "pixels" if source.latents is None else f"the latents of {source.latents.source}"
         problem = f"it was trained on {kind}, but the recipe has {config.tokenizer or 'pixels'}"
-        raise BadInput("--from", problem, "Omit the preset: the recipe then follows the source")
+        raise BadInput("from", problem, "Omit the preset: the recipe then follows the source")
     same_data = config.data.source.moved(None) == source.data.source.moved(None)
     spec = source.spec if same_data else resolved.data.spec
     size, _, channels = config.image_shape(spec)

@@ -26,7 +26,7 @@ def programs(built: Built, tokenizer: AbstractTokenizer | None = None) -> dict[s
 
     The first part is `step`, followed by `encoding` if the run encodes images on the fly; the others are the evaluators
     by name. Nothing is allocated, and neither the data nor the tokenizer's weights need to be on this machine. Pass the
-    configuration's `tokenizer` if it is loaded already. Raises `BadInput` naming `--tokenizer` if its shapes are
+    configuration's `tokenizer` if it is loaded already. Raises `BadInput` naming `tokenizer` if its shapes are
     unknown.
     """
     tokenizer = tokenizer_shapes(built.config) if tokenizer is None else tokenizer

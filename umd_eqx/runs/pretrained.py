@@ -88,7 +88,7 @@ def from_pretrained(
     weights: Weights = "ema",
     tokenizer: str | None = None,
     known: Latents | None = None,
-    field: str = "--run",
+    field: str = "run",
     say: Callable[[str], None] = print,
     types: Iterable[type] = (),
 ) -> Pretrained:
@@ -102,7 +102,7 @@ def from_pretrained(
         holds only the kind it was exported with.
     - `tokenizer`: the location of the tokenizer, for a network trained on latents. None: its location at training time.
     - `known`: a loaded tokenizer, reused if the network's tokenizer has the same name.
-    - `field`: the flag that named the path.
+    - `field`: the field that named the path.
     - `say`: called with a warning if a damaged checkpoint is skipped.
     - `types`: user-defined classes that the run's configuration may contain.
 
@@ -133,10 +133,10 @@ def first_weights(
     **Raises:** `BadInput` as `from_pretrained` does, and if the weights differ from those the run was configured with.
     """
     if source is None:
-        source = from_pretrained(start.source, weights=start.weights, field="--from", say=say, types=types)
+        source = from_pretrained(start.source, weights=start.weights, field="from", say=say, types=types)
     if source.digest != start.digest:
         problem = f"the weights in {start.source} are not those that this run was configured with"
-        raise BadInput("--from", problem, "Restore the original weights, or use another --run-dir to start a new run")
+        raise BadInput("from", problem, "Restore the original weights, or use another `run_dir` to start a new run")
     return source.model
 
 
@@ -146,7 +146,7 @@ def export(source: Pretrained, path: str | os.PathLike[str], *, half: bool = Fal
     The card records everything that `from_pretrained` needs, and the fingerprint of the file. `half` stores the
     parameters in float16, at half the size; they are read back as float32.
 
-    **Raises:** `BadInput` naming `--out` if the name does not end in .safetensors, or if the files already exist.
+    **Raises:** `BadInput` naming `out` if the name does not end in .safetensors, or if the files already exist.
     """
     location = new_weights(path)
     content = {
@@ -167,13 +167,13 @@ def export(source: Pretrained, path: str | os.PathLike[str], *, half: bool = Fal
 
 
 def new_weights(path: str | os.PathLike[str]) -> Path:
-    """Validates the path for new weights and their card. Raises `BadInput` naming `--out` if either file exists."""
+    """Validates the path for new weights and their card. Raises `BadInput` naming `out` if either file exists."""
     location = Path(path)
     if location.suffix != ".safetensors":
-        raise BadInput("--out", f"{location} does not end in .safetensors", "Choose a name that does")
+        raise BadInput("out", f"{location} does not end in .safetensors", "Choose a name that does")
     for existing in (location, card_of(location)):
         if existing.exists():
-            raise BadInput("--out", f"{existing} already exists", "Choose another name, or delete it")
+            raise BadInput("out", f"{existing} already exists", "Choose another name, or delete it")
     return location
 
 
@@ -212,7 +212,7 @@ def _from_run(
             problem = f"{location} holds a classifier, not an auto-encoder"
             raise BadInput(field, problem, "Pass a run of pretrain.py or finetune.py")
         problem = f"{location} holds a tokenizer, not an auto-encoder"
-        raise BadInput(field, problem, "Pass it to --tokenizer, and a run of pretrain.py or finetune.py here")
+        raise BadInput(field, problem, "Pass it to `tokenizer`, and a run of pretrain.py or finetune.py here")
     step, state = restored(built, location, field, say)
     average = state.ema if weights == "ema" else None
     model = state.model if average is None else average
@@ -248,13 +248,13 @@ def restored(built: Built, run_dir: Path, field: str, say: Callable[[str], None]
 
 
 def _latents(source: str | None, spec: LatentSpec | None, known: Latents | None) -> Latents | None:
-    """Loads the tokenizer of a network trained on latents. Raises `BadInput` naming `--tokenizer`."""
+    """Loads the tokenizer of a network trained on latents. Raises `BadInput` naming `tokenizer`."""
     if source is None or spec is None:
         return None
     latents = load_latents(source, known=known)
     if not same_tokenizer(latents.spec.digest, spec.digest):
         problem = f"{source} is not the tokenizer that the network was trained with"
-        raise BadInput("--tokenizer", problem, "Pass the tokenizer that it was trained with")
+        raise BadInput("tokenizer", problem, "Pass the tokenizer that it was trained with")
     return latents
 
 

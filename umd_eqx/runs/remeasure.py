@@ -40,7 +40,7 @@ def not_yet_measured(
         changes = {name: changed(trained_with[name], e) for name, e in evaluators.items() if name in trained_with}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         problem = f"{run.path / 'config.json'} cannot be read"
-        raise BadInput("--run-dir", problem, "Choose another directory") from error
+        raise BadInput("run_dir", problem, "Choose another directory") from error
     asked = {
         label(name, changes.get(name, {})): evaluator
         for name, evaluator in evaluators.items()

@@ -63,7 +63,7 @@ def resolve(config: Config, source: Pretrained | None = None, *, data: Data | No
     - `source`: the network providing the initial weights; its tokenizer is reused if the configuration names the same.
     - `data`: the data of the configuration, if they are described or opened already.
 
-    **Raises:** `BadInput` naming `--tokenizer` or `--data.latents` if one of them cannot be read, or if they do not
+    **Raises:** `BadInput` naming `tokenizer` or `data.latents` if one of them cannot be read, or if they do not
     match each other or the data.
     """
     data = Data(config.data) if data is None else data

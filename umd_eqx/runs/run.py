@@ -88,12 +88,12 @@ def run(
     """
     if (processes := jax.process_count()) > 1:
         problem = f"this run was started as {processes} processes, but only one is supported"
-        raise BadInput("jax.distributed", problem, "Start a single process that uses all devices of the machine")
+        raise BadInput("jax.process_count()", problem, "Start a single process that uses all devices of the machine")
     asked, given = preset, config.config if isinstance(config, Resolved) else config
     if preset is None or recipe is None:
         preset, recipe = nearest_preset(given) if preset is None else (preset, given)
     if "://" in str(run_dir):
-        raise BadInput("--run-dir", f"{run_dir} is not a folder on this machine", "Use a local or mounted folder")
+        raise BadInput("run_dir", f"{run_dir} is not a folder on this machine", "Use a local or mounted folder")
     resolved = config if isinstance(config, Resolved) else resolve(config)
     config = resolved.config
     recipe = with_latents_of(recipe, config)

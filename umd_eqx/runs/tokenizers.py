@@ -65,7 +65,7 @@ class Latents(NamedTuple):
     tokenizer: AbstractTokenizer
 
 
-def load_tokenizer(source: str, field: str = "--tokenizer") -> LoadedTokenizer:
+def load_tokenizer(source: str, field: str = "tokenizer") -> LoadedTokenizer:
     """Loads a trained tokenizer. Nothing is downloaded, and no pickle is loaded.
 
     **Arguments:**
@@ -75,7 +75,7 @@ def load_tokenizer(source: str, field: str = "--tokenizer") -> LoadedTokenizer:
         folder with the files of diffusers' AutoencoderKL, or with a subfolder `vae` that holds them; a repository, or a
         folder of one, in the Hugging Face cache (`$HF_HUB_CACHE`, `$HF_HOME`), such as stabilityai/sd-vae-ft-mse or
         stable-diffusion-v1-5/stable-diffusion-v1-5/vae.
-    - `field`: the flag that named it.
+    - `field`: the field that named it.
 
     **Raises:** `BadInput` if `source` is none of these, cannot be read, or does not match its card.
     """
@@ -95,7 +95,7 @@ def load_tokenizer(source: str, field: str = "--tokenizer") -> LoadedTokenizer:
 
 
 def load_latents(source: str, *, known: Latents | None = None) -> Latents:
-    """Loads the tokenizer `source`, or returns `known` if it is that one. Raises `BadInput` naming `--tokenizer`."""
+    """Loads the tokenizer `source`, or returns `known` if it is that one. Raises `BadInput` naming `tokenizer`."""
     if known is not None and known.source == source:
         return known
     loaded = load_tokenizer(source)

@@ -65,10 +65,10 @@ def nearest_preset(config: Config) -> tuple[str, Config]:
 
 
 @contextlib.contextmanager
-def own(run_dir: Path, field: str = "--run-dir") -> Iterator[None]:
+def own(run_dir: Path, field: str = "run_dir") -> Iterator[None]:
     """A context that locks the directory for this process, creating it if necessary.
 
-    The lock is released when the process ends, however it ends. `field` is the flag that named the directory. Raises
+    The lock is released when the process ends, however it ends. `field` is the field that named the directory. Raises
     `BadInput` if another process holds the lock, or if the directory cannot be written to.
     """
     try:
@@ -99,31 +99,31 @@ def claim(run_dir: Path, config: Config, preset: str | None) -> dict[str, Any] |
         foreign = sorted(entry.name for entry in run_dir.iterdir() if entry.name != ".lock" and entry.suffix != ".tmp")
         if foreign:
             problem = f"{run_dir} holds {foreign[0]!r}, which is not part of a run"
-            raise BadInput("--run-dir", problem, "Choose an empty or new directory")
+            raise BadInput("run_dir", problem, "Choose an empty or new directory")
         return None
     try:
         kept = json.loads(path.read_text())
         old = only_the_run(flatten(completed(kept["config"])))
     except (ValueError, KeyError, TypeError) as error:
-        raise BadInput("--run-dir", f"{path} cannot be read", "Choose another directory") from error
+        raise BadInput("run_dir", f"{path} cannot be read", "Choose another directory") from error
     changed = differences(old, run_identity(config))
     if same_tokenizer(*changed.get("latent.digest", ("", None))):
         del changed["latent.digest"]
     if changed:
         name, (was, now) = next(iter(changed.items()))
-        field = f"--{as_flag(name).replace('_', '-')}"
+        field = name.removesuffix(".type")
         if name.startswith("start."):
             problem = f"the run in {run_dir} was started with other weights, or they have changed since"
-            raise BadInput("--from", problem, "Use the same weights, or another --run-dir to start a new run")
+            raise BadInput("from", problem, "Use the same weights, or another `run_dir` to start a new run")
         if name.startswith("latent"):
             problem = f"the run in {run_dir} was started with another tokenizer or other latents"
-            raise BadInput("--tokenizer", problem, "Use the same, or another --run-dir to start a new run")
+            raise BadInput("tokenizer", problem, "Use the same, or another `run_dir` to start a new run")
         if preset is not None and kept.get("preset") != preset:
             field, was, now = "preset", kept.get("preset"), preset
         raise BadInput(
             field,
             f"the run in {run_dir} was started with {_plain(was)}, and now it is {_plain(now)}",
-            "Use the old value to resume it, or another --run-dir to start a new run",
+            "Use the old value to resume it, or another `run_dir` to start a new run",
         )
     return kept
 
@@ -138,7 +138,7 @@ def require_same_format(run_dir: Path, recorded: Mapping[str, Any]) -> None:
         return
     version = "a newer" if isinstance(kept, int) and kept > RUN_FORMAT else "an older"
     raise BadInput(
-        "--run-dir",
+        "run_dir",
         f"the unfinished run in {run_dir} was started by {version} version of this program, which draws other batches",
         "Choose another directory to start a new run, or finish it with that version",
     )

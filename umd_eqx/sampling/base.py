@@ -37,8 +37,13 @@ class AbstractSampler(eqx.Module):
         """Whether the path must be smooth; a table is then replaced by `smooth(path)`. False unless overridden."""
         return False
 
+    @property
+    def supports_guidance(self) -> bool:
+        """Whether the denoiser may be a guided one. True unless overridden."""
+        return True
+
     def validate(self, field: str = "") -> None:
-        """Raises `BadInput` for invalid values; `field` is the flag of the sampler itself, if it has one.
+        """Raises `BadInput` for invalid values; `field` is the name of the sampler itself, if it has one.
 
         Accepts everything unless overridden.
         """
@@ -47,7 +52,7 @@ class AbstractSampler(eqx.Module):
     def __call__(self, denoiser: AbstractDenoiser, noise: Image, key: PRNGKeyArray) -> Image:
         """Returns an image from standard normal `noise`. `key` is used by samplers that add noise at each step.
 
-        Raises `BadInput` naming `--sampler` for a path that the sampler does not support.
+        Raises `BadInput` naming `sampler` for a path that the sampler does not support.
         """
 
     @abc.abstractmethod
@@ -90,8 +95,8 @@ def begin(path: AbstractPath, times: Float64[np.ndarray, "k"], noise: Image) -> 
 
 
 def require_smooth(path: AbstractPath, sampler: str) -> AbstractSmoothPath:
-    """Returns the path if it is smooth. Raises `BadInput` naming `--sampler` for a table, whose derivative is 0."""
+    """Returns the path if it is smooth. Raises `BadInput` naming `sampler` for a table, whose derivative is 0."""
     if not isinstance(path, AbstractSmoothPath):
         problem = f"{sampler} requires the rates of the path, and a tabulated path has none"
-        raise BadInput("--sampler", problem, "Pass umd_eqx.core.paths.smooth(path), or use ddim or dpmpp")
+        raise BadInput("sampler", problem, "Pass umd_eqx.core.paths.smooth(path), or use ddim or dpmpp")
     return path

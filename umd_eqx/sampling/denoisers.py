@@ -83,11 +83,11 @@ class ModelDenoiser(AbstractDenoiser):
     def average_velocity(self, x_t: Image, r: Time, t: Time) -> Image:
         """Returns the average velocity u from r to t, 0 <= r <= t: x_r = x_t - (t - r) u (MeanFlow, eq. 3).
 
-        Raises `BadInput` naming `--sampler` for a network that does not predict average velocities.
+        Raises `BadInput` naming `sampler` for a network that does not predict average velocities.
         """
         if not isinstance(self.cond, IntervalCond):
             problem = f"the network predicts {self.model.prediction}, not average velocities"
-            raise BadInput("--sampler", problem, "Train a network with the mean-flow preset, or use another sampler")
+            raise BadInput("sampler", problem, "Train a network with the mean-flow preset, or use another sampler")
         times = (self.path.network_time(time) for time in (t, r))
         prediction = self.model(x_t, self.cond.at(*times))
         assert isinstance(prediction, VPrediction)

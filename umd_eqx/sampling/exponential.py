@@ -16,13 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float64, PRNGKeyArray
 
-from umd_eqx.core.errors import BadInput
+from umd_eqx.core.errors import BadInput, member
 from umd_eqx.core.paths import AbstractPath
 from umd_eqx.core.predictions import Head
 from umd_eqx.core.types import Image
 from umd_eqx.sampling.base import AbstractSampler, States, begin
 from umd_eqx.sampling.denoisers import AbstractDenoiser, Ends, end_times
-from umd_eqx.sampling.fields import flag, require_steps
+from umd_eqx.sampling.fields import require_steps
 from umd_eqx.sampling.grids import AbstractGrid, LogSNRGrid, ReferenceGrid
 from umd_eqx.sampling.levels import levels
 
@@ -50,10 +50,10 @@ class DDIM(AbstractSampler):
     def validate(self, field: str = "") -> None:
         """Raises `BadInput` for invalid values."""
         require_steps(self.steps, field)
-        self.grid.validate(flag(field, "grid"))
+        self.grid.validate(member(field, "grid"))
         if not 0 <= self.eta <= 1:
             problem = f"{self.eta} is outside [0, 1]"
-            raise BadInput(flag(field, "eta"), problem, "Use 0 for no noise, or 1 for the published amount")
+            raise BadInput(member(field, "eta"), problem, "Use 0 for no noise, or 1 for the published amount")
 
     def __call__(
         self,
@@ -135,10 +135,10 @@ class DPMSolverPP(AbstractSampler):
     def validate(self, field: str = "") -> None:
         """Raises `BadInput` for invalid values."""
         require_steps(self.steps, field)
-        self.grid.validate(flag(field, "grid"))
+        self.grid.validate(member(field, "grid"))
         if self.max_ratio is not None and not self.max_ratio > 0:
             problem = f"{self.max_ratio} is not positive"
-            raise BadInput(flag(field, "max-ratio"), problem, "Use 1 for the usual limit, or None for no limit")
+            raise BadInput(member(field, "max_ratio"), problem, "Use 1 for the usual limit, or None for no limit")
 
     def __call__(self, denoiser: AbstractDenoiser, noise: Image, key: PRNGKeyArray) -> Image:
         """Returns an image from noise; `key` is unused."""

@@ -8,10 +8,10 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import Float64
 
-from umd_eqx.core.errors import BadInput
+from umd_eqx.core.errors import BadInput, member
 from umd_eqx.core.paths import NETWORK_STEPS, AbstractDiscretePath, AbstractPath
 from umd_eqx.sampling.denoisers import Ends
-from umd_eqx.sampling.fields import flag, require_levels
+from umd_eqx.sampling.fields import require_levels
 from umd_eqx.sampling.levels import log_noise_to_signal, times_of
 
 Times = Float64[np.ndarray, "k"]
@@ -28,7 +28,7 @@ class AbstractGrid(eqx.Module):
         """
 
     def validate(self, field: str = "") -> None:
-        """Raises `BadInput` for invalid values; `field` is the flag of the grid itself.
+        """Raises `BadInput` for invalid values; `field` is the name of the grid itself.
 
         Accepts everything unless overridden.
         """
@@ -71,7 +71,7 @@ class EDMGrid(AbstractGrid):
         """Raises `BadInput` for invalid values."""
         require_levels(self.sigma_min, self.sigma_max, field)
         if not 0 < self.rho < math.inf:
-            raise BadInput(flag(field, "rho"), f"{self.rho} is not positive", "Use the published 7, for example")
+            raise BadInput(member(field, "rho"), f"{self.rho} is not positive", "Use the published 7, for example")
 
     def times(self, path: AbstractPath, steps: int, side: int, ends: Ends) -> Times:
         """Returns the times of these noise levels, restricted to the range of the path."""
@@ -123,7 +123,9 @@ class ShiftedGrid(AbstractGrid):
     def validate(self, field: str = "") -> None:
         """Raises `BadInput` for invalid values."""
         if self.base < 1:
-            raise BadInput(flag(field, "base"), f"{self.base} is too small", "Use 1 or more, such as the published 64")
+            raise BadInput(
+                member(field, "base"), f"{self.base} is too small", "Use 1 or more, such as the published 64"
+            )
 
     def times(self, path: AbstractPath, steps: int, side: int, ends: Ends) -> Times:
         """Returns the shifted times."""

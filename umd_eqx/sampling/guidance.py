@@ -13,7 +13,7 @@ class ClassifierFree(AbstractDerivedDenoiser):
     """Classifier-free guidance: uncond + cfg_scale (cond - uncond), of the clean image and of the noise.
 
     This is Ho and Salimans 2022, eq. 6, in the notation of the reference: 1 is no guidance, 0 is no label. Both
-    predictions are computed in one batch. Raises `BadInput` naming `--cfg-scale` for a network without labels.
+    predictions are computed in one batch. Raises `BadInput` naming `cfg_scale` for a network without labels.
     """
 
     denoiser: AbstractDenoiser
@@ -22,7 +22,7 @@ class ClassifierFree(AbstractDerivedDenoiser):
     def __init__(self, denoiser: AbstractDenoiser, cfg_scale: float | Scalar):
         self.denoiser, self.cfg_scale = denoiser, _scale(cfg_scale)
         if denoiser.model.num_classes is None:
-            raise BadInput("--cfg-scale", "the network has no labels for guidance", "Fine-tune it, or use 1")
+            raise BadInput("cfg_scale", "the network has no labels for guidance", "Fine-tune it, or use 1")
 
     @property
     def ends(self) -> Ends:
@@ -46,7 +46,7 @@ class Autoguidance(AbstractDerivedDenoiser):
 
     See Karras et al. 2024, "Guiding a diffusion model with a bad version of itself". `weak` is a network that was
     trained for fewer steps, is smaller, or has no labels; its path is that of `denoiser`. Raises `BadInput` naming
-    `--weak` if its images have another shape, or it has another number of classes.
+    `weak` if its images have another shape, or it has another number of classes.
     """
 
     denoiser: AbstractDenoiser
@@ -58,9 +58,9 @@ class Autoguidance(AbstractDerivedDenoiser):
         hint, ours, theirs = "Use a checkpoint trained on the same data", denoiser.model, weak.model
         if theirs.image_shape != ours.image_shape:
             problem = f"its images have the shape {theirs.image_shape}, not {ours.image_shape}"
-            raise BadInput("--weak", problem, hint)
+            raise BadInput("weak", problem, hint)
         if theirs.num_classes not in (None, ours.num_classes):
-            raise BadInput("--weak", f"it has {theirs.num_classes} classes, not {ours.num_classes}", hint)
+            raise BadInput("weak", f"it has {theirs.num_classes} classes, not {ours.num_classes}", hint)
 
     @property
     def ends(self) -> Ends:
@@ -86,7 +86,7 @@ class Interval(AbstractDerivedDenoiser):
 
     See Kynkaanniemi et al. 2024, "Applying guidance in a limited interval", who define the interval by noise levels. If
     t is not batched, as in a sampler with fixed steps that is vmapped over images, only one of the two is computed.
-    Raises `BadInput` naming `--cfg-interval` unless 0 <= low < high <= 1.
+    Raises `BadInput` naming `cfg_interval` unless 0 <= low < high <= 1.
     """
 
     guided: AbstractDenoiser
@@ -98,7 +98,7 @@ class Interval(AbstractDerivedDenoiser):
         self.guided, self.denoiser, self.low, self.high = guided, denoiser, low, high
         if not 0.0 <= low < high <= 1.0:
             problem = f"{low:g} .. {high:g} is not an interval within [0, 1]"
-            raise BadInput("--cfg-interval", problem, "Give two times of the path, 0 <= low < high <= 1")
+            raise BadInput("cfg_interval", problem, "Give two times of the path, 0 <= low < high <= 1")
 
     @property
     def ends(self) -> Ends:
@@ -119,7 +119,7 @@ class Interval(AbstractDerivedDenoiser):
 def guide(denoiser: AbstractDenoiser, cfg_scale: float) -> AbstractDenoiser:
     """Applies classifier-free guidance. A scale of 1 returns the denoiser itself, at half the cost.
 
-    Raises `BadInput` naming `--cfg-scale` for any other scale if the network has no labels.
+    Raises `BadInput` naming `cfg_scale` for any other scale if the network has no labels.
     """
     return denoiser if cfg_scale == 1.0 else ClassifierFree(denoiser, cfg_scale)
 

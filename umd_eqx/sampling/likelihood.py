@@ -70,16 +70,16 @@ def bits_per_dim(
       are required. The rates of a smoothed table have a kink at each of its levels; the accuracy that a closed-form
       path reaches with tolerances of 1e-5 requires 1e-6 there.
 
-    **Raises:** `BadInput` naming `--path` for a tabulated path, which has no rates, and `--probes` or `--steps` for a
+    **Raises:** `BadInput` naming `path` for a tabulated path, which has no rates, and `probes` or `steps` for a
     value below 1.
     """
     path = denoiser.path
     if not isinstance(path, AbstractSmoothPath):
         hint = "Pass umd_eqx.core.paths.smooth(path), a smooth path through its levels"
-        raise BadInput("--path", "the likelihood requires the rates of the path, and a tabulated path has none", hint)
-    for flag, value in (("--probes", probes), ("--steps", steps)):
+        raise BadInput("path", "the likelihood requires the rates of the path, and a tabulated path has none", hint)
+    for name, value in (("probes", probes), ("steps", steps)):
         if value is not None and value < 1:
-            raise BadInput(flag, f"{value} is too small", "Use 1 or more")
+            raise BadInput(name, f"{value} is too small", "Use 1 or more")
     start, end = (jnp.asarray(t, x.dtype) for t in denoiser.ends)
     vectors = jax.random.rademacher(key, (probes, *x.shape), x.dtype) if trace == "hutchinson" else None
 

@@ -28,12 +28,17 @@ class MeanFlowSampler(AbstractSampler):
     clip: bool = eqx.field(static=True, default=True)
     """Clip the image to [-1, 1]. Latents are never clipped."""
 
+    @property
+    def supports_guidance(self) -> bool:
+        """Always False: a guided denoiser has no average velocities."""
+        return False
+
     def validate(self, field: str = "") -> None:
         """Raises `BadInput` for less than one step."""
         require_steps(self.steps, field)
 
     def __call__(self, denoiser: AbstractDenoiser, noise: Image, key: PRNGKeyArray) -> Image:
-        """Returns an image from noise; `key` is unused. Raises `BadInput` naming `--sampler` for any other denoiser."""
+        """Returns an image from noise; `key` is unused. Raises `BadInput` naming `sampler` for any other denoiser."""
         image = self._solve(denoiser, noise)[1]
         return jnp.clip(image, -1.0, 1.0) if self.clip else image
 
@@ -51,7 +56,7 @@ class MeanFlowSampler(AbstractSampler):
     def _solve(self, denoiser: AbstractDenoiser, noise: Image) -> tuple[States, Image]:
         if not isinstance(denoiser, ModelDenoiser):
             problem = f"{type(denoiser).__name__} has no average velocities"
-            raise BadInput("--sampler", problem, "Use --cfg-scale 1, or another sampler")
+            raise BadInput("sampler", problem, "Use `cfg_scale=1`, or another sampler")
         times = self._times(noise)
 
         def step(x: Image, interval: tuple[Array, Array]) -> tuple[Image, Image]:

@@ -14,13 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float64, Int, PRNGKeyArray
 
-from umd_eqx.core.errors import BadInput
+from umd_eqx.core.errors import BadInput, member
 from umd_eqx.core.paths import AbstractPath
 from umd_eqx.core.predictions import Head
 from umd_eqx.core.types import Image
 from umd_eqx.sampling.base import AbstractSampler, States, begin, require_smooth
 from umd_eqx.sampling.denoisers import AbstractDenoiser, end_times
-from umd_eqx.sampling.fields import flag, require_steps
+from umd_eqx.sampling.fields import require_steps
 from umd_eqx.sampling.grids import AbstractGrid, EDMGrid, UniformGrid
 
 ADAPTIVE_LIMIT = 1000
@@ -47,10 +47,10 @@ class Euler(AbstractSampler):
     def validate(self, field: str = "") -> None:
         """Raises `BadInput` for invalid values."""
         require_steps(self.steps, field)
-        self.grid.validate(flag(field, "grid"))
+        self.grid.validate(member(field, "grid"))
 
     def __call__(self, denoiser: AbstractDenoiser, noise: Image, key: PRNGKeyArray) -> Image:
-        """Returns an image from noise; `key` is unused. Raises `BadInput` naming `--sampler` for a tabulated path."""
+        """Returns an image from noise; `key` is unused. Raises `BadInput` naming `sampler` for a tabulated path."""
         times = self.grid.times(denoiser.path, self.steps, noise.shape[0], denoiser.ends)
         states = _integrate(self, diffrax.Euler(), denoiser, times, noise, all_states=False)
         return _last(self.clipped(denoiser), times, states)
@@ -90,10 +90,10 @@ class Heun(AbstractSampler):
     def validate(self, field: str = "") -> None:
         """Raises `BadInput` for invalid values."""
         require_steps(self.steps, field)
-        self.grid.validate(flag(field, "grid"))
+        self.grid.validate(member(field, "grid"))
 
     def __call__(self, denoiser: AbstractDenoiser, noise: Image, key: PRNGKeyArray) -> Image:
-        """Returns an image from noise; `key` is unused. Raises `BadInput` naming `--sampler` for a tabulated path."""
+        """Returns an image from noise; `key` is unused. Raises `BadInput` naming `sampler` for a tabulated path."""
         times = self.grid.times(denoiser.path, self.steps, noise.shape[0], denoiser.ends)
         states = _integrate(self, diffrax.Heun(), denoiser, times, noise, all_states=False)
         return _last(self.clipped(denoiser), times, states)
@@ -136,10 +136,10 @@ class Adaptive(AbstractSampler):
         for name in ("rtol", "atol"):
             if not 0 < getattr(self, name) < 1:
                 problem = f"{getattr(self, name)} is outside (0, 1)"
-                raise BadInput(flag(field, name), problem, "Use a small number such as 1e-3")
+                raise BadInput(member(field, name), problem, "Use a small number such as 1e-3")
 
     def __call__(self, denoiser: AbstractDenoiser, noise: Image, key: PRNGKeyArray) -> Image:
-        """Returns an image from noise; `key` is unused. Raises `BadInput` naming `--sampler` for a tabulated path."""
+        """Returns an image from noise; `key` is unused. Raises `BadInput` naming `sampler` for a tabulated path."""
         times, solution = self._solve(denoiser, noise, diffrax.SaveAt(t1=True))
         assert solution.ys is not None
         image = _last(self.clipped(denoiser), times, solution.ys)

@@ -9,12 +9,13 @@ import lineax
 import numpy as np
 from jaxtyping import Array, Float, Float64, PRNGKeyArray
 
+from umd_eqx.core.errors import member
 from umd_eqx.core.paths import AbstractPath, AbstractSmoothPath
 from umd_eqx.core.predictions import Head
 from umd_eqx.core.types import Image, Scalar, Time
 from umd_eqx.sampling.base import AbstractSampler, States, begin, require_smooth
 from umd_eqx.sampling.denoisers import AbstractDenoiser, Ends, end_times
-from umd_eqx.sampling.fields import flag, require_steps
+from umd_eqx.sampling.fields import require_steps
 from umd_eqx.sampling.grids import AbstractGrid, EDMGrid
 from umd_eqx.sampling.levels import levels
 
@@ -43,7 +44,7 @@ class ReverseSDE(AbstractSampler):
     def validate(self, field: str = "") -> None:
         """Raises `BadInput` for invalid values."""
         require_steps(self.steps, field)
-        self.grid.validate(flag(field, "grid"))
+        self.grid.validate(member(field, "grid"))
 
     def __call__(self, denoiser: AbstractDenoiser, noise: Image, key: PRNGKeyArray) -> Image:
         """Returns an image from noise; `key` gives the noise of the steps. Raises `BadInput` for a tabulated path."""

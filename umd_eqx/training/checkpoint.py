@@ -104,7 +104,7 @@ class Checkpoints:
         if found or any(entry.name.endswith(".corrupt") for entry in self.directory.iterdir()):
             # Also when all have been renamed already: starting afresh would delete the metrics of the run.
             raise BadInput(
-                "--run-dir",
+                "run_dir",
                 f"none of the checkpoints in {self.directory} can be read",
                 "Choose another directory to start afresh, or delete this one",
             )
@@ -158,7 +158,7 @@ class Checkpoints:
             if trouble := _trouble(cause):
                 problem = f"checkpoint {step} in {self.directory} cannot be read ({trouble})"
                 hint = "The checkpoint is unchanged: resolve the error and run the same command again"
-                raise BadInput("--run-dir", problem, hint) from error
+                raise BadInput("run_dir", problem, hint) from error
             raise
 
     def _set_aside(self, step: int) -> None:
@@ -239,9 +239,9 @@ def require_space(run_dir: epath.Path, state: PyTree, keep: int) -> None:
     there = sum(entry.name.isdecimal() for entry in folder.iterdir()) if folder.exists() else 0
     missing = keep + 1 - min(keep, there)
     if free < missing * size:
-        fewer = ", or keep fewer with --checkpoint.keep" if missing > 1 else ""
+        fewer = ", or keep fewer with `checkpoint.keep`" if missing > 1 else ""
         raise BadInput(
-            "--run-dir",
+            "run_dir",
             f"{run_dir} has {free / 1e9:.2f} GB free, and checkpoints need {missing * size / 1e9:.2f} GB more "
             f"({missing} of {size / 1e9:.2f} GB)",
             f"Free some space or choose another disk{fewer}",

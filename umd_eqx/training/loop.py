@@ -188,9 +188,9 @@ class Guard:
             self.warn(f"step {step}: loss or gradient is not finite; the step is skipped")
         if self.in_a_row >= self.most:
             raise BadInput(
-                "--optim.lr",
+                "optim.lr",
                 f"loss or gradient was not finite for {self.most} steps in a row, the last of them step {step}",
-                "Use a smaller learning rate, or --model.dtype float32; the last checkpoint is not affected",
+                "Use a smaller learning rate, or `model.dtype=float32`; the last checkpoint is not affected",
             )
 
 

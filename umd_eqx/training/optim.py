@@ -57,12 +57,12 @@ class AbstractOptimiser(abc.ABC):
     def validate(self) -> None:
         """Raises `BadInput` for invalid values."""
         if (self.epochs is None) == (self.steps is None):
-            raise BadInput("--optim.epochs", "give either epochs or steps", "Set the other one to None")
+            raise BadInput("optim.epochs", "give either epochs or steps", "Set the other one to None")
         require_positive(self, "lr", "clip")
         require_shares(self, "warmup")
         if not 0 <= self.weight_decay < math.inf:
             problem = f"{self.weight_decay} is {'negative' if self.weight_decay < 0 else 'not a finite number'}"
-            raise BadInput("--optim.weight-decay", problem, "Use 0 or more")
+            raise BadInput("optim.weight_decay", problem, "Use 0 or more")
         require_positive(self, "epochs", "steps", "accumulate", "lr_batch_size")
 
 
@@ -71,7 +71,7 @@ def require_positive(config: AbstractOptimiser, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         if value is not None and not 0 < value < math.inf:
-            raise BadInput(f"--optim.{name.replace('_', '-')}", f"{value} is not positive", "Use a positive number")
+            raise BadInput(f"optim.{name}", f"{value} is not positive", "Use a positive number")
 
 
 def require_shares(config: AbstractOptimiser, *names: str) -> None:
@@ -79,7 +79,7 @@ def require_shares(config: AbstractOptimiser, *names: str) -> None:
     for name in names:
         if not 0 <= getattr(config, name) < 1:
             problem = f"{getattr(config, name)} is outside [0, 1)"
-            raise BadInput(f"--optim.{name.replace('_', '-')}", problem, "Use a share below 1")
+            raise BadInput(f"optim.{name}", problem, "Use a share below 1")
 
 
 def horizon(config: AbstractOptimiser, num_train: int, batch_size: int) -> tuple[int, int]:
@@ -134,7 +134,7 @@ class EmaConfig:
             return None
         rate = self.rate if self.batch_size is None else self.rate * batch_size / self.batch_size
         if not 0 < rate <= 1:
-            raise BadInput("--ema.rate", f"{rate} a step is outside (0, 1]", "Use a small positive number such as 1e-3")
+            raise BadInput("ema.rate", f"{rate} a step is outside (0, 1]", "Use a small positive number such as 1e-3")
         return rate
 
 

@@ -78,7 +78,7 @@ class Muon(AbstractOptimiser):
     def transformation(self, lr: optax.Schedule) -> optax.GradientTransformation:
         """Returns clipping by the global norm, then the update rule, decay and learning rate of each group.
 
-        The transformation's `init` raises `BadInput` naming `--optim` for parameters without a matrix to orthogonalise.
+        The transformation's `init` raises `BadInput` naming `optim` for parameters without a matrix to orthogonalise.
         """
         share = 1.0 if self.adam_lr is None else self.adam_lr / self.lr
         matrices = optax.contrib.muon(
@@ -165,7 +165,7 @@ def _groups(params: PyTree) -> PyTree:
     groups = jax.tree_util.tree_map_with_path(lambda *leaf: "muon" if _dimensions(*leaf) else "adamw", params)
     if "muon" not in jax.tree.leaves(groups):
         problem = "the network has no blocks with matrices for muon to orthogonalise"
-        raise BadInput("--optim", problem, "Use adamw")
+        raise BadInput("optim", problem, "Use adamw")
     return groups
 
 

@@ -45,9 +45,9 @@ class AllExcept(AbstractTrainable):
     def __call__(self, model: PyTree) -> PyTree:
         """See `AbstractTrainable`. Raises `BadInput` if a prefix matches no parameter, or all are frozen."""
         names = parameter_names(model)
-        frozen = _selected(names, self.frozen, "--trainable.frozen")
+        frozen = _selected(names, self.frozen, "trainable.frozen")
         if len(frozen) == len(names):
-            raise BadInput("--trainable.frozen", "every parameter is frozen", "Freeze fewer of them")
+            raise BadInput("trainable.frozen", "every parameter is frozen", "Freeze fewer of them")
         return _specification(model, set(names) - frozen)
 
 
@@ -61,8 +61,8 @@ class Only(AbstractTrainable):
     def __call__(self, model: PyTree) -> PyTree:
         """See `AbstractTrainable`. Raises `BadInput` if a prefix matches no parameter, or none is given."""
         if not self.trained:
-            raise BadInput("--trainable.trained", "no parameter is given", "Give at least one name or prefix")
-        return _specification(model, _selected(parameter_names(model), self.trained, "--trainable.trained"))
+            raise BadInput("trainable.trained", "no parameter is given", "Give at least one name or prefix")
+        return _specification(model, _selected(parameter_names(model), self.trained, "trainable.trained"))
 
 
 EVERYTHING = AllExcept()

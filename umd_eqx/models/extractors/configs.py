@@ -27,7 +27,7 @@ class FashionClassifierConfig(AbstractModelConfig):
         """Always 1: the classifier is trained without masks."""
         return 1
 
-    def validate(self, size: int, field: str = "--data.size") -> None:
+    def validate(self, size: int, field: str = "data.size") -> None:
         """Raises `BadInput` for images of another size than 28 x 28."""
         if size != SIDE:
             problem = f"the classifier is trained on images of {SIDE} x {SIDE}, not {size} x {size}"
@@ -38,5 +38,5 @@ class FashionClassifierConfig(AbstractModelConfig):
         self.validate(size)
         if channels != 1:
             problem = f"the images have {channels} channels, but the classifier supports only 1"
-            raise BadInput("--data.name", problem, "Choose a data set of greyscale images")
+            raise BadInput("data.source.name", problem, "Choose a data set of greyscale images")
         return FashionClassifier.init(num_classes, key=key)

@@ -20,14 +20,14 @@ NUM_CLASSES = 10
 
 
 def load_fashion_classifier(
-    path: str | os.PathLike[str] = SHIPPED, field: str = "--extractor-weights"
+    path: str | os.PathLike[str] = SHIPPED, field: str = "extractor_weights"
 ) -> FashionClassifier:
     """Loads a trained classifier.
 
     **Arguments:**
 
     - `path`: a file written by `experiments/train_classifier.py`; by default the one bundled with the package.
-    - `field`: the flag that named it.
+    - `field`: the field that named it.
 
     **Raises:** `BadInput` as `read_tensors` does, for a file that does not match its card, and for the first array that
     is missing, unexpected, of another shape, not float32 or not finite.
@@ -51,7 +51,7 @@ def save_fashion_classifier(model: FashionClassifier, path: str | os.PathLike[st
     return save_weights(path, model, facts)
 
 
-def read_card(path: str | os.PathLike[str] = SHIPPED, field: str = "--extractor-weights") -> dict[str, Any]:
+def read_card(path: str | os.PathLike[str] = SHIPPED, field: str = "extractor_weights") -> dict[str, Any]:
     """Returns the card of a weights file.
 
     It holds `sha256`, `parameters` and, for the bundled file, `test_accuracy`, `recipe` and others.

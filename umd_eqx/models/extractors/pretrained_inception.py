@@ -70,19 +70,19 @@ def missing_inception() -> str:
     """Returns a one-line hint for missing weights, without a full stop."""
     return (
         f"For FID, run `{CONVERT}` once (96 MB, needs torch) "
-        f"or give a converted file with --inception-weights or ${VARIABLE}"
+        f"or give a converted file with `inception_weights` or ${VARIABLE}"
     )
 
 
 def load_inception(
-    path: str | os.PathLike[str], field: str = "--inception-weights", port: Port = "pytorch"
+    path: str | os.PathLike[str], field: str = "inception_weights", port: Port = "pytorch"
 ) -> InceptionV3:
     """Loads the network from a converted file.
 
     **Arguments:**
 
     - `path`: a file written by `experiments/convert_inception.py`.
-    - `field`: the flag that named it.
+    - `field`: the field that named it.
     - `port`: the preprocessing and the definition of the logits; see `Port`.
 
     **Raises:** `BadInput` as `read_tensors` does; for the first array that is missing, of another shape, not float32 or
@@ -136,7 +136,7 @@ def read_published(path: str | os.PathLike[str], published: Published = PUBLISHE
     hint = f"Use the published file, {published.url}"
     try:
         if not os.path.isfile(path):
-            raise BadInput(field, f"there is no file {path}", "Give the path of the file, or use --download")
+            raise BadInput(field, f"there is no file {path}", "Give the path of the file, or use `download`")
         if os.path.getsize(path) != published.size:
             problem = f"{path} has {os.path.getsize(path):,} bytes, not {published.size:,}"
             raise BadInput(field, problem, hint)
@@ -148,7 +148,7 @@ def read_published(path: str | os.PathLike[str], published: Published = PUBLISHE
     return data
 
 
-def fetch_published(path: str | os.PathLike[str], published: Published = PUBLISHED, field: str = "--download") -> None:
+def fetch_published(path: str | os.PathLike[str], published: Published = PUBLISHED, field: str = "download") -> None:
     """Downloads a published file to `path`, atomically and only if its SHA-256 is correct.
 
     Raises `BadInput` if it cannot be downloaded, has another SHA-256 or cannot be written.

@@ -52,7 +52,7 @@ class KLTokenizer(_TokenizerConfig):
         """KL and the number of latent channels."""
         return f"KL-{self.latent_channels}"
 
-    def validate(self, size: int, field: str = "--model.widths") -> None:
+    def validate(self, size: int, field: str = "model.widths") -> None:
         """Raises `BadInput` for invalid sizes, and for images that cannot be downsampled that many times."""
         self._sizes(1).validate()
         _require_halvings(size, self._sizes(1).factor, field)
@@ -84,11 +84,11 @@ class FSQTokenizer(_TokenizerConfig):
         """FSQ and its levels."""
         return f"FSQ-{'x'.join(map(str, self.levels))}"
 
-    def validate(self, size: int, field: str = "--model.widths") -> None:
+    def validate(self, size: int, field: str = "model.widths") -> None:
         """Raises `BadInput` for invalid levels or sizes, and for images that cannot be downsampled that many times."""
         if not self.levels or any(level < 2 for level in self.levels):
             problem = f"{self.levels} are not valid levels"
-            raise BadInput("--model.levels", problem, "Give 2 or more for each latent channel")
+            raise BadInput("model.levels", problem, "Give 2 or more for each latent channel")
         self._sizes(1).validate()
         _require_halvings(size, self._sizes(1).factor, field)
 
@@ -103,4 +103,4 @@ class FSQTokenizer(_TokenizerConfig):
 def _require_halvings(size: int, factor: int, field: str) -> None:
     if size % factor:
         problem = f"images of {size} x {size} cannot be downsampled by a factor of {factor}"
-        raise BadInput(field, problem, f"Use fewer widths, or a --data.size divisible by {factor}")
+        raise BadInput(field, problem, f"Use fewer widths, or a `data.size` divisible by {factor}")

@@ -51,14 +51,14 @@ def is_diffusers(place: Path) -> bool:
         return False
 
 
-def read_diffusers(place: str | os.PathLike[str], field: str = "--tokenizer") -> AutoencoderKL:
+def read_diffusers(place: str | os.PathLike[str], field: str = "tokenizer") -> AutoencoderKL:
     """Reads a trained auto-encoder. Half precision is converted to float32.
 
     **Arguments:**
 
     - `place`: the folder with `config.json` and `diffusion_pytorch_model.safetensors`, a folder whose subfolder `vae`
         has them, or another safetensors file with its `config.json` beside it.
-    - `field`: the flag that named it.
+    - `field`: the field that named it.
 
     **Raises:** `BadInput` for a configuration of another network, and for the first array that is missing, unexpected,
     of another shape or not finite.

@@ -61,7 +61,7 @@ def write_tokenizer(
 
 def is_written(run_dir: Path, step: int) -> bool:
     """Whether a run directory holds the tokenizer of `step`, complete and with its card."""
-    path, field = run_dir / TRAINED, "--run-dir"
+    path, field = run_dir / TRAINED, "run_dir"
     try:
         with open_card(path, field, "") as card:
             if card.get("step") != step or not is_intact(card):

@@ -49,7 +49,7 @@ class VAEConfig:
         """The downsampling factor along each side."""
         return 2 ** (len(self.widths) - 1)
 
-    def validate(self, field: str = "--model") -> None:
+    def validate(self, field: str = "model") -> None:
         """Raises `BadInput` for invalid sizes."""
         if not self.widths:
             raise BadInput(f"{field}.widths", "no widths are given", "Give the channels at each resolution")
@@ -58,8 +58,8 @@ class VAEConfig:
             raise BadInput(f"{field}.groups", problem, "Use a number that divides each of them")
         for name in ("channels", "latent_channels", "layers"):
             if getattr(self, name) < 1:
-                flag = f"{field}.{name.replace('_', '-')}"
-                raise BadInput(flag, f"{getattr(self, name)} is too small", "Use 1 or more")
+                subject = f"{field}.{name}"
+                raise BadInput(subject, f"{getattr(self, name)} is too small", "Use 1 or more")
 
 
 SD_V1 = VAEConfig()

@@ -73,10 +73,10 @@ class AbstractModelConfig(abc.ABC):
         del size
         return 1
 
-    def validate(self, size: int, field: str = "--model.variant") -> None:
+    def validate(self, size: int, field: str = "model.variant") -> None:
         """Raises `BadInput` if the network cannot be built or does not accept images of `size` x `size`.
 
-        By default it never raises. `field` is the flag to name if the image size is at fault.
+        By default it never raises. `field` is the field to name if the image size is at fault.
         """
         del size, field
 
@@ -149,14 +149,14 @@ class ModelConfig(AbstractModelConfig):
         match = re.fullmatch(r"([A-Za-z]+)/([1-9][0-9]{0,3})", self.variant)
         if match is None or match[1] not in VARIANTS:
             raise BadInput(
-                "--model.variant",
+                "model.variant",
                 f"{self.variant!r} is not a variant",
                 f"Write NAME/PATCH with NAME one of {', '.join(VARIANTS)}; for example B/4",
             )
         encoder, decoder = VARIANTS[match[1]]
         return encoder, decoder, int(match[2])
 
-    def validate(self, size: int, field: str = "--model.variant") -> None:
+    def validate(self, size: int, field: str = "model.variant") -> None:
         """Raises `BadInput` if the configuration is invalid or does not fit images of `size` x `size` pixels."""
         *_, patch = self.sizes()
         if size % patch != 0:
@@ -164,20 +164,20 @@ class ModelConfig(AbstractModelConfig):
             raise BadInput(
                 field,
                 f"a patch size of {patch} does not divide an image of {size} x {size} pixels",
-                f"Choose a patch size from {', '.join(map(str, divisors))}, or another --data.size",
+                f"Choose a patch size from {', '.join(map(str, divisors))}, or another `data.size`",
             )
         if self.class_tokens < 1:
-            raise BadInput("--model.class-tokens", f"{self.class_tokens} is too few", "Use 1 or more (the paper has 4)")
+            raise BadInput("model.class_tokens", f"{self.class_tokens} is too few", "Use 1 or more (the paper has 4)")
         if self.registers < 0:
-            raise BadInput("--model.registers", f"{self.registers} is negative", "Use 0 or more")
+            raise BadInput("model.registers", f"{self.registers} is negative", "Use 0 or more")
         for stack in self.sizes()[:2]:
             if self.block.rotary and stack.width // stack.heads % 4:
                 problem = f"rotary embeddings do not fit a head width of {stack.width // stack.heads}"
-                raise BadInput("--model.block.rotary", problem, "Choose a variant whose head width is divisible by 4")
+                raise BadInput("model.block.rotary", problem, "Choose a variant whose head width is divisible by 4")
         for name in ("class_token_std", "position_std"):
             value = getattr(self, name)
             if value is not None and value < 0:
-                raise BadInput(f"--model.{name.replace('_', '-')}", f"{value} is negative", "Use 0 or more")
+                raise BadInput(f"model.{name}", f"{value} is negative", "Use 0 or more")
 
     def build(self, size: int, channels: int, num_classes: int, *, key: PRNGKeyArray) -> AutoEncoder:
         """Returns a freshly initialised network for images of `size` x `size` x `channels`.

@@ -17,7 +17,7 @@ Network = TypeVar("Network", bound=AbstractModel)
 POSITIONS = (".positions", ".decoder_positions")
 
 
-def warm_start(fresh: Network, source: AbstractModel, field: str = "--from") -> Network:
+def warm_start(fresh: Network, source: AbstractModel, field: str = "from") -> Network:
     """Returns `fresh` with the weights of `source`, except the label table and label MLP (reference.md, section 4).
 
     Position tables are resampled if the image sizes, and with them the patch grids, differ.
@@ -26,7 +26,7 @@ def warm_start(fresh: Network, source: AbstractModel, field: str = "--from") -> 
 
     - `fresh`: the network to be trained: arrays or, for a check without computation, their shapes.
     - `source`: the network with the weights, of the same variant, conditioning, patch size and channels.
-    - `field`: the flag that named the source.
+    - `field`: the field that named the source.
 
     **Raises:** `BadInput` naming the parameters whose shapes do not match or that `source` lacks.
     """
