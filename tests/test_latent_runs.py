@@ -24,10 +24,10 @@ from umd_eqx.core.paths import LinearTable
 from umd_eqx.core.sharding import make_mesh
 from umd_eqx.core.types import LatentSpec
 from umd_eqx.eval import Generation, Reconstruction
+from umd_eqx.models.base import num_parameters
 from umd_eqx.models.tokenizers.base import with_statistics
 from umd_eqx.models.tokenizers.configs import KLTokenizer
 from umd_eqx.models.tokenizers.files import is_written
-from umd_eqx.models.vit.variants import num_parameters
 from umd_eqx.objectives import Unified, denoising, unified
 from umd_eqx.recipes.config import build
 from umd_eqx.recipes.finetune import FINETUNE

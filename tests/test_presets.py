@@ -12,7 +12,7 @@ from umd_eqx.core.paths import CosineTable
 from umd_eqx.core.sharding import batch_sharding, make_mesh
 from umd_eqx.core.types import Batch
 from umd_eqx.data.source_configs import TFDS
-from umd_eqx.models.vit.variants import num_parameters
+from umd_eqx.models.base import num_parameters
 from umd_eqx.objectives import MaskedDenoising, Term, Unified
 from umd_eqx.recipes.config import build
 from umd_eqx.recipes.finetune import FINETUNE

@@ -10,12 +10,13 @@ import pytest
 
 from umd_eqx.core.errors import BadInput
 from umd_eqx.models import ModelConfig
+from umd_eqx.models.base import num_parameters
 from umd_eqx.models.vit.blocks import Block, BlockConfig
 from umd_eqx.models.vit.conditioning import AdaLNZero, SharedAdaLN
 from umd_eqx.models.vit.layers import LayerNorm, Linear, sinusoid
 from umd_eqx.models.vit.packed import Embedded, Packed, Segment
 from umd_eqx.models.vit.stack import Stack
-from umd_eqx.models.vit.variants import VARIANTS, num_parameters
+from umd_eqx.models.vit.variants import VARIANTS
 
 INIT = json.loads((Path(__file__).parents[1] / "golden_data/init_stats.json").read_text())
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from umd_eqx.core.errors import BadInput
+from umd_eqx.models.base import num_parameters
 from umd_eqx.models.tokenizers.configs import FSQTokenizer, KLTokenizer
 from umd_eqx.models.tokenizers.vae import FLUX, SD_V1, SD_V3, AutoencoderKL, VAEConfig
 from umd_eqx.models.tokenizers.vae_layers import Conv, GroupNorm, SpatialAttention, doubled
-from umd_eqx.models.vit.variants import num_parameters
 
 MU = VAEConfig(widths=(8, 16), layers=1, groups=4)
 

@@ -19,7 +19,7 @@ from umd_eqx.core.errors import BadInput
 from umd_eqx.core.paths import AbstractPath
 from umd_eqx.data.source_configs import SOURCES, AbstractSource
 from umd_eqx.eval import AbstractEvaluator
-from umd_eqx.models.vit.variants import AbstractModelConfig
+from umd_eqx.models.config import AbstractModelConfig
 from umd_eqx.objectives import AbstractObjective
 from umd_eqx.recipes.dump import default_of
 from umd_eqx.sampling import GRIDS, SAMPLERS, AbstractGrid, AbstractSampler

@@ -89,3 +89,9 @@ def over_rows(function: Callable[..., Any]) -> Callable[..., Any]:
 def label_array(y: Label) -> Array:
     """Converts a label to an array, which can be batched."""
     return jnp.asarray(y, jnp.int32) if isinstance(y, int) else y
+
+
+def num_parameters(model: eqx.Module) -> int:
+    """Returns the number of trainable parameters."""
+    arrays = [leaf for leaf in jax.tree.leaves(model) if hasattr(leaf, "dtype")]
+    return sum(leaf.size for leaf in arrays if jnp.issubdtype(leaf.dtype, jnp.floating))

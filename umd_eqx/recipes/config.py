@@ -18,7 +18,7 @@ from umd_eqx.data.transforms import TrainTransform
 from umd_eqx.eval import AbstractEvaluator
 from umd_eqx.eval.features import require_measurable
 from umd_eqx.models import AbstractModel
-from umd_eqx.models.vit.variants import AbstractModelConfig
+from umd_eqx.models.config import AbstractModelConfig
 from umd_eqx.models.vit.warm_start import warm_start
 from umd_eqx.objectives import AbstractObjective
 from umd_eqx.training.flops import step_flops

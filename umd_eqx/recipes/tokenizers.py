@@ -2,8 +2,8 @@
 
 from umd_eqx.core.paths import Clean
 from umd_eqx.eval.tokenizer_quality import TokenizerQuality
+from umd_eqx.models.config import AbstractModelConfig
 from umd_eqx.models.tokenizers.configs import FSQTokenizer, KLTokenizer
-from umd_eqx.models.vit.variants import AbstractModelConfig
 from umd_eqx.objectives import Tokenizing
 from umd_eqx.recipes.config import CheckpointConfig, Config, DataConfig, LogConfig
 from umd_eqx.recipes.pretrain import FASHION_MNIST, Preset

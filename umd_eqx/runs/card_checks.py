@@ -10,10 +10,10 @@ from umd_eqx.core.predictions import PredictionType
 from umd_eqx.core.types import DataSpec, LatentSpec
 from umd_eqx.data.source_configs import AbstractSource
 from umd_eqx.models import ModelConfig
+from umd_eqx.models.config import AbstractModelConfig
 from umd_eqx.models.tokenizers.configs import FSQTokenizer, KLTokenizer
 from umd_eqx.models.vit.blocks import BlockConfig
 from umd_eqx.models.vit.stack import Remat
-from umd_eqx.models.vit.variants import AbstractModelConfig
 from umd_eqx.recipes.config import DataConfig
 
 Weights = Literal["raw", "ema"]

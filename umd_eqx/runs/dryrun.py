@@ -7,7 +7,7 @@ import jax
 from umd_eqx.core.errors import BadInput
 from umd_eqx.core.programs import Memory
 from umd_eqx.core.types import DataSpec
-from umd_eqx.models.vit.variants import num_parameters
+from umd_eqx.models.base import num_parameters
 from umd_eqx.recipes.config import Built, Config, build
 from umd_eqx.report.terminal import duration
 from umd_eqx.runs.memory import ENCODING, STEP, programs

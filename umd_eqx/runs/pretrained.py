@@ -21,9 +21,9 @@ from umd_eqx.core.sharding import make_mesh, replicated
 from umd_eqx.core.tensors import fill, named_leaves
 from umd_eqx.core.types import DataSpec, LatentSpec, same_tokenizer
 from umd_eqx.models import AbstractModel
+from umd_eqx.models.config import AbstractModelConfig
 from umd_eqx.models.extractors.configs import FashionClassifierConfig
 from umd_eqx.models.tokenizers.base import AbstractTokenizer
-from umd_eqx.models.vit.variants import AbstractModelConfig
 from umd_eqx.objectives import AbstractObjective, denoising
 from umd_eqx.recipes.config import Built, Config, DataConfig, Start, build
 from umd_eqx.recipes.dump import dump, load

@@ -16,8 +16,8 @@ from umd_eqx.core.files import save_json
 from umd_eqx.core.hashes import sha256_of
 from umd_eqx.core.sharding import place, replicated
 from umd_eqx.eval import AbstractEvaluator, EvalContext
+from umd_eqx.models.base import num_parameters
 from umd_eqx.models.tokenizers.base import AbstractTokenizer
-from umd_eqx.models.vit.variants import num_parameters
 from umd_eqx.recipes.config import Built, Config, build
 from umd_eqx.recipes.dump import dump
 from umd_eqx.report import MetricsFile, RunDirectory, Terminal, Wandb, results_table, write_webpage

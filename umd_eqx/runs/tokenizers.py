@@ -17,11 +17,11 @@ from umd_eqx.core.hashes import sha256_of_json, sha256_of_weights
 from umd_eqx.core.programs import abstract
 from umd_eqx.core.tensors import fill, named_leaves, named_settings
 from umd_eqx.core.types import LatentSpec
+from umd_eqx.models.config import AbstractModelConfig
 from umd_eqx.models.tokenizers.base import AbstractTokenizer, with_statistics
 from umd_eqx.models.tokenizers.diffusers_vae import CONFIG, WEIGHTS, is_diffusers, read_diffusers
 from umd_eqx.models.tokenizers.files import FORMAT, OWN, TRAINED, write_tokenizer
 from umd_eqx.models.tokenizers.vae import SD_V1, SD_V3, AutoencoderKL
-from umd_eqx.models.vit.variants import AbstractModelConfig
 from umd_eqx.recipes.config import Config
 from umd_eqx.recipes.dump import dump, load
 from umd_eqx.runs.card_checks import MOST_SIZES, require_sane_tokenizer

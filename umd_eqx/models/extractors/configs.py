@@ -5,8 +5,8 @@ import dataclasses
 from jaxtyping import PRNGKeyArray
 
 from umd_eqx.core.errors import BadInput
+from umd_eqx.models.config import AbstractModelConfig
 from umd_eqx.models.extractors.classifier import SIDE, FashionClassifier
-from umd_eqx.models.vit.variants import AbstractModelConfig
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,11 +6,11 @@ from pathlib import Path
 from jaxtyping import PRNGKeyArray
 
 from umd_eqx.core.errors import BadInput
+from umd_eqx.models.config import AbstractModelConfig
 from umd_eqx.models.finished import FinishedRun
 from umd_eqx.models.tokenizers.files import finish_tokenizer
 from umd_eqx.models.tokenizers.fsq import FSQ
 from umd_eqx.models.tokenizers.vae import AutoencoderKL, VAEConfig
-from umd_eqx.models.vit.variants import AbstractModelConfig
 
 SMALL = (16, 32, 64)
 """Widths for the bundled images: two downsamplings, from 28 pixels to 7."""

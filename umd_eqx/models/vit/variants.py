@@ -1,20 +1,17 @@
 """The named sizes of the network, and its configuration."""
 
-import abc
 import dataclasses
 import re
 from functools import partial
-from pathlib import Path
 from typing import Literal, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from umd_eqx.core.errors import BadInput
 from umd_eqx.core.predictions import PredictionType
-from umd_eqx.models.finished import FinishedRun
+from umd_eqx.models.config import AbstractModelConfig
 from umd_eqx.models.vit.autoencoder import AutoEncoder, Head
 from umd_eqx.models.vit.blocks import BlockConfig
 from umd_eqx.models.vit.conditioning import AbstractConditioning, AdaLNZero, SharedAdaLN, Token
@@ -47,51 +44,6 @@ VARIANTS = {
     "XL": _published(1152, 28, 16),
 }
 """The sizes of encoder and decoder by name. S, B and L are those of the paper (and of ViT), XL is that of DiT."""
-
-
-@dataclasses.dataclass(frozen=True)
-class AbstractModelConfig(abc.ABC):
-    """Base class for the configuration of a trainable network, such as an auto-encoder, a tokenizer or a classifier."""
-
-    @property
-    def title(self) -> str:
-        """A short display name, one or two words. Defaults to the name of the type."""
-        return type(self).__name__
-
-    @property
-    @abc.abstractmethod
-    def knows_labels(self) -> bool:
-        """Whether the network is conditioned on labels."""
-
-    @property
-    def precision(self) -> str:
-        """The dtype of the computation, as recorded in result files. Defaults to float32."""
-        return "float32"
-
-    def num_patches(self, size: int) -> int:
-        """Returns the number of maskable patches in an image of `size` x `size`; by default 1, for no masks."""
-        del size
-        return 1
-
-    def validate(self, size: int, field: str = "model.variant") -> None:
-        """Raises `BadInput` if the network cannot be built or does not accept images of `size` x `size`.
-
-        By default it never raises. `field` is the field to name if the image size is at fault.
-        """
-        del size, field
-
-    @abc.abstractmethod
-    def build(self, size: int, channels: int, num_classes: int, *, key: PRNGKeyArray) -> eqx.Module:
-        """Returns a freshly initialised network for images of `size` x `size` x `channels`."""
-
-    def finish(self, run: FinishedRun) -> Path | None:
-        """Writes the artefacts of a finished run other than its checkpoints. By default there are none.
-
-        Called whenever a run is at its last step, including when it had already finished before. Returns the path of
-        the file that this call wrote, or None if it wrote nothing.
-        """
-        del run
-        return None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -240,9 +192,3 @@ class ModelConfig(AbstractModelConfig):
         if self.conditioning == "token":
             return Head(None, kernel, bias)
         return Head(Linear.init(condition, 2 * width, key=modulation_key, kernel_init=zeros), kernel, bias)
-
-
-def num_parameters(model: eqx.Module) -> int:
-    """Returns the number of trainable parameters."""
-    arrays = [leaf for leaf in jax.tree.leaves(model) if hasattr(leaf, "dtype")]
-    return sum(leaf.size for leaf in arrays if jnp.issubdtype(leaf.dtype, jnp.floating))

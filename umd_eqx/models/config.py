@@ -1,0 +1,55 @@
+"""The interface of the configuration of a trainable network."""
+
+import abc
+import dataclasses
+from pathlib import Path
+
+import equinox as eqx
+from jaxtyping import PRNGKeyArray
+
+from umd_eqx.models.finished import FinishedRun
+
+
+@dataclasses.dataclass(frozen=True)
+class AbstractModelConfig(abc.ABC):
+    """Base class for the configuration of a trainable network, such as an auto-encoder, a tokenizer or a classifier."""
+
+    @property
+    def title(self) -> str:
+        """A short display name, one or two words. Defaults to the name of the type."""
+        return type(self).__name__
+
+    @property
+    @abc.abstractmethod
+    def knows_labels(self) -> bool:
+        """Whether the network is conditioned on labels."""
+
+    @property
+    def precision(self) -> str:
+        """The dtype of the computation, as recorded in result files. Defaults to float32."""
+        return "float32"
+
+    def num_patches(self, size: int) -> int:
+        """Returns the number of maskable patches in an image of `size` x `size`; by default 1, for no masks."""
+        del size
+        return 1
+
+    def validate(self, size: int, field: str = "model.variant") -> None:
+        """Raises `BadInput` if the network cannot be built or does not accept images of `size` x `size`.
+
+        By default it never raises. `field` is the field to name if the image size is at fault.
+        """
+        del size, field
+
+    @abc.abstractmethod
+    def build(self, size: int, channels: int, num_classes: int, *, key: PRNGKeyArray) -> eqx.Module:
+        """Returns a freshly initialised network for images of `size` x `size` x `channels`."""
+
+    def finish(self, run: FinishedRun) -> Path | None:
+        """Writes the artefacts of a finished run other than its checkpoints. By default there are none.
+
+        Called whenever a run is at its last step, including when it had already finished before. Returns the path of
+        the file that this call wrote, or None if it wrote nothing.
+        """
+        del run
+        return None
