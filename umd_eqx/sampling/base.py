@@ -8,12 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float64, PRNGKeyArray
 
-from umd_eqx.core.errors import BadInput
+from umd_eqx.core.errors import BadInput, member
 from umd_eqx.core.paths import AbstractDiscretePath, AbstractPath, AbstractSmoothPath
 from umd_eqx.core.predictions import Head
 from umd_eqx.core.types import AbstractCond, Image, Time
 from umd_eqx.models import AbstractModel
-from umd_eqx.sampling.denoisers import AbstractDenoiser, Clipped, ModelDenoiser
+from umd_eqx.sampling.denoisers import AbstractDenoiser, Clipped, Ends, ModelDenoiser, end_times
+from umd_eqx.sampling.fields import require_steps
+from umd_eqx.sampling.grids import AbstractGrid, Times
 from umd_eqx.sampling.levels import levels
 
 States = Float[Array, "k h w c"]
@@ -25,12 +27,13 @@ class AbstractSampler(eqx.Module):
     `sampler(denoiser, noise, key)` returns one image; use `jax.vmap`, or `sample`, for many. Sampling proceeds from the
     first time of a grid to its last, and returns the clean image predicted there.
 
-    `head` selects the network output that the method `denoiser` uses, and `clip` restricts predicted clean images to
-    [-1, 1].
+    The descriptions of the fields below are the help texts of their flags in every sampler that does not give its own.
     """
 
     head: eqx.AbstractVar[Head]
+    """The network output to use: eps (the noise, as published), x0 (the clean image), or v (computed from both)."""
     clip: eqx.AbstractVar[bool]
+    """Clip predicted clean images to [-1, 1], as published. Latents are never clipped."""
 
     @property
     def needs_rates(self) -> bool:
@@ -82,6 +85,28 @@ class AbstractSampler(eqx.Module):
             return clipped(state[1], state[0]).x0
 
         return times, jax.lax.map(predict, (times, states))
+
+
+class AbstractGridSampler(AbstractSampler):
+    """Base class for samplers whose steps lead from each time of a grid to the next."""
+
+    steps: eqx.AbstractVar[int]
+    """Number of steps from noise to the image, with one network evaluation each."""
+    grid: eqx.AbstractVar[AbstractGrid]
+    """Grid of the times at which the network is evaluated."""
+
+    def validate(self, field: str = "") -> None:
+        """Raises `BadInput` for invalid values."""
+        require_steps(self.steps, field)
+        self.grid.validate(member(field, "grid"))
+
+    def times(self, path: AbstractPath, side: int, ends: Ends) -> Times:
+        """Returns the times of the grid for images of `side` pixels, between the end times of the denoiser."""
+        return self.grid.times(path, self.steps, side, ends)
+
+    def evaluations(self, path: AbstractPath) -> int:
+        """Returns the number of times of the grid (for a 64-pixel image, if the grid depends on the image size)."""
+        return len(self.times(path, 64, end_times(path, self.head)))
 
 
 def begin(path: AbstractPath, times: Float64[np.ndarray, "k"], noise: Image) -> Image:

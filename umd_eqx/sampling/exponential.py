@@ -20,16 +20,15 @@ from umd_eqx.core.errors import BadInput, member
 from umd_eqx.core.paths import AbstractPath
 from umd_eqx.core.predictions import Head
 from umd_eqx.core.types import Image
-from umd_eqx.sampling.base import AbstractSampler, States, begin
-from umd_eqx.sampling.denoisers import AbstractDenoiser, Ends, end_times
-from umd_eqx.sampling.fields import require_steps
+from umd_eqx.sampling.base import AbstractGridSampler, States, begin
+from umd_eqx.sampling.denoisers import AbstractDenoiser, Ends
 from umd_eqx.sampling.grids import AbstractGrid, LogSNRGrid, ReferenceGrid
 from umd_eqx.sampling.levels import levels
 
 Weights = Float64[np.ndarray, "steps"]
 
 
-class DDIM(AbstractSampler):
+class DDIM(AbstractGridSampler):
     """DDIM (Song et al. 2021a, eq. 12): deterministic for `eta` 0, and ancestral sampling (DDPM) for `eta` 1.
 
     On `ReferenceGrid`, this is the sampler of the reference. If the path is not variance preserving, the noise is `eta`
@@ -37,20 +36,15 @@ class DDIM(AbstractSampler):
     """
 
     steps: int = eqx.field(static=True, default=125)
-    """Number of steps from noise to the image, with one network evaluation each."""
     eta: float = eqx.field(static=True, default=1.0)
     """Amount of noise added in each step: 0 is deterministic, 1 is ancestral sampling (as published)."""
     grid: AbstractGrid = eqx.field(default_factory=ReferenceGrid)
-    """Grid of the times at which the network is evaluated."""
     head: Head = eqx.field(static=True, default="eps")
-    """The network output to use: eps (the noise, as published), x0 (the clean image), or v (computed from both)."""
     clip: bool = eqx.field(static=True, default=True)
-    """Clip predicted clean images to [-1, 1], as published. Latents are never clipped."""
 
     def validate(self, field: str = "") -> None:
         """Raises `BadInput` for invalid values."""
-        require_steps(self.steps, field)
-        self.grid.validate(member(field, "grid"))
+        super().validate(field)
         if not 0 <= self.eta <= 1:
             problem = f"{self.eta} is outside [0, 1]"
             raise BadInput(member(field, "eta"), problem, "Use 0 for no noise, or 1 for the published amount")
@@ -75,16 +69,12 @@ class DDIM(AbstractSampler):
         step_noise: Float[Array, "steps h w c"] | None = None,
     ) -> tuple[Float[Array, "k"], States]:
         """Returns the times of the grid, and the noised image at each of them."""
-        times = self.grid.times(denoiser.path, self.steps, noise.shape[0], denoiser.ends)
+        times = self.times(denoiser.path, noise.shape[0], denoiser.ends)
         return jnp.asarray(times, noise.dtype), self._solve(denoiser, noise, key, step_noise, all_states=True)
-
-    def evaluations(self, path: AbstractPath) -> int:
-        """Returns the number of times of the grid (for a 64-pixel image, if the grid depends on the image size)."""
-        return len(self.grid.times(path, self.steps, 64, end_times(path, self.head)))
 
     def weights(self, path: AbstractPath, side: int, ends: Ends) -> tuple[Weights, Weights, Weights]:
         """Returns the weights of image, predicted clean image and noise in each step. The last step ends at t = 0."""
-        alpha, sigma = _down_to_clean(path, self.grid.times(path, self.steps, side, ends))
+        alpha, sigma = _down_to_clean(path, self.times(path, side, ends))
         a, s, next_a, next_s = alpha[:-1], sigma[:-1], alpha[1:], sigma[1:]
         # Negative only by rounding.
         fresh = self.eta * next_s / s * np.sqrt(np.maximum(s**2 - (a / next_a * next_s) ** 2, 0.0))
@@ -102,7 +92,7 @@ class DDIM(AbstractSampler):
     ) -> States:
         of_image, of_x0, of_noise = self.weights(denoiser.path, noise.shape[0], denoiser.ends)
         steps = len(of_image)
-        times = self.grid.times(denoiser.path, self.steps, noise.shape[0], denoiser.ends)
+        times = self.times(denoiser.path, noise.shape[0], denoiser.ends)
         drift = diffrax.ODETerm(_clean_image(self.clipped(denoiser), times))
         control = _StepNoise(0, steps, key if self.eta else None, step_noise, noise.shape, noise.dtype)
         terms = diffrax.MultiTerm(drift, diffrax.ControlTerm(lambda k, x, args: 1.0, control))
@@ -110,7 +100,7 @@ class DDIM(AbstractSampler):
         return _run(solver, terms, begin(denoiser.path, times, noise), steps, all_states=all_states)
 
 
-class DPMSolverPP(AbstractSampler):
+class DPMSolverPP(AbstractGridSampler):
     """DPM-Solver++(2M) (Lu et al. 2022b, algorithm 2): second order in the log-SNR, one evaluation per step.
 
     The first and the last step are of first order; the last ends at t = 0 in the predicted clean image. In between, the
@@ -122,20 +112,15 @@ class DPMSolverPP(AbstractSampler):
     """
 
     steps: int = eqx.field(static=True, default=32)
-    """Number of steps from noise to the image, with one network evaluation each."""
     grid: AbstractGrid = eqx.field(default_factory=LogSNRGrid)
-    """Grid of the times at which the network is evaluated."""
     head: Head = eqx.field(static=True, default="eps")
-    """The network output to use: eps (the noise, as published), x0 (the clean image), or v (computed from both)."""
     clip: bool = eqx.field(static=True, default=True)
-    """Clip predicted clean images to [-1, 1], as published. Latents are never clipped."""
     max_ratio: float | None = eqx.field(static=True, default=None)
     """Limit on the ratio of successive step lengths used in the extrapolation. None: no limit, as published."""
 
     def validate(self, field: str = "") -> None:
         """Raises `BadInput` for invalid values."""
-        require_steps(self.steps, field)
-        self.grid.validate(member(field, "grid"))
+        super().validate(field)
         if self.max_ratio is not None and not self.max_ratio > 0:
             problem = f"{self.max_ratio} is not positive"
             raise BadInput(member(field, "max_ratio"), problem, "Use 1 for the usual limit, or None for no limit")
@@ -146,16 +131,12 @@ class DPMSolverPP(AbstractSampler):
 
     def states(self, denoiser: AbstractDenoiser, noise: Image, key: PRNGKeyArray) -> tuple[Float[Array, "k"], States]:
         """Returns the times of the grid, and the noised image at each of them; `key` is unused."""
-        times = self.grid.times(denoiser.path, self.steps, noise.shape[0], denoiser.ends)
+        times = self.times(denoiser.path, noise.shape[0], denoiser.ends)
         return jnp.asarray(times, noise.dtype), self._solve(denoiser, noise, all_states=True)
-
-    def evaluations(self, path: AbstractPath) -> int:
-        """Returns the number of times of the grid (for a 64-pixel image, if the grid depends on the image size)."""
-        return len(self.grid.times(path, self.steps, 64, end_times(path, self.head)))
 
     def weights(self, path: AbstractPath, side: int, ends: Ends) -> tuple[Weights, Weights, Weights]:
         """Returns the weights of image, predicted clean image and previous prediction in each step."""
-        alpha, sigma = _down_to_clean(path, self.grid.times(path, self.steps, side, ends))
+        alpha, sigma = _down_to_clean(path, self.times(path, side, ends))
         with np.errstate(divide="ignore"):
             half_log_snr = np.log(alpha) - np.log(sigma)
         h = np.diff(half_log_snr)  # infinite in the last step, and in the first where alpha is 0 there
@@ -168,7 +149,7 @@ class DPMSolverPP(AbstractSampler):
 
     def _solve(self, denoiser: AbstractDenoiser, noise: Image, *, all_states: bool) -> States:
         weights = self.weights(denoiser.path, noise.shape[0], denoiser.ends)
-        times = self.grid.times(denoiser.path, self.steps, noise.shape[0], denoiser.ends)
+        times = self.times(denoiser.path, noise.shape[0], denoiser.ends)
         term = diffrax.ODETerm(_clean_image(self.clipped(denoiser), times))
         solver = _MultistepStep(*(jnp.asarray(w, noise.dtype) for w in weights))
         return _run(solver, term, begin(denoiser.path, times, noise), len(times), all_states=all_states)

@@ -6,7 +6,7 @@ there.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import diffrax
 import equinox as eqx
@@ -18,8 +18,8 @@ from umd_eqx.core.errors import BadInput, member
 from umd_eqx.core.paths import AbstractPath
 from umd_eqx.core.predictions import Head
 from umd_eqx.core.types import Image
-from umd_eqx.sampling.base import AbstractSampler, States, begin, require_smooth
-from umd_eqx.sampling.denoisers import AbstractDenoiser, end_times
+from umd_eqx.sampling.base import AbstractGridSampler, AbstractSampler, States, begin, require_smooth
+from umd_eqx.sampling.denoisers import AbstractDenoiser
 from umd_eqx.sampling.fields import require_steps
 from umd_eqx.sampling.grids import AbstractGrid, EDMGrid, UniformGrid
 
@@ -27,46 +27,72 @@ ADAPTIVE_LIMIT = 1000
 """The maximum number of steps of an adaptive solver; an image that requires more is NaN."""
 
 
-class Euler(AbstractSampler):
-    """Euler's method in t: first order, with one network evaluation per step."""
+class AbstractFixedStepODE(AbstractGridSampler):
+    """Base class for Runge-Kutta methods whose steps are the intervals of a grid.
 
-    steps: int = eqx.field(static=True, default=32)
-    """Number of steps from noise to the image, with one network evaluation each."""
-    grid: AbstractGrid = eqx.field(default_factory=UniformGrid)
-    """Grid of the times at which the network is evaluated."""
-    head: Head = eqx.field(static=True, default="eps")
-    """The network output to use: eps (the noise, as published), x0 (the clean image), or v (computed from both)."""
-    clip: bool = eqx.field(static=True, default=True)
-    """Clip predicted clean images to [-1, 1], as published. Latents are never clipped."""
+    - `solver`: the method.
+    - `stages`: the number of network evaluations per step.
+    """
+
+    solver: ClassVar[diffrax.AbstractSolver]
+    stages: ClassVar[int]
 
     @property
     def needs_rates(self) -> bool:
         """Always True: the sampler integrates along the rates of the path."""
         return True
 
-    def validate(self, field: str = "") -> None:
-        """Raises `BadInput` for invalid values."""
-        require_steps(self.steps, field)
-        self.grid.validate(member(field, "grid"))
-
     def __call__(self, denoiser: AbstractDenoiser, noise: Image, key: PRNGKeyArray) -> Image:
         """Returns an image from noise; `key` is unused. Raises `BadInput` naming `sampler` for a tabulated path."""
-        times = self.grid.times(denoiser.path, self.steps, noise.shape[0], denoiser.ends)
-        states = _integrate(self, diffrax.Euler(), denoiser, times, noise, all_states=False)
-        return _last(self.clipped(denoiser), times, states)
+        times = self.times(denoiser.path, noise.shape[0], denoiser.ends)
+        return _last(self.clipped(denoiser), times, self._integrate(denoiser, times, noise, all_states=False))
 
     def states(self, denoiser: AbstractDenoiser, noise: Image, key: PRNGKeyArray) -> tuple[Float[Array, "k"], States]:
         """Returns the times of the grid, and the noised image at each of them; `key` is unused."""
-        times = self.grid.times(denoiser.path, self.steps, noise.shape[0], denoiser.ends)
-        states = _integrate(self, diffrax.Euler(), denoiser, times, noise, all_states=True)
-        return jnp.asarray(times, noise.dtype), states
+        times = self.times(denoiser.path, noise.shape[0], denoiser.ends)
+        return jnp.asarray(times, noise.dtype), self._integrate(denoiser, times, noise, all_states=True)
 
     def evaluations(self, path: AbstractPath) -> int:
-        """Returns the number of times of the grid, with one evaluation each."""
-        return len(self.grid.times(path, self.steps, 64, end_times(path, self.head)))
+        """Returns `stages` (k - 1) + 1 for the k times of the grid: `stages` per interval, and the last evaluation."""
+        return self.stages * (super().evaluations(path) - 1) + 1
+
+    def _integrate(
+        self, denoiser: AbstractDenoiser, times: Float64[np.ndarray, "n"], noise: Image, *, all_states: bool
+    ) -> States:
+        """Returns the state at each time, or only the last one."""
+        require_smooth(denoiser.path, type(self).__name__.lower())
+        x, ts = begin(denoiser.path, times, noise), jnp.asarray(times, noise.dtype)
+        if len(times) == 1:
+            return x[None]
+        solution = diffrax.diffeqsolve(
+            diffrax.ODETerm(flow(self.clipped(denoiser))),
+            self.solver,
+            t0=ts[0],
+            t1=ts[-1],
+            dt0=None,
+            y0=x,
+            saveat=diffrax.SaveAt(ts=ts) if all_states else diffrax.SaveAt(t1=True),
+            stepsize_controller=diffrax.StepTo(ts=ts),
+            adjoint=diffrax.ForwardMode(),
+            max_steps=len(times) - 1,
+            throw=False,  # checking would cost as much as a small network
+        )
+        assert solution.ys is not None
+        return solution.ys
 
 
-class Heun(AbstractSampler):
+class Euler(AbstractFixedStepODE):
+    """Euler's method in t: first order, with one network evaluation per step."""
+
+    steps: int = eqx.field(static=True, default=32)
+    grid: AbstractGrid = eqx.field(default_factory=UniformGrid)
+    head: Head = eqx.field(static=True, default="eps")
+    clip: bool = eqx.field(static=True, default=True)
+    solver: ClassVar[diffrax.AbstractSolver] = diffrax.Euler()
+    stages: ClassVar[int] = 1
+
+
+class Heun(AbstractFixedStepODE):
     """Heun's method in t: second order, with two network evaluations per step.
 
     This is Karras et al. 2022, algorithm 1, without churn. The default grid is theirs as well: dx/dt has a term
@@ -76,37 +102,10 @@ class Heun(AbstractSampler):
     steps: int = eqx.field(static=True, default=18)
     """Number of steps from noise to the image, with two network evaluations each."""
     grid: AbstractGrid = eqx.field(default_factory=EDMGrid)
-    """Grid of the times at which the network is evaluated."""
     head: Head = eqx.field(static=True, default="eps")
-    """The network output to use: eps (the noise, as published), x0 (the clean image), or v (computed from both)."""
     clip: bool = eqx.field(static=True, default=True)
-    """Clip predicted clean images to [-1, 1], as published. Latents are never clipped."""
-
-    @property
-    def needs_rates(self) -> bool:
-        """Always True: the sampler integrates along the rates of the path."""
-        return True
-
-    def validate(self, field: str = "") -> None:
-        """Raises `BadInput` for invalid values."""
-        require_steps(self.steps, field)
-        self.grid.validate(member(field, "grid"))
-
-    def __call__(self, denoiser: AbstractDenoiser, noise: Image, key: PRNGKeyArray) -> Image:
-        """Returns an image from noise; `key` is unused. Raises `BadInput` naming `sampler` for a tabulated path."""
-        times = self.grid.times(denoiser.path, self.steps, noise.shape[0], denoiser.ends)
-        states = _integrate(self, diffrax.Heun(), denoiser, times, noise, all_states=False)
-        return _last(self.clipped(denoiser), times, states)
-
-    def states(self, denoiser: AbstractDenoiser, noise: Image, key: PRNGKeyArray) -> tuple[Float[Array, "k"], States]:
-        """Returns the times of the grid, and the noised image at each of them; `key` is unused."""
-        times = self.grid.times(denoiser.path, self.steps, noise.shape[0], denoiser.ends)
-        states = _integrate(self, diffrax.Heun(), denoiser, times, noise, all_states=True)
-        return jnp.asarray(times, noise.dtype), states
-
-    def evaluations(self, path: AbstractPath) -> int:
-        """Returns 2 k - 1 for the k times of the grid: two per interval, and the last evaluation."""
-        return 2 * len(self.grid.times(path, self.steps, 64, end_times(path, self.head))) - 1
+    solver: ClassVar[diffrax.AbstractSolver] = diffrax.Heun()
+    stages: ClassVar[int] = 2
 
 
 class Adaptive(AbstractSampler):
@@ -121,9 +120,7 @@ class Adaptive(AbstractSampler):
     steps: int = eqx.field(static=True, default=32)
     """Number of states in a denoising trajectory, even in t. It does not affect the steps of the solver."""
     head: Head = eqx.field(static=True, default="eps")
-    """The network output to use: eps (the noise, as published), x0 (the clean image), or v (computed from both)."""
     clip: bool = eqx.field(static=True, default=True)
-    """Clip predicted clean images to [-1, 1], as published. Latents are never clipped."""
 
     @property
     def needs_rates(self) -> bool:
@@ -198,37 +195,6 @@ def flow(denoiser: AbstractDenoiser) -> Callable[[Any, Image, Any], Image]:
         return alpha_rate * denoised.x0 + sigma_rate * denoised.eps
 
     return field
-
-
-def _integrate(
-    sampler: AbstractSampler,
-    solver: diffrax.AbstractSolver,
-    denoiser: AbstractDenoiser,
-    times: Float64[np.ndarray, "n"],
-    noise: Image,
-    *,
-    all_states: bool,
-) -> States:
-    """Returns the state at each time, or only the last one."""
-    require_smooth(denoiser.path, type(sampler).__name__.lower())
-    x, ts = begin(denoiser.path, times, noise), jnp.asarray(times, noise.dtype)
-    if len(times) == 1:
-        return x[None]
-    solution = diffrax.diffeqsolve(
-        diffrax.ODETerm(flow(sampler.clipped(denoiser))),
-        solver,
-        t0=ts[0],
-        t1=ts[-1],
-        dt0=None,
-        y0=x,
-        saveat=diffrax.SaveAt(ts=ts) if all_states else diffrax.SaveAt(t1=True),
-        stepsize_controller=diffrax.StepTo(ts=ts),
-        adjoint=diffrax.ForwardMode(),
-        max_steps=len(times) - 1,
-        throw=False,  # checking would cost as much as a small network
-    )
-    assert solution.ys is not None
-    return solution.ys
 
 
 def _last(denoiser: AbstractDenoiser, times: Float64[np.ndarray, "n"], states: States) -> Image:

@@ -9,18 +9,16 @@ import lineax
 import numpy as np
 from jaxtyping import Array, Float, Float64, PRNGKeyArray
 
-from umd_eqx.core.errors import member
 from umd_eqx.core.paths import AbstractPath, AbstractSmoothPath
 from umd_eqx.core.predictions import Head
 from umd_eqx.core.types import Image, Scalar, Time
-from umd_eqx.sampling.base import AbstractSampler, States, begin, require_smooth
-from umd_eqx.sampling.denoisers import AbstractDenoiser, Ends, end_times
-from umd_eqx.sampling.fields import require_steps
-from umd_eqx.sampling.grids import AbstractGrid, EDMGrid
+from umd_eqx.sampling.base import AbstractGridSampler, States, begin, require_smooth
+from umd_eqx.sampling.denoisers import AbstractDenoiser, Ends
+from umd_eqx.sampling.grids import AbstractGrid, EDMGrid, Times
 from umd_eqx.sampling.levels import levels
 
 
-class ReverseSDE(AbstractSampler):
+class ReverseSDE(AbstractGridSampler):
     """The reverse-time SDE dx = [alpha' x0 + sigma' eps + (g^2 / 2 sigma) eps] dt + g dw (Song et al. 2021b, eq. 6).
 
     g^2 = 2 sigma^2 d log(sigma / alpha) / dt is the squared diffusion coefficient. The default grid is that of EDM:
@@ -28,23 +26,14 @@ class ReverseSDE(AbstractSampler):
     """
 
     steps: int = eqx.field(static=True, default=64)
-    """Number of steps from noise to the image, with one network evaluation each."""
     grid: AbstractGrid = eqx.field(default_factory=EDMGrid)
-    """Grid of the times at which the network is evaluated."""
     head: Head = eqx.field(static=True, default="eps")
-    """The network output to use: eps (the noise, as published), x0 (the clean image), or v (computed from both)."""
     clip: bool = eqx.field(static=True, default=True)
-    """Clip predicted clean images to [-1, 1], as published. Latents are never clipped."""
 
     @property
     def needs_rates(self) -> bool:
         """Always True: the sampler integrates along the rates of the path."""
         return True
-
-    def validate(self, field: str = "") -> None:
-        """Raises `BadInput` for invalid values."""
-        require_steps(self.steps, field)
-        self.grid.validate(member(field, "grid"))
 
     def __call__(self, denoiser: AbstractDenoiser, noise: Image, key: PRNGKeyArray) -> Image:
         """Returns an image from noise; `key` gives the noise of the steps. Raises `BadInput` for a tabulated path."""
@@ -57,13 +46,9 @@ class ReverseSDE(AbstractSampler):
         times = self.times(denoiser.path, noise.shape[0], denoiser.ends)
         return jnp.asarray(times, noise.dtype), self._integrate(denoiser, times, noise, key, all_states=True)
 
-    def evaluations(self, path: AbstractPath) -> int:
-        """Returns the number of times of the grid, with one evaluation each."""
-        return len(self.times(path, 64, end_times(path, self.head)))
-
-    def times(self, path: AbstractPath, side: int, ends: Ends) -> Float64[np.ndarray, "n"]:
+    def times(self, path: AbstractPath, side: int, ends: Ends) -> Times:
         """Returns the times of the grid with sigma / alpha at most 80, as in EDM; above, g^2 grows without bound."""
-        times = self.grid.times(path, self.steps, side, ends)
+        times = super().times(path, side, ends)
         alpha, sigma = levels(path, times)
         stable = sigma <= EDMGrid().sigma_max * alpha * (1 + 1e-9)  # tolerance for rounding
         return times[stable] if np.any(stable) else EDMGrid().times(path, 1, side, ends)
