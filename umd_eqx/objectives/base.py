@@ -76,6 +76,29 @@ class AbstractObjective(eqx.Module):
         return self.loss(model, path, batch, self.draw(key, model, path, batch.image.shape))
 
 
+class AbstractCleanObjective(AbstractObjective):
+    """Base class for objectives on whole, clean images: nothing is noised, and no patch is hidden."""
+
+    @property
+    def denoises(self) -> bool:
+        """Always False: images are not noised."""
+        return False
+
+    @property
+    def hides(self) -> bool:
+        """Always False: no patches are hidden."""
+        return False
+
+    @property
+    def predicts_visible_x0(self) -> bool:
+        """Always False: there are no noised images."""
+        return False
+
+    def period(self, batch_size: int) -> int:
+        """Always 1: all images are treated alike."""
+        return 1
+
+
 def draw_noised(
     key: PRNGKeyArray,
     path: AbstractPath,

@@ -10,10 +10,10 @@ from umd_eqx.core.errors import BadInput
 from umd_eqx.core.paths import AbstractPath
 from umd_eqx.core.types import Batch, Image, Label, Metrics, Scalar
 from umd_eqx.models.extractors.classifier import AbstractClassifier
-from umd_eqx.objectives.base import AbstractObjective
+from umd_eqx.objectives.base import AbstractCleanObjective
 
 
-class Classification(AbstractObjective):
+class Classification(AbstractCleanObjective):
     """The mean of -log p(label) over a batch, and `accuracy`, the share of its images that are classified correctly.
 
     Trains an `AbstractClassifier`. With label smoothing s the target is 1 - s + s / classes for the label and
@@ -24,21 +24,6 @@ class Classification(AbstractObjective):
 
     label_smoothing: float = eqx.field(static=True, default=0.0)
     """Share of the target distribution, in [0, 1), that is spread evenly over all classes."""
-
-    @property
-    def denoises(self) -> bool:
-        """Always False: the classifier is trained on clean images."""
-        return False
-
-    @property
-    def hides(self) -> bool:
-        """Always False: no patches are hidden."""
-        return False
-
-    @property
-    def predicts_visible_x0(self) -> bool:
-        """Always False: no image is predicted."""
-        return False
 
     def draw(self, key: PRNGKeyArray, model: AbstractClassifier, path: AbstractPath, shape: tuple[int, ...]) -> None:
         """Returns None, as the loss is deterministic."""
@@ -52,10 +37,6 @@ class Classification(AbstractObjective):
 
         losses, recognised = jax.vmap(one)(jnp.asarray(batch.image), jnp.asarray(batch.label))
         return jnp.mean(losses), {"accuracy": jnp.mean(recognised.astype(jnp.float32))}
-
-    def period(self, batch_size: int) -> int:
-        """Always 1: all images are treated alike."""
-        return 1
 
     def validate(self, num_patches: int, batch_size: int) -> None:
         """Raises `BadInput` for a label smoothing outside [0, 1)."""

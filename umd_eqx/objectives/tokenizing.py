@@ -12,10 +12,10 @@ from umd_eqx.core.paths import AbstractPath
 from umd_eqx.core.types import Batch, Image, Metrics, Scalar
 from umd_eqx.models.extractors.fashion import load_fashion_classifier
 from umd_eqx.models.tokenizers.base import AbstractTokenizer
-from umd_eqx.objectives.base import AbstractObjective
+from umd_eqx.objectives.base import AbstractCleanObjective
 
 
-class Tokenizing(AbstractObjective):
+class Tokenizing(AbstractCleanObjective):
     """The mean squared error of the reconstruction, and two optional terms (Rombach et al. 2022, appendix G).
 
     `kl` is the KL divergence of the posterior of the latent from N(0, 1), in nats per element of the latent; it is 0
@@ -27,21 +27,6 @@ class Tokenizing(AbstractObjective):
     """Weight of the KL divergence of the latent from N(0, 1)."""
     perceptual_weight: float = eqx.field(static=True, default=0.0)
     """Weight of the distance between features of the embedded classifier; 0 disables it."""
-
-    @property
-    def denoises(self) -> bool:
-        """Always False: the tokenizer is trained on clean images."""
-        return False
-
-    @property
-    def hides(self) -> bool:
-        """Always False: no patches are hidden."""
-        return False
-
-    @property
-    def predicts_visible_x0(self) -> bool:
-        """Always False: the tokenizer is trained on clean images."""
-        return False
 
     def draw(
         self, key: PRNGKeyArray, model: AbstractTokenizer, path: AbstractPath, shape: tuple[int, ...]
@@ -67,10 +52,6 @@ class Tokenizing(AbstractObjective):
         terms = jax.tree.map(jnp.mean, jax.vmap(of_image)(jnp.asarray(batch.image), draw))
         total = terms["reconstruction"] + self.kl_weight * terms["kl"]
         return total + self.perceptual_weight * terms.get("perceptual", 0.0), terms
-
-    def period(self, batch_size: int) -> int:
-        """Always 1: all images are treated alike."""
-        return 1
 
     def validate(self, num_patches: int, batch_size: int) -> None:
         """Raises `BadInput` for a weight that is negative or not finite."""

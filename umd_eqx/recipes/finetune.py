@@ -7,18 +7,17 @@ images (reference.md, section 4).
 import dataclasses
 
 from umd_eqx.core.paths import CosineTable
-from umd_eqx.data.source_configs import TFDS
 from umd_eqx.eval import Denoising, FewShot, Generation, Reconstruction
 from umd_eqx.models import ModelConfig
 from umd_eqx.objectives import AbstractObjective, Unified, denoising, masked_reconstruction
 from umd_eqx.recipes.config import CheckpointConfig, Config, DataConfig, LogConfig
 from umd_eqx.recipes.pretrain import (
     FASHION_MNIST,
-    IMAGENET,
     PUBLISHED_NOISY_TIME,
     PUBLISHED_SAMPLER,
     SMALL_SAMPLER,
     Preset,
+    imagenet64_data,
     published_latents,
     small_latents,
     what_it_learns,
@@ -159,17 +158,7 @@ def _imagenet64(objective: AbstractObjective, *, epochs: float = 50.0, time: flo
         ),
         objective=objective,
         path=CosineTable(),
-        data=DataConfig(
-            source=TFDS("imagenet2012"),
-            train_split="train[:99%]",
-            test_split="validation",
-            size=64,
-            area_min=95.0,
-            flip=True,
-            batch_size=256,
-            eval_batch_size=1024,
-            expected=IMAGENET,
-        ),
+        data=imagenet64_data(area_min=95.0, batch_size=256),
         optim=AdamW(lr=1.5e-4, epochs=epochs, beta2=0.999, weight_decay=0.0, mu_dtype="bfloat16"),
         ema=EmaConfig(rate=1e-4, only_with_labels=True),
         eval=evaluators,

@@ -184,6 +184,21 @@ def published_latents(config: Config) -> Config:
     return dataclasses.replace(config, model=model, data=data, **changes)
 
 
+def imagenet64_data(*, area_min: float, batch_size: int) -> DataConfig:
+    """Returns ImageNet at 64 px in the published splits."""
+    return DataConfig(
+        source=TFDS("imagenet2012"),
+        train_split="train[:99%]",
+        test_split="validation",
+        size=64,
+        area_min=area_min,
+        flip=True,
+        batch_size=batch_size,
+        eval_batch_size=1024,
+        expected=IMAGENET,
+    )
+
+
 def what_it_learns(
     objective: AbstractObjective, reconstruction: Reconstruction, denoising: Denoising
 ) -> dict[str, AbstractEvaluator]:
@@ -250,17 +265,7 @@ def _imagenet64(objective: AbstractObjective, *, batch_size: int, time: float = 
         model=ModelConfig(variant="B/4", conditioning="adaln", class_tokens=4, class_token_std=0.0, remat="full"),
         objective=objective,
         path=CosineTable(),
-        data=DataConfig(
-            source=TFDS("imagenet2012"),
-            train_split="train[:99%]",
-            test_split="validation",
-            size=64,
-            area_min=80.0,
-            flip=True,
-            batch_size=batch_size,
-            eval_batch_size=1024,
-            expected=IMAGENET,
-        ),
+        data=imagenet64_data(area_min=80.0, batch_size=batch_size),
         optim=AdamW(lr=1.5e-4, epochs=800.0, mu_dtype="bfloat16"),
         ema=EmaConfig(rate=1e-4, only_with_labels=True),
         eval={"fewshot": probe} | learned,
