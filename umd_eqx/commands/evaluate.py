@@ -6,6 +6,7 @@ With `--benchmark probe` it measures the representation instead: see `umd_eqx.co
 import dataclasses
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
@@ -20,6 +21,7 @@ from umd_eqx.commands.training import flag_value
 from umd_eqx.core.errors import BadInput, require_writable
 from umd_eqx.core.sharding import make_mesh, round_up_to_devices
 from umd_eqx.eval import EvalContext
+from umd_eqx.eval.distances import Statistics
 from umd_eqx.eval.extractors import ExtractorName, choose_extractor, unfamiliar
 from umd_eqx.eval.generation import PROTOCOLS, ProtocolName
 from umd_eqx.eval.generation_metrics import ReferenceStatistics, measure_generation
@@ -28,6 +30,7 @@ from umd_eqx.eval.protocol import Protocol, generation_result, scale
 from umd_eqx.recipes.dump import dump
 from umd_eqx.report import Terminal
 from umd_eqx.runs.pretrained import Pretrained
+from umd_eqx.sampling import AbstractDenoiser, AbstractSampler
 from umd_eqx.sampling import sample as sample_images
 
 
@@ -89,40 +92,66 @@ def evaluate(words: list[str], types: Types | None = None) -> int:
             phase=terminal.phase,
         )
         reference = ReferenceStatistics(context, protocol, extractor)
-        real = reference.real
-        found = {f"floor_{metric_names(extractor.name).frechet}": reference.floor()} if command.floor else {}
-        terminal.phase("sampling")
-
-        def draw(labels: Int[np.ndarray, "n"]) -> Float[np.ndarray, "n h w c"]:
-            images = sample_images(
-                *(denoiser, sampler, labels, jax.random.key(flags.seed)),
-                batch_size=min(flags.batch_size, protocol.samples),
-                mesh=context.mesh,
-                progress=lambda done, _: terminal.update(done, {}),
-            )
-            terminal.phase("measuring")
-            return images
-
-        found |= measure_generation(draw, reference, source.model.num_classes, seed=flags.seed)
-    if "not_finite" in found:
-        problem = f"{found['not_finite']:.1%} of the samples are not finite"
-        raise BadInput("sampler", problem, "Use more steps or another sampler")
-    result = generation_result(
-        protocol,
-        real.statistics,
-        extractor,
-        {name: value for name, value in found.items() if name in metric_names(extractor.name)},
-        sampler={"name": flags.sampler_name(types)} | dump(sampler) | {"seed": flags.seed},
-        guidance=flags.guidance(source, weak),
-        precision=source.config.precision,
-    ).to_json()
-    extra = {name: value for name, value in found.items() if name not in metric_names(extractor.name)}
-    result |= {"extra": extra, "network": source.describe(), "weights": source.digest, "data": train.spec.name}
+        real = reference.real.statistics  # first: unreadable images are then reported before hours of sampling
+        found = _measured(command, denoiser, sampler, reference, terminal)
+    settings = {
+        "sampler": {"name": flags.sampler_name(types)} | dump(sampler) | {"seed": flags.seed},
+        "guidance": flags.guidance(source, weak),
+        "precision": source.config.precision,
+    }
     unknown = unfamiliar(extractor.name, train.spec)
-    result |= {"seconds": time.perf_counter() - began, "warnings": [*warnings, *([unknown] if unknown else [])]}
+    result = _record(reference, real, found, settings) | {
+        "network": source.describe(),
+        "weights": source.digest,
+        "data": train.spec.name,
+        "seconds": time.perf_counter() - began,
+        "warnings": [*warnings, *([unknown] if unknown else [])],
+    }
     _print(protocol, found)
     _keep(command, protocol, source, result)
     return 0
+
+
+def _measured(
+    command: Evaluate,
+    denoiser: AbstractDenoiser,
+    sampler: AbstractSampler,
+    reference: ReferenceStatistics,
+    terminal: Terminal,
+) -> dict[str, float]:
+    """Samples from the network, and returns all metrics by name."""
+    flags, protocol = command.flags, reference.protocol
+    found: dict[str, float] = {}
+    if command.floor:
+        found[f"floor_{metric_names(reference.extractor.name).frechet}"] = reference.floor()
+
+    def draw(labels: Int[np.ndarray, "n"]) -> Float[np.ndarray, "n h w c"]:
+        terminal.phase("sampling")
+        images = sample_images(
+            *(denoiser, sampler, labels, jax.random.key(flags.seed)),
+            batch_size=min(flags.batch_size, protocol.samples),
+            mesh=reference.context.mesh,
+            progress=lambda done, _: terminal.update(done, {}),
+        )
+        terminal.phase("measuring")
+        return images
+
+    found |= measure_generation(draw, reference, denoiser.model.num_classes, seed=flags.seed)
+    if "not_finite" in found:
+        problem = f"{found['not_finite']:.1%} of the samples are not finite"
+        raise BadInput("sampler", problem, "Use more steps or another sampler")
+    return found
+
+
+def _record(
+    reference: ReferenceStatistics, real: Statistics, found: Mapping[str, float], settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Returns the record of the protocol's metrics, with all other metrics as `extra`."""
+    names = metric_names(reference.extractor.name)
+    metrics = {name: value for name, value in found.items() if name in names}
+    extra = {name: value for name, value in found.items() if name not in names}
+    result = generation_result(reference.protocol, real, reference.extractor, metrics, **settings)
+    return result.to_json() | {"extra": extra}
 
 
 def _protocol(command: Evaluate) -> Protocol:

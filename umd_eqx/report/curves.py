@@ -95,63 +95,85 @@ def chart(
     - `unit`: `"percent"` appends % to the values; `"share"` shows values in [0, 1] as percentages.
     - `log`: whether the vertical axis is logarithmic, which requires a positive value.
     """
-    import matplotlib as mpl
     from matplotlib.figure import Figure
-    from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
     width, height = size
     figure = Figure(figsize=(width / 72, height / 72), dpi=72)
     axes = figure.add_axes((52 / width, 40 / height, (width - 66) / width, (height - 54) / height))
-    axes.patch.set_visible(False)
-    figure.patch.set_visible(False)
     for line in lines:
-        x, y = _thin(np.asarray(line.x, float), np.asarray(line.y, float))
-        colour = _INK if line.series is None else _SERIES[line.series % SERIES]
-        solid = line.style == "solid"
-        axes.plot(
-            x,
-            y,
-            color=colour,
-            linestyle={"dashed": (0, (6, 4)), "dotted": (0, (1.2, 3))}.get(line.style, "-"),
-            linewidth={"raw": 0.9, "solid": 2.0}.get(line.style, 1.4),
-            alpha=0.28 if line.style == "raw" else 1.0,
-            marker="o" if len(x) <= 40 and (solid or len(x) == 1) else None,
-            markersize=4.5,
-            clip_on=line.style == "raw",
-        )
+        _plot(axes, line)
+    _style_frame(axes)
+    axes.set_xlim(*_limits(lines))
+    _style_x_axis(axes, x_label, ticks=max(3, width // 110))
+    _style_y_axis(axes, unit, decades=_decades(lines) if log else None)
+    return _for_page(_svg(figure, name), title, name, size)
+
+
+def _plot(axes: Any, line: Line) -> None:
+    x, y = _thin(np.asarray(line.x, float), np.asarray(line.y, float))
+    solid = line.style == "solid"
+    axes.plot(
+        x,
+        y,
+        color=_INK if line.series is None else _SERIES[line.series % SERIES],
+        linestyle={"dashed": (0, (6, 4)), "dotted": (0, (1.2, 3))}.get(line.style, "-"),
+        linewidth={"raw": 0.9, "solid": 2.0}.get(line.style, 1.4),
+        alpha=0.28 if line.style == "raw" else 1.0,
+        marker="o" if len(x) <= 40 and (solid or len(x) == 1) else None,
+        markersize=4.5,
+        clip_on=line.style == "raw",
+    )
+
+
+def _style_frame(axes: Any) -> None:
+    axes.patch.set_visible(False)
+    axes.figure.patch.set_visible(False)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(_FAINT)
     axes.grid(axis="y", color=_FAINT, linewidth=0.8, alpha=0.6)
     axes.set_axisbelow(True)
-    axes.set_xlim(*_limits(lines))
-    steps = x_label == "step"
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=max(3, width // 110), steps=[1, 2, 2.5, 5, 10], integer=steps))
+    axes.tick_params(which="both", length=0, pad=7, labelsize=12, labelcolor=_INK)
+
+
+def _style_x_axis(axes: Any, label: str, ticks: int) -> None:
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
+    steps = label == "step"
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=ticks, steps=[1, 2, 2.5, 5, 10], integer=steps))
     if steps:
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    if log:
-        axes.set_yscale("log")
-        subs = (1, 2, 5) if _decades(lines) < 2.5 else (1,)
-        axes.yaxis.set_major_locator(LogLocator(subs=subs, numticks=12))
-        axes.yaxis.set_minor_formatter(NullFormatter())
-    else:
+    axes.set_xlabel(label, fontsize=12, color=_INK, loc="right", labelpad=3)
+
+
+def _style_y_axis(axes: Any, unit: Literal["", "percent", "share"], decades: float | None) -> None:
+    """Sets scale and ticks of the vertical axis: linear, or logarithmic over a number of `decades`."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+    if decades is None:
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
+    else:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2.5 else (1,), numticks=12))
+        axes.yaxis.set_minor_formatter(NullFormatter())
     scale = 100 if unit == "share" else 1
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{scale * value:.4g}%" if unit else _tick(value)))
-    axes.tick_params(which="both", length=0, pad=7, labelsize=12, labelcolor=_INK)
-    axes.set_xlabel(x_label, fontsize=12, color=_INK, loc="right", labelpad=3)
+
+
+def _svg(figure: Any, salt: str) -> str:
+    import matplotlib as mpl
 
     buffer = io.StringIO()
     # Text stays text, in the font of the page. The salt makes the output deterministic.
     settings: dict[Any, Any] = {
         "svg.fonttype": "none",
-        "svg.hashsalt": name,
+        "svg.hashsalt": salt,
         "text.usetex": False,
         "font.family": "DejaVu Sans",
     }
     with mpl.rc_context(settings):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    return _for_page(buffer.getvalue(), title, name, size)
+    return buffer.getvalue()
 
 
 def _tick(value: float) -> str:

@@ -14,8 +14,9 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from umd_eqx.core.errors import BadInput
 from umd_eqx.core.paths import AbstractSmoothPath
-from umd_eqx.core.types import Image, Scalar, Time
+from umd_eqx.core.types import Image, Scalar
 from umd_eqx.sampling.denoisers import AbstractDenoiser
+from umd_eqx.sampling.ode import flow
 
 Trace = Literal["hutchinson", "exact"]
 Solver = Literal["tsit5", "dopri5", "heun"]
@@ -80,32 +81,12 @@ def bits_per_dim(
     for name, value in (("probes", probes), ("steps", steps)):
         if value is not None and value < 1:
             raise BadInput(name, f"{value} is too small", "Use 1 or more")
-    start, end = (jnp.asarray(t, x.dtype) for t in denoiser.ends)
     vectors = jax.random.rademacher(key, (probes, *x.shape), x.dtype) if trace == "hutchinson" else None
-
-    def drift(x: Image, t: Time) -> Image:
-        ends = denoiser(x, t)
-        alpha_rate, sigma_rate = (rate.astype(x.dtype) for rate in path.rates(t))
-        return alpha_rate * ends.x0 + sigma_rate * ends.eps
-
-    def field(t: Any, state: State, args: None) -> State:
-        velocity, jacobian = jax.linearize(lambda x: drift(x, t), state[0])
-        return velocity, _divergence(jacobian, vectors, velocity) / x.size
-
     adaptive = diffrax.PIDController(rtol=rtol, atol=atol, norm=_largest)
-    solution = diffrax.diffeqsolve(
-        diffrax.ODETerm(field),
-        _SOLVERS[solver](),
-        t0=start,
-        t1=end,
-        dt0=None if steps is None else (end - start) / steps,
-        y0=(x, jnp.zeros((), x.dtype)),
-        stepsize_controller=adaptive if steps is None else diffrax.ConstantStepSize(),
-        max_steps=4096 if steps is None else steps + 1,  # one more, in case rounding leaves a remainder
-    )
-    assert solution.ys is not None
-    noise, change = solution.ys[0][-1], solution.ys[1][-1]
-    return -(_log_normal(noise, path.sigma(end).astype(x.dtype)) + change) / math.log(2)
+    controller = adaptive if steps is None else diffrax.ConstantStepSize()
+    noise, change = _integrate(denoiser, x, vectors, _SOLVERS[solver](), controller, steps)
+    std = path.sigma(jnp.asarray(denoiser.ends[1], x.dtype)).astype(x.dtype)
+    return -(_log_normal(noise, std) + change) / math.log(2)
 
 
 def bits_of_levels(bits: Scalar) -> Scalar:
@@ -117,13 +98,43 @@ def bits_of_levels(bits: Scalar) -> Scalar:
     return bits + math.log2(127.5)
 
 
+def _integrate(
+    denoiser: AbstractDenoiser,
+    x: Image,
+    vectors: Float[Array, "probes h w c"] | None,
+    solver: diffrax.AbstractSolver,
+    controller: diffrax.AbstractStepSizeController,
+    steps: int | None,
+) -> State:
+    """Integrates the ODE from the image to noise. `vectors` are as for `_divergence`."""
+    drift = flow(denoiser)
+
+    def field(t: Any, state: State, args: None) -> State:
+        velocity, jacobian = jax.linearize(lambda x: drift(t, x, args), state[0])
+        return velocity, _divergence(jacobian, vectors, velocity) / x.size
+
+    start, end = (jnp.asarray(t, x.dtype) for t in denoiser.ends)
+    solution = diffrax.diffeqsolve(
+        diffrax.ODETerm(field),
+        solver,
+        t0=start,
+        t1=end,
+        dt0=None if steps is None else (end - start) / steps,
+        y0=(x, jnp.zeros((), x.dtype)),
+        stepsize_controller=controller,
+        max_steps=4096 if steps is None else steps + 1,  # one more, in case rounding leaves a remainder
+    )
+    assert solution.ys is not None
+    return solution.ys[0][-1], solution.ys[1][-1]
+
+
 def _log_normal(x: Image, std: Scalar) -> Scalar:
     """Returns log N(x; 0, std^2 I) per dimension."""
     return -0.5 * (jnp.mean(jnp.square(x / std)) + math.log(2 * math.pi)) - jnp.log(std)
 
 
 def _divergence(jacobian: Any, vectors: Float[Array, "probes h w c"] | None, like: Image) -> Scalar:
-    """Returns the trace of a linear map of images, or its estimate from random vectors."""
+    """Returns the trace of a linear map of images, or its estimate if random vectors are given."""
     if vectors is not None:
         return jnp.mean(jax.vmap(lambda w: jnp.vdot(w, jacobian(w)))(vectors))
 

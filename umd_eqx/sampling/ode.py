@@ -191,7 +191,7 @@ def flow(denoiser: AbstractDenoiser) -> Callable[[Any, Image, Any], Image]:
     def field(t: Any, x: Image, args: Any) -> Image:
         t = jnp.asarray(t, x.dtype)
         denoised = denoiser(x, t)
-        alpha_rate, sigma_rate = path.rates(t)
+        alpha_rate, sigma_rate = (rate.astype(x.dtype) for rate in path.rates(t))
         return alpha_rate * denoised.x0 + sigma_rate * denoised.eps
 
     return field
