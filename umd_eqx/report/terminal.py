@@ -1,6 +1,5 @@
 """The terminal output of a run: a progress bar in a terminal, plain lines in a file or a pipe."""
 
-import contextlib
 import io
 import math
 import os
@@ -11,8 +10,9 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, SupportsFloat
 
+from umd_eqx.report.stream import SafeStream
+
 TRAINING = "training"
-_STDOUT = 1
 
 
 class Terminal:
@@ -46,7 +46,7 @@ class Terminal:
         clock: Callable[[], float] = time.monotonic,
     ):
         self._total, self._work, self._unit = total, work, unit
-        self._out = _Steady(stream if stream is not None else sys.stdout)
+        self._out = SafeStream(stream if stream is not None else sys.stdout)
         dumb = os.environ.get("TERM") == "dumb"
         self._interactive = self._out.isatty() and not dumb if interactive is None else interactive
         self._interval = interval
@@ -246,50 +246,7 @@ class _Pace:
         return max(0, steps) * sum(seconds for _, seconds in kept) / sum(count for count, _ in kept)
 
 
-class _Steady(io.TextIOBase):
-    """A stream that tolerates failures of the underlying stream: closed, a broken pipe, a lost terminal."""
-
-    def __init__(self, stream: Any):
-        self._stream = stream
-
-    def write(self, text: str, /) -> int:
-        if self._stream is not None:
-            try:
-                encoding = self.encoding  # unsupported characters become question marks
-                self._stream.write(text.encode(encoding, "replace").decode(encoding))
-            except (OSError, ValueError):
-                self._give_up()
-        return len(text)
-
-    def flush(self) -> None:
-        if self._stream is not None:
-            try:
-                self._stream.flush()
-            except (OSError, ValueError):
-                self._give_up()
-
-    def isatty(self) -> bool:
-        try:
-            return self._stream is not None and self._stream.isatty()
-        except ValueError:
-            return False
-
-    @property
-    def encoding(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
-        # rich selects its characters accordingly
-        return getattr(self._stream, "encoding", None) or "utf-8"
-
-    def _give_up(self) -> None:
-        stream, self._stream = self._stream, None
-        # Flushing the buffer of stdout would fail again when Python exits, and change the exit status.
-        with contextlib.suppress(OSError, ValueError):
-            if stream is not None and stream.fileno() == _STDOUT:
-                null = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(null, _STDOUT)
-                os.close(null)
-
-
-def _bar(out: _Steady) -> Any:
+def _bar(out: SafeStream) -> Any:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
