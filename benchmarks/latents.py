@@ -25,7 +25,7 @@ from umd_eqx.core.files import save_json
 from umd_eqx.core.types import Batch
 from umd_eqx.latents.stream import draw_stored, encode_batch, join_moments
 from umd_eqx.models.tokenizers.base import AbstractTokenizer
-from umd_eqx.recipes.config import build
+from umd_eqx.recipes.build import build
 from umd_eqx.recipes.pretrain import latent_umd
 from umd_eqx.runs.tokenizers import LoadedTokenizer, load_tokenizer
 from umd_eqx.training.flops import encode_flops, measured_peak_flops

@@ -27,8 +27,9 @@ from umd_eqx.core.sharding import batch_sharding, make_mesh, replicated
 from umd_eqx.eval.averages import mean_program
 from umd_eqx.models.tokenizers.base import AbstractTokenizer
 from umd_eqx.models.tokenizers.files import latent_moments
+from umd_eqx.recipes.build import build
 from umd_eqx.recipes.classifier import CLASSIFIERS
-from umd_eqx.recipes.config import Config, build
+from umd_eqx.recipes.config import Config
 from umd_eqx.recipes.finetune import FINETUNE
 from umd_eqx.recipes.pretrain import PRETRAIN
 from umd_eqx.recipes.tokenizers import TOKENIZERS

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from umd_eqx.core.types import Batch
 from umd_eqx.models import AutoEncoder
-from umd_eqx.recipes.config import Built
+from umd_eqx.recipes.build import Built
 from umd_eqx.training.step import TrainState, compile_step
 
 

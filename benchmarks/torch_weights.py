@@ -14,7 +14,7 @@ from torch_baseline import AutoEncoder, Draw, Size, Trainer
 from umd_eqx import models
 from umd_eqx.core.tensors import named_leaves
 from umd_eqx.models import ModelConfig
-from umd_eqx.recipes.config import Built
+from umd_eqx.recipes.build import Built
 
 # Patterns in the names of PyTorch's parameters, and what replaces them in the names of ours; applied in this order.
 RENAMED = (

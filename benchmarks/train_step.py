@@ -31,7 +31,7 @@ from umd_eqx.models import AutoEncoder, from_reference
 from umd_eqx.models.vit.stack import Remat
 from umd_eqx.objectives import Draw
 from umd_eqx.recipes import pretrain as presets
-from umd_eqx.recipes.config import Built, build
+from umd_eqx.recipes.build import Built, build
 from umd_eqx.training.flops import measured_peak_flops
 from umd_eqx.training.step import loss_and_grads
 

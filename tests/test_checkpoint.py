@@ -20,7 +20,7 @@ from faults.tiny import compilation_cache as compilation_cache
 from umd_eqx.core.errors import BadInput
 from umd_eqx.core.sharding import make_mesh, place, replicated
 from umd_eqx.core.types import DataSpec
-from umd_eqx.recipes.config import Built, build
+from umd_eqx.recipes.build import Built, build
 from umd_eqx.recipes.pretrain import umd
 from umd_eqx.training import checkpoint
 from umd_eqx.training.checkpoint import Checkpoints, require_space

@@ -23,8 +23,9 @@ from umd_eqx.data.source import open_source
 from umd_eqx.data.transforms import TrainTransform
 from umd_eqx.models.extractors.classifier import FashionClassifier
 from umd_eqx.models.extractors.fashion import load_fashion_classifier, read_card
+from umd_eqx.recipes.build import build
 from umd_eqx.recipes.classifier import classifier
-from umd_eqx.recipes.config import Config, build
+from umd_eqx.recipes.config import Config
 from umd_eqx.runs.classifier_training import TRAINED, command_of, lacks_classifier, recipe_facts
 from umd_eqx.runs.dryrun import dry_run
 from umd_eqx.runs.pretrained import from_pretrained

@@ -14,7 +14,8 @@ from umd_eqx.core.types import DataSpec
 from umd_eqx.data.source import BrokenImage, TfdsSource
 from umd_eqx.eval import Denoising, FewShot, Generation, Reconstruction
 from umd_eqx.objectives import masked_reconstruction, unified
-from umd_eqx.recipes.config import Config, DataConfig, build
+from umd_eqx.recipes.build import build
+from umd_eqx.recipes.config import Config, DataConfig
 from umd_eqx.recipes.dump import run_identity
 from umd_eqx.recipes.pretrain import umd
 from umd_eqx.training.optim import EmaConfig

@@ -26,7 +26,7 @@ from umd_eqx.core.errors import BadInput
 from umd_eqx.core.paths import CosineTable, RectifiedFlow
 from umd_eqx.core.types import Batch
 from umd_eqx.eval import Reconstruction
-from umd_eqx.recipes.config import build
+from umd_eqx.recipes.build import build
 from umd_eqx.runs.pretrained import from_pretrained
 
 DOCUMENT = (Path(__file__).parent.parent / "docs" / "extend.md").read_text()

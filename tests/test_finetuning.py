@@ -14,7 +14,7 @@ from umd_eqx.commands.finetune import finetune
 from umd_eqx.core.errors import BadInput
 from umd_eqx.core.paths import CosineTable
 from umd_eqx.objectives import MaskedDenoising, Term, Unified
-from umd_eqx.recipes.config import build
+from umd_eqx.recipes.build import build
 from umd_eqx.recipes.finetune import FINETUNE, starts_from_weights
 from umd_eqx.runs.finetuning import follow, start_from
 from umd_eqx.runs.pretrained import from_pretrained

@@ -29,7 +29,7 @@ from umd_eqx.models.tokenizers.base import with_statistics
 from umd_eqx.models.tokenizers.configs import KLTokenizer
 from umd_eqx.models.tokenizers.files import is_written
 from umd_eqx.objectives import Unified, denoising, unified
-from umd_eqx.recipes.config import build
+from umd_eqx.recipes.build import build
 from umd_eqx.recipes.finetune import FINETUNE
 from umd_eqx.recipes.pretrain import PRETRAIN, latent_umd
 from umd_eqx.recipes.tokenizers import kl

@@ -14,8 +14,8 @@ from umd_eqx.eval import TokenizerQuality
 from umd_eqx.eval.averages import mean_program
 from umd_eqx.models.tokenizers.files import latent_moments
 from umd_eqx.models.tokenizers.vae import SD_V1, AutoencoderKL
+from umd_eqx.recipes.build import Built, build
 from umd_eqx.recipes.classifier import CLASSIFIERS
-from umd_eqx.recipes.config import Built, build
 from umd_eqx.recipes.finetune import FINETUNE
 from umd_eqx.recipes.pretrain import PRETRAIN, latent_umd_l2_in256, mae, umd
 from umd_eqx.recipes.tokenizers import TOKENIZERS

@@ -14,7 +14,7 @@ from umd_eqx.core.types import Batch
 from umd_eqx.data.source_configs import TFDS
 from umd_eqx.models.base import num_parameters
 from umd_eqx.objectives import MaskedDenoising, Term, Unified
-from umd_eqx.recipes.config import build
+from umd_eqx.recipes.build import build
 from umd_eqx.recipes.finetune import FINETUNE
 from umd_eqx.recipes.pretrain import PRETRAIN
 from umd_eqx.training import step as train

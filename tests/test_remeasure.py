@@ -13,7 +13,7 @@ from umd_eqx.commands.evaluate import evaluate
 from umd_eqx.core.errors import BadInput
 from umd_eqx.core.sharding import make_mesh
 from umd_eqx.eval import Denoising, FewShot, Generation
-from umd_eqx.recipes.config import Built
+from umd_eqx.recipes.build import Built
 from umd_eqx.recipes.dump import dump
 from umd_eqx.report import RunDirectory, insert_row, read_metrics
 from umd_eqx.runs.remeasure import changed, label, not_yet_measured

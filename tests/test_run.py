@@ -24,7 +24,8 @@ from faults.tiny import (
 from umd_eqx.core.errors import BadInput
 from umd_eqx.data.source import BrokenImage, TfdsSource
 from umd_eqx.eval import FewShot, Reconstruction
-from umd_eqx.recipes.config import Config, build
+from umd_eqx.recipes.build import build
+from umd_eqx.recipes.config import Config
 from umd_eqx.recipes.finetune import FINETUNE
 from umd_eqx.recipes.pretrain import PRETRAIN
 from umd_eqx.runs.finetuning import follow, start_from

@@ -24,7 +24,7 @@ from umd_eqx.models.tokenizers.configs import FSQTokenizer, KLTokenizer
 from umd_eqx.models.tokenizers.diffusers_vae import CONFIG, WEIGHTS, write_diffusers
 from umd_eqx.models.tokenizers.files import latent_moments, mean_and_deviation
 from umd_eqx.models.tokenizers.vae import AutoencoderKL, VAEConfig
-from umd_eqx.recipes.config import build
+from umd_eqx.recipes.build import build
 from umd_eqx.recipes.pretrain import PUBLISHED_TOKENIZER, latent_umd, latent_umd_l2_in256, umd
 from umd_eqx.runs.resolved import resolve
 from umd_eqx.runs.tokenizers import SHIPPED, fingerprint, load_tokenizer, save_tokenizer

@@ -12,7 +12,7 @@ import pytest
 
 from umd_eqx.models import AutoEncoder
 from umd_eqx.recipes import pretrain as presets
-from umd_eqx.recipes.config import build
+from umd_eqx.recipes.build import build
 from umd_eqx.training.optimisers import AdamW
 from umd_eqx.training.step import loss_and_grads
 

@@ -30,7 +30,8 @@ from faults.tiny import (
 
 from umd_eqx.core.errors import BadInput
 from umd_eqx.core.sharding import make_mesh
-from umd_eqx.recipes.config import Config, build
+from umd_eqx.recipes.build import build
+from umd_eqx.recipes.config import Config
 from umd_eqx.runs.run import run
 from umd_eqx.training import checkpoint
 from umd_eqx.training.checkpoint import Checkpoints

@@ -25,7 +25,8 @@ from faults.tiny import (
 from umd_eqx.core.errors import BadInput
 from umd_eqx.data.source_configs import TFDS
 from umd_eqx.objectives import masked_reconstruction
-from umd_eqx.recipes.config import Config, build
+from umd_eqx.recipes.build import build
+from umd_eqx.recipes.config import Config
 from umd_eqx.runs.pretrained import from_pretrained
 from umd_eqx.runs.run import run
 from umd_eqx.training.optim import EmaConfig

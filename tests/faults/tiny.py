@@ -19,7 +19,8 @@ from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from umd_eqx.core.sharding import make_mesh
 from umd_eqx.eval import Denoising
-from umd_eqx.recipes.config import Config, build
+from umd_eqx.recipes.build import build
+from umd_eqx.recipes.config import Config
 from umd_eqx.recipes.pretrain import umd
 from umd_eqx.training.checkpoint import Checkpoints
 

@@ -13,8 +13,9 @@ from umd_eqx.data.source import DataSource
 from umd_eqx.eval import Accuracy, EvalContext
 from umd_eqx.models.extractors.classifier import FashionClassifier
 from umd_eqx.models.extractors.fashion import load_fashion_classifier, read_card, save_fashion_classifier
+from umd_eqx.recipes.build import Built
 from umd_eqx.recipes.classifier import classifier
-from umd_eqx.recipes.config import Built, Config
+from umd_eqx.recipes.config import Config
 from umd_eqx.recipes.dump import as_flag, differences, run_identity
 from umd_eqx.training.step import TrainState
 

@@ -8,7 +8,8 @@ from umd_eqx.core.errors import BadInput
 from umd_eqx.core.programs import Memory
 from umd_eqx.core.types import DataSpec
 from umd_eqx.models.base import num_parameters
-from umd_eqx.recipes.config import Built, Config, build
+from umd_eqx.recipes.build import Built, build
+from umd_eqx.recipes.config import Config
 from umd_eqx.report.terminal import duration
 from umd_eqx.runs.memory import ENCODING, STEP, programs
 from umd_eqx.runs.resolved import Data, Resolved, resolve

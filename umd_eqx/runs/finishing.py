@@ -10,7 +10,7 @@ from jaxtyping import Float
 from umd_eqx.data.source import DataSource
 from umd_eqx.eval.averages import mean_over_images
 from umd_eqx.models.finished import FinishedRun, PerImage
-from umd_eqx.recipes.config import Built
+from umd_eqx.recipes.build import Built
 from umd_eqx.recipes.dump import dump
 from umd_eqx.runs.classifier_training import lacks_classifier, write_classifier
 from umd_eqx.training.step import TrainState

@@ -13,7 +13,7 @@ from umd_eqx.data.source import Example
 from umd_eqx.eval import EvalContext
 from umd_eqx.latents.stream import encode_batch
 from umd_eqx.models.tokenizers.base import AbstractTokenizer
-from umd_eqx.recipes.config import Built
+from umd_eqx.recipes.build import Built
 from umd_eqx.runs.tokenizers import tokenizer_shapes
 from umd_eqx.training.step import train_step
 

@@ -25,7 +25,8 @@ from umd_eqx.models.config import AbstractModelConfig
 from umd_eqx.models.extractors.configs import FashionClassifierConfig
 from umd_eqx.models.tokenizers.base import AbstractTokenizer
 from umd_eqx.objectives import AbstractObjective, denoising
-from umd_eqx.recipes.config import Built, Config, DataConfig, Start, build
+from umd_eqx.recipes.build import Built, build
+from umd_eqx.recipes.config import Config, DataConfig, Start
 from umd_eqx.recipes.dump import dump, load
 from umd_eqx.runs.card_checks import Weights, require_sane_latents, require_sane_network
 from umd_eqx.runs.tokenizers import Latents, load_latents

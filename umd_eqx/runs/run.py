@@ -18,7 +18,8 @@ from umd_eqx.core.sharding import place, replicated
 from umd_eqx.eval import AbstractEvaluator, EvalContext
 from umd_eqx.models.base import num_parameters
 from umd_eqx.models.tokenizers.base import AbstractTokenizer
-from umd_eqx.recipes.config import Built, Config, build
+from umd_eqx.recipes.build import Built, build
+from umd_eqx.recipes.config import Config
 from umd_eqx.recipes.dump import dump
 from umd_eqx.report import MetricsFile, RunDirectory, Terminal, Wandb, results_table, write_webpage
 from umd_eqx.runs.batches import run_batches
