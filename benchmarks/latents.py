@@ -51,7 +51,7 @@ class Options:
 def encoding(loaded: LoadedTokenizer, images: np.ndarray, rounds: int) -> dict[str, float]:
     """Images a second, and the share of the peak that this is."""
     tokenizer, peak, x = loaded.tokenizer, measured_peak_flops(), jnp.asarray(images)
-    seconds = least([lambda: moments_of(tokenizer, x)], rounds)[0]
+    seconds = min_seconds([lambda: moments_of(tokenizer, x)], rounds)[0]
     peak = max(peak, measured_peak_flops())  # the machine's speed drifts
     flops = encode_flops(tokenizer, (images.shape[1], images.shape[2], images.shape[3]))
     rate = len(images) / seconds
@@ -77,14 +77,14 @@ def steps(loaded: LoadedTokenizer, images: np.ndarray, options: Options) -> list
         lambda: step("stored", draw_stored, moments),
         lambda: step("on the way", encode_batch, pixels, built.parts.mesh),
     ]
-    times = least(kinds, options.rounds)
+    times = min_seconds(kinds, options.rounds)
     return [
         {"ms": 1e3 * seconds, "ratio": seconds / times[0], "images_per_s": options.batch / seconds} for seconds in times
     ]
 
 
-def least(functions: list[Callable[[], Any]], rounds: int) -> list[float]:
-    """The least seconds of each of some functions, which take turns; each is called once before."""
+def min_seconds(functions: list[Callable[[], Any]], rounds: int) -> list[float]:
+    """Returns the shortest time of each function in seconds. They take turns; each is called once before."""
     for function in functions:
         jax.block_until_ready(function())
     best = [float("inf")] * len(functions)

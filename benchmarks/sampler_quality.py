@@ -38,8 +38,8 @@ from umd_eqx.sampling import (
     Heun,
     ReverseSDE,
     UniformGrid,
+    effective_sampler,
     guide,
-    in_force,
     sample,
 )
 from umd_eqx.sampling.batch import image_noise
@@ -106,15 +106,15 @@ def main(words: list[str]) -> int:
     )
     extractor = choose_extractor("fashion", None, source.spec)
     reference = ReferenceStatistics(context, protocol, extractor)
-    floor = reference.floor()
+    baseline = reference.baseline()
     print(f"{source.describe()}; guidance {arguments.cfg_scale:g}; {arguments.samples} samples a point")
-    print(f"as many real training images: fd_fashion {floor:.2f}\n")
+    print(f"as many real training images: fd_fashion {baseline:.2f}\n")
     print(f"{'sampler':<18} {'calls':>5} {'fd_fashion':>10} {'recognised':>10}")
     labels = labels_for(protocol, source.model.num_classes)
     options: dict[str, Any] = {"batch_size": arguments.batch_size, "mesh": mesh}
     rows = []
     for name, asked in points(source.path, arguments.calls):
-        path, sampler = path_for(asked, source.path), in_force(asked, latents=source.tokenizer is not None)
+        path, sampler = path_for(asked, source.path), effective_sampler(asked, latents=source.tokenizer is not None)
         denoiser = guide(sampler.denoiser(source.model, path), arguments.cfg_scale)
         draw = functools.partial(sample, denoiser, sampler, key=jax.random.key(0), **options)
         found = measure_generation(draw, reference, source.model.num_classes)
@@ -124,7 +124,7 @@ def main(words: list[str]) -> int:
             else sampler.evaluations(path)
         )
         kept = {key: found[key] for key in ("fd_fashion", "recognised")}
-        rows.append({"sampler": name, "calls": calls, "floor": floor} | kept)
+        rows.append({"sampler": name, "calls": calls, "baseline": baseline} | kept)
         print(f"{name:<18} {calls:>5.0f} {found['fd_fashion']:>10.2f} {found['recognised']:>10.1%}", flush=True)
     if arguments.json is not None:
         save_json(arguments.json, rows)
@@ -177,7 +177,7 @@ def plot(rows: list[dict], arguments: Arguments, name: str) -> None:
         calls = [row["calls"] for row in mine]
         distance.plot(calls, [row["fd_fashion"] for row in mine], marker="o", markersize=3, label=sampler)
         share.plot(calls, [100 * row["recognised"] for row in mine], marker="o", markersize=3)
-    distance.axhline(rows[0]["floor"], color="grey", linestyle=":", label="as many real images")
+    distance.axhline(rows[0]["baseline"], color="grey", linestyle=":", label="as many real images")
     distance.set(xscale="log", yscale="log", xlabel="calls of the network", ylabel="fd_fashion")
     share.set(xscale="log", xlabel="calls of the network", ylabel="recognised as the class asked for, %")
     for axes in (distance, share):

@@ -32,7 +32,7 @@ from umd_eqx.sampling import DDIM, AbstractSampler, DPMSolverPP, Euler, Heun, Mo
 from umd_eqx.sampling.levels import levels
 
 Name = Literal["ddim", "ancestral", "euler", "heun", "dpmpp", "sde"]
-SAME_IMAGES = 1e-3
+IMAGE_TOLERANCE = 1e-3
 CLASSES = 10
 FORWARD_PASSES = 16
 """Of the bare network in one round; their mean is one time."""
@@ -152,8 +152,8 @@ def by_hand(sampler: AbstractSampler, denoiser: ModelDenoiser, x: Image, key: PR
     return last.ends(denoiser, x)[0]
 
 
-def least_ms(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """The least time of each call, in milliseconds: in every round each has its turn, and the first is not counted."""
+def min_ms(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+    """Returns the shortest time of each call in milliseconds. They take turns; the first round is not counted."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds + 1):
         for name, call in calls.items():
@@ -172,16 +172,16 @@ def measure(options: Options, name: Name) -> dict[str, Any]:
     noise = jax.random.normal(jax.random.key(1), (options.batch, *shape))
     labels, keys = jnp.arange(options.batch) % CLASSES, jax.random.split(jax.random.key(2), options.batch)
 
-    def told(model: AbstractModel, y: Array) -> ModelDenoiser:
+    def denoiser_of(model: AbstractModel, y: Array) -> ModelDenoiser:
         return sampler.denoiser(model, path, model.cond(y))
 
     @eqx.filter_jit
     def ours(model: AbstractModel, noise: Array, labels: Array, keys: Array) -> Array:
-        return jax.vmap(lambda x, y, key: sampler(told(model, y), x, key))(noise, labels, keys)
+        return jax.vmap(lambda x, y, key: sampler(denoiser_of(model, y), x, key))(noise, labels, keys)
 
     @eqx.filter_jit
     def hand(model: AbstractModel, noise: Array, labels: Array, keys: Array) -> Array:
-        return jax.vmap(lambda x, y, key: by_hand(sampler, told(model, y), x, key))(noise, labels, keys)
+        return jax.vmap(lambda x, y, key: by_hand(sampler, denoiser_of(model, y), x, key))(noise, labels, keys)
 
     @eqx.filter_jit
     def forward(model: AbstractModel, x: Array, t: Array, y: Array) -> Any:
@@ -193,10 +193,10 @@ def measure(options: Options, name: Name) -> dict[str, Any]:
     arguments = (model, noise, labels, keys)
     # The noise of the SDE is drawn inside diffrax, from keys of its own.
     apart = 0.0 if name == "sde" else float(jnp.abs(ours(*arguments) - hand(*arguments)).max())
-    if not apart <= SAME_IMAGES:
+    if not apart <= IMAGE_TOLERANCE:
         sys.exit(f"error: {name}: the loop's images are {apart:.1e} off: the two do not do the same")
     calls = {"sampler": lambda: ours(*arguments), "scan": lambda: hand(*arguments), "forward": passes}
-    ms = least_ms(calls, options.rounds)
+    ms = min_ms(calls, options.rounds)
     evaluations = sampler.evaluations(path)
     assert evaluations is not None
     forward_ms = ms["forward"] / FORWARD_PASSES

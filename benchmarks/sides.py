@@ -86,6 +86,6 @@ def torch_side(
 
     threads = torch_weights.use_all_cores()
     trainer = torch_weights.trainer(system, built, model)
-    images, draw = torch_weights.given(inputs)
+    images, draw = torch_weights.torch_inputs(inputs)
     loss = trainer.loss(images, draw).item()
     return Side(lambda: trainer.step(images)), {"torch_loss": loss, "torch_threads": threads}

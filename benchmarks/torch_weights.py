@@ -65,7 +65,7 @@ def trainer(system: str, built: Built, model: models.AutoEncoder) -> Trainer:
     return Trainer(system, network, peak, built.warmup, built.total)
 
 
-def given(inputs: Inputs) -> tuple[Tensor, Draw]:
+def torch_inputs(inputs: Inputs) -> tuple[Tensor, Draw]:
     """The images and draws of the Flax side for PyTorch's: both have the noised images first."""
     image, t, eps = (torch.from_numpy(np.array(x)) for x in (inputs.image, inputs.t_index, inputs.eps))
     order = np.argsort(np.concatenate([inputs.u_noisy, inputs.u_clean]), axis=1, kind="stable")

@@ -43,7 +43,7 @@ except ModuleNotFoundError as error:
     sys.exit(2)
 
 System = Literal["umd", "mae", "dit", "maskdit"]
-SAME_LOSS = 1e-5
+LOSS_TOLERANCE = 1e-5
 
 
 def has_torch() -> bool:
@@ -160,7 +160,7 @@ def measure(options: Options, system: System) -> dict[str, Any]:
         pytorch["torch_"], numbers = torch_side(system, built, model, case.inputs)
         row |= numbers
     for loss in (row[name] for name in ("baseline_loss", "torch_loss") if name in row):
-        if options.dtype == "float32" and not abs(row["loss"] - loss) <= SAME_LOSS:
+        if options.dtype == "float32" and not abs(row["loss"] - loss) <= LOSS_TOLERANCE:
             sys.exit(f"error: {system}: our loss is {row['loss']}, theirs {loss}: the networks are not the same")
 
     # Keys of our own numbers begin with nothing, those of Flax with "baseline_".

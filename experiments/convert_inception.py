@@ -16,7 +16,7 @@ with interruptible_imports():
     from umd_eqx.core.errors import BadInput
     from umd_eqx.core.tensors import write_tensors
     from umd_eqx.models.extractors.pretrained_inception import (
-        FILE,
+        CACHE_FILE,
         PUBLISHED,
         Published,
         cache_folder,
@@ -44,7 +44,7 @@ def convert(
         published: The URL and checksum that SOURCE must match.
     """
     source = source or cache_folder() / Path(published.url).name
-    out = out or cache_folder() / FILE
+    out = out or cache_folder() / CACHE_FILE
     if download and not source.exists():
         import_torch()  # fails before 96 MB are downloaded in vain
         print(f"downloading {published.url}")

@@ -26,7 +26,7 @@ from umd_eqx.models.extractors.fashion import load_fashion_classifier, read_card
 from umd_eqx.recipes.build import build
 from umd_eqx.recipes.classifier import classifier
 from umd_eqx.recipes.config import Config
-from umd_eqx.runs.classifier_training import TRAINED, command_of, lacks_classifier, recipe_facts
+from umd_eqx.runs.classifier_training import CLASSIFIER_FILE, command_of, lacks_classifier, recipe_facts
 from umd_eqx.runs.dryrun import dry_run
 from umd_eqx.runs.pretrained import from_pretrained
 from umd_eqx.runs.run import run
@@ -95,7 +95,7 @@ def test_a_run_trains_the_weights_of_a_plain_loop(whole):
     expected, losses = plain_loop()
     np.testing.assert_allclose([row["train/loss"] for row in numbers(whole)], losses, rtol=1e-4)
     assert losses[-1] < 0.8 * losses[0]  # it learns, so that there is something to compare
-    found = named_leaves(load_fashion_classifier(whole / TRAINED))
+    found = named_leaves(load_fashion_classifier(whole / CLASSIFIER_FILE))
     for name, weights in expected.items():
         np.testing.assert_allclose(found[name], weights, atol=2e-5, err_msg=name)
 
@@ -106,16 +106,18 @@ def test_a_run_in_pieces_with_an_average_equals_the_run_in_one(tmp_path):
     for limit in (5, None):
         run(config, run_dir=tmp_path / "pieces", limit_steps=limit)
     assert_equal_bit_for_bit(arrays(tmp_path / "pieces", config), arrays(tmp_path / "whole", config))
-    assert read_card(tmp_path / "pieces" / TRAINED) == (card := read_card(tmp_path / "whole" / TRAINED))
+    assert read_card(tmp_path / "pieces" / CLASSIFIER_FILE) == (card := read_card(tmp_path / "whole" / CLASSIFIER_FILE))
     assert (card["step"], card["weights"]) == (STEPS, "ema")
     # The average is what is written and measured.
     state = arrays(tmp_path / "whole", config)
-    assert np.array_equal(state[".ema.head.bias"], load_fashion_classifier(tmp_path / "whole" / TRAINED).head.bias)
+    assert np.array_equal(
+        state[".ema.head.bias"], load_fashion_classifier(tmp_path / "whole" / CLASSIFIER_FILE).head.bias
+    )
     assert not np.array_equal(state[".ema.head.bias"], state[".model.head.bias"])
 
 
 def test_the_card_says_what_was_trained_and_measured(whole):
-    card = read_card(whole / TRAINED)
+    card = read_card(whole / CLASSIFIER_FILE)
     assert card["recipe"] == recipe_facts(small()) == recipe_facts(classifier()) | {"steps": STEPS, "batch_size": 32}
     assert card["data"] == {"name": "fashion_mnist", "train": "train[:640]", "test": "test[:300]", "test_images": 300}
     assert card["test_accuracy"] == numbers(whole)[-1]["eval/accuracy/recognised"] > 0.3  # chance has 0.1
@@ -144,14 +146,14 @@ def test_a_configuration_of_another_type_has_no_command():
 
 
 def test_a_finished_run_writes_its_classifier_again_where_it_is_missing(whole):
-    before = (whole / TRAINED).read_bytes()
+    before = (whole / CLASSIFIER_FILE).read_bytes()
     built = build(small(), small().data.describe())
     assert not lacks_classifier(built, whole, STEPS)
     assert lacks_classifier(built, whole, STEPS + 1)
-    (whole / TRAINED).unlink()
+    (whole / CLASSIFIER_FILE).unlink()
     assert lacks_classifier(built, whole, STEPS)
     run(small(), run_dir=whole)
-    assert (whole / TRAINED).read_bytes() == before
+    assert (whole / CLASSIFIER_FILE).read_bytes() == before
     assert (whole / "report.html").exists()
 
 
@@ -159,7 +161,7 @@ def test_the_head_alone_can_be_trained(tmp_path):
     config = small(trainable=Only(("head",)), eval={})
     run(config, run_dir=tmp_path, limit_steps=3)
     first = eqx.filter_jit(FashionClassifier.init)(10, key=jax.random.key(0))
-    found = load_fashion_classifier(tmp_path / TRAINED)
+    found = load_fashion_classifier(tmp_path / CLASSIFIER_FILE)
     same = {name: np.array_equal(leaf, named_leaves(first)[name]) for name, leaf in named_leaves(found).items()}
     assert {name for name, kept in same.items() if not kept} == {"head.kernel", "head.bias"}
     cost = json.loads((tmp_path / "environment.json").read_text())["flops_per_step"]

@@ -9,7 +9,7 @@ from faults.tiny import compilation_cache as compilation_cache
 
 from umd_eqx.commands.cli import exit_with, in_flags, main
 from umd_eqx.commands.finetune import finetune
-from umd_eqx.commands.training import SWITCHES, split_preset
+from umd_eqx.commands.training import BOOLEAN_FLAGS, split_preset
 from umd_eqx.core.errors import BadInput
 from umd_eqx.recipes.dump import load
 from umd_eqx.recipes.pretrain import PRETRAIN, umd
@@ -84,7 +84,7 @@ def test_every_flag_without_a_value_is_known_as_one(said, capsys):
     found = {word.strip(",|│ ") for word in out.replace("|", " ").split() if word.startswith("--")}
     negative = {flag for flag in found if flag.split(".")[-1].removeprefix("--").startswith("no-")}
     positive = {flag.replace("--no-", "--").replace(".no-", ".") for flag in negative} & found
-    assert positive == set(SWITCHES)
+    assert positive == set(BOOLEAN_FLAGS)
 
 
 @pytest.mark.parametrize("name", PRETRAIN)

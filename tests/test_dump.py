@@ -11,7 +11,16 @@ from umd_eqx.data.source_configs import TFDS
 from umd_eqx.eval import Denoising
 from umd_eqx.recipes.classifier import CLASSIFIERS
 from umd_eqx.recipes.config import Start
-from umd_eqx.recipes.dump import NOT_THE_RUN, completed, differences, dump, flatten, load, only_the_run, run_identity
+from umd_eqx.recipes.dump import (
+    NON_IDENTITY_FIELDS,
+    completed,
+    differences,
+    dump,
+    flatten,
+    identity_fields,
+    load,
+    run_identity,
+)
 from umd_eqx.recipes.pretrain import PRETRAIN
 from umd_eqx.training.trainable import AllExcept, Only
 
@@ -45,7 +54,7 @@ def test_a_configuration_from_before_there_was_a_choice_trains_everything():
     data = dump(changed())
     del data["trainable"]
     assert load(data) == changed()
-    assert only_the_run(flatten(completed(data))) == run_identity(changed())
+    assert identity_fields(flatten(completed(data))) == run_identity(changed())
 
 
 def test_a_type_that_is_not_known_is_refused_and_nothing_is_imported():
@@ -136,14 +145,14 @@ def test_what_changes_the_weights_is_of_the_run(fields, name):
 
 
 def test_only_whole_names_are_left_out():
-    assert only_the_run(
+    assert identity_fields(
         {"login": 1, "log.every": 2, "evaluate": 3, "data.source.directory": 4, "data.source.dir": 5}
     ) == {
         "login": 1,
         "evaluate": 3,
         "data.source.directory": 4,
     }
-    for name in NOT_THE_RUN:  # a field that was given another name would be part of the run again
+    for name in NON_IDENTITY_FIELDS:  # a field that was given another name would be part of the run again
         started = changed(start=Start("runs/umd", "raw", "0"))
         assert any(f"{leaf}.".startswith(f"{name}.") for leaf in flatten(dump(started)))
 

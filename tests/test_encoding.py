@@ -16,7 +16,7 @@ from umd_eqx.core.errors import BadInput
 from umd_eqx.core.sharding import make_mesh
 from umd_eqx.data.broken import SkipBroken
 from umd_eqx.data.transforms import TrainTransform
-from umd_eqx.latents.encoding import FLAGS, Progress, begin, encode
+from umd_eqx.latents.encoding import FLAGS, Progress, encode, prepare
 from umd_eqx.latents.store import MANIFEST, LatentSource, Manifest, Settings, view
 
 
@@ -73,7 +73,7 @@ def test_a_complete_folder_whose_shard_is_gone_or_cut_short_is_mended(tmp_path, 
     assert encoded(tmp_path / "folder") is not None
     whole = content(tmp_path / "folder")
     damage(tmp_path / "folder" / settings().shard_name(1))
-    assert begin(tmp_path / "folder", settings()) == [1]
+    assert prepare(tmp_path / "folder", settings()) == [1]
     done = []
     assert encoded(tmp_path / "folder", Progress(done.append)) is not None
     assert content(tmp_path / "folder") == whole
@@ -103,20 +103,20 @@ def test_what_stands_in_for_a_broken_image_brings_its_own_label(tmp_path):
     ],
 )
 def test_a_folder_that_was_begun_otherwise(tmp_path, changed, field, message):
-    begin(tmp_path / "folder", settings())
+    prepare(tmp_path / "folder", settings())
     with pytest.raises(BadInput, match=message) as refusal:
-        begin(tmp_path / "folder", settings(**changed))
+        prepare(tmp_path / "folder", settings(**changed))
     assert refusal.value.field == field
 
 
 def test_a_folder_that_an_older_version_began(tmp_path):
-    begin(tmp_path / "folder", settings())
+    prepare(tmp_path / "folder", settings())
     path = tmp_path / "folder" / "settings.json"
     older = json.loads(path.read_text())
     del older["format"]  # as it was written before there was one
     path.write_text(json.dumps(older))
     with pytest.raises(BadInput, match="older version of this program, which cropped images differently") as refusal:
-        begin(tmp_path / "folder", settings())
+        prepare(tmp_path / "folder", settings())
     assert refusal.value.field == "out"
 
 
@@ -127,12 +127,12 @@ def test_each_of_the_settings_has_its_flag():
 def test_a_folder_that_holds_something_else(tmp_path):
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(BadInput, match=r"holds 'thesis.tex' but no latents"):
-        begin(tmp_path, settings())
+        prepare(tmp_path, settings())
 
 
 def test_a_disk_that_is_too_small(tmp_path):
     with pytest.raises(BadInput, match=r"MB free, but the missing latents need up to .* MB. Free some space"):
-        begin(tmp_path / "folder", settings(views=10**13))
+        prepare(tmp_path / "folder", settings(views=10**13))
     assert not (tmp_path / "folder" / "settings.json").exists()  # other settings may be tried
 
 
@@ -140,4 +140,4 @@ def test_a_disk_that_is_too_small(tmp_path):
 def test_settings_that_cannot_be_read(tmp_path, text):
     (tmp_path / "settings.json").write_text(text)
     with pytest.raises(BadInput, match="cannot be read"):
-        begin(tmp_path, settings())
+        prepare(tmp_path, settings())

@@ -119,7 +119,7 @@ def test_the_command_trains_measures_and_goes_on_where_it_stopped(source, capsys
     assert {path.parent.name for path in (directory / "pictures").glob("*/*.png")} >= {
         "generation-cfg1",
         "generation-cfg2",
-        "generation-film",
+        "generation-trajectories",
     }
     assert json.loads((directory / "config.json").read_text())["preset"] == "umd-ft"
     assert called("--from", str(source), *CHEAP) == 0

@@ -38,7 +38,7 @@ from umd_eqx.runs.pretrained import from_pretrained
 from umd_eqx.runs.resolved import resolve
 from umd_eqx.runs.run import run
 from umd_eqx.runs.tokenizers import load_tokenizer, save_tokenizer
-from umd_eqx.sampling import ReferenceGrid, in_force
+from umd_eqx.sampling import ReferenceGrid, effective_sampler
 from umd_eqx.training import loop
 from umd_eqx.training.step import train_step
 
@@ -55,7 +55,7 @@ def one_device_and_few_images(monkeypatch):
     on_one_device(monkeypatch)
     for room in ("sample", "evaluate"):
         monkeypatch.setattr(f"umd_eqx.commands.{room}.make_mesh", lambda: make_mesh(jax.devices()[:1]))
-    monkeypatch.setattr("umd_eqx.models.tokenizers.files.MEASURED", 64)
+    monkeypatch.setattr("umd_eqx.models.tokenizers.files.STATISTICS_IMAGES", 64)
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +161,7 @@ def test_samples_of_latents_are_images_and_an_export_asks_for_its_tokenizer(
     source = from_pretrained(whole)
     assert source.latents is not None
     assert source.model.image_shape == (7, 7, 2)
+    # --film and --no-floor are the former names of --trajectory and --no-baseline.
     grid = ("--num", "4", "--out", "grid.png", "--film", "film.png")
     assert called(capsys, sample, "--run", whole, *grid, *quick)[0] == 0
     measured = ("--samples", "10", "--no-floor", "--json", "e.json")
@@ -292,7 +293,7 @@ def test_a_published_row_of_latents_has_its_numbers(name):
     assert (config.ema.rate_for(256, labels=config.model.labels) is None) != scratch
     for evaluator in config.eval.values():
         if isinstance(evaluator, Generation):
-            sampler = in_force(evaluator.sampler, latents=config.latent is not None)
+            sampler = effective_sampler(evaluator.sampler, latents=config.latent is not None)
             assert (sampler.clip, sampler.steps, sampler.eta, sampler.grid) == (False, 125, 1.0, ReferenceGrid())
     built = build(config, config.data.expected)
     # The blocks of a ViT-L and of a third of it, each with an AdaLN of 6 d^2.
@@ -307,7 +308,7 @@ def test_the_fine_tuned_rows_of_latents_are_not_clipped():
         config = FINETUNE[name]()
         assert isinstance(config.objective, Unified)
         assert config.objective.no_noise_prob == 0.05
-        assert in_force(config.eval["generation"].sampler, latents=config.latent is not None).clip is False
+        assert effective_sampler(config.eval["generation"].sampler, latents=config.latent is not None).clip is False
         assert config.path == LinearTable()
     assert (config.data.batch_size, config.data.size, config.optim.epochs) == (256, 256, 50)
 

@@ -126,7 +126,7 @@ class Value(AbstractEvaluator):
 
     every: int = 4
     weights: Literal["raw", "ema"] = "raw"
-    beaten: bool = False
+    with_untrained: bool = False
 
     def build(self, context):
         def evaluate(model: Number, key):
@@ -136,18 +136,18 @@ class Value(AbstractEvaluator):
         return evaluate
 
     @property
-    def untrained(self) -> bool:
-        return self.beaten
+    def measures_untrained(self) -> bool:
+        return self.with_untrained
 
     def is_baseline(self, name: str) -> bool:
         return name.startswith("raw_pixels/")
 
 
 def evaluations(
-    *, untrained=lambda: Number(-1.0), last: int = 10, beaten: Iterable[str] = (), **evaluators: Value
+    *, init_model=lambda: Number(-1.0), last: int = 10, measured: Iterable[str] = (), **evaluators: Value
 ) -> Evaluations:
     built = {name: (evaluator, evaluator.build(None)) for name, evaluator in evaluators.items()}
-    return Evaluations(built, jax.random.key(0), last=last, untrained=untrained, beaten=beaten)
+    return Evaluations(built, jax.random.key(0), last=last, init_model=init_model, measured_untrained=measured)
 
 
 def state(model: float, ema: float | None = None) -> TrainState:
@@ -182,7 +182,7 @@ class TestEvaluations:
             made.append(1)
             return Number(-1.0)
 
-        several = evaluations(a=Value(), b=Value(beaten=True), untrained=first)
+        several = evaluations(a=Value(), b=Value(with_untrained=True), init_model=first)
         row, _ = several.measure(["a"], state(2.0), ignore)
         assert made == []  # a has nothing to beat
         row, _ = several.measure(["a", "b"], state(2.0), ignore)
@@ -194,13 +194,13 @@ class TestEvaluations:
         assert made == [1]
 
     def test_a_run_that_has_measured_them_does_not_again(self):
-        both = evaluations(a=Value(beaten=True), b=Value(beaten=True), beaten={"a"})
+        both = evaluations(a=Value(with_untrained=True), b=Value(with_untrained=True), measured={"a"})
         row, _ = both.measure(["a", "b"], state(2.0), ignore)
         # ... but another evaluation, that came to the run later, has a line of its own.
         assert {name.split("/")[2] for name in row if "untrained" in name} == {"b"}
 
     def test_every_evaluation_has_the_same_randomness(self):
-        several = evaluations(a=Value(beaten=True), b=Value())
+        several = evaluations(a=Value(with_untrained=True), b=Value())
         row, _ = several.measure(["a", "b"], state(2.0), ignore)
         later, _ = several.measure(["a"], state(9.0), ignore)
         assert len({row["eval/a/key"], row["eval/b/key"], row["eval/untrained/a/key"], later["eval/a/key"]}) == 1

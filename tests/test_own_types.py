@@ -164,7 +164,7 @@ def test_own_types_are_trained_resumed_sampled_fine_tuned_exported_and_loaded(mi
 @pytest.mark.usefixtures("one_device")
 def test_samples_of_an_own_sampler_are_measured(mine, tmp_path):
     assert mine("tiny", "--optim", "lion", "--run-dir", "run", "--limit-steps", "1")[0] == 0
-    words = ("--samples", "16", "--steps", "2", "--no-floor", "--json", "e.json")
+    words = ("--samples", "16", "--steps", "2", "--no-baseline", "--json", "e.json")
     code, _, error = mine("evaluate", "--run", "run", "--sampler", "calm", *words)
     assert (code, error) == (0, "")
     (result,) = json.loads((tmp_path / "e.json").read_text())

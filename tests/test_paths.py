@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from umd_eqx.core.errors import BadInput
 from umd_eqx.core.paths import (
-    LARGEST_FINAL_SIGNAL,
+    MAX_FINAL_SIGNAL,
     AbstractDiscretePath,
     AbstractSmoothPath,
     Clean,
@@ -64,7 +64,7 @@ def test_a_path_that_ends_in_noise_is_accepted(path):
     path.validate()
     if not isinstance(path, Clean):
         end = jnp.asarray(path.t_max if isinstance(path, AbstractSmoothPath) else 1.0)
-        assert float(path.alpha(end) / path.sigma(end)) <= LARGEST_FINAL_SIGNAL
+        assert float(path.alpha(end) / path.sigma(end)) <= MAX_FINAL_SIGNAL
 
 
 def test_a_path_is_validated_also_while_something_is_traced():

@@ -15,7 +15,7 @@ from oracle import GaussianOracle
 from sampling.known import run
 
 from umd_eqx.core.paths import AbstractDiscretePath, CosinePath, CosineTable, LinearTable, RectifiedFlow
-from umd_eqx.core.predictions import LEAST_SIGMA, VPrediction, X0EpsPrediction, X0Prediction
+from umd_eqx.core.predictions import MIN_SIGMA, VPrediction, X0EpsPrediction, X0Prediction
 from umd_eqx.sampling import DDIM, DPMSolverPP, Heun, ModelDenoiser, UniformGrid
 
 HEADS = ("x0", "eps", "v")
@@ -86,7 +86,7 @@ def check(prediction, path, x_t, t, believed, truth):
         close(ends.eps, believed["eps"], path)
         weight = 1.0
         if isinstance(prediction, X0Prediction) and head != "x0":
-            weight = min(1.0, Levels.at(path, t).sigma / LEAST_SIGMA)
+            weight = min(1.0, Levels.at(path, t).sigma / MIN_SIGMA)
         close(error, weight * (believed[head] - truth[head]), path)
 
 

@@ -11,7 +11,7 @@ from umd_eqx.core.errors import BadInput
 from umd_eqx.core.files import save_json
 from umd_eqx.data.source_configs import TFDS
 from umd_eqx.recipes.pretrain import PRETRAIN
-from umd_eqx.runs.workspace import LONGEST_NAME, claim, default_run_dir, environment, own, record
+from umd_eqx.runs.workspace import MAX_NAME_LENGTH, claim, default_run_dir, environment, locked, record
 from umd_eqx.training.optimisers import Muon
 
 UMD = PRETRAIN["umd"]()
@@ -53,12 +53,12 @@ def test_a_long_name_is_cut_and_two_of_them_stay_apart():
         default_run_dir("umd", replaced(UMD, **long, optim__weight_decay=decay), UMD).name for decay in (0.25, 0.125)
     ]
     assert names[0] != names[1]
-    assert all(len(name) <= LONGEST_NAME + 9 for name in names)
+    assert all(len(name) <= MAX_NAME_LENGTH + 9 for name in names)
     assert all(name.startswith("umd,model.variant=mu-7,optim.beta1=0.123") for name in names)
 
 
 def hold(directory, ready, done):
-    with own(directory):
+    with locked(directory):
         ready.set()
         done.wait(60)
         os._exit(1)  # as a killed process: nothing is cleaned up
@@ -71,25 +71,25 @@ def test_a_directory_has_one_owner_and_is_free_when_its_process_is_gone(tmp_path
     process = context.Process(target=hold, args=(tmp_path / "run", ready, done))
     process.start()
     assert ready.wait(60)
-    with pytest.raises(BadInput, match="another process is running in") as error, own(tmp_path / "run"):
+    with pytest.raises(BadInput, match="another process is running in") as error, locked(tmp_path / "run"):
         pass
     assert error.value.field == "run_dir"
     done.set()
     process.join(60)
-    with own(tmp_path / "run"):
+    with locked(tmp_path / "run"):
         pass
 
 
 def test_a_directory_is_made_with_its_parents_and_can_be_owned_again(tmp_path):
     for _ in range(2):
-        with own(tmp_path / "a/b/run"):
+        with locked(tmp_path / "a/b/run"):
             assert (tmp_path / "a/b/run").is_dir()
 
 
 def test_a_place_that_cannot_be_written_to_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     for place in (tmp_path / "file", tmp_path / "file/run"):
-        with pytest.raises(BadInput, match="cannot be written to"), own(place):
+        with pytest.raises(BadInput, match="cannot be written to"), locked(place):
             pass
 
 

@@ -33,7 +33,7 @@ def latents(monkeypatch):
     small = dataclasses.replace(config, model=dataclasses.replace(config.model, variant="mu/1"))
     monkeypatch.setattr(module, "latent_umd", lambda: small)
     monkeypatch.setattr(
-        "umd_eqx.recipes.config.make_mesh", lambda: jax.make_mesh((1,), ("data",), devices=jax.devices()[:1])
+        "umd_eqx.recipes.build.make_mesh", lambda: jax.make_mesh((1,), ("data",), devices=jax.devices()[:1])
     )
     monkeypatch.setattr(module, "measured_peak_flops", lambda: 1e12)
     return module
@@ -70,7 +70,7 @@ def test_of_images_with_other_channels_only_the_encoding_is_measured(latents, tm
 def test_the_least_time_leaves_out_the_first_call(latents, monkeypatch):
     clock = iter([10.0, 10.5, 20.0, 20.2])
     monkeypatch.setattr(latents.time, "perf_counter", lambda: next(clock))
-    assert latents.least([lambda: jnp.zeros(())], rounds=2) == [pytest.approx(0.2)]
+    assert latents.min_seconds([lambda: jnp.zeros(())], rounds=2) == [pytest.approx(0.2)]
 
 
 @pytest.mark.parametrize(

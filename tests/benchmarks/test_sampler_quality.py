@@ -56,7 +56,7 @@ def test_its_rows_and_its_plot(quality, exported, tmp_path, monkeypatch, capsys)
     found = json.loads(rows.read_text())
     assert [(row["sampler"], row["calls"]) for row in found[:2]] == [("Euler", 2), ("Euler", 3)]
     assert found[2]["calls"] > 6  # a step of Tsit5 takes so many
-    assert all(row["fd_fashion"] > row["floor"] > 0 for row in found)  # a random network draws no clothes
+    assert all(row["fd_fashion"] > row["baseline"] > 0 for row in found)  # a random network draws no clothes
     assert all(0 <= row["recognised"] < 0.6 for row in found)
     assert plot.read_bytes().startswith(b"\x89PNG")
     assert len(capsys.readouterr().out.splitlines()) == 4 + len(found)

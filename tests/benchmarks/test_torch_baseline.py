@@ -70,7 +70,7 @@ def test_loss_and_gradient_of_the_first_step_are_ours(bench, made, system):
     (loss, _), grads = eqx.filter_jit(lambda m, b, d: loss_and_grads(built.parts, m, b, d))(model, batch, draw)
 
     trainer = bench("torch_weights").trainer(system, built, model)
-    images, torch_draw = bench("torch_weights").given(inputs)
+    images, torch_draw = bench("torch_weights").torch_inputs(inputs)
     torch_loss = trainer.loss(images, torch_draw)
     torch_loss.backward()
     expected = parameters(bench, system, built, grads)

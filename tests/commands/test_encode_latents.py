@@ -14,7 +14,7 @@ from umd_eqx.core.errors import BadInput
 from umd_eqx.core.sharding import make_mesh
 from umd_eqx.latents import encoding
 from umd_eqx.latents.store import LatentSource
-from umd_eqx.runs.workspace import own
+from umd_eqx.runs.workspace import locked
 
 KL = ("--tokenizer", "fashion-kl", "--out", "latents")
 QUICK = (*KL, "--limit", "12", "--per-shard", "5", "--batch-size", "8")
@@ -138,7 +138,7 @@ def test_places_that_are_taken_are_left_alone(called, here, out):
 
 
 def test_a_folder_that_another_process_is_at_is_refused(called):
-    with own(Path("latents")):
+    with locked(Path("latents")):
         code, _, error = called(encode_latents, *QUICK)
     problem = "another process is running in latents. Wait for it, stop it, or choose another directory"
     assert (code, error) == (2, f"error: --out: {problem}\n")

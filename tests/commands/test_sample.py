@@ -17,8 +17,8 @@ def pixels(name: str) -> np.ndarray:
         return np.asarray(picture, int)
 
 
-def test_a_picture_a_film_and_the_figures(called, exported, here):
-    words = ("--run", exported(), "--num", "20", "--out", "grid.png", "--film", "film.png", "--json", "f.json")
+def test_a_picture_trajectories_and_the_figures(called, exported, here):
+    words = ("--run", exported(), "--num", "20", "--out", "grid.png", "--trajectory", "steps.png", "--json", "f.json")
     code, out, error = called(sample, *words, *QUICK)
     assert (code, error) == (0, "")
     assert "umd-ft, mu/7, ema weights of step 7, 10 classes; dpmpp, 2 steps, guidance 2" in out
@@ -26,7 +26,7 @@ def test_a_picture_a_film_and_the_figures(called, exported, here):
     # Each class a column, two rows of them, enlarged until it is 500 pixels wide.
     width, height = 10 * 30 - 2, 2 * 30 - 2
     assert pixels("grid.png").shape == (2 * height, 2 * width, 3)
-    assert pixels("film.png").shape[1] > 28
+    assert pixels("steps.png").shape[1] > 28
     assert json.loads((here / "f.json").read_text())[0]["images"] == 20
 
 

@@ -9,7 +9,7 @@ import pytest
 from umd_eqx.core.types import DataSpec
 from umd_eqx.data import shuffle
 from umd_eqx.data.loader import batch_at, training_batches
-from umd_eqx.data.shuffle import KEPT, Shuffle, epoch_order
+from umd_eqx.data.shuffle import CACHED_EPOCHS, Shuffle, epoch_order
 from umd_eqx.data.source import Example
 
 SIZES = (1_000, 60_000, 1_281_167)
@@ -132,12 +132,12 @@ def test_few_orders_are_kept_and_each_is_computed_once(monkeypatch):
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         got = list(pool.map(order, range(500)))
     np.testing.assert_array_equal(got, np.concatenate([epoch_order(50, 0, epoch) for epoch in range(10)]))
-    assert len(order._orders) <= KEPT
+    assert len(order._orders) <= CACHED_EPOCHS
     one_by_one, computed[:] = Shuffle(50, 0), []
     for position in range(500):
         one_by_one(position)
     assert computed == list(range(10))
-    assert len(one_by_one._orders) == KEPT
+    assert len(one_by_one._orders) == CACHED_EPOCHS
     assert all(kept.nbytes == 4 * 50 for kept in one_by_one._orders.values())
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from umd_eqx.eval.base import batch_rows, spread, weighted_mean
+from umd_eqx.eval.base import batch_rows, evenly_spaced, weighted_mean
 from umd_eqx.eval.pictures import GAP, grid, pick, to_rgb8
 
 
@@ -35,7 +35,7 @@ def test_a_grid_has_white_lines_between_its_images():
 
 @pytest.mark.parametrize(("count", "size"), [(4, 10), (10, 10), (99, 10), (1, 10)])
 def test_images_are_taken_evenly_from_all_of_a_data_set(count, size):
-    indices = spread(count, size)
+    indices = evenly_spaced(count, size)
     assert len(indices) == len(set(indices)) == min(count, size)
     assert indices[0] == 0
     assert indices[-1] < size

@@ -28,7 +28,7 @@ COMPILED = {
     "encode": ("eval.base.posterior_mode", "eval.features.posterior_mode"),
     "sample": ("sampling.batch.sample_batch", "eval.generation.sample_batch"),
     "decode": ("eval.base.decode_batch", "eval.generation.decode_batch"),
-    "film": ("eval.generation._films",),
+    "trajectories": ("eval.generation._trajectories",),
     "features": ("eval.activations.activate_batch", "eval.generation.activate_batch"),
 }
 """Where the functions lie that the programs of these names call."""
@@ -108,11 +108,11 @@ def test_images_in_pieces_have_the_numbers_of_all_at_once(evaluator, tokenizer):
         np.testing.assert_allclose(image.astype(int), reports[1].images[name].astype(int), atol=1)  # of a grey level
 
 
-def test_a_film_decodes_the_steps_that_it_shows_and_no_others():
+def test_trajectories_decode_the_steps_that_are_shown_and_no_others():
     evaluator = dataclasses.replace(EVALUATORS["generation"], sampler=DDIM(steps=9), frames=3)
     given = dataclasses.replace(context(noise(8), noise(8)), tokenizer=abstract(Rearranged.init()))
-    (films,) = jax.tree.leaves(evaluator.programs(LATENTS, given)["film"].lower().out_info)
-    assert films.shape == (4, 3, 8, 8, 1)
+    (trajectories,) = jax.tree.leaves(evaluator.programs(LATENTS, given)["trajectories"].lower().out_info)
+    assert trajectories.shape == (4, 3, 8, 8, 1)
 
 
 def test_a_program_is_measured_without_arrays():

@@ -103,7 +103,7 @@ class TestNeighbours:
         rng = np.random.default_rng(0)
         real, fake = rng.normal(size=(41, 3)), rng.normal(size=(23, 3)) + 0.5
         whole = precision_recall(real, fake), density_coverage(real, fake)
-        monkeypatch.setattr(scores, "_ENTRIES", 100)  # four rows at once, or two
+        monkeypatch.setattr(scores, "_MAX_ENTRIES", 100)  # four rows at once, or two
         assert (precision_recall(real, fake), density_coverage(real, fake)) == whole
 
     @given(st.integers(0, 1000), st.integers(1, 4))

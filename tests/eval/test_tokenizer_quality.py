@@ -109,7 +109,7 @@ def test_samples_are_decoded_before_they_are_compared():
     ours = evaluator.build(of_latents())(LATENT, KEY)
     shown = {name: image.shape for name, image in ours.images.items()}
     assert shown["cfg1"] == (4 * 10 - 2, 8, 3)
-    assert shown["film"][0] == 4 * 10 - 2
+    assert shown["trajectories"][0] == 4 * 10 - 2
     assert all(np.isfinite(value) for value in ours.scalars.values())
 
 
@@ -123,7 +123,7 @@ def test_samples_of_latents_are_not_clipped_by_a_sampler_that_clips_pixels():
     latents = of_latents(Rearranged.init(scale=4.0))
     usual, unclipped = (measured(LATENT, latents, clip) for clip in (True, False))
     assert usual.scalars == unclipped.scalars
-    np.testing.assert_array_equal(usual.images["film"], unclipped.images["film"])
+    np.testing.assert_array_equal(usual.images["trajectories"], unclipped.images["trajectories"])
     # In pixels the same flag changes the samples.
     usual, unclipped = (measured(PIXEL, context(TEST, TEST), clip) for clip in (True, False))
     assert usual.scalars != unclipped.scalars

@@ -24,7 +24,7 @@ from faults.tiny import (
 )
 
 from umd_eqx.recipes.config import Config
-from umd_eqx.runs.workspace import own
+from umd_eqx.runs.workspace import locked
 from umd_eqx.training.optimisers import Muon
 
 
@@ -111,7 +111,7 @@ def test_what_is_wrong_is_one_line_and_no_traceback_in_a_real_process(tmp_path):
 
 def test_a_run_that_another_process_is_at_is_refused_with_one_line(tmp_path):
     run_dir = tmp_path / "run"
-    with own(run_dir):
+    with locked(run_dir):
         code, _, error = ended(start(run_dir))
     assert code == 2
     assert error.splitlines() == [

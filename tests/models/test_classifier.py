@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from umd_eqx.models.extractors.base import AbstractExtractor, resize_bilinear
-from umd_eqx.models.extractors.classifier import Convolution, FashionClassifier, halve
+from umd_eqx.models.extractors.classifier import Convolution, FashionClassifier, max_pool
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def test_a_convolution_is_a_sum_over_neighbours():
 def test_the_largest_of_four_pixels_is_kept():
     x = np.random.default_rng(0).normal(size=(6, 4, 3)).astype(np.float32)
     expected = [[x[row : row + 2, column : column + 2].max((0, 1)) for column in (0, 2)] for row in (0, 2, 4)]
-    np.testing.assert_array_equal(halve(jnp.asarray(x)), expected)
+    np.testing.assert_array_equal(max_pool(jnp.asarray(x)), expected)
 
 
 def test_it_is_an_extractor_with_features_of_its_last_layer_but_one(classifier, activate, images):

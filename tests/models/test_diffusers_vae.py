@@ -55,9 +55,9 @@ def test_what_was_written_is_read_wherever_it_lies(tokenizer, folder):
 def test_the_names_are_those_of_the_published_files():
     # A few of each kind; test_vae_torch.py has them all.
     like = jax.eval_shape(lambda key: AutoencoderKL.init(SD_V1, key=key), jax.random.key(0))
-    from umd_eqx.models.tokenizers.diffusers_vae import _theirs
+    from umd_eqx.models.tokenizers.diffusers_vae import _diffusers_name
 
-    names = {_theirs(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(like)}
+    names = {_diffusers_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(like)}
     assert len(names) == 248
     assert {
         "encoder.down_blocks.1.resnets.0.conv_shortcut.weight",

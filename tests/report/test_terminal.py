@@ -77,7 +77,7 @@ class TestTerminal:
     def test_lines_said(self):
         out = io.StringIO()
         with Terminal(10, stream=out) as terminal:
-            terminal.say("[bold]as it is[/bold]")
+            terminal.print("[bold]as it is[/bold]")
             terminal.warn("careful")
         assert out.getvalue() == "[bold]as it is[/bold]\nwarning: careful\n"
 
@@ -91,7 +91,7 @@ class TestTerminal:
             terminal.phase("compiling")
             terminal.update(1199, ROW)
             clock.now += 1
-            terminal.say("[said]")
+            terminal.print("[said]")
             terminal.update(1200, ROW)
         last = out.getvalue().splitlines()[-2]  # after it only the cursor comes back
         assert "[said]" in out.getvalue()
@@ -117,7 +117,7 @@ class TestTerminal:
             terminal.phase("compiling")
             for step in range(1, 11):
                 terminal.update(step, ROW)
-                terminal.say("said")
+                terminal.print("said")
 
     def test_a_closed_or_missing_stdout(self, monkeypatch):
         closed = io.StringIO()
@@ -130,7 +130,7 @@ class TestTerminal:
     def test_characters_the_stream_does_not_know(self):
         raw = io.BytesIO()
         with Terminal(10, stream=io.TextIOWrapper(raw, encoding="ascii")) as terminal:
-            terminal.say("loss → 0")
+            terminal.print("loss → 0")
         assert raw.getvalue() == b"loss ? 0\n"
 
     def test_a_reader_that_goes_away_does_not_change_the_exit_status(self):

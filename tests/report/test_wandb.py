@@ -77,7 +77,7 @@ class TestWandb:
     def test_without_a_key_it_is_kept_offline_and_continues(self, clean_wandb, tmp_path):
         for session in range(2):
             said = []
-            sink = Wandb.maybe(True, tmp_path, "run", {"lr": 1.0}, "stable-id", say=said.append)
+            sink = Wandb.maybe(True, tmp_path, "run", {"lr": 1.0}, "stable-id", notify=said.append)
             assert sink is not None
             assert len(said) == 1
             assert "stored offline" in said[0]
@@ -93,7 +93,7 @@ class TestWandb:
         clean_wandb.setenv("WANDB_API_KEY", "0" * 40)
         clean_wandb.setenv("WANDB_MODE", "online")
         said = []
-        sink = Wandb.maybe(False, tmp_path, "run", {}, "lonely", say=said.append, timeout=0.5)
+        sink = Wandb.maybe(False, tmp_path, "run", {}, "lonely", notify=said.append, timeout=0.5)
         assert sink is not None
         sink.log(1, {"train/loss": 0.5})
         sink.finish()

@@ -18,7 +18,7 @@ from umd_eqx.sampling import (
     ReverseSDE,
     ShiftedGrid,
     UniformGrid,
-    in_force,
+    effective_sampler,
 )
 
 
@@ -82,13 +82,16 @@ def test_every_grid_has_a_name():
 def test_latents_are_never_clipped(name):
     for clip in (True, False):
         sampler = SAMPLERS[name](clip=clip)
-        assert (in_force(sampler, latents=True).clip, in_force(sampler, latents=False).clip) == (False, clip)
-        assert in_force(sampler, latents=False) == sampler
+        assert (effective_sampler(sampler, latents=True).clip, effective_sampler(sampler, latents=False).clip) == (
+            False,
+            clip,
+        )
+        assert effective_sampler(sampler, latents=False) == sampler
 
 
 def test_what_is_sampled_has_to_be_said():
     with pytest.raises(TypeError, match="latents"):
-        in_force(DDIM())
+        effective_sampler(DDIM())
 
 
 def test_the_default_is_the_published_sampler():

@@ -112,11 +112,11 @@ SLOW = pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["ddim", *(pytest.param(name, marks=SLOW) for name in ("dpmpp", "heun", "sde", "tsit5"))]
 )
-def test_a_film_ends_in_the_image(name):
+def test_a_trajectory_ends_in_the_image(name):
     sampler = sampler_of(name, head="v")
     denoiser = sampler.denoiser(MODEL, CosinePath(), MODEL.cond(1))
-    film = jax.jit(lambda noise: (*sampler.trajectory(denoiser, noise, KEY),))
-    times, frames = film(NOISE[0])
+    trajectory = jax.jit(lambda noise: (*sampler.trajectory(denoiser, noise, KEY),))
+    times, frames = trajectory(NOISE[0])
     image = jax.jit(lambda noise: sampler(denoiser, noise, KEY))(NOISE[0])
     assert times.shape[0] == frames.shape[0] == len(sampler.states(denoiser, NOISE[0], KEY)[0])
     assert np.all(np.diff(times) < 0)

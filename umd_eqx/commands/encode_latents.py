@@ -15,12 +15,12 @@ from umd_eqx.core.files import save_json
 from umd_eqx.core.sharding import make_mesh
 from umd_eqx.data.broken import SkipBroken
 from umd_eqx.data.source_configs import SOURCES, TFDS, AbstractSource
-from umd_eqx.latents.encoding import Progress, begin, encode
+from umd_eqx.latents.encoding import Progress, encode, prepare
 from umd_eqx.latents.store import MANIFEST, Manifest, Settings, source_hash
 from umd_eqx.recipes.config import DataConfig
 from umd_eqx.report import Terminal
 from umd_eqx.runs.tokenizers import LoadedTokenizer, load_tokenizer
-from umd_eqx.runs.workspace import own
+from umd_eqx.runs.workspace import locked
 from umd_eqx.training.signals import EXIT_STOPPED, Stop
 
 
@@ -101,11 +101,11 @@ def encode_latents(words: list[str], data: EncodedData | None = None) -> int:
     if command.views > 1 and data.area_min == 100 and not data.flip:
         print("note: without augmentation all views of an image are identical: see --data.area-min and --data.flip")
     print(f"{loaded.title}; {settings.images:,} images of {settings.name}, {settings.views} views each: {folder}")
-    with disk_errors(folder, "out", "it resumes at the first missing shard"), own(folder, "out"):
-        left = sum(len(settings.shards[shard]) for shard in begin(folder, settings))
+    with disk_errors(folder, "out", "it resumes at the first missing shard"), locked(folder, "out"):
+        left = sum(len(settings.shards[shard]) for shard in prepare(folder, settings))
         if left == 0 and (folder / MANIFEST).exists():
             manifest = Manifest.read(folder, "out")
-            print(f"{folder} is complete: {_described(manifest)}")
+            print(f"{folder} is complete: {_summary(manifest)}")
             _write_figures(command, manifest, 0, 0.0)
             return 0
         there = settings.images - left
@@ -113,7 +113,7 @@ def encode_latents(words: list[str], data: EncodedData | None = None) -> int:
             print(f"{there:,} images are already encoded")
         began = time.perf_counter()
         terminal = Terminal(settings.images, start=there, work="encoding", unit="image")
-        with terminal, Stop(_Told(terminal)) as stop:
+        with terminal, Stop(_StopMessage(terminal)) as stop:
             terminal.phase("compiling")
             progress = Progress(lambda done: terminal.update(done, {}), lambda: stop.asked is not None)
             options = {"batch_size": command.batch_size, "threads": command.workers, "progress": progress}
@@ -122,7 +122,7 @@ def encode_latents(words: list[str], data: EncodedData | None = None) -> int:
         if manifest is None:
             print(f"stopped by {stop.asked}: complete shards are kept. The same command resumes it")
             return EXIT_STOPPED
-        print(f"{_described(manifest)}; {seconds:.0f} s, {left * settings.views / seconds:,.0f} views per second")
+        print(f"{_summary(manifest)}; {seconds:.0f} s, {left * settings.views / seconds:,.0f} views per second")
         _write_figures(command, manifest, left, seconds)
     return 0
 
@@ -145,7 +145,7 @@ def _write_figures(command: EncodeLatents, manifest: Manifest, encoded: int, sec
     save_json(Path(command.json), [figures])
 
 
-class _Told:
+class _StopMessage:
     """The message shown when a signal arrives."""
 
     def __init__(self, terminal: Terminal):
@@ -155,7 +155,7 @@ class _Told:
         self._terminal.warn(f"{text.partition(':')[0]}: stopping after this batch")
 
 
-def _described(manifest: Manifest) -> str:
+def _summary(manifest: Manifest) -> str:
     there = manifest.settings
     return f"{there.images:,} images, {there.views} views each, mean {manifest.mean:.4f}, std {manifest.std:.4f}"
 

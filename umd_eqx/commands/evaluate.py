@@ -7,22 +7,23 @@ import dataclasses
 import sys
 import time
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import numpy as np
+import tyro
 from jaxtyping import Float, Int
 
 from umd_eqx.commands.leaves import parse
 from umd_eqx.commands.probe import measure_probe
-from umd_eqx.commands.results import keep, open_data, tag
+from umd_eqx.commands.results import open_data, save_result, settings_hash
 from umd_eqx.commands.sampling import Flags, SamplingFlags, Types, sampling_kinds
 from umd_eqx.commands.training import flag_value
 from umd_eqx.core.errors import BadInput, require_writable
 from umd_eqx.core.sharding import make_mesh, round_up_to_devices
 from umd_eqx.eval import EvalContext
 from umd_eqx.eval.distances import Statistics
-from umd_eqx.eval.extractors import ExtractorName, choose_extractor, unfamiliar
+from umd_eqx.eval.extractors import ExtractorName, choose_extractor, domain_warning
 from umd_eqx.eval.generation import PROTOCOLS, ProtocolName
 from umd_eqx.eval.generation_metrics import ReferenceStatistics, measure_generation
 from umd_eqx.eval.measure import metric_names
@@ -51,8 +52,8 @@ class Evaluate:
     """The feature extractor. auto: Inception if its weights are found, otherwise the included classifier."""
     inception_weights: str | None = None
     """Safetensors file made by experiments/convert_inception.py. None: the one in the cache folder."""
-    floor: bool = True
-    """Also measure as many real training images: the score of a perfect generator."""
+    baseline: Annotated[bool, tyro.conf.arg(aliases=["--floor"])] = True
+    """Also measure as many real training images, the score of a perfect generator, as floor_fid or floor_fd_fashion."""
     json: str | None = None
     """Write the result to this JSON file. The run directory keeps a copy in eval/."""
 
@@ -88,7 +89,7 @@ def evaluate(words: list[str], types: Types | None = None) -> int:
         context = EvalContext(
             *(train, test, source.path, source.data.size, round_up_to_devices(source.data.eval_batch_size, mesh), mesh),
             tokenizer=source.tokenizer,
-            say=terminal.say,
+            notify=terminal.print,
             phase=terminal.phase,
         )
         reference = ReferenceStatistics(context, protocol, extractor)
@@ -99,7 +100,7 @@ def evaluate(words: list[str], types: Types | None = None) -> int:
         "guidance": flags.guidance(source, weak),
         "precision": source.config.precision,
     }
-    unknown = unfamiliar(extractor.name, train.spec)
+    unknown = domain_warning(extractor.name, train.spec.name)
     result = _record(reference, real, found, settings) | {
         "network": source.describe(),
         "weights": source.digest,
@@ -108,7 +109,7 @@ def evaluate(words: list[str], types: Types | None = None) -> int:
         "warnings": [*warnings, *([unknown] if unknown else [])],
     }
     _print(protocol, found)
-    _keep(command, protocol, source, result)
+    _save(command, protocol, source, result)
     return 0
 
 
@@ -122,8 +123,8 @@ def _measured(
     """Samples from the network, and returns all metrics by name."""
     flags, protocol = command.flags, reference.protocol
     found: dict[str, float] = {}
-    if command.floor:
-        found[f"floor_{metric_names(reference.extractor.name).frechet}"] = reference.floor()
+    if command.baseline:
+        found[f"floor_{metric_names(reference.extractor.name).frechet}"] = reference.baseline()
 
     def draw(labels: Int[np.ndarray, "n"]) -> Float[np.ndarray, "n h w c"]:
         terminal.phase("sampling")
@@ -170,8 +171,9 @@ def _print(protocol: Protocol, found: dict[str, float]) -> None:
         print(f"  {name:{width}}{value:.4f}")
 
 
-def _keep(command: Evaluate, protocol: Protocol, source: Pretrained, result: dict[str, Any]) -> None:
+def _save(command: Evaluate, protocol: Protocol, source: Pretrained, result: dict[str, Any]) -> None:
     scale_name = f"cfg{command.flags.scale(source):g}"
     settled = {name: result[name] for name in ("sampler", "guidance", "weights", "extractor", "reference")}
-    name = f"{protocol.name}-{result['sampler']['name']}-{scale_name}-{source.weights}-step{source.step}-{tag(settled)}"
-    keep(result, name, command.flags.run, command.json)
+    kind = f"{protocol.name}-{result['sampler']['name']}-{scale_name}"
+    name = f"{kind}-{source.weights}-step{source.step}-{settings_hash(settled)}"
+    save_result(result, name, command.flags.run, command.json)

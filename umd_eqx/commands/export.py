@@ -9,7 +9,7 @@ import tyro
 
 from umd_eqx.core.errors import disk_errors, require_writable
 from umd_eqx.runs.pretrained import Weights, export, from_pretrained, new_weights
-from umd_eqx.runs.tokenizers import TRAINED, load_tokenizer, save_tokenizer
+from umd_eqx.runs.tokenizers import TOKENIZER_FILE, load_tokenizer, save_tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,7 @@ def export_weights(words: list[str], types: Mapping[str, type] | None = None) ->
     """
     command = tyro.cli(Export, args=words, description="Write the weights of a run as safetensors, with a JSON card.")
     require_writable("out", command.out)
-    if (Path(command.run) / TRAINED).exists():
+    if (Path(command.run) / TOKENIZER_FILE).exists():
         return _export_tokenizer(command)
     source = from_pretrained(command.run, weights=command.weights, types=(types or {}).values())
     with disk_errors(command.out, "out", on_retry=""):

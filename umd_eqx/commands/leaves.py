@@ -102,12 +102,14 @@ def choose(default: T, words: Sequence[str], kinds: Kinds) -> tuple[T, list[str]
         changes = {}
         for name in fields:
             old, hint = getattr(value, name), hints[name]
-            flag = _joined(prefix, _named(name, hint))
+            flag = _join_flag(prefix, _flag_component(name, hint))
             if isinstance(old, Mapping):
-                kind = _mapped(hint)
-                new = {key: member(item, kind, _joined(flag, key), _joined(flag, key)) for key, item in old.items()}
+                kind = _value_type(hint)
+                new = {
+                    key: member(item, kind, _join_flag(flag, key), _join_flag(flag, key)) for key, item in old.items()
+                }
             else:
-                new = member(old, _declared(hint), _joined(prefix, name) if flag == prefix else flag, flag)
+                new = member(old, _declared_type(hint), _join_flag(prefix, name) if flag == prefix else flag, flag)
             if new is not old and new != old:
                 changes[name] = new
         return dataclasses.replace(value, **changes) if changes else value
@@ -117,8 +119,8 @@ def choose(default: T, words: Sequence[str], kinds: Kinds) -> tuple[T, list[str]
             name: make for name, make in kinds.get(kind, {}).items() if isinstance(kind, type) and value is not None
         }
         if names:
-            for name in _taken(rest, flag):
-                value = _swapped(value, _known(name, names, flag), flag, kinds, names)
+            for name in _pop_names(rest, flag):
+                value = _replaced(value, _require_name(name, names, flag), flag, kinds, names)
             choices.append(Choice(flag, names, prefix, value))
             at = len(choices) - 1
             value = visit(value, prefix)
@@ -145,12 +147,12 @@ def parse(command: type[T], words: Sequence[str], kinds: Kinds, *, default: T, d
     for i, choice in enumerate(choices):
         name = name_of(choice.value, choice.names)
         names = Literal[tuple(dict.fromkeys([*choice.names, name]))]  # pyright: ignore[reportInvalidTypeForm]
-        about = tyro.conf.arg(name=choice.flag, metavar="NAME", help=_about(choice))
+        about = tyro.conf.arg(name=choice.flag, metavar="NAME", help=_help_text(choice))
         fields.append((f"choice_{i}", Annotated[names, about]))
         current[f"choice_{i}"] = name
     words_of = dataclasses.make_dataclass("Words", fields, frozen=True)
     run = functools.partial(tyro.cli, words_of, args=rest, default=words_of(**current), description=description)
-    foreign = _foreign(rest, choices)
+    foreign = _unavailable_flag(rest, choices)
     if foreign is not None:
         try:  # the command itself may have a flag of that name
             return run(console_outputs=False).command
@@ -163,7 +165,7 @@ def parse(command: type[T], words: Sequence[str], kinds: Kinds, *, default: T, d
 def name_of(value: Any, names: Names) -> str:
     """The name of a part, or the name of its class if it has none."""
     same = [name for name, make in names.items() if type_of(make) is type(value)]
-    exact = [name for name in same if all(getattr(value, key) == x for key, x in _fixed(names[name]).items())]
+    exact = [name for name in same if all(getattr(value, key) == x for key, x in _fixed_fields(names[name]).items())]
     return next(iter([*exact, *same]), type(value).__name__)
 
 
@@ -172,7 +174,7 @@ def type_of(make: Callable[..., Any]) -> type:
     return make.func if isinstance(make, functools.partial) else make  # pyright: ignore[reportReturnType]
 
 
-def _swapped(old: Any, name: str, flag: str, kinds: Kinds, names: Names) -> Any:
+def _replaced(old: Any, name: str, flag: str, kinds: Kinds, names: Names) -> Any:
     if name_of(old, names) == name:
         return old
     make = names[name]
@@ -180,28 +182,30 @@ def _swapped(old: Any, name: str, flag: str, kinds: Kinds, names: Names) -> Any:
     hints = typing.get_type_hints(type_of(make), include_extras=True)
     kept = {}
     for field in dataclasses.fields(type_of(make)):
-        if not field.init or field.name not in before or field.name in _fixed(make):
+        if not field.init or field.name not in before or field.name in _fixed_fields(make):
             continue
         value = getattr(old, field.name)
-        if not (_declared(hints[field.name]) in kinds and value == default_of(before[field.name])):
+        if not (_declared_type(hints[field.name]) in kinds and value == default_of(before[field.name])):
             kept[field.name] = value
-    given = {*kept, *_fixed(make)}
-    missing = [f.name for f in dataclasses.fields(type_of(make)) if f.init and f.name not in given and not _optional(f)]
+    given = {*kept, *_fixed_fields(make)}
+    missing = [
+        f.name for f in dataclasses.fields(type_of(make)) if f.init and f.name not in given and not _has_default(f)
+    ]
     if missing:
         problem = f"{name} needs {', '.join(missing)}, which {name_of(old, names)} does not have"
         raise BadInput(flag, problem, "Give these fields a default, or set the part in a preset")
     return make(**kept)
 
 
-def _optional(field: dataclasses.Field[Any]) -> bool:
+def _has_default(field: dataclasses.Field[Any]) -> bool:
     return field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
 
 
-def _fixed(make: Callable[..., Any]) -> Mapping[str, Any]:
+def _fixed_fields(make: Callable[..., Any]) -> Mapping[str, Any]:
     return make.keywords if isinstance(make, functools.partial) else {}
 
 
-def _taken(words: list[str], flag: str) -> list[str]:
+def _pop_names(words: list[str], flag: str) -> list[str]:
     """Removes the occurrences of a flag from the arguments, and returns the names given to it."""
     flags = (f"--{flag}", f"--{flag}.name")
     names, i = [], 0
@@ -215,7 +219,7 @@ def _taken(words: list[str], flag: str) -> list[str]:
     return names
 
 
-def _known(name: str, names: Names, flag: str) -> str:
+def _require_name(name: str, names: Names, flag: str) -> str:
     if name in names:
         return name
     close = difflib.get_close_matches(name, names, n=1)
@@ -224,17 +228,19 @@ def _known(name: str, names: Names, flag: str) -> str:
     raise BadInput(flag, problem, f"{hint}Choose one of: {', '.join(names)}")
 
 
-def _foreign(words: Sequence[str], choices: Sequence[Choice]) -> BadInput | None:
+def _unavailable_flag(words: Sequence[str], choices: Sequence[Choice]) -> BadInput | None:
     """The error for the first argument that is a flag of a type which was not selected; None if there is none."""
     for word in words:
         word = word.partition("=")[0].replace("_", "-").replace("--no-", "--").replace(".no-", ".")
         for choice in choices:
             has = {
-                name: [f"--{_joined(choice.prefix, field.name)}" for field in dataclasses.fields(type_of(make))]
+                name: [f"--{_join_flag(choice.prefix, field.name)}" for field in dataclasses.fields(type_of(make))]
                 for name, make in choice.names.items()
             }
             chosen = name_of(choice.value, choice.names)
-            owners = [name for name, flags in has.items() if any(_begins(word, f"{flag}") for flag in flags)]
+            owners = [
+                name for name, flags in has.items() if any(_is_flag_or_subflag(word, f"{flag}") for flag in flags)
+            ]
             if owners and chosen in choice.names and chosen not in owners:
                 problem = f"{chosen} has no such setting"
                 hint = f"Omit it, or choose a type that has it: `{choice.flag}={owners[0]}`"
@@ -242,35 +248,35 @@ def _foreign(words: Sequence[str], choices: Sequence[Choice]) -> BadInput | None
     return None
 
 
-def _begins(word: str, flag: str) -> bool:
+def _is_flag_or_subflag(word: str, flag: str) -> bool:
     return f"{word}.".startswith(f"{flag.replace('_', '-')}.")
 
 
-def _about(choice: Choice) -> str:
+def _help_text(choice: Choice) -> str:
     return f"One of {', '.join(choice.names)}. --help lists the flags of the selected one."
 
 
-def _joined(prefix: str, name: str) -> str:
+def _join_flag(prefix: str, name: str) -> str:
     return ".".join(part for part in (prefix, name.replace("_", "-")) if part)
 
 
-def _named(name: str, hint: Any) -> str:
+def _flag_component(name: str, hint: Any) -> str:
     """The component of a flag for a field; empty if the field is flattened (`tyro.conf.arg(name="")`)."""
     given = [getattr(mark, "name", None) for mark in getattr(hint, "__metadata__", ())]
     return next((it for it in given if isinstance(it, str)), name)
 
 
-def _declared(hint: Any) -> Any:
+def _declared_type(hint: Any) -> Any:
     """A type without its annotations; for a union with None, the other member."""
     if typing.get_origin(hint) is Annotated:
-        return _declared(typing.get_args(hint)[0])
+        return _declared_type(typing.get_args(hint)[0])
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
         others = [arg for arg in typing.get_args(hint) if arg is not type(None)]
         return others[0] if len(others) == 1 else None
     return hint if isinstance(hint, type) else None
 
 
-def _mapped(hint: Any) -> Any:
+def _value_type(hint: Any) -> Any:
     """The type of a dictionary's values."""
     hint = typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
-    return _declared((typing.get_args(hint) or (None,))[-1])
+    return _declared_type((typing.get_args(hint) or (None,))[-1])

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import jax
 import tyro
 
-from umd_eqx.commands.results import keep, open_data, tag
+from umd_eqx.commands.results import open_data, save_result, settings_hash
 from umd_eqx.commands.training import flag_value
 from umd_eqx.core.errors import BadInput, require_writable
 from umd_eqx.core.sharding import make_mesh, round_up_to_devices
@@ -61,7 +61,7 @@ def measure_probe(words: list[str], types: Mapping[str, type] | None = None) -> 
 
     **Raises:** `BadInput` naming the invalid flag.
     """
-    settings, seed = _of_run(flag_value(words, "--run"))
+    settings, seed = _recorded_settings(flag_value(words, "--run"))
     default = Probe(settings=settings, seed=seed)
     description = "Probe the representation of a trained network."
     command = tyro.cli(Probe, default=default, args=words, description=description)
@@ -77,11 +77,11 @@ def measure_probe(words: list[str], types: Mapping[str, type] | None = None) -> 
     require_representation(source.model, "run")
     result = _measured(command, source)
     settled = {name: result[name] for name in ("settings", "seed", "weights", "data", "tokenizer")}
-    keep(result, f"probe-{source.weights}-step{source.step}-{tag(settled)}", command.run, command.json)
+    save_result(result, f"probe-{source.weights}-step{source.step}-{settings_hash(settled)}", command.run, command.json)
     return 0
 
 
-def _of_run(run: str | None) -> tuple[Settings, int]:
+def _recorded_settings(run: str | None) -> tuple[Settings, int]:
     """The settings of a run's own probe and its seed, or the defaults if the run does not record them."""
     try:
         config: dict[str, Any] = json.loads((Path(run or "") / "config.json").read_text())["config"]
@@ -105,7 +105,7 @@ def _measured(command: Probe, source: Pretrained) -> dict[str, Any]:
             *(train, test, source.path, source.data.size, size, mesh),
             tokenizer=source.tokenizer,
             threads=source.data.workers,
-            say=terminal.say,
+            notify=terminal.print,
             phase=terminal.phase,
         )
         terminal.phase("probing")

@@ -27,12 +27,12 @@ def open_data(source: Pretrained, data_dir: str | None) -> tuple[SkipBroken, Cou
     return train, test
 
 
-def tag(settled: Mapping[str, Any]) -> str:
+def settings_hash(settled: Mapping[str, Any]) -> str:
     """A hash (8 hexadecimal digits) of the settings of a result, so different results get different file names."""
     return sha256_of_json(settled)[:8]
 
 
-def keep(result: Mapping[str, Any], name: str, run: str | None, file: str | None) -> None:
+def save_result(result: Mapping[str, Any], name: str, run: str | None, file: str | None) -> None:
     """Writes a result to `file` and, if `run` is a run directory, to `eval/<name>.json` in it.
 
     Raises `BadInput` if the disk is full.

@@ -19,14 +19,14 @@ from umd_eqx.core.files import save_json
 from umd_eqx.core.sharding import make_mesh
 from umd_eqx.core.types import NO_CLASS
 from umd_eqx.eval.base import decoded
-from umd_eqx.eval.generation import film
+from umd_eqx.eval.generation import trajectory_grid
 from umd_eqx.eval.pictures import grid
 from umd_eqx.models.tokenizers.base import Identity
 from umd_eqx.report import Terminal, save_png
 from umd_eqx.runs.pretrained import Pretrained
 from umd_eqx.sampling import sample as sample_images
 
-FILM_ROWS, FILM_FRAMES = 8, 12
+TRAJECTORY_ROWS, TRAJECTORY_FRAMES = 8, 12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Sample:
     """Number of images."""
     out: str = "samples.png"
     """Output file for the image grid."""
-    film: str | None = None
+    trajectory: Annotated[str | None, tyro.conf.arg(aliases=["--film"])] = None
     """Also write the denoising trajectories of the first samples to this file, one per row."""
     json: str | None = None
     """Write a summary to this JSON file: images, seconds, network evaluations."""
@@ -57,7 +57,7 @@ def sample(words: list[str], types: Types | None = None) -> int:
     flags = command.flags
     if command.num < 1:
         raise BadInput("num", f"{command.num} is not a valid number of images", "Use 1 or more")
-    for flag, name in (("out", command.out), ("film", command.film), ("json", command.json)):
+    for flag, name in (("out", command.out), ("trajectory", command.trajectory), ("json", command.json)):
         if name is not None:
             require_writable(flag, name)
     flags.validate()
@@ -84,8 +84,10 @@ def sample(words: list[str], types: Types | None = None) -> int:
     rows = [*images, *blank]
     with disk_errors(Path(command.out).parent, "out", on_retry=""):
         save_png(command.out, grid([rows[i : i + columns] for i in range(0, len(rows), columns)]))
-        if command.film is not None:
-            save_png(command.film, film(denoiser, sampler, tokenizer, labels[:FILM_ROWS], key, FILM_FRAMES))
+        if command.trajectory is not None:
+            shown = labels[:TRAJECTORY_ROWS]
+            trajectories = trajectory_grid(denoiser, sampler, tokenizer, shown, key, TRAJECTORY_FRAMES)
+            save_png(command.trajectory, trajectories)
         if command.json is not None:
             figures = {"images": command.num, "seconds": seconds, "evaluations": sampler.evaluations(denoiser.path)}
             save_json(command.json, [figures])

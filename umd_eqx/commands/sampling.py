@@ -20,7 +20,7 @@ from umd_eqx.sampling import (
     ClassifierFree,
     DPMSolverPP,
     Interval,
-    in_force,
+    effective_sampler,
 )
 
 Types = Mapping[str, type]
@@ -94,7 +94,7 @@ class SamplingFlags:
         `weak` is the network returned by `weaker`.
         """
         sampler, path = (
-            in_force(self.sampler, latents=source.tokenizer is not None),
+            effective_sampler(self.sampler, latents=source.tokenizer is not None),
             path_for(self.sampler, source.path),
         )
         scale, denoiser = self.scale(source), sampler.denoiser(source.model, path)

@@ -11,10 +11,10 @@ from umd_eqx.core.files import write_atomically
 from umd_eqx.models.extractors.fashion import card_of
 from umd_eqx.recipes.classifier import CLASSIFIERS
 from umd_eqx.recipes.pretrain import Preset
-from umd_eqx.runs.classifier_training import TRAINED
+from umd_eqx.runs.classifier_training import CLASSIFIER_FILE
 from umd_eqx.runs.workspace import default_run_dir
 
-SHORT = {
+FLAG_ALIASES = {
     "--steps": "--optim.steps",
     "--lr": "--optim.lr",
     "--warmup": "--optim.warmup",
@@ -44,33 +44,33 @@ def train_classifier(words: list[str], presets: Mapping[str, Preset] = CLASSIFIE
 
     **Raises:** `BadInput` naming the invalid flag, before anything is computed; also if the output file exists.
     """
-    name, flags = split_preset(presets, [_long(word) for word in words])
+    name, flags = split_preset(presets, [_without_alias(word) for word in words])
     recipe = presets[name]()
-    short = ", ".join(flag for flag in SHORT if not flag.startswith("--no-"))
+    short = ", ".join(flag for flag in FLAG_ALIASES if not flag.startswith("--no-"))
     what = (
         "Train the small Fashion-MNIST classifier whose features define fd_fashion. "
         f"These flags have short names: {short}."
     )
     description = describe_presets(what, presets, name)
     command = parse(TrainClassifier, flags, KINDS, default=TrainClassifier(recipe), description=description)
-    out = None if command.out is None else _free(command.out)
+    out = None if command.out is None else _output_file(command.out)
     directory = Path(command.run_dir or default_run_dir(name, command.config, recipe))
     code = train(command, name, recipe, lambda *_: directory)
     if code or out is None or command.print_config or command.dry_run:
         return code
     with disk_errors(out.parent, "out", on_retry="it copies the files"):
-        for source, copy in ((card_of(directory / TRAINED), card_of(out)), (directory / TRAINED, out)):
+        for source, copy in ((card_of(directory / CLASSIFIER_FILE), card_of(out)), (directory / CLASSIFIER_FILE, out)):
             write_atomically(copy, source.read_bytes())
     print(f"copied to {out}, {card_of(out)}")
     return code
 
 
-def _long(word: str) -> str:
+def _without_alias(word: str) -> str:
     flag, equals, value = word.partition("=")
-    return f"{SHORT.get(flag.replace('_', '-'), flag)}{equals}{value}"
+    return f"{FLAG_ALIASES.get(flag.replace('_', '-'), flag)}{equals}{value}"
 
 
-def _free(name: str) -> Path:
+def _output_file(name: str) -> Path:
     out = Path(name)
     if out.suffix != ".safetensors":
         raise BadInput("out", f"{out} does not end in .safetensors", "Choose a name that does")

@@ -19,7 +19,7 @@ from umd_eqx.runs.dryrun import dry_run
 from umd_eqx.runs.resolved import Resolved, resolve, with_latents_of
 from umd_eqx.runs.run import run
 
-SWITCHES = (
+BOOLEAN_FLAGS = (
     *("--dry-run", "--print-config", "--log.wandb", "--data.flip", "--model.labels", "--model.scan"),
     *("--model.block.rotary", "--model.block.qk-norm"),
     *("--ema.only-with-labels", "--eval.fewshot.raw-pixels", "--eval.generation.sampler.clip"),
@@ -94,7 +94,7 @@ def split_preset(presets: Mapping[str, Preset], arguments: Sequence[str]) -> tup
             raise BadInput("preset", f"there is no {name!r}", f"{hint}Choose one of: {', '.join(presets)}")
     for before, word in zip(["", *flags], flags, strict=False):
         before = before.replace("--no-", "--").replace(".no-", ".")
-        if word in presets and (not before.startswith("--") or before in SWITCHES or "=" in before):
+        if word in presets and (not before.startswith("--") or before in BOOLEAN_FLAGS or "=" in before):
             raise BadInput("preset", f"{word!r} comes after a flag", f"Write the preset first: {word} --flag VALUE ...")
     return name, flags
 

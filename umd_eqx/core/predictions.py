@@ -19,7 +19,7 @@ PredictionType = Literal["x0_eps", "x0", "v", "u"]
 "u": the average of v over an interval, which equals v for an interval of length 0 (MeanFlow, arXiv 2505.13447).
 """
 
-LEAST_SIGMA = 0.05
+MIN_SIGMA = 0.05
 """The lower bound on sigma where the error of a clean image is converted to an error of eps or v by division by sigma.
 
 As in Li and He 2025 (arXiv 2511.13720), who clamp 1 - t, since their time runs from noise to data.
@@ -99,7 +99,7 @@ class X0Prediction(AbstractPrediction):
         return Denoised(self.x0, path.eps_from_x0(x_t, self.x0, t))
 
     def error(self, head: Head, path: AbstractPath, x0: Image, eps: Image, t: Time) -> Image:
-        """Returns the error of the clean image, for "eps" and "v" times a weight with sigma at least `LEAST_SIGMA`."""
+        """Returns the error of the clean image, for "eps" and "v" times a weight with sigma at least `MIN_SIGMA`."""
         difference = self.x0 - x0
         if head == "x0":
             return difference
@@ -107,7 +107,7 @@ class X0Prediction(AbstractPrediction):
         a, b = path.velocity_weights(t)
         # x_t is given, so an error d in x0 is an error -d alpha / sigma in eps.
         weight = alpha if head == "eps" else alpha * a + sigma * b
-        return -weight / jnp.maximum(sigma, LEAST_SIGMA) * difference
+        return -weight / jnp.maximum(sigma, MIN_SIGMA) * difference
 
 
 class VPrediction(AbstractPrediction):

@@ -9,7 +9,7 @@ import jax
 from jax.sharding import Sharding
 from jaxtyping import PyTree
 
-LESS_CODE: dict[str, str | bool] = {"xla_backend_optimization_level": "0"}
+FAST_COMPILATION: dict[str, str | bool] = {"xla_backend_optimization_level": "0"}
 """Options of the CPU compiler for a program that is not run, which halve the compile time for the same buffers."""
 
 
@@ -59,7 +59,7 @@ class Program:
 
 def compiled_memory(lowered: jax.stages.Lowered) -> Memory:
     """Compiles a lowered program and returns its memory use on each available device. Nothing is run."""
-    options = LESS_CODE if jax.default_backend() == "cpu" else None
+    options = FAST_COMPILATION if jax.default_backend() == "cpu" else None
     found: Any = lowered.compile(compiler_options=options).memory_analysis()
     kept = found.output_size_in_bytes - found.alias_size_in_bytes
     return Memory(found.argument_size_in_bytes, found.temp_size_in_bytes, kept)

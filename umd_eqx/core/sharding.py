@@ -12,7 +12,7 @@ from jaxtyping import Array, PyTree
 
 from umd_eqx.core.errors import BadInput
 
-PIXELS_AT_ONCE = 2**20
+CHUNK_PIXELS = 2**20
 """The default chunk of `chunked_vmap` in pixels per device.
 
 Equal to 16 images of 256 px, which a Stable Diffusion VAE decodes in 3.8 GB of float32.
@@ -92,7 +92,7 @@ def chunked_vmap(
     - `batch`: a PyTree of arrays (b, ...), such as images (b, h, w, c) or `(images, keys)`, with at least one array of
       images or latents. Arrays that are sharded over the devices of `mesh` remain so: each image stays on its device.
     - `mesh`: the devices that share the batch.
-    - `pixels`: the largest chunk on a device in pixels, by default `PIXELS_AT_ONCE`; a chunk has at least one image.
+    - `pixels`: the largest chunk on a device in pixels, by default `CHUNK_PIXELS`; a chunk has at least one image.
       The pixels of the largest array (b, h, w, c) in the batch are counted.
     - `factor`: the number of pixels per position of that array along each side: more than 1 for latents.
 
@@ -100,7 +100,7 @@ def chunked_vmap(
     """
     leaves = jax.tree.leaves(batch)
     size, largest = len(leaves[0]), max(math.prod(leaf.shape[1:3]) for leaf in leaves if leaf.ndim == 4)
-    most = max((PIXELS_AT_ONCE if pixels is None else pixels) // (largest * factor**2), 1)
+    most = max((CHUNK_PIXELS if pixels is None else pixels) // (largest * factor**2), 1)
     devices = mesh.size if size % mesh.size == 0 else 1  # a batch that is not divisible is replicated
     share = size // devices
     period = max(n for n in range(1, min(share, most) + 1) if share % n == 0) if share else 1

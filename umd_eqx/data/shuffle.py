@@ -5,7 +5,7 @@ import threading
 import numpy as np
 from jaxtyping import Int32
 
-KEPT = 3
+CACHED_EPOCHS = 3
 """The number of epochs whose order is cached: threads near the end of an epoch may be at different epochs."""
 
 
@@ -42,8 +42,8 @@ def epoch_order(size: int, seed: int, epoch: int) -> Int32[np.ndarray, "size"]:
 class Shuffle:
     """The infinite stream of examples, with each epoch in the order of `epoch_order`. Thread-safe.
 
-    The orders of the `KEPT` most recently computed epochs are cached, with 4 bytes per example; any other order is
-    recomputed on access.
+    The orders of the `CACHED_EPOCHS` most recently computed epochs are cached, with 4 bytes per example; any other
+    order is recomputed on access.
 
     **Arguments:** as for `epoch_order`.
     """
@@ -64,7 +64,7 @@ class Shuffle:
             order = self._orders.get(epoch)
             if order is None:
                 order = epoch_order(self._size, self._seed, epoch)
-                if len(self._orders) >= KEPT:
+                if len(self._orders) >= CACHED_EPOCHS:
                     del self._orders[next(iter(self._orders))]  # the one computed first
                 self._orders[epoch] = order
             return order

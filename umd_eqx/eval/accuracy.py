@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from umd_eqx.core.programs import Program
 from umd_eqx.core.sharding import chunked_vmap
 from umd_eqx.core.types import Image, Report
-from umd_eqx.eval.base import AbstractEvaluator, EvalContext, Evaluate, require, spread
+from umd_eqx.eval.base import AbstractEvaluator, EvalContext, Evaluate, evenly_spaced, require
 from umd_eqx.models.extractors.classifier import AbstractClassifier
 from umd_eqx.models.tokenizers.base import AbstractTokenizer
 
@@ -36,7 +36,7 @@ class Accuracy(AbstractEvaluator):
         """Returns the evaluation function of an `AbstractClassifier`. Images that cannot be read are not counted."""
         self.validate()
         count = len(context.test)
-        indices = spread(count if self.images is None else self.images, count)
+        indices = evenly_spaced(count if self.images is None else self.images, count)
 
         def evaluate(model: AbstractClassifier, key: PRNGKeyArray) -> Report:
             right = total = 0

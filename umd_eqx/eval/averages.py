@@ -13,7 +13,7 @@ from umd_eqx.core.sharding import batch_sharding, chunked_vmap, make_mesh, place
 from umd_eqx.data.loader import evaluation_batches
 from umd_eqx.data.source import DataSource
 from umd_eqx.data.transforms import EvalTransform
-from umd_eqx.eval.base import spread
+from umd_eqx.eval.base import evenly_spaced
 from umd_eqx.models.finished import PerImage
 
 
@@ -42,7 +42,7 @@ def mean_over_images(
     mesh = make_mesh() if mesh is None else mesh
     model, batch_size = place(model, replicated(mesh)), round_up_to_devices(batch_size, mesh)
     total, count = np.zeros(()), 0
-    for batch in evaluation_batches(source, EvalTransform(size), batch_size, spread(images, len(source))):
+    for batch in evaluation_batches(source, EvalTransform(size), batch_size, evenly_spaced(images, len(source))):
         given = jax.device_put(batch.image, batch_sharding(mesh))
         values = np.asarray(_values(function, model, given, mesh), np.float64)[np.asarray(batch.valid)]
         total, count = total + values.sum(axis=0), count + len(values)

@@ -53,7 +53,7 @@ class EvalContext:
     """The training objective, which may limit what can be measured. None: everything is measured."""
     threads: int = 2
     """Number of threads that read images; each prepares a batch of its own."""
-    say: Callable[[str], None] = print
+    notify: Callable[[str], None] = print
     """Called with messages for the user, such as missing weights."""
     phase: Callable[[str], None] = lambda _: None
     """Called with a description of the current phase of a longer computation."""
@@ -193,7 +193,7 @@ class AbstractEvaluator(abc.ABC):
         return False
 
     @property
-    def untrained(self) -> bool:
+    def measures_untrained(self) -> bool:
         """Whether the network is also evaluated once with its initial weights, as a baseline."""
         return False
 
@@ -215,7 +215,7 @@ def require(evaluator: AbstractEvaluator, field: str, works: Mapping[str, bool],
             raise BadInput(member(field, name), f"{getattr(evaluator, name)} is not valid", hint)
 
 
-def spread(count: int, size: int) -> Int[np.ndarray, "count"]:
+def evenly_spaced(count: int, size: int) -> Int[np.ndarray, "count"]:
     """Returns up to `count` evenly spaced indices into a data set of `size` images."""
     count = min(count, size)
     return np.arange(count) * size // max(count, 1)

@@ -21,9 +21,9 @@ from umd_eqx.eval.base import (
     EvalContext,
     Evaluate,
     batch_rows,
+    evenly_spaced,
     image_keys,
     require,
-    spread,
     weighted_mean,
 )
 from umd_eqx.eval.pictures import grid, pick
@@ -67,7 +67,7 @@ class Denoising(AbstractEvaluator):
     def build(self, context: EvalContext) -> Evaluate:
         """Returns the evaluation function, on images spread evenly over the test split."""
         self.validate()
-        indices = spread(self.images, len(context.test))
+        indices = evenly_spaced(self.images, len(context.test))
         heads = ("x0", "eps") if context.objective is None or context.objective.predicts_visible_x0 else ("eps",)
 
         def evaluate(model: AbstractModel, key: PRNGKeyArray) -> Report:

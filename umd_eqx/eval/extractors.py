@@ -23,7 +23,7 @@ def choose_extractor(
     name: ExtractorName,
     inception_weights: str | None,
     spec: DataSpec,
-    say: Callable[[str], None] = print,
+    notify: Callable[[str], None] = print,
     *,
     port: Port = "pytorch",
 ) -> AbstractExtractor:
@@ -35,43 +35,43 @@ def choose_extractor(
       Fashion-MNIST, else Inception if its weights are found, else the classifier.
     - `inception_weights`: a safetensors file; None looks in the default locations. A file selects Inception.
     - `spec`: the description of the data.
-    - `say`: called with one line on how to get Inception's weights if the classifier is used for want of them, and with
-      a warning if the classifier is used for data that it was not trained on (`unfamiliar`).
+    - `notify`: called with one line on how to get Inception's weights if the classifier is used for want of them, and
+      with a warning if the classifier is used for data that it was not trained on (`domain_warning`).
     - `port`: the implementation whose resizing and input range Inception follows (`Protocol.port`).
 
     **Raises:** `BadInput` for a file that cannot be used, and for "inception" if there are no weights.
     """
-    if _is_own(name, inception_weights, spec):
-        return _of_clothes(spec, say)
+    if _selects_fashion(name, inception_weights, spec):
+        return _fashion_classifier(spec, notify)
     found = find_inception(inception_weights, port)
     if found is not None:
         return found
     if name == "inception":
         raise BadInput("inception_weights", "no weights were found", missing_inception())
-    say(f"{missing_inception()}; features are those of the small classifier instead (fd_fashion, not FID)")
-    return _of_clothes(spec, say)
+    notify(f"{missing_inception()}; features are those of the small classifier instead (fd_fashion, not FID)")
+    return _fashion_classifier(spec, notify)
 
 
-def unfamiliar(extractor: str, spec: DataSpec) -> str | None:
+def domain_warning(extractor: str, data: str) -> str | None:
     """Returns a warning if the extractor was not trained on images like those of the data, else None.
 
     **Arguments:**
 
     - `extractor`: the name of the extractor. Inception was trained on photographs (ImageNet), and the classifier that
       comes with the package on Fashion-MNIST alone.
-    - `spec`: the description of the data.
+    - `data`: the name of the data set.
     """
-    if extractor != "fashion" or spec.name == "fashion_mnist":
+    if extractor != "fashion" or data == "fashion_mnist":
         return None
     return (
-        f"images of {spec.name} are scored by a classifier of Fashion-MNIST, whose features are hardly meaningful for "
+        f"images of {data} are scored by a classifier of Fashion-MNIST, whose features are hardly meaningful for "
         "other images: compare its numbers with care, and only with each other"
     )
 
 
-def _of_clothes(spec: DataSpec, say: Callable[[str], None]) -> AbstractExtractor:
-    if (warning := unfamiliar("fashion", spec)) is not None:
-        say(f"warning: {warning}")
+def _fashion_classifier(spec: DataSpec, notify: Callable[[str], None]) -> AbstractExtractor:
+    if (warning := domain_warning("fashion", spec.name)) is not None:
+        notify(f"warning: {warning}")
     return load_fashion_classifier()
 
 
@@ -80,12 +80,12 @@ def extractor_shapes(name: ExtractorName, inception_weights: str | None, spec: D
 
     They are Inception's whenever it would be selected if its weights were found.
     """
-    if _is_own(name, inception_weights, spec):
+    if _selects_fashion(name, inception_weights, spec):
         return abstract(load_fashion_classifier())
     tensors = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in parameter_shapes().items()}
     return eqx.filter_eval_shape(InceptionV3.from_tensors, tensors)
 
 
-def _is_own(name: ExtractorName, inception_weights: str | None, spec: DataSpec) -> bool:
+def _selects_fashion(name: ExtractorName, inception_weights: str | None, spec: DataSpec) -> bool:
     """Whether the arguments select the classifier that comes with the package, other than for want of weights."""
     return name == "fashion" or (name == "auto" and inception_weights is None and spec.name == "fashion_mnist")

@@ -11,7 +11,7 @@ from umd_eqx.core.display import Chart, Display, Section
 from umd_eqx.core.errors import member
 from umd_eqx.core.programs import Program
 from umd_eqx.core.types import Report
-from umd_eqx.eval.base import AbstractEvaluator, EvalContext, Evaluate, require, spread
+from umd_eqx.eval.base import AbstractEvaluator, EvalContext, Evaluate, evenly_spaced, require
 from umd_eqx.eval.features import RAW_PIXELS, FeatureKind, extract, extraction_programs, flat_pixels, raw_pixels_name
 from umd_eqx.models import AbstractModel, AbstractPatchModel
 
@@ -154,7 +154,7 @@ class FewShot(AbstractEvaluator):
         return True
 
     @property
-    def untrained(self) -> bool:
+    def measures_untrained(self) -> bool:
         """Always True: the initial weights are probed too, as a baseline."""
         return True
 
@@ -205,7 +205,7 @@ class FewShot(AbstractEvaluator):
         """Returns the evaluation function, which draws the training images when it is first called."""
         self.validate()
         test_count = len(context.test) if self.test_images is None else self.test_images
-        test_indices = spread(test_count, len(context.test))
+        test_indices = evenly_spaced(test_count, len(context.test))
 
         @functools.cache  # reads the label of each image of the pool, which would delay the start of a run
         def drawn() -> tuple[list[np.ndarray], np.ndarray]:

@@ -17,19 +17,19 @@ from umd_eqx.core.sharding import batch_sharding, replicated, round_up_to_device
 from umd_eqx.core.types import NO_CLASS, Label, Report
 from umd_eqx.eval.activations import BATCH, activate_batch
 from umd_eqx.eval.base import AbstractEvaluator, EvalContext, Evaluate, decode_batch, decoded, require
-from umd_eqx.eval.extractors import ExtractorName, choose_extractor, extractor_shapes
-from umd_eqx.eval.generation_metrics import ReferenceStatistics, measure_generation, say_progress
+from umd_eqx.eval.extractors import ExtractorName, choose_extractor, domain_warning, extractor_shapes
+from umd_eqx.eval.generation_metrics import ReferenceStatistics, measure_generation, report_progress
 from umd_eqx.eval.pictures import grid
 from umd_eqx.eval.protocol import ADM50K, UMD10K, scale
 from umd_eqx.models import AbstractModel
 from umd_eqx.models.tokenizers.base import AbstractTokenizer
-from umd_eqx.sampling import DDIM, AbstractDenoiser, AbstractSampler, guide, in_force, sample
+from umd_eqx.sampling import DDIM, AbstractDenoiser, AbstractSampler, effective_sampler, guide, sample
 from umd_eqx.sampling.batch import image_noise, sample_batch
 
 PROTOCOLS = {"umd10k": UMD10K, "adm50k": ADM50K}
 ProtocolName = Literal["umd10k", "adm50k"]
 
-FILMS = 4
+TRAJECTORY_ROWS = 4
 """Rows of the image grid of denoising trajectories."""
 
 SHOWN_CLASSES = 10
@@ -43,7 +43,7 @@ class Generation(AbstractEvaluator):
     The metrics are named `<protocol>/cfg<scale>/<metric>`: `fid`, `is`, `kid`, ... with Inception's features;
     `fd_fashion`, `is_fashion`, ... with the classifier that comes with the package, and `recognised`, the fraction of
     samples that it assigns to the requested class. A network without labels is sampled unconditionally, as `cfg1` only.
-    The image grid `film` shows denoising trajectories: the predicted clean images at evenly spaced sampling steps.
+    The image grid `trajectories` shows the predicted clean image at evenly spaced sampling steps.
     """
 
     every: int = 25_000
@@ -92,7 +92,7 @@ class Generation(AbstractEvaluator):
         self.validate()
         protocol = scale(PROTOCOLS[self.protocol], self.samples)
         extractor = choose_extractor(
-            self.extractor, self.inception_weights, context.train.spec, context.say, port=protocol.port
+            self.extractor, self.inception_weights, context.train.spec, context.notify, port=protocol.port
         )
         reference = ReferenceStatistics(context, protocol, extractor)
 
@@ -100,7 +100,7 @@ class Generation(AbstractEvaluator):
             scalars: dict[str, float] = {}
             images: dict[str, np.ndarray] = {}
             shown = _shown_labels(model, self.columns)
-            denoiser, sampler = self._way(model, context)
+            denoiser, sampler = self._denoiser_and_sampler(model, context)
             for cfg_scale in self.cfg_scales if model.num_classes is not None else (1.0,):
                 name = f"cfg{cfg_scale:g}"
                 guided = guide(denoiser, cfg_scale)
@@ -110,13 +110,13 @@ class Generation(AbstractEvaluator):
                 context.phase(f"samples at guidance {cfg_scale:g}")
                 pictures = decoded(context.tokenizer_or_identity, draw(shown), self.batch_size, context.mesh)
                 images[name] = grid(_rows(np.concatenate(list(pictures)), self.columns))
-                say = functools.partial(say_progress, context.phase, f"sampling at guidance {cfg_scale:g}")
-                found = measure_generation(functools.partial(draw, progress=say), reference, model.num_classes)
+                progress = functools.partial(report_progress, context.phase, f"sampling at guidance {cfg_scale:g}")
+                found = measure_generation(functools.partial(draw, progress=progress), reference, model.num_classes)
                 scalars |= {f"{protocol.name}/{name}/{metric}": value for metric, value in found.items()}
             best = guide(denoiser, 1.0 if model.num_classes is None else self.cfg_scales[len(self.cfg_scales) // 2])
             context.phase("denoising trajectories")
-            images["film"] = film(
-                best, sampler, context.tokenizer_or_identity, shown[:: self.columns][:FILMS], key, self.frames
+            images["trajectories"] = trajectory_grid(
+                best, sampler, context.tokenizer_or_identity, shown[:: self.columns][:TRAJECTORY_ROWS], key, self.frames
             )
             return Report(scalars, images)
 
@@ -135,25 +135,22 @@ class Generation(AbstractEvaluator):
             for scale in self.cfg_scales
             for how in ["without guidance" if scale == 1 else f"at guidance {scale:g}"]
         }
-        captions["film"] = "Denoising trajectories: the predicted clean image at evenly spaced sampling steps"
-        warning = (
-            f"images of {data} are scored by a classifier of Fashion-MNIST, whose features are hardly meaningful for "
-            "other images: compare these numbers with care, and only with each other"
-        )
+        captions["trajectories"] = "Denoising trajectories: the predicted clean image at evenly spaced sampling steps"
+        captions["film"] = captions["trajectories"]  # the name in older runs
         return Display(
             (Section("Generation", charts),),
             captions,
             warned=r".+/fd_fashion",
-            warning=None if data in (None, "fashion_mnist") else warning,
+            warning=None if data is None else domain_warning("fashion", data),
         )
 
     def programs(self, model: AbstractModel, context: EvalContext) -> dict[str, Program]:
         """Returns guided sampling, decoding and feature extraction of a batch, and the denoising trajectories."""
         everywhere, shared = replicated(context.mesh), batch_sharding(context.mesh)
         scales = () if model.num_classes is None else self.cfg_scales
-        denoiser, sampler = self._way(model, context)
+        denoiser, sampler = self._denoiser_and_sampler(model, context)
         guided = abstract(guide(denoiser, next((s for s in scales if s != 1.0), 1.0)), everywhere)
-        key, film = abstract(jax.random.key(0)), jax.ShapeDtypeStruct((FILMS,), jnp.int32)
+        key, labels = abstract(jax.random.key(0)), jax.ShapeDtypeStruct((TRAJECTORY_ROWS,), jnp.int32)
         index = jax.ShapeDtypeStruct((round_up_to_devices(self.batch_size, context.mesh),), jnp.int32, sharding=shared)
         decoded_at_once = round_up_to_devices(max(self.batch_size, context.batch_size), context.mesh)
         latents = jax.ShapeDtypeStruct((decoded_at_once, *model.image_shape), jnp.float32, sharding=shared)
@@ -162,15 +159,19 @@ class Generation(AbstractEvaluator):
         return {
             "sample": Program(sample_batch, (guided, sampler, key, index, index, None)),
             "decode": Program(decode_batch, (context.tokenizer_or_identity, latents, context.mesh)),
-            "film": Program(_films, (guided, sampler, context.tokenizer_or_identity, film, key, self.frames)),
+            "trajectories": Program(
+                _trajectories, (guided, sampler, context.tokenizer_or_identity, labels, key, self.frames)
+            ),
             "features": Program(
                 activate_batch,
                 (abstract(extractor, everywhere), jax.ShapeDtypeStruct(levels, jnp.uint8, sharding=shared)),
             ),
         }
 
-    def _way(self, model: AbstractModel, context: EvalContext) -> tuple[AbstractDenoiser, AbstractSampler]:
-        sampler = in_force(self.sampler, latents=context.tokenizer is not None)
+    def _denoiser_and_sampler(
+        self, model: AbstractModel, context: EvalContext
+    ) -> tuple[AbstractDenoiser, AbstractSampler]:
+        sampler = effective_sampler(self.sampler, latents=context.tokenizer is not None)
         return sampler.denoiser(model, path_for(self.sampler, context.path)), sampler
 
 
@@ -181,7 +182,7 @@ def path_for(sampler: AbstractSampler, path: AbstractPath) -> AbstractPath:
     return path
 
 
-def film(
+def trajectory_grid(
     denoiser: AbstractDenoiser,
     sampler: AbstractSampler,
     tokenizer: AbstractTokenizer,
@@ -193,12 +194,12 @@ def film(
 
     A row has the decoded prediction of the clean image at `frames` evenly spaced sampling steps.
     """
-    shown = np.asarray(_films(denoiser, sampler, tokenizer, jnp.asarray(labels), key, frames))
+    shown = np.asarray(_trajectories(denoiser, sampler, tokenizer, jnp.asarray(labels), key, frames))
     return grid([list(row) for row in shown])
 
 
 @eqx.filter_jit
-def _films(
+def _trajectories(
     denoiser: AbstractDenoiser,
     sampler: AbstractSampler,
     tokenizer: AbstractTokenizer,

@@ -43,12 +43,12 @@ class ReferenceStatistics:
         """
         split = "test" if self.protocol.reference == "validation" else "train"
         count = len(self.context.test if split == "test" else self.context.train)
-        say = functools.partial(say_progress, self.context.phase, "features of real images")
+        progress = functools.partial(report_progress, self.context.phase, "features of real images")
         images = real_images(self.context, self.protocol, split, count)
         keep = self.protocol.reference_rows
-        return activations(self.extractor, images, self.context.mesh, lambda done: say(done, count), keep=keep)
+        return activations(self.extractor, images, self.context.mesh, lambda done: progress(done, count), keep=keep)
 
-    def floor(self) -> float:
+    def baseline(self) -> float:
         """Returns the Frechet distance of as many real images of the other split: that of a perfect generator."""
         split = "train" if self.protocol.reference == "validation" else "test"
         images = real_images(self.context, self.protocol, split, self.protocol.samples)
@@ -104,14 +104,14 @@ def score(
     context, protocol, extractor = reference.context, reference.protocol, reference.extractor
     images = decoded(context.tokenizer_or_identity, samples, context.batch_size, context.mesh)
     levels = (np.asarray(to_uint8(jnp.asarray(some), protocol.rounding)) for some in images)
-    say = functools.partial(say_progress, context.phase, "features of samples")
-    fake = activations(extractor, levels, context.mesh, lambda done: say(done, len(samples)))
+    progress = functools.partial(report_progress, context.phase, "features of samples")
+    fake = activations(extractor, levels, context.mesh, lambda done: progress(done, len(samples)))
     found = measure(reference.real, fake, extractor.name, splits=protocol.splits)
     if extractor.name == context.train.spec.name.split("_")[0] and classes == fake.probabilities.shape[1]:
         found["recognised"] = float(np.mean(np.argmax(fake.probabilities, axis=1) == labels))
     return found
 
 
-def say_progress(phase: Callable[[str], None], what: str, done: int, total: int) -> None:
+def report_progress(phase: Callable[[str], None], what: str, done: int, total: int) -> None:
     """Reports progress to `phase`, such as "features of samples: 64/1,024"."""
     phase(f"{what}: {done:,}/{total:,}")

@@ -21,9 +21,9 @@ from umd_eqx.eval.base import (
     EvalContext,
     Evaluate,
     batch_rows,
+    evenly_spaced,
     image_keys,
     require,
-    spread,
     weighted_mean,
 )
 from umd_eqx.eval.pictures import grid, pick
@@ -68,7 +68,7 @@ class Reconstruction(AbstractEvaluator):
     def build(self, context: EvalContext) -> Evaluate:
         """Returns the evaluation function, on images spread evenly over the test split."""
         self.validate()
-        indices = spread(self.images, len(context.test))
+        indices = evenly_spaced(self.images, len(context.test))
 
         def evaluate(model: AbstractPatchModel, key: PRNGKeyArray) -> Report:
             errors, valid, shown = [], [], []

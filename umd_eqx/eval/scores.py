@@ -8,9 +8,9 @@ from jaxtyping import Float, Float64
 
 from umd_eqx.core.errors import BadInput
 
-_ENTRIES = 2**24
+_MAX_ENTRIES = 2**24
 """Number of distances that are held at once: 128 MB."""
-_NOTHING = 1e-13
+_ROUNDING_ERROR = 1e-13
 """Squared distances below this fraction of the squared lengths are rounding errors and are set to 0."""
 
 
@@ -112,9 +112,9 @@ def _squared_distances(
     """Yields slices of the rows of x with their squared distances to every row of y."""
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     y_squares = np.einsum("id,id->i", y, y)
-    step = max(1, _ENTRIES // len(y))
+    step = max(1, _MAX_ENTRIES // len(y))
     for start in range(0, len(x), step):
         some = x[start : start + step]
         squares = np.einsum("id,id->i", some, some)[:, None] + y_squares
         distances = squares - 2.0 * (some @ y.T)
-        yield slice(start, start + step), np.where(distances > _NOTHING * squares, distances, 0.0)
+        yield slice(start, start + step), np.where(distances > _ROUNDING_ERROR * squares, distances, 0.0)

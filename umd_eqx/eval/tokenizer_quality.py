@@ -14,7 +14,7 @@ from umd_eqx.core.display import Display
 from umd_eqx.core.programs import Program
 from umd_eqx.core.sharding import chunked_vmap
 from umd_eqx.core.types import Image, Report
-from umd_eqx.eval.base import AbstractEvaluator, EvalContext, Evaluate, require, spread, weighted_mean
+from umd_eqx.eval.base import AbstractEvaluator, EvalContext, Evaluate, evenly_spaced, require, weighted_mean
 from umd_eqx.eval.pictures import grid, pick
 from umd_eqx.models.tokenizers.base import AbstractTokenizer
 from umd_eqx.models.tokenizers.fsq import FSQ
@@ -46,13 +46,13 @@ class TokenizerQuality(AbstractEvaluator):
     def build(self, context: EvalContext) -> Evaluate:
         """Returns the evaluation function, on images spread evenly over the test split."""
         self.validate()
-        indices = spread(self.images, len(context.test))
+        indices = evenly_spaced(self.images, len(context.test))
 
         def evaluate(model: AbstractTokenizer, key: PRNGKeyArray) -> Report:
             sums, valid, shown, codes = [], [], [], []
             for batch in context.images("test", indices):
                 images = jnp.asarray(batch.image)
-                back, moments, indexed = _there_and_back(model, images, context.mesh)
+                back, moments, indexed = _round_trip(model, images, context.mesh)
                 valid.append(np.asarray(batch.valid))
                 sums.append(np.asarray(moments))
                 if indexed is not None:
@@ -78,7 +78,7 @@ class TokenizerQuality(AbstractEvaluator):
 
     def programs(self, model: AbstractTokenizer, context: EvalContext) -> dict[str, Program]:
         """Returns the encoding and decoding of one batch."""
-        return {"encode and decode": Program(_there_and_back, (model, context.image_shapes, context.mesh))}
+        return {"encode and decode": Program(_round_trip, (model, context.image_shapes, context.mesh))}
 
 
 def codebook_use(codes: Int[np.ndarray, "n"], size: int) -> dict[str, float]:
@@ -89,7 +89,7 @@ def codebook_use(codes: Int[np.ndarray, "n"], size: int) -> dict[str, float]:
 
 
 @eqx.filter_jit
-def _there_and_back(
+def _round_trip(
     model: AbstractTokenizer, images: Float[Array, "b h w c"], mesh: Mesh
 ) -> tuple[Float[Array, "b h w c"], Float[Array, "b 3"], Int[Array, "b lh lw"] | None]:
     def one(image: Image) -> tuple[Image, Float[Array, "3"], Int[Array, "lh lw"] | None]:

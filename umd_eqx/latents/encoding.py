@@ -26,7 +26,7 @@ from umd_eqx.core.types import DataSpec
 from umd_eqx.data.loader import evaluation_batches
 from umd_eqx.data.source import DataSource, Example
 from umd_eqx.data.transforms import TrainTransform
-from umd_eqx.latents.store import FORMAT, MANIFEST, Manifest, Settings, augmented, packed, require_format
+from umd_eqx.latents.store import FORMAT, MANIFEST, Manifest, Settings, augmented, pack_record, require_format
 from umd_eqx.latents.stream import join_moments
 from umd_eqx.models.tokenizers.base import AbstractTokenizer
 
@@ -93,10 +93,10 @@ def encode(
 
     **Returns:** the manifest, or None if stopped early by `progress.stop`.
 
-    **Raises:** `BadInput` as `begin` does. Errors of the source propagate.
+    **Raises:** `BadInput` as `prepare` does. Errors of the source propagate.
     """
     progress = Progress() if progress is None else progress
-    missing = begin(folder, settings)
+    missing = prepare(folder, settings)
     done = settings.images - sum(len(settings.shards[shard]) for shard in missing)
     tokenizer = place(tokenizer, replicated(mesh))
     views = _Views(source, settings)
@@ -119,7 +119,7 @@ def encode(
     return manifest
 
 
-def begin(folder: Path, settings: Settings) -> list[int]:
+def prepare(folder: Path, settings: Settings) -> list[int]:
     """Prepares a folder for these latents, or verifies that it was; returns the shards that are missing or incomplete.
 
     A shard is checked by its length only, without reading it. Raises `BadInput`, naming the field that differs from the
@@ -196,14 +196,14 @@ def _encoded(
     threads: int,
 ) -> Iterator[tuple[Int[np.ndarray, "n"], Float32[np.ndarray, "n views h w stored"]]]:
     """Yields labels and moments of some images, in batches of `size` images."""
-    for batch in evaluation_batches(views, _as_it_is, size, np.asarray(images), threads=threads):
+    for batch in evaluation_batches(views, _to_float32, size, np.asarray(images), threads=threads):
         pixels = batch.image.reshape(-1, settings.size, settings.size, batch.image.shape[-1])
         moments = _moments(tokenizer, jax.device_put(pixels, batch_sharding(mesh)), mesh, settings.mode_only)
         records = np.asarray(moments).reshape(-1, *settings.record_shape)
         yield np.asarray(batch.label)[batch.valid], records[batch.valid]
 
 
-def _as_it_is(image: np.ndarray) -> Float32[np.ndarray, "rows size c"]:
+def _to_float32(image: np.ndarray) -> Float32[np.ndarray, "rows size c"]:
     # The views are already transformed.
     return np.asarray(image, np.float32)
 
@@ -226,7 +226,7 @@ def _write_shard(
     path = folder / settings.shard_name(shard)
     unfinished = path.with_name(f"{path.name}.tmp")
     rows = zip(settings.shards[shard], labels, moments, strict=True)
-    records = [packed(int(label), one, settings.dtype) for _, label, one in rows]
+    records = [pack_record(int(label), one, settings.dtype) for _, label, one in rows]
     try:
         writer = array_record_module.ArrayRecordWriter(str(unfinished), WRITER_OPTIONS)
         for record in records:

@@ -27,7 +27,7 @@ MANIFEST = "manifest.json"
 FORMAT = 2
 """The format of the manifest and the settings. Others are rejected: before format 2, views were cropped differently."""
 
-PROBED = 16
+FINGERPRINT_IMAGES = 16
 """The number of images in the fingerprint of a data set."""
 
 _LABEL = struct.Struct("<i")
@@ -179,7 +179,7 @@ def source_hash(source: DataSource) -> str:
     """
     total = hashlib.sha256(f"{source.spec.name} {source.spec.channels} {source.spec.num_classes}".encode())
     total.update(f" {len(source)}".encode())
-    for index in np.arange(PROBED) * len(source) // PROBED:
+    for index in np.arange(FINGERPRINT_IMAGES) * len(source) // FINGERPRINT_IMAGES:
         try:
             example = source[int(index)]
         except BrokenImage:
@@ -284,6 +284,6 @@ class ChooseView:
         return moments[rng.integers(len(moments))]
 
 
-def packed(label: int, moments: Float32[np.ndarray, "views h w c"], dtype: str) -> bytes:
+def pack_record(label: int, moments: Float32[np.ndarray, "views h w c"], dtype: str) -> bytes:
     """Returns the record of one image."""
     return _LABEL.pack(label) + np.ascontiguousarray(moments, np.dtype(dtype).newbyteorder("<")).tobytes()

@@ -21,7 +21,7 @@ class AbstractModelConfig(abc.ABC):
 
     @property
     @abc.abstractmethod
-    def knows_labels(self) -> bool:
+    def class_conditional(self) -> bool:
         """Whether the network is conditioned on labels."""
 
     @property

@@ -102,7 +102,7 @@ def build(config: Config, spec: DataSpec, mesh: Mesh | None = None) -> Built:
         schedule=lr,
         mesh=mesh,
         seed=config.seed,
-        ema_rate=config.ema.rate_for(batch_size, labels=config.model.knows_labels),
+        ema_rate=config.ema.rate_for(batch_size, labels=config.model.class_conditional),
         accumulate=config.optim.accumulate,
         trainable=config.trainable,
     )

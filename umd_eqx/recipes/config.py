@@ -178,7 +178,7 @@ class Config:
         self.optim.validate()
         period = self.objective.period(self.data.batch_size)
         validate_batch(self.data.batch_size, mesh, self.optim.accumulate, period)
-        self.ema.rate_for(self.data.batch_size, labels=self.model.knows_labels)
+        self.ema.rate_for(self.data.batch_size, labels=self.model.class_conditional)
         for field, value in (
             ("log.every", self.log.every),
             ("checkpoint.every", self.checkpoint.every),

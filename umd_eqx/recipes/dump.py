@@ -68,7 +68,7 @@ TYPES: tuple[type, ...] = (
 )
 """The types that a dump may contain. A user's own types are passed to `load` in addition."""
 
-NOT_THE_RUN = (
+NON_IDENTITY_FIELDS = (
     *("log", "checkpoint", "eval", "max_skipped"),
     *("start.source", "tokenizer", "data.latents"),
     *("data.source.dir", "data.eval_batch_size", "data.workers", "data.max_broken", "data.expected"),
@@ -169,12 +169,16 @@ def run_identity(config: Config) -> dict[str, Any]:
 
     Two configurations with the same identity train the same weights.
     """
-    return only_the_run(flatten(dump(config)))
+    return identity_fields(flatten(dump(config)))
 
 
-def only_the_run(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Removes the fields in `NOT_THE_RUN` from a flat dump."""
-    return {name: v for name, v in flat.items() if not any(f"{name}.".startswith(f"{skip}.") for skip in NOT_THE_RUN)}
+def identity_fields(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Removes the fields in `NON_IDENTITY_FIELDS` from a flat dump."""
+    return {
+        name: v
+        for name, v in flat.items()
+        if not any(f"{name}.".startswith(f"{skip}.") for skip in NON_IDENTITY_FIELDS)
+    }
 
 
 def as_flag(name: str) -> str:

@@ -18,9 +18,9 @@ from umd_eqx.recipes.pretrain import (
     SMALL_SAMPLER,
     Preset,
     imagenet64_data,
+    objective_evaluators,
     published_latents,
     small_latents,
-    what_it_learns,
 )
 from umd_eqx.training.optim import EmaConfig
 from umd_eqx.training.optimisers import AdamW
@@ -127,7 +127,9 @@ def _small(objective: AbstractObjective, time: float = 0.0) -> Config:
     # With the published rate, 93 % of the average would still be the first weights after 3000 steps of 64 images; with
     # this one, 0.2 % are.
     ema = EmaConfig(rate=2e-3, batch_size=None)
-    learned = what_it_learns(objective, Reconstruction(every=steps, images=250), Denoising(every=steps, images=125))
+    learned = objective_evaluators(
+        objective, Reconstruction(every=steps, images=250), Denoising(every=steps, images=125)
+    )
     evaluators = {
         "fewshot": FewShot(every=steps, time=time, l2=None, headline="both", test_images=5000),
         **learned,
@@ -149,7 +151,7 @@ def _small(objective: AbstractObjective, time: float = 0.0) -> Config:
 def _imagenet64(objective: AbstractObjective, *, epochs: float = 50.0, time: float = 0.0) -> Config:
     evaluators = {
         "fewshot": FewShot(every=10_000, time=time, raw_pixels=False),
-        **what_it_learns(objective, Reconstruction(every=25_000), Denoising(every=25_000)),
+        **objective_evaluators(objective, Reconstruction(every=25_000), Denoising(every=25_000)),
         "generation": Generation(every=25_000, samples=10_240, sampler=PUBLISHED_SAMPLER),
     }
     return Config(

@@ -199,7 +199,7 @@ def imagenet64_data(*, area_min: float, batch_size: int) -> DataConfig:
     )
 
 
-def what_it_learns(
+def objective_evaluators(
     objective: AbstractObjective, reconstruction: Reconstruction, denoising: Denoising
 ) -> dict[str, AbstractEvaluator]:
     """Returns the evaluators, by name, that measure what an objective trains, as the reference does.
@@ -216,7 +216,7 @@ def _small(objective: AbstractObjective, steps: int, *, time: float = 0.0, mask_
     every = steps // 4
     evaluators = {
         "fewshot": FewShot(every=every, time=time, l2=None, headline="both", test_images=5000)
-    } | what_it_learns(
+    } | objective_evaluators(
         objective,
         Reconstruction(every=every, mask_ratio=mask_ratio, images=250),
         Denoising(every=every, images=125),
@@ -260,7 +260,7 @@ def _generator(
 def _imagenet64(objective: AbstractObjective, *, batch_size: int, time: float = 0.0) -> Config:
     probe = FewShot(every=10_000, time=time, raw_pixels=False)  # the headline is the class tokens, as in the reference
     # All systems are evaluated at a mask ratio of 0.75, as in the reference, even MaskDiT, which is trained at 0.5.
-    learned = what_it_learns(objective, Reconstruction(every=25_000, mask_ratio=0.75), Denoising(every=25_000))
+    learned = objective_evaluators(objective, Reconstruction(every=25_000, mask_ratio=0.75), Denoising(every=25_000))
     return Config(
         model=ModelConfig(variant="B/4", conditioning="adaln", class_tokens=4, class_token_std=0.0, remat="full"),
         objective=objective,

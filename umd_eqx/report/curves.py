@@ -12,7 +12,7 @@ SERIES = 6
 """The number of colours of lines: `--series-0` .. `--series-5` of the style sheet of the page."""
 
 # matplotlib draws with colours that nothing else uses, which are then replaced by the variables of the page.
-_INK, _FAINT = "#0a0b0c", "#0a0b0d"
+_INK, _RULE = "#0a0b0c", "#0a0b0d"
 _SERIES = tuple(f"#0a0b{16 + index:02x}" for index in range(SERIES))
 
 
@@ -130,8 +130,8 @@ def _style_frame(axes: Any) -> None:
     axes.figure.patch.set_visible(False)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(_FAINT)
-    axes.grid(axis="y", color=_FAINT, linewidth=0.8, alpha=0.6)
+    axes.spines["bottom"].set_color(_RULE)
+    axes.grid(axis="y", color=_RULE, linewidth=0.8, alpha=0.6)
     axes.set_axisbelow(True)
     axes.tick_params(which="both", length=0, pad=7, labelsize=12, labelcolor=_INK)
 
@@ -214,7 +214,7 @@ def _for_page(svg: str, title: str, name: str, size: tuple[int, int]) -> str:
     used = {one or other for one, other in used}
     body = re.sub(r' id="([^"]*)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", body)
     body = re.sub(r'href="#', f'href="#{name}-', body).replace("url(#", f"url(#{name}-")
-    for colour, variable in ((_INK, "muted"), (_FAINT, "rule"), *((c, f"series-{i}") for i, c in enumerate(_SERIES))):
+    for colour, variable in ((_INK, "muted"), (_RULE, "rule"), *((c, f"series-{i}") for i, c in enumerate(_SERIES))):
         body = body.replace(colour, f"var(--{variable})")
     return f'<svg viewBox="0 0 {size[0]} {size[1]}" role="img" aria-label="{title}">\n{body}</svg>'
 

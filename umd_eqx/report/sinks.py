@@ -35,9 +35,9 @@ Pictures = Mapping[str, UInt8[np.ndarray, "rows columns 3"]]
 class Wandb:
     """A Weights & Biases run whose failures never interrupt training. Only the first problem is reported."""
 
-    def __init__(self, run: Any, say: Callable[[str], None], patience: float = 30.0):
+    def __init__(self, run: Any, notify: Callable[[str], None], patience: float = 30.0):
         self._run = run
-        self._say = say
+        self._notify = notify
         self._patience = patience
         self._complained = False
 
@@ -50,7 +50,7 @@ class Wandb:
         config: Mapping[str, Any],
         run_id: str,
         *,
-        say: Callable[[str], None] | None = None,
+        notify: Callable[[str], None] | None = None,
         timeout: float = 20.0,
     ) -> "Wandb | None":
         """Starts or resumes the run `run_id`; returns None if it is not requested.
@@ -67,13 +67,13 @@ class Wandb:
         - `name`: the displayed name of the run.
         - `config`: JSON-like settings of the run.
         - `run_id`: a unique id of the run, constant over resumptions; letters, digits, `-` and `_`.
-        - `say`: called with each message; None prints to stderr.
+        - `notify`: called with each message; None prints to stderr.
         - `timeout`: the timeout for the server in seconds.
         """
         mode = os.environ.get("WANDB_MODE", "").strip().lower()
         if mode == "disabled" or not (asked or mode in ("online", "offline", "shared", "dryrun")):
             return None
-        say = say or _to_stderr
+        notify = notify or _to_stderr
         start = {
             "dir": os.fspath(run_dir),
             "name": name,
@@ -83,9 +83,9 @@ class Wandb:
             "project": os.environ.get("WANDB_PROJECT", "umd_eqx"),
         }
         try:
-            return cls(_start(start, mode in ("offline", "dryrun"), timeout, say), say)
+            return cls(_start(start, mode in ("offline", "dryrun"), timeout, notify), notify)
         except Exception as error:  # whatever wandb raises, training continues
-            say(f"wandb: disabled for this run ({_reason(error)})")
+            notify(f"wandb: disabled for this run ({_reason(error)})")
             return None
 
     def log(self, step: int, row: Mapping[str, SupportsFloat]) -> None:
@@ -130,21 +130,21 @@ class Wandb:
         thread.start()
         thread.join(self._patience)
         if thread.is_alive():
-            self._complain("sending timed out; `wandb sync` sends the rest")
+            self._warn("sending timed out; `wandb sync` sends the rest")
 
     def _guarded(self, call: Callable[[], object]) -> None:
         try:
             call()
         except Exception as error:  # whatever wandb raises, training continues
-            self._complain(f"metrics are no longer sent ({_reason(error)})")
+            self._warn(f"metrics are no longer sent ({_reason(error)})")
 
-    def _complain(self, problem: str) -> None:
+    def _warn(self, problem: str) -> None:
         if not self._complained:
             self._complained = True
-            self._say(f"wandb: {problem}")
+            self._notify(f"wandb: {problem}")
 
 
-def _start(start: dict[str, Any], offline: bool, timeout: float, say: Callable[[str], None]) -> Any:
+def _start(start: dict[str, Any], offline: bool, timeout: float, notify: Callable[[str], None]) -> Any:
     """Returns the wandb run: online if possible, otherwise offline with a message."""
     import wandb
 
@@ -159,17 +159,19 @@ def _start(start: dict[str, Any], offline: bool, timeout: float, say: Callable[[
     settings = wandb.Settings(**known)
     wandb.setup(settings)  # needed here as well, or wandb announces the login before it reads `silent`
     if not offline and not _has_login(str(wandb.setup().settings.base_url)):
-        say("wandb: no WANDB_API_KEY and no stored login; the run is stored offline, and `wandb sync` sends it later")
+        notify(
+            "wandb: no WANDB_API_KEY and no stored login; the run is stored offline, and `wandb sync` sends it later"
+        )
         offline = True
     if not offline:
         try:
             run = wandb.init(**start, settings=settings)
         except Exception as error:
-            say(f"wandb: no response; the run is stored offline, and `wandb sync` sends it later ({_reason(error)})")
+            notify(f"wandb: no response; the run is stored offline, and `wandb sync` sends it later ({_reason(error)})")
             wandb.teardown(exit_code=0)  # its service still holds the id of the run
         else:
             if run.url:
-                say(f"wandb: {run.url}")
+                notify(f"wandb: {run.url}")
             return run
     return wandb.init(**start, settings=settings, mode="offline")
 

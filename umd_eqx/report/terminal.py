@@ -55,8 +55,8 @@ class Terminal:
         self._phase = work
         self._step = start
         self._row: dict[str, float] = {}
-        self._unsaid = False
-        self._said_at = -math.inf
+        self._pending = False
+        self._printed_at = -math.inf
         self._bar: Any = None  # a rich.progress.Progress, while it is shown
         self._task: Any = None
 
@@ -65,14 +65,14 @@ class Terminal:
             self._bar = _bar(self._out)
             self._task = self._bar.add_task(self._phase, total=self._total, completed=self._step, stats="")
             self._bar.start()
-        self._pace.go()
+        self._pace.resume()
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
-        elif self._unsaid:
+        elif self._pending:
             self._line()
 
     def update(self, step: int, row: Mapping[str, SupportsFloat]) -> None:
@@ -87,10 +87,10 @@ class Terminal:
         self._pace.reach(step)
         self._phase, self._step = self._work, step
         self._row = {name: float(row[name]) for name in _SHOWN if name in row}
-        self._unsaid = True
+        self._pending = True
         if self._bar is not None:
             self._draw()
-        elif step >= self._total or self._clock() - self._said_at >= self._interval:
+        elif step >= self._total or self._clock() - self._printed_at >= self._interval:
             self._line()
 
     def phase(self, text: str, step: int | None = None) -> None:
@@ -104,18 +104,18 @@ class Terminal:
         """
         self._step = self._step if step is None else step
         if text == self._work:
-            self._pace.go()
+            self._pace.resume()
         else:
             self._pace.pause()
         # The text after a colon is a counter, which is printed as often as other numbers.
         changed, self._phase = text.partition(":")[0] != self._phase.partition(":")[0], text
         if self._bar is not None:
             self._draw()
-        elif text != self._work and (changed or self._clock() - self._said_at >= self._interval):
+        elif text != self._work and (changed or self._clock() - self._printed_at >= self._interval):
             self._print(f"{self._unit} {self._step}/{self._total}  {text}")
-            self._said_at = self._said_at if changed else self._clock()
+            self._printed_at = self._printed_at if changed else self._clock()
 
-    def say(self, text: str) -> None:
+    def print(self, text: str) -> None:
         """Prints a permanent line.
 
         **Arguments:**
@@ -129,16 +129,16 @@ class Terminal:
 
         **Arguments:**
 
-        - `text`: as for `say`.
+        - `text`: as for `print`.
         """
         self._print(f"warning: {text}", style="yellow")
 
     def _line(self) -> None:
-        eta = self._pace.left(self._total - self._step)
+        eta = self._pace.remaining(self._total - self._step)
         fields = [text for _, text in _fields(self._row, eta)]
         self._print("  ".join([f"{self._unit} {self._step}/{self._total}", *fields]))
-        self._unsaid = False
-        self._said_at = self._clock()
+        self._pending = False
+        self._printed_at = self._clock()
 
     def _print(self, text: str, style: str = "") -> None:
         if self._bar is None:
@@ -153,7 +153,7 @@ class Terminal:
         # Drops the least important fields if space is short, as rich would truncate a field.
         counts = f"{self._step}/{self._total}"
         room = self._bar.console.width - len(self._phase) - len(counts) - 18
-        fields = _fields(self._row, self._pace.left(self._total - self._step))
+        fields = _fields(self._row, self._pace.remaining(self._total - self._step))
         shown = set()
         for importance, text in sorted(fields):
             if len(text) + 2 <= room:
@@ -216,7 +216,7 @@ class _Pace:
         self._paused = True
         self._recent: deque[tuple[int, float]] = deque(maxlen=30)  # (steps, seconds) between updates
 
-    def go(self) -> None:
+    def resume(self) -> None:
         if self._running_since is None:
             self._running_since = self._clock()
             self._paused = False
@@ -234,9 +234,9 @@ class _Pace:
         if step > self._step and not was_paused:
             self._recent.append((step - self._step, self._spent))
         self._step, self._spent = step, 0.0
-        self.go()
+        self.resume()
 
-    def left(self, steps: int) -> float | None:
+    def remaining(self, steps: int) -> float | None:
         """Returns the estimated seconds for the given number of steps, or None before the first measurement."""
         if not self._recent:
             return None

@@ -19,7 +19,7 @@ _TITLES = {
 }
 _SHARES = ("throughput/mfu", "throughput/data_wait")
 _WIDE, _MAIN, _SIDE, _SMALL = (1000, 360), (600, 360), (400, 360), (320, 210)
-_MOST_PANELS = 18
+_MAX_PANELS = 18
 _HEADLINE = " (headline)"
 
 
@@ -53,7 +53,7 @@ def _section(run: RunDirectory, evaluation: str, section: Section) -> str:
         return ""
     sizes = (_MAIN, _SIDE) if len(drawn) == 2 else (_WIDE,) * len(drawn)
     cards = [
-        _card(title, lines, f"{_word(evaluation)}-{one.name}", size, legend, x_label=one.x_label, unit=one.unit)
+        _card(title, lines, f"{_slug(evaluation)}-{one.name}", size, legend, x_label=one.x_label, unit=one.unit)
         for (one, title, lines, legend, _), size in zip(drawn, sizes, strict=True)
     ]
     every = [line for _, _, lines, _, _ in drawn for line in lines]
@@ -147,7 +147,7 @@ def training(run: RunDirectory) -> str:
         cards.append(f'<div class="headline">\n{_card("Loss", lines, "loss", _WIDE, legend, may_be_log=True)}</div>\n')
     small = []
     ordered = [*(name for name in _TITLES if name in names), *(n for n in names if n not in _TITLES)]
-    for index, name in enumerate([name for name in ordered if name not in losses][:_MOST_PANELS]):
+    for index, name in enumerate([name for name in ordered if name not in losses][:_MAX_PANELS]):
         x, y = run.curve(name)
         steady = name == "train/lr"
         window = usual_window(len(y))
@@ -215,7 +215,7 @@ def shown_value(run: RunDirectory, name: str, value: float) -> str:
     return f"{value:.1f}%" if run.display(evaluation).is_percent(number) else f"{value:.4g}"
 
 
-def _word(name: str) -> str:
+def _slug(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9-]+", "-", name)
 
 

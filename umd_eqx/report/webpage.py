@@ -25,7 +25,7 @@ from umd_eqx.report.webcharts import evaluations, sections, shown_value, trainin
 PICTURE_BYTES = 5_500_000
 """Limit on the total size of the pictures, before base64 adds a third: keeps the page below about 8 MB."""
 
-EARLIER = 6
+MAX_EARLIER = 6
 """The maximum number of earlier versions of a picture on the page."""
 
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -132,7 +132,7 @@ def _pictures(run: RunDirectory) -> str:
     for path in sorted((run.path / "pictures").glob("*/*.png")):
         found.setdefault(path.parent.name, []).append(path)
     newest = {name: paths[-1] for name, paths in found.items()}
-    earlier = {name: _spread(paths[:-1], EARLIER) for name, paths in found.items()}
+    earlier = {name: _spread(paths[:-1], MAX_EARLIER) for name, paths in found.items()}
     room = PICTURE_BYTES
     shown: dict[Path, _Picture] = {}
     wanted = [*newest.values(), *sorted((p for paths in earlier.values() for p in paths), key=_step, reverse=True)]

@@ -18,13 +18,13 @@ from umd_eqx.recipes.config import DataConfig
 
 Weights = Literal["raw", "ema"]
 
-LARGEST_SIDE = 4096
+MAX_SIDE = 4096
 """The largest image side that the card of a network may declare."""
 
-LARGEST_COUNT = 2**16
+MAX_COUNT = 2**16
 """The largest count that the card of a tokenizer may declare: of channels, groups or levels."""
 
-MOST_LAYERS, MOST_SIZES = 16, 16
+MAX_LAYERS, MAX_RESOLUTIONS = 16, 16
 """Depth limits for the card of a tokenizer: building a deeper one would take minutes, even as shapes."""
 
 
@@ -43,7 +43,7 @@ def require_sane_network(
     if not isinstance(data.source, AbstractSource):
         raise TypeError("source")
     _require_counts(data.size, data.eval_batch_size, spec.channels, spec.num_classes, step)
-    if data.size > LARGEST_SIDE or kind not in get_args(Weights):
+    if data.size > MAX_SIDE or kind not in get_args(Weights):
         raise ValueError("size or weights")
     if not (isinstance(preset, str) and preset.isprintable()):
         raise TypeError("preset")
@@ -96,8 +96,8 @@ def require_sane_tokenizer(config: Any, channels: Any, shift: Any, scale: Any) -
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         some = value if isinstance(value, tuple) else (value,)
-        most = MOST_LAYERS if field.name == "layers" else LARGEST_COUNT
-        if len(some) > MOST_SIZES or any(type(count) is not int or not 0 < count <= most for count in some):
+        most = MAX_LAYERS if field.name == "layers" else MAX_COUNT
+        if len(some) > MAX_RESOLUTIONS or any(type(count) is not int or not 0 < count <= most for count in some):
             raise ValueError(field.name)
     if type(channels) is not int or not 0 < channels < 2**10:
         raise TypeError("channels")

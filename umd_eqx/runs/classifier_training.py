@@ -19,7 +19,7 @@ from umd_eqx.recipes.config import Config
 from umd_eqx.recipes.dump import as_flag, differences, run_identity
 from umd_eqx.training.step import TrainState
 
-TRAINED = "fashion_classifier.safetensors"
+CLASSIFIER_FILE = "fashion_classifier.safetensors"
 """File name of the weights in the run directory; the card lies beside them as `.json`."""
 
 COMMAND = ("python", "experiments/train_classifier.py")
@@ -57,8 +57,8 @@ def write_classifier(
         "step": step,
         "weights": "raw" if state.ema is None else "ema",
     }
-    save_fashion_classifier(model, run_dir / TRAINED, facts)
-    return run_dir / TRAINED
+    save_fashion_classifier(model, run_dir / CLASSIFIER_FILE, facts)
+    return run_dir / CLASSIFIER_FILE
 
 
 def lacks_classifier(built: Built, run_dir: Path, step: int) -> bool:
@@ -66,8 +66,8 @@ def lacks_classifier(built: Built, run_dir: Path, step: int) -> bool:
     if not isinstance(built.abstract_state().model, FashionClassifier):
         return False
     try:
-        load_fashion_classifier(run_dir / TRAINED)
-        return read_card(run_dir / TRAINED).get("step") != step
+        load_fashion_classifier(run_dir / CLASSIFIER_FILE)
+        return read_card(run_dir / CLASSIFIER_FILE).get("step") != step
     except BadInput:
         return True
 

@@ -8,18 +8,18 @@ from umd_eqx.eval import AbstractEvaluator, Denoising, FewShot, Generation, Reco
 from umd_eqx.objectives import AbstractObjective, Unified, denoising, masked_reconstruction
 from umd_eqx.recipes.config import CheckpointConfig, Config, DataConfig, LogConfig
 from umd_eqx.recipes.dump import load
-from umd_eqx.recipes.pretrain import PUBLISHED_NOISY_TIME, what_it_learns
+from umd_eqx.recipes.pretrain import PUBLISHED_NOISY_TIME, objective_evaluators
 from umd_eqx.runs.pretrained import Pretrained
 from umd_eqx.sampling import DDIM, DPMSolverPP
 from umd_eqx.training.optim import AbstractOptimiser, EmaConfig
 
-CLEAN_SHARE = 1 / 16
+CLEAN_FRACTION = 1 / 16
 """Fraction of a batch trained on reconstruction. Published: 1/20; 1/16 divides evenly into micro-batches."""
 
-SHORTER = 16
+EPOCH_DIVISOR = 16
 """Ratio of pre-training to fine-tuning length for schedules in epochs: 800 to 50, as published."""
 
-LONGER = 1.5
+STEP_FACTOR = 1.5
 """Ratio of fine-tuning to pre-training length for schedules in steps: 3,000 to 2,000, as in the small recipes."""
 
 
@@ -29,7 +29,8 @@ def derived_recipe(source: Pretrained, trained: Mapping[str, Any], types: Iterab
     The data, network, path, tokenizer, learning rate, batch size and intervals are those of the run. The changes are
     the published ones (reference.md, section 4): labels, no hidden patches in noised images, beta2 0.999, no weight
     decay, averaged weights, and crops of at least 95 % of an image. If the run was trained on clean images, a fraction
-    `CLEAN_SHARE` of each batch is still reconstructed. The length follows from the run's by `SHORTER` or `LONGER`.
+    `CLEAN_FRACTION` of each batch is still reconstructed. The length follows from the run's by `EPOCH_DIVISOR` or
+    `STEP_FACTOR`.
 
     **Arguments:**
 
@@ -44,9 +45,9 @@ def derived_recipe(source: Pretrained, trained: Mapping[str, Any], types: Iterab
     clean = sees_clean_images(trained["objective"])
     objective: AbstractObjective = denoising()
     if clean:
-        objective = Unified(denoising(), masked_reconstruction(), no_noise_prob=CLEAN_SHARE)
-    epochs = None if optim.epochs is None else optim.epochs / SHORTER
-    steps = None if optim.steps is None else round(LONGER * optim.steps)
+        objective = Unified(denoising(), masked_reconstruction(), no_noise_prob=CLEAN_FRACTION)
+    epochs = None if optim.epochs is None else optim.epochs / EPOCH_DIVISOR
+    steps = None if optim.steps is None else round(STEP_FACTOR * optim.steps)
     checkpoint: CheckpointConfig = load(trained["checkpoint"])
     log: LogConfig = load(trained["log"])
     return Config(
@@ -93,7 +94,7 @@ def _changed(optim: AbstractOptimiser, **fields: Any) -> AbstractOptimiser:
 
 def _data(data: DataConfig, optim: AbstractOptimiser) -> DataConfig:
     # Round up so that a sixteenth of each micro-batch is a whole number of images.
-    least = round(1 / CLEAN_SHARE) * optim.accumulate
+    least = round(1 / CLEAN_FRACTION) * optim.accumulate
     batch_size = -(-data.batch_size // least) * least
     # Stored latents have a different augmentation, so images are encoded on the fly instead.
     return dataclasses.replace(data, area_min=max(data.area_min, 95.0), batch_size=batch_size, latents=None)
@@ -115,6 +116,6 @@ def _evaluators(
     time = 0.0 if isinstance(objective, Unified) else PUBLISHED_NOISY_TIME
     return {
         "fewshot": dataclasses.replace(probe, every=probed, time=time),
-        **what_it_learns(objective, reconstruction, noised),
+        **objective_evaluators(objective, reconstruction, noised),
         "generation": Generation(every=generated, samples=samples, sampler=sampler),
     }

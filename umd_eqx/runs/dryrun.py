@@ -15,7 +15,7 @@ from umd_eqx.runs.memory import ENCODING, STEP, programs
 from umd_eqx.runs.resolved import Data, Resolved, resolve
 from umd_eqx.training.flops import peak_flops
 
-USUAL_MFU = 0.4
+ASSUMED_MFU = 0.4
 """Model FLOPs utilisation assumed by the time estimate."""
 
 
@@ -42,7 +42,7 @@ def dry_run(config: Config | Resolved, *, recipe: Config | None = None, limit_st
     memory, evaluations = _memory(built, resolved)
     flops = built.step_flops()
     peak, source = peak_flops()
-    seconds = flops / (peak * mesh.size * USUAL_MFU)
+    seconds = flops / (peak * mesh.size * ASSUMED_MFU)
     latents = ""
     if config.latent is not None:
         latents = f", latents of {config.tokenizer}: {config.data.size} px, downsampled by {config.latent.factor}"
@@ -56,7 +56,7 @@ def dry_run(config: Config | Resolved, *, recipe: Config | None = None, limit_st
         "memory": f"{memory.arguments / 1e9:.2f} GB of state and batch on each device, "
         f"{memory.temporaries / 1e9:.2f} GB more during a step (compiled for this machine)",
         "memory of evaluations": evaluations,
-        "time": f"{duration(seconds * steps)} at {USUAL_MFU:.0%} of the peak, {seconds * 1e3:,.0f} ms per step, "
+        "time": f"{duration(seconds * steps)} at {ASSUMED_MFU:.0%} of the peak, {seconds * 1e3:,.0f} ms per step, "
         "excluding evaluation",
     }
     width = max(map(len, lines)) + 2

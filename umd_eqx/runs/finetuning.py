@@ -20,7 +20,7 @@ from umd_eqx.runs.derived import derived_recipe
 from umd_eqx.runs.pretrained import Pretrained, Weights, from_pretrained
 from umd_eqx.runs.resolved import Resolved, resolve
 
-SAME_NETWORK = (
+MATCHING_FIELDS = (
     *("variant", "conditioning", "class_tokens", "registers", "prediction"),
     *("block.rotary", "block.qk_norm", "block.mlp"),
 )
@@ -90,7 +90,7 @@ def resolve_fitting(config: Config, source: Pretrained) -> Resolved:
     source's, and as `umd_eqx.runs.resolved.resolve` does.
     """
     assert isinstance(source.config, ModelConfig)
-    pairs = {name: tuple(map(operator.attrgetter(name), (source.config, config.model))) for name in SAME_NETWORK}
+    pairs = {name: tuple(map(operator.attrgetter(name), (source.config, config.model))) for name in MATCHING_FIELDS}
     different = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
     if different and config.start is not None:
         said = "; ".join(

@@ -90,7 +90,7 @@ def from_pretrained(
     tokenizer: str | None = None,
     known: Latents | None = None,
     field: str = "run",
-    say: Callable[[str], None] = print,
+    warn: Callable[[str], None] = print,
     types: Iterable[type] = (),
 ) -> Pretrained:
     """Loads a trained network from a run directory or an export. No pickle is loaded.
@@ -104,7 +104,7 @@ def from_pretrained(
     - `tokenizer`: the location of the tokenizer, for a network trained on latents. None: its location at training time.
     - `known`: a loaded tokenizer, reused if the network's tokenizer has the same name.
     - `field`: the field that named the path.
-    - `say`: called with a warning if a damaged checkpoint is skipped.
+    - `warn`: called with a warning if a damaged checkpoint is skipped.
     - `types`: user-defined classes that the run's configuration may contain.
 
     **Raises:** `BadInput` if `path` is neither a run nor an export, cannot be read, or does not match its card.
@@ -112,7 +112,7 @@ def from_pretrained(
     location = SHIPPED if path is None else Path(path)
     if location.is_dir():
         if (location / "config.json").exists():
-            return _from_run(location, weights, tokenizer, known, field, say, tuple(types))
+            return _from_run(location, weights, tokenizer, known, field, warn, tuple(types))
         exports = sorted(location.glob("*.safetensors"))
         if len(exports) != 1:
             found = f"{len(exports)} exports" if exports else "neither a run nor an export"
@@ -126,7 +126,7 @@ def from_pretrained(
 def first_weights(
     start: Start,
     source: Pretrained | None = None,
-    say: Callable[[str], None] = print,
+    warn: Callable[[str], None] = print,
     types: Iterable[type] = (),
 ) -> AbstractModel:
     """The initial weights of a run: those of `source`, or loaded from `start` if it is None.
@@ -134,7 +134,7 @@ def first_weights(
     **Raises:** `BadInput` as `from_pretrained` does, and if the weights differ from those the run was configured with.
     """
     if source is None:
-        source = from_pretrained(start.source, weights=start.weights, field="from", say=say, types=types)
+        source = from_pretrained(start.source, weights=start.weights, field="from", warn=warn, types=types)
     if source.digest != start.digest:
         problem = f"the weights in {start.source} are not those that this run was configured with"
         raise BadInput("from", problem, "Restore the original weights, or use another `run_dir` to start a new run")
@@ -184,7 +184,7 @@ def _from_run(
     tokenizer: str | None,
     known: Latents | None,
     field: str,
-    say: Callable[[str], None],
+    warn: Callable[[str], None],
     types: tuple[type, ...],
 ) -> Pretrained:
     try:
@@ -214,7 +214,7 @@ def _from_run(
             raise BadInput(field, problem, "Pass a run of pretrain.py or finetune.py")
         problem = f"{location} holds a tokenizer, not an auto-encoder"
         raise BadInput(field, problem, "Pass it to `tokenizer`, and a run of pretrain.py or finetune.py here")
-    step, state = restored(built, location, field, say)
+    step, state = restored(built, location, field, warn)
     average = state.ema if weights == "ema" else None
     model = state.model if average is None else average
     assert isinstance(model, AbstractModel)
@@ -233,14 +233,14 @@ def _denoises(objective: Any, types: tuple[type, ...]) -> bool | None:
     return found.denoises if isinstance(found, AbstractObjective) else None
 
 
-def restored(built: Built, run_dir: Path, field: str, say: Callable[[str], None]) -> tuple[int, TrainState]:
+def restored(built: Built, run_dir: Path, field: str, warn: Callable[[str], None]) -> tuple[int, TrainState]:
     """Restores the newest checkpoint of a run, read-only, and its step. Raises `BadInput` if there is none."""
     folder = run_dir / FOLDER
     found = None
     if folder.is_dir():
         checkpoints = Checkpoints(epath.Path(folder.absolute()), keep=built.config.checkpoint.keep, writing=False)
         try:
-            found = checkpoints.restore(built.abstract_state(), replicated(built.parts.mesh), say)
+            found = checkpoints.restore(built.abstract_state(), replicated(built.parts.mesh), warn)
         finally:
             checkpoints.close()
     if found is None:

@@ -13,10 +13,10 @@ from umd_eqx.recipes.dump import default_of, dump, load
 from umd_eqx.recipes.upgrade import upgraded
 from umd_eqx.report import Pictures, RunDirectory, Wandb, insert_row, save_pictures
 
-NO_MEASUREMENT = ("every", "headline")
+NON_RESULT_FIELDS = ("every", "headline")
 """Settings that affect when an evaluation runs or which result is its headline, but not the results."""
 
-LONGEST_LABEL = 80
+MAX_LABEL_LENGTH = 80
 """Maximum number of characters for the changed settings in the name of an evaluation."""
 
 
@@ -85,7 +85,7 @@ def changed(recorded: Any, asked: Any, prefix: str = "") -> dict[str, Any]:
     """The settings of `asked` (a dataclass) that differ from a recorded dump, by dotted name.
 
     Fields missing from the dump, which an older version wrote, are compared with their defaults. Tuples are compared
-    as a whole. If the types differ, all fields are compared with their defaults. `NO_MEASUREMENT` is excluded.
+    as a whole. If the types differ, all fields are compared with their defaults. `NON_RESULT_FIELDS` is excluded.
     """
     if not (dataclasses.is_dataclass(asked) and isinstance(recorded, Mapping)) or isinstance(asked, type):
         return {} if dump(asked) == recorded else {prefix.removesuffix("."): dump(asked)}
@@ -93,7 +93,7 @@ def changed(recorded: Any, asked: Any, prefix: str = "") -> dict[str, Any]:
     if recorded.get("type") != type(asked).__name__:
         found, recorded = {f"{prefix}type": type(asked).__name__}, {}
     for field in dataclasses.fields(asked):
-        if prefix or field.name not in NO_MEASUREMENT:
+        if prefix or field.name not in NON_RESULT_FIELDS:
             before = recorded[field.name] if field.name in recorded else dump(default_of(field))
             found |= changed(before, getattr(asked, field.name), f"{prefix}{field.name}.")
     return found
@@ -105,8 +105,8 @@ def label(name: str, changes: Mapping[str, Any]) -> str:
         return name
     exact = ",".join(f"{key}={_word(value)}" for key, value in sorted(changes.items()))
     plain = re.sub(r"[^A-Za-z0-9.,=+_-]+", "-", exact)
-    if plain != exact or len(plain) > LONGEST_LABEL:
-        plain = f"{plain[:LONGEST_LABEL]}-{sha256_of(exact.encode())[:8]}"
+    if plain != exact or len(plain) > MAX_LABEL_LENGTH:
+        plain = f"{plain[:MAX_LABEL_LENGTH]}-{sha256_of(exact.encode())[:8]}"
     return f"{name}[{plain}]"
 
 

@@ -31,8 +31,8 @@ from umd_eqx.runs.workspace import (
     claim,
     default_run_dir,
     environment,
+    locked,
     nearest_preset,
-    own,
     record,
     require_same_format,
 )
@@ -102,7 +102,7 @@ def run(
     built = build(config, resolved.data.spec)
     built.abstract_state()  # raises errors in the network's configuration before anything is written
     stop_at = built.steps(limit_steps)
-    with own(directory):
+    with locked(directory):
         kept = claim(directory, config, asked)
         if kept is None:
             kept = record(directory, config, preset, recipe)
@@ -148,7 +148,7 @@ class _Run:
             first, state = self._restore(checkpoints, terminal)
             metrics = stack.enter_context(MetricsFile.open(self.metrics_path, first or None))
             shown, meter = self._describe(state, metrics)
-            terminal.say(self._headline(state))
+            terminal.print(self._headline(state))
             sinks = Sinks(shown, terminal, metrics, self._wandb(terminal))
             stack.push(lambda kind, *_: sinks.close(failed=kind is not None))
             given = run_batches(self.resolved, self.tokenizer, self.parts.mesh, first)
@@ -176,7 +176,7 @@ class _Run:
             write_webpage(shown)
         if step == self.stop_at:
             finish(self.built, self.directory, step, lambda: self.resolved.data.splits, lambda: (step, state))
-        return self._goodbye(shown, step, stop.asked if step < self.stop_at else None)
+        return self._report_outcome(shown, step, stop.asked if step < self.stop_at else None)
 
     def _restore(self, checkpoints: Checkpoints, terminal: Terminal) -> tuple[int, TrainState]:
         everywhere = replicated(self.parts.mesh)
@@ -184,9 +184,9 @@ class _Run:
         source = self.resolved.take_source()
         if found is None:
             start = self.config.start
-            weights = None if start is None else first_weights(start, source, terminal.say, self.types)
+            weights = None if start is None else first_weights(start, source, terminal.print, self.types)
             return 0, place(self.built.init(weights), everywhere)
-        terminal.say(f"resuming {self.directory} at step {found[0]} of {self.built.total}")
+        terminal.print(f"resuming {self.directory} at step {found[0]} of {self.built.total}")
         return found
 
     def _tokenizer(self) -> AbstractTokenizer | None:
@@ -203,18 +203,18 @@ class _Run:
             tokenizer=self.tokenizer,
             objective=self.config.objective,
             threads=data.workers,
-            say=terminal.say,
+            notify=terminal.print,
             phase=terminal.phase,
         )
         names = {name for row in rows for name in row}
-        beaten = {name.split("/")[2] for name in names if name.startswith("eval/untrained/")}
+        measured = {name.split("/")[2] for name in names if name.startswith("eval/untrained/")}
         return Evaluations(
             {name: (evaluator, evaluator.build(context)) for name, evaluator in evaluators.items()},
             jax.random.fold_in(jax.random.key(self.config.seed), EVALUATION_KEY),
             last=self.stop_at,
             # Only freshly initialised weights serve as the untrained baseline.
-            untrained=self.built.init_model if self.config.start is None else None,
-            beaten=beaten,
+            init_model=self.built.init_model if self.config.start is None else None,
+            measured_untrained=measured,
         )
 
     def _describe(self, state: TrainState, metrics: MetricsFile) -> tuple[RunDirectory, Meter]:
@@ -250,7 +250,8 @@ class _Run:
     def _wandb(self, terminal: Terminal) -> Wandb | None:
         name = self.directory.name
         run_id = sha256_of(str(self.directory.absolute()).encode())[:16]
-        return Wandb.maybe(self.config.log.wandb, self.directory, name, dump(self.config), run_id, say=terminal.say)
+        config = dump(self.config)
+        return Wandb.maybe(self.config.log.wandb, self.directory, name, config, run_id, notify=terminal.print)
 
     def _already_done(self, step: int, checkpoints: Checkpoints) -> Outcome:
         print(f"{self.directory} is finished: it is at step {step} ({self.stop_at} requested). Its results:\n")
@@ -279,14 +280,14 @@ class _Run:
     ) -> RunDirectory:
         """Evaluates the newest checkpoint of a finished run, and adds the results to its metrics."""
         with Terminal(self.stop_at, start=self.stop_at) as terminal:
-            terminal.say(f"repeating evaluations with changed settings: {', '.join(evaluators)}")
+            terminal.print(f"repeating evaluations with changed settings: {', '.join(evaluators)}")
             self.tokenizer = self._tokenizer()
             evaluations = self._evaluations(terminal, evaluators, shown.rows)
             step, state = trained()
             row, pictures = evaluations.measure([*evaluators], state, functools.partial(terminal.phase, step=step))
             return add_measurement(shown, step, row, pictures, self._wandb(terminal))
 
-    def _goodbye(self, shown: RunDirectory, step: int, stopped_by: str | None) -> Outcome:
+    def _report_outcome(self, shown: RunDirectory, step: int, stopped_by: str | None) -> Outcome:
         if stopped_by is not None:
             print(f"stopped by {stopped_by} at step {step} of {self.built.total}, saved. The same command resumes it")
         else:

@@ -20,21 +20,21 @@ from umd_eqx.core.types import LatentSpec
 from umd_eqx.models.config import AbstractModelConfig
 from umd_eqx.models.tokenizers.base import AbstractTokenizer, with_statistics
 from umd_eqx.models.tokenizers.diffusers_vae import CONFIG, WEIGHTS, is_diffusers, read_diffusers
-from umd_eqx.models.tokenizers.files import FORMAT, OWN, TRAINED, write_tokenizer
+from umd_eqx.models.tokenizers.files import CARD_FIELDS, FORMAT, TOKENIZER_FILE, write_tokenizer
 from umd_eqx.models.tokenizers.vae import SD_V1, SD_V3, AutoencoderKL
 from umd_eqx.recipes.config import Config
 from umd_eqx.recipes.dump import dump, load
-from umd_eqx.runs.card_checks import MOST_SIZES, require_sane_tokenizer
+from umd_eqx.runs.card_checks import MAX_RESOLUTIONS, require_sane_tokenizer
 
 SHIPPED = {
     name: Path(__file__).parents[1] / "weights" / f"{name}.safetensors" for name in ("fashion-kl", "fashion-fsq")
 }
 """The small tokenizers included in the package, trained on the embedded images, by name."""
 
-LARGEST_FACTOR = 2**MOST_SIZES
+MAX_FACTOR = 2**MAX_RESOLUTIONS
 """An image side, in pixels, that is a multiple of the downsampling factor of every valid card."""
 
-WAY_OUT = "Pass a run of train_tokenizer.py, an export, the folder of a Stable Diffusion VAE, or one of "
+SOURCES_HINT = "Pass a run of train_tokenizer.py, an export, the folder of a Stable Diffusion VAE, or one of "
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -82,15 +82,15 @@ def load_tokenizer(source: str, field: str = "tokenizer") -> LoadedTokenizer:
     location = SHIPPED.get(source) or Path(source).expanduser()
     if not location.exists():
         location = _cached(source, field)
-    if location.is_dir() and (location / TRAINED).exists():
-        location = location / TRAINED
+    if location.is_dir() and (location / TOKENIZER_FILE).exists():
+        location = location / TOKENIZER_FILE
     elif is_diffusers(location):
         tokenizer = read_diffusers(location, field)
         return LoadedTokenizer(tokenizer, fingerprint(tokenizer), f"{source}, {_shape_of(tokenizer)}")
     elif location.is_dir():
         some = (location / "config.json").exists()
         problem = f"{location} holds {'a run without a finished' if some else 'no'} tokenizer"
-        raise BadInput(field, problem, WAY_OUT + ", ".join(SHIPPED))
+        raise BadInput(field, problem, SOURCES_HINT + ", ".join(SHIPPED))
     return _from_card(location, source, field)
 
 
@@ -152,11 +152,11 @@ def _from_card(location: Path, source: str, field: str) -> LoadedTokenizer:
     weights = read_weights(location, field)
     with open_card(location, field, "Train or export the tokenizer again", newest=FORMAT) as card:
         if card.get("kind") != "tokenizer":
-            raise BadInput(field, f"{location} holds no tokenizer", WAY_OUT + ", ".join(SHIPPED))
+            raise BadInput(field, f"{location} holds no tokenizer", SOURCES_HINT + ", ".join(SHIPPED))
         config, digest = load(card["model"]), card["sha256"]
         channels, shift, scale = card["channels"], card["shift"], card["scale"]
         require_sane_tokenizer(config, channels, shift, scale)
-        config.validate(LARGEST_FACTOR)
+        config.validate(MAX_FACTOR)
         make = functools.partial(config.build, 0, channels, 1)
         like = jax.eval_shape(lambda key: make(key=key), jax.random.key(0))
     require_described(location, weights, digest, field, anew)
@@ -166,7 +166,7 @@ def _from_card(location: Path, source: str, field: str) -> LoadedTokenizer:
         raise BadInput(field, problem, "Train or export the tokenizer again")
     tokenizer = with_statistics(filled, float(shift), float(scale))
     title = f"{source}, {config.title}, {_shape_of(tokenizer)}"
-    facts = {name: value for name, value in card.items() if name not in OWN}
+    facts = {name: value for name, value in card.items() if name not in CARD_FIELDS}
     return LoadedTokenizer(tokenizer, fingerprint(tokenizer), title, config, facts)
 
 
@@ -184,9 +184,9 @@ def _cached(source: str, field: str) -> Path:
     found = sorted(snapshots.iterdir(), key=lambda snapshot: snapshot.stat().st_mtime) if snapshots.is_dir() else []
     for snapshot in reversed(found):
         location = snapshot / folder
-        if any((location / file).exists() for file in (TRAINED, WEIGHTS, f"vae/{WEIGHTS}")):
+        if any((location / file).exists() for file in (TOKENIZER_FILE, WEIGHTS, f"vae/{WEIGHTS}")):
             return location
-    hint = WAY_OUT + ", ".join(SHIPPED)
+    hint = SOURCES_HINT + ", ".join(SHIPPED)
     if named is not None:
         files = " ".join(str(PurePosixPath(folder, name)) for name in (CONFIG, WEIGHTS))
         fetch = f"`pip install huggingface_hub && hf download {repository} {files}` downloads it"

@@ -21,7 +21,7 @@ from umd_eqx.core.files import save_json
 from umd_eqx.core.hashes import sha256_of
 from umd_eqx.core.types import same_tokenizer
 from umd_eqx.recipes.config import Config
-from umd_eqx.recipes.dump import as_flag, completed, differences, dump, flatten, only_the_run, run_identity
+from umd_eqx.recipes.dump import as_flag, completed, differences, dump, flatten, identity_fields, run_identity
 from umd_eqx.recipes.pretrain import PRETRAIN
 
 RUN_FORMAT = 2
@@ -31,7 +31,7 @@ An example is a change in the order of the images. A `config.json` without this 
 """
 
 PACKAGES = ("umd_eqx", "jax", "jaxlib", "equinox", "optax", "diffrax", "grain", "orbax-checkpoint", "numpy")
-LONGEST_NAME = 100
+MAX_NAME_LENGTH = 100
 
 
 def default_run_dir(preset: str, config: Config, recipe: Config, *, parent: Path = Path("runs")) -> Path:
@@ -45,8 +45,8 @@ def default_run_dir(preset: str, config: Config, recipe: Config, *, parent: Path
     told = {as_flag(name): new[name] for name in changed if not _by_default(name, old, new)}
     words = [f"{flag}={_plain(value)}" for flag, value in sorted(told.items())]
     name = ",".join([preset, *words])
-    if len(name) > LONGEST_NAME:
-        name = f"{name[:LONGEST_NAME]}-{sha256_of(name.encode())[:8]}"
+    if len(name) > MAX_NAME_LENGTH:
+        name = f"{name[:MAX_NAME_LENGTH]}-{sha256_of(name.encode())[:8]}"
     return parent / name
 
 
@@ -65,7 +65,7 @@ def nearest_preset(config: Config) -> tuple[str, Config]:
 
 
 @contextlib.contextmanager
-def own(run_dir: Path, field: str = "run_dir") -> Iterator[None]:
+def locked(run_dir: Path, field: str = "run_dir") -> Iterator[None]:
     """A context that locks the directory for this process, creating it if necessary.
 
     The lock is released when the process ends, however it ends. `field` is the field that named the directory. Raises
@@ -103,7 +103,7 @@ def claim(run_dir: Path, config: Config, preset: str | None) -> dict[str, Any] |
         return None
     try:
         kept = json.loads(path.read_text())
-        old = only_the_run(flatten(completed(kept["config"])))
+        old = identity_fields(flatten(completed(kept["config"])))
     except (ValueError, KeyError, TypeError) as error:
         raise BadInput("run_dir", f"{path} cannot be read", "Choose another directory") from error
     changed = differences(old, run_identity(config))

@@ -3,7 +3,7 @@
 from umd_eqx.sampling.base import AbstractSampler as AbstractSampler
 from umd_eqx.sampling.batch import sample as sample
 from umd_eqx.sampling.config import SAMPLERS as SAMPLERS
-from umd_eqx.sampling.config import in_force as in_force
+from umd_eqx.sampling.config import effective_sampler as effective_sampler
 from umd_eqx.sampling.denoisers import AbstractDenoiser as AbstractDenoiser
 from umd_eqx.sampling.denoisers import Clipped as Clipped
 from umd_eqx.sampling.denoisers import ModelDenoiser as ModelDenoiser

@@ -109,7 +109,7 @@ class AbstractGridSampler(AbstractSampler):
         return len(self.times(path, 64, end_times(path, self.head)))
 
 
-def begin(path: AbstractPath, times: Float64[np.ndarray, "k"], noise: Image) -> Image:
+def initial_state(path: AbstractPath, times: Float64[np.ndarray, "k"], noise: Image) -> Image:
     """Returns the initial state: sigma(t) times the noise at the first time, or the noise itself on a tabulated path.
 
     The latter is what the reference does.

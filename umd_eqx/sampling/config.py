@@ -26,7 +26,7 @@ SAMPLERS: Mapping[str, Callable[[], AbstractSampler]] = {
 """The values of `--sampler`. Fields that are fixed here are not copied from the sampler that is replaced."""
 
 
-def in_force(sampler: Sampler, *, latents: bool) -> Sampler:
+def effective_sampler(sampler: Sampler, *, latents: bool) -> Sampler:
     """Returns the sampler that is used, and recorded in result files, when `sampler` is configured.
 
     With `latents`, clipping is disabled whatever the value of `clip`, because latents are unbounded.

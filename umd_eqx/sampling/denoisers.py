@@ -13,7 +13,7 @@ from umd_eqx.core.types import AbstractCond, Image, IntervalCond, Time
 from umd_eqx.models import AbstractModel
 from umd_eqx.sampling.levels import levels
 
-SAFE_END = 1e-3
+END_MARGIN = 1e-3
 """The distance that samplers keep from an end of [0, 1] at which the path divides by zero."""
 
 Ends = tuple[float, float]
@@ -144,13 +144,13 @@ class Clipped(AbstractDerivedDenoiser):
 def end_times(path: AbstractPath, head: Head) -> Ends:
     """Returns the (last, first) time at which a sampler evaluates a network with the output `head`.
 
-    On a tabulated path these are 1/T and 1. On a smooth path they are `t_min` and `t_max`, kept at least `SAFE_END`
+    On a tabulated path these are 1/T and 1. On a smooth path they are `t_min` and `t_max`, kept at least `END_MARGIN`
     away from divisions by zero: by sigma at t = 0 and, with the eps head, by alpha at t = 1.
     """
     if isinstance(path, AbstractDiscretePath):
         return 1.0 / path.steps, 1.0
     assert isinstance(path, AbstractSmoothPath)
     alpha, sigma = levels(path, np.array([path.t_min, path.t_max]))
-    low = max(path.t_min, SAFE_END) if sigma[0] == 0 else path.t_min
-    high = min(path.t_max, 1 - SAFE_END) if alpha[1] == 0 and head == "eps" else path.t_max
+    low = max(path.t_min, END_MARGIN) if sigma[0] == 0 else path.t_min
+    high = min(path.t_max, 1 - END_MARGIN) if alpha[1] == 0 and head == "eps" else path.t_max
     return low, high

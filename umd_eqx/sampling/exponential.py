@@ -20,7 +20,7 @@ from umd_eqx.core.errors import BadInput, member
 from umd_eqx.core.paths import AbstractPath
 from umd_eqx.core.predictions import Head
 from umd_eqx.core.types import Image
-from umd_eqx.sampling.base import AbstractGridSampler, States, begin
+from umd_eqx.sampling.base import AbstractGridSampler, States, initial_state
 from umd_eqx.sampling.denoisers import AbstractDenoiser, Ends
 from umd_eqx.sampling.grids import AbstractGrid, LogSNRGrid, ReferenceGrid
 from umd_eqx.sampling.levels import levels
@@ -97,7 +97,7 @@ class DDIM(AbstractGridSampler):
         control = _StepNoise(0, steps, key if self.eta else None, step_noise, noise.shape, noise.dtype)
         terms = diffrax.MultiTerm(drift, diffrax.ControlTerm(lambda k, x, args: 1.0, control))
         solver = _DDIMStep(*(jnp.asarray(w, noise.dtype) for w in (of_image, of_x0, of_noise)))
-        return _run(solver, terms, begin(denoiser.path, times, noise), steps, all_states=all_states)
+        return _run(solver, terms, initial_state(denoiser.path, times, noise), steps, all_states=all_states)
 
 
 class DPMSolverPP(AbstractGridSampler):
@@ -152,7 +152,7 @@ class DPMSolverPP(AbstractGridSampler):
         times = self.times(denoiser.path, noise.shape[0], denoiser.ends)
         term = diffrax.ODETerm(_clean_image(self.clipped(denoiser), times))
         solver = _MultistepStep(*(jnp.asarray(w, noise.dtype) for w in weights))
-        return _run(solver, term, begin(denoiser.path, times, noise), len(times), all_states=all_states)
+        return _run(solver, term, initial_state(denoiser.path, times, noise), len(times), all_states=all_states)
 
 
 def _down_to_clean(path: AbstractPath, times: Weights) -> tuple[Float64[np.ndarray, "n"], Float64[np.ndarray, "n"]]:

@@ -9,7 +9,7 @@ from jaxtyping import Float64
 
 from umd_eqx.core.paths import AbstractDiscretePath, AbstractPath
 
-_HALVINGS = 60
+_BISECTIONS = 60
 """Bisection steps: 2^-60 of an interval in [0, 1] is below the float64 rounding error of any time above 0.01."""
 
 
@@ -43,7 +43,7 @@ def times_of(
     at = _compiled_levels(path, len(log_ratio))
     below, above = np.full_like(log_ratio, low), np.full_like(log_ratio, high)
     below[log_ratio >= _log_ratio(at(above))] = high
-    for _ in range(_HALVINGS):
+    for _ in range(_BISECTIONS):
         middle = 0.5 * (below + above)
         beyond = _log_ratio(at(middle)) > log_ratio
         below, above = np.where(beyond, below, middle), np.where(beyond, middle, above)

@@ -23,7 +23,7 @@ Solver = Literal["tsit5", "dopri5", "heun"]
 
 _SOLVERS = {"tsit5": diffrax.Tsit5, "dopri5": diffrax.Dopri5, "heun": diffrax.Heun}
 
-_ROWS = 64
+_JACOBIAN_CHUNK = 64
 """Number of Jacobian columns computed at once; memory use is that of as many forward passes."""
 
 State = tuple[Image, Scalar]
@@ -142,7 +142,7 @@ def _divergence(jacobian: Any, vectors: Float[Array, "probes h w c"] | None, lik
         unit = jnp.zeros(like.size, like.dtype).at[index].set(1.0)
         return jacobian(unit.reshape(like.shape)).reshape(-1)[index]
 
-    return jnp.sum(jax.lax.map(diagonal, jnp.arange(like.size), batch_size=min(_ROWS, like.size)))
+    return jnp.sum(jax.lax.map(diagonal, jnp.arange(like.size), batch_size=min(_JACOBIAN_CHUNK, like.size)))
 
 
 def _largest(error: State) -> Scalar:

@@ -18,7 +18,7 @@ from umd_eqx.core.errors import BadInput, member
 from umd_eqx.core.paths import AbstractPath
 from umd_eqx.core.predictions import Head
 from umd_eqx.core.types import Image
-from umd_eqx.sampling.base import AbstractGridSampler, AbstractSampler, States, begin, require_smooth
+from umd_eqx.sampling.base import AbstractGridSampler, AbstractSampler, States, initial_state, require_smooth
 from umd_eqx.sampling.denoisers import AbstractDenoiser
 from umd_eqx.sampling.fields import require_steps
 from umd_eqx.sampling.grids import AbstractGrid, EDMGrid, UniformGrid
@@ -61,7 +61,7 @@ class AbstractFixedStepODE(AbstractGridSampler):
     ) -> States:
         """Returns the state at each time, or only the last one."""
         require_smooth(denoiser.path, type(self).__name__.lower())
-        x, ts = begin(denoiser.path, times, noise), jnp.asarray(times, noise.dtype)
+        x, ts = initial_state(denoiser.path, times, noise), jnp.asarray(times, noise.dtype)
         if len(times) == 1:
             return x[None]
         solution = diffrax.diffeqsolve(
@@ -171,7 +171,7 @@ class Adaptive(AbstractSampler):
             t0=high,
             t1=low,
             dt0=None,
-            y0=begin(denoiser.path, times, noise),
+            y0=initial_state(denoiser.path, times, noise),
             saveat=saveat,
             stepsize_controller=diffrax.PIDController(rtol=self.rtol, atol=self.atol),
             adjoint=diffrax.ForwardMode(),

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Float64, PRNGKeyArray
 from umd_eqx.core.paths import AbstractPath, AbstractSmoothPath
 from umd_eqx.core.predictions import Head
 from umd_eqx.core.types import Image, Scalar, Time
-from umd_eqx.sampling.base import AbstractGridSampler, States, begin, require_smooth
+from umd_eqx.sampling.base import AbstractGridSampler, States, initial_state, require_smooth
 from umd_eqx.sampling.denoisers import AbstractDenoiser, Ends
 from umd_eqx.sampling.grids import AbstractGrid, EDMGrid, Times
 from umd_eqx.sampling.levels import levels
@@ -63,7 +63,7 @@ class ReverseSDE(AbstractGridSampler):
         all_states: bool,
     ) -> States:
         smooth = require_smooth(denoiser.path, "sde")
-        clipped, x = self.clipped(denoiser), begin(denoiser.path, times, noise)
+        clipped, x = self.clipped(denoiser), initial_state(denoiser.path, times, noise)
         if len(times) == 1:
             return x[None]
 

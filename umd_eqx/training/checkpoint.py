@@ -30,7 +30,7 @@ FOLDER = "checkpoints"
 SEAL = "crc32.json"
 """The file with the checksums of a checkpoint's files, in the same folder."""
 
-DAMAGE = ("DATA_LOSS", "NOT_FOUND", "OUT_OF_RANGE", "INVALID_ARGUMENT", "FAILED_PRECONDITION")
+DAMAGE_CODES = ("DATA_LOSS", "NOT_FOUND", "OUT_OF_RANGE", "INVALID_ARGUMENT", "FAILED_PRECONDITION")
 """Status codes of tensorstore for damaged or missing files. UNKNOWN, PERMISSION_DENIED, ... are system errors."""
 
 
@@ -45,7 +45,7 @@ class Checkpoints:
     """
 
     def __init__(self, directory: epath.Path, *, keep: int, writing: bool = True):
-        _hush()
+        _silence_orbax()
         self.directory, self.writing = directory, writing
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, enable_async_checkpointing=True, read_only=not writing, create=writing
@@ -76,12 +76,12 @@ class Checkpoints:
         self._sealed = self._background.submit(self._seal, step)
 
     def restore(
-        self, like: TrainState, sharding: jax.sharding.Sharding, say: Callable[[str], None]
+        self, like: TrainState, sharding: jax.sharding.Sharding, warn: Callable[[str], None]
     ) -> tuple[int, TrainState] | None:
         """Returns the newest readable state with its step, or None if there are no checkpoints.
 
         `like` has the structure of the state (shapes suffice), and `sharding` is that of the restored arrays. A damaged
-        checkpoint is reported by `say`, renamed to `<step>.corrupt`, and the one before it is tried. Raises `BadInput`
+        checkpoint is reported by `warn`, renamed to `<step>.corrupt`, and the one before it is tried. Raises `BadInput`
         if none can be read, and for system errors that do not come from the files; nothing is then renamed.
         """
         arrays, static = eqx.partition(like, lambda leaf: hasattr(leaf, "dtype"))
@@ -95,7 +95,7 @@ class Checkpoints:
                 restored = self._read(step, abstract)
             except _Damaged as error:
                 aside = f"; set aside as {step}.corrupt" if self.writing else ""
-                say(f"checkpoint {step} is corrupt ({error}){aside}, trying the one before it")
+                warn(f"checkpoint {step} is corrupt ({error}){aside}, trying the one before it")
                 if self.writing:
                     self._set_aside(step)
                 continue
@@ -155,7 +155,7 @@ class Checkpoints:
                 raise KeyboardInterrupt from error
             if not sealed and _is_damage(cause):
                 raise _Damaged((str(cause).strip() or type(cause).__name__).splitlines()[0][:160]) from error
-            if trouble := _trouble(cause):
+            if trouble := _system_error(cause):
                 problem = f"checkpoint {step} in {self.directory} cannot be read ({trouble})"
                 hint = "The checkpoint is unchanged: resolve the error and run the same command again"
                 raise BadInput("run_dir", problem, hint) from error
@@ -203,17 +203,17 @@ def _is_damage(error: BaseException) -> bool:
     """Whether an error of orbax, json or tensorstore is caused by a damaged or missing file."""
     if isinstance(error, ValueError):
         status = _status(error)
-        return status is None or status in DAMAGE
+        return status is None or status in DAMAGE_CODES
     # The last three are raised for metadata that is valid JSON with unexpected content.
     return isinstance(error, FileNotFoundError | IsADirectoryError | LookupError | TypeError | AttributeError)
 
 
-def _trouble(error: BaseException) -> str | None:
+def _system_error(error: BaseException) -> str | None:
     """Returns the message of a system error; None for any other error."""
     if isinstance(error, OSError):
         return error.strerror or str(error)
     status = _status(error)
-    if not isinstance(error, ValueError) or status is None or status in DAMAGE:
+    if not isinstance(error, ValueError) or status is None or status in DAMAGE_CODES:
         return None
     number = re.search(r"os_error_code='(\d+)'", str(error))
     return os.strerror(int(number[1])) if number else status
@@ -248,25 +248,25 @@ def require_space(run_dir: epath.Path, state: PyTree, keep: int) -> None:
         )
 
 
-def _hush() -> None:
+def _silence_orbax() -> None:
     # orbax logs profusely at INFO, warns about its own defaults, and logs each error with a traceback. When it leaves
     # its event loop, each pending array prints another traceback, or a warning that it was never awaited: hundreds for
     # a full disk. Its errors are raised as exceptions as well.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
-    logging.getLogger("asyncio").addFilter(_is_no_echo)
+    logging.getLogger("asyncio").addFilter(_is_not_duplicate)
     warnings.filterwarnings("ignore", r"coroutine '.*' was never awaited", RuntimeWarning)
-    if not isinstance(sys.unraisablehook, _WithoutEchoes):
-        sys.unraisablehook = _WithoutEchoes(sys.unraisablehook)
+    if not isinstance(sys.unraisablehook, _WithoutDuplicates):
+        sys.unraisablehook = _WithoutDuplicates(sys.unraisablehook)
 
 
-def _is_no_echo(record: logging.LogRecord) -> bool:
+def _is_not_duplicate(record: logging.LogRecord) -> bool:
     return not any(
         echo in record.getMessage() for echo in ("exception was never retrieved", "destroyed but it is pending")
     )
 
 
 @dataclasses.dataclass(frozen=True)
-class _WithoutEchoes:
+class _WithoutDuplicates:
     report: Callable[[Any], object]
 
     def __call__(self, unraisable: Any) -> None:

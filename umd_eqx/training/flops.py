@@ -16,7 +16,7 @@ from umd_eqx.core.types import Batch
 from umd_eqx.models.tokenizers.base import AbstractTokenizer
 from umd_eqx.objectives import AbstractObjective
 
-PEAKS = {
+PEAK_FLOPS = {
     "NVIDIA A100": 312e12,
     "NVIDIA H100": 989e12,
     "NVIDIA H200": 989e12,
@@ -114,9 +114,9 @@ def peak_flops(*, seconds: float = 0.3) -> tuple[float, str]:
     float32 products of 1536 x 1536 matrices.
     """
     kind = jax.devices()[0].device_kind
-    for name in sorted(PEAKS, key=len, reverse=True):
+    for name in sorted(PEAK_FLOPS, key=len, reverse=True):
         if kind.startswith(name):
-            return PEAKS[name], f"{name}, data sheet, bfloat16"
+            return PEAK_FLOPS[name], f"{name}, data sheet, bfloat16"
     return measured_peak_flops(seconds=seconds), f"{kind}, measured, float32"
 
 

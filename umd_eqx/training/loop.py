@@ -29,8 +29,8 @@ class Evaluations:
     - `evaluators`: each evaluator with the evaluation function built from it.
     - `key`: the key of every evaluation of a run. They use the same masks and noise, which makes them comparable.
     - `last`: the last step of the run, at which every evaluator is due.
-    - `untrained`: returns the model with its initial weights; None if it is not to be evaluated.
-    - `beaten`: the names of evaluators that have already measured the initial weights.
+    - `init_model`: returns the model with its initial weights; None if it is not to be evaluated.
+    - `measured_untrained`: the names of evaluators that have already measured the initial weights.
     """
 
     def __init__(
@@ -39,44 +39,45 @@ class Evaluations:
         key: PRNGKeyArray,
         *,
         last: int,
-        untrained: Callable[[], eqx.Module] | None,
-        beaten: Iterable[str] = (),
+        init_model: Callable[[], eqx.Module] | None,
+        measured_untrained: Iterable[str] = (),
     ):
-        self.evaluators, self.key, self.last, self.untrained = evaluators, key, last, untrained
-        self.beaten = set(beaten)
+        self.evaluators, self.key, self.last, self.init_model = evaluators, key, last, init_model
+        self.measured_untrained = set(measured_untrained)
 
     def due(self, step: int) -> list[str]:
         """Returns the names of the evaluators that are due after `step` steps."""
         return [name for name, (e, _) in self.evaluators.items() if step % e.every == 0 or step == self.last]
 
-    def measure(self, names: list[str], state: TrainState, say: Callable[[str], None]) -> tuple[Row, dict]:
+    def measure(self, names: list[str], state: TrainState, phase: Callable[[str], None]) -> tuple[Row, dict]:
         """Returns scalars named `eval/<evaluator>/...` and image grids named `<evaluator>/...`.
 
-        With the first evaluation of each evaluator that has `untrained`, its scalars of the initial weights are
+        With the first evaluation of each evaluator with `measures_untrained`, its scalars of the initial weights are
         returned too, as `eval/untrained/<evaluator>/...`. They are not measured before training, which would delay it.
         """
         row: Row = {}
         pictures: dict[str, np.ndarray] = {}
         for name in names:
             evaluator, evaluate = self.evaluators[name]
-            say(f"evaluating {name}")
+            phase(f"evaluating {name}")
             average = state.ema if evaluator.weights == "ema" else None
             report = evaluate(state.model if average is None else average, self.key)
             row |= {f"eval/{name}/{key}": value for key, value in report.scalars.items()}
             pictures |= {f"{name}/{key}": image for key, image in report.images.items()}
-        missing = [name for name in names if self.evaluators[name][0].untrained and name not in self.beaten]
-        if missing and self.untrained is not None:
-            row |= self._untrained(self.untrained(), missing, say)
+        baselines = {name for name in names if self.evaluators[name][0].measures_untrained}
+        missing = [name for name in names if name in baselines - self.measured_untrained]
+        if missing and self.init_model is not None:
+            row |= self._measure_untrained(self.init_model(), missing, phase)
         return row, pictures
 
-    def _untrained(self, model: eqx.Module, names: list[str], say: Callable[[str], None]) -> Row:
+    def _measure_untrained(self, model: eqx.Module, names: list[str], phase: Callable[[str], None]) -> Row:
         row = {}
         for name in names:
-            say(f"evaluating {name} of the untrained network")
+            phase(f"evaluating {name} of the untrained network")
             evaluator, evaluate = self.evaluators[name]
             scalars = evaluate(model, self.key).scalars
             row |= {f"eval/untrained/{name}/{key}": v for key, v in scalars.items() if not evaluator.is_baseline(key)}
-            self.beaten.add(name)
+            self.measured_untrained.add(name)
         return row
 
 

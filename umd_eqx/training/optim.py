@@ -13,7 +13,7 @@ from jaxtyping import PyTree
 
 from umd_eqx.core.errors import BadInput
 
-UNDECAYED = frozenset({"bias", "class_tokens", "registers", "mask_token"})
+NO_DECAY = frozenset({"bias", "class_tokens", "registers", "mask_token"})
 """Parameters without weight decay, as in the reference. Scales and position embeddings are decayed."""
 
 STACKED = ("blocks", "layers")
@@ -100,7 +100,7 @@ def schedule(config: AbstractOptimiser, num_train: int, batch_size: int) -> opta
 
 def decayed(params: PyTree) -> PyTree:
     """Returns a PyTree of bools, True for each parameter that weight decay applies to, as in the reference."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: not UNDECAYED & set(names_of(path)), params)
+    return jax.tree_util.tree_map_with_path(lambda path, _: not NO_DECAY & set(names_of(path)), params)
 
 
 def names_of(path: tuple[Any, ...]) -> list[str | None]:

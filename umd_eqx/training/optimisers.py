@@ -12,7 +12,7 @@ from jaxtyping import PyTree
 
 from umd_eqx.core.errors import BadInput
 from umd_eqx.training.optim import (
-    UNDECAYED,
+    NO_DECAY,
     AbstractOptimiser,
     decayed,
     is_stacked,
@@ -178,7 +178,7 @@ def _adamw(config: AdamW | Muon, lr: optax.Schedule) -> list[optax.GradientTrans
 
 
 def _adapted(params: PyTree) -> PyTree:
-    plain = UNDECAYED | {"scale"}
+    plain = NO_DECAY | {"scale"}
     return jax.tree_util.tree_map_with_path(lambda path, _: not plain & set(names_of(path)), params)
 
 

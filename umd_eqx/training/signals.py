@@ -60,13 +60,13 @@ def end_interrupted(message: str) -> NoReturn:
 class Stop:
     """Context manager in which the first Ctrl-C or SIGTERM sets `asked`, and a second Ctrl-C raises immediately.
 
-    `say` is called with a message the first time. Outside the main thread, where Python does not deliver signals, the
+    `warn` is called with a message the first time. Outside the main thread, where Python does not deliver signals, the
     context manager does nothing.
     """
 
-    def __init__(self, say: Callable[[str], None]):
+    def __init__(self, warn: Callable[[str], None]):
         self.asked: str | None = None
-        self._say = say
+        self._warn = warn
         self._old = {}
 
     def __enter__(self) -> "Stop":
@@ -86,4 +86,4 @@ class Stop:
             raise KeyboardInterrupt
         if self.asked is None:
             self.asked = signal.Signals(number).name
-            self._say(f"{self.asked}: saving after this step and its evaluations (Ctrl-C again to leave at once)")
+            self._warn(f"{self.asked}: saving after this step and its evaluations (Ctrl-C again to leave at once)")

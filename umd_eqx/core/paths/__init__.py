@@ -5,7 +5,7 @@ time (i + 1) / 1000, and the reference's "step 0, no noise" is t = 0. A smooth p
 ODE and SDE solvers require. A path holds hyper-parameters only and is therefore its own configuration.
 """
 
-from umd_eqx.core.paths.base import LARGEST_FINAL_SIGNAL as LARGEST_FINAL_SIGNAL
+from umd_eqx.core.paths.base import MAX_FINAL_SIGNAL as MAX_FINAL_SIGNAL
 from umd_eqx.core.paths.base import NETWORK_STEPS as NETWORK_STEPS
 from umd_eqx.core.paths.base import AbstractPath as AbstractPath
 from umd_eqx.core.paths.base import Clean as Clean

@@ -11,7 +11,7 @@ from umd_eqx.core.types import Image, NetworkTime, Scalar, Time
 NETWORK_STEPS = 1000
 """The network time of t = 1. The time embedding of every published network covers steps 0 .. 1000."""
 
-LARGEST_FINAL_SIGNAL = 0.02
+MAX_FINAL_SIGNAL = 0.02
 """The largest permitted alpha / sigma at the final time of a path.
 
 Sampling starts from pure noise, as if alpha were 0 at the final time. Any remaining signal is a mismatch between
@@ -113,7 +113,7 @@ class Clean(AbstractPath):
 
 
 def require_noise(alpha: float, sigma: float, field: str, end: str, hint: str) -> None:
-    """Raises `BadInput` naming `field` if alpha / sigma at the end of a path exceeds `LARGEST_FINAL_SIGNAL`."""
-    if not alpha <= LARGEST_FINAL_SIGNAL * sigma:
+    """Raises `BadInput` naming `field` if alpha / sigma at the end of a path exceeds `MAX_FINAL_SIGNAL`."""
+    if not alpha <= MAX_FINAL_SIGNAL * sigma:
         problem = f"the path does not end in noise: after {end} alpha is {alpha:.2g} and sigma {sigma:.2g}"
         raise BadInput(field, problem, hint)

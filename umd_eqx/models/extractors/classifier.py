@@ -95,8 +95,8 @@ class FashionClassifier(AbstractExtractor, AbstractClassifier):
             raise ValueError(f"images have {image.shape[2]} channels, but the classifier supports 1 or 3")
         if image.shape[:2] != (SIDE, SIDE):
             image = resize_bilinear(image, SIDE)
-        x = jax.nn.relu(halve(self.first(image / 127.5 - 1.0)))
-        x = jax.nn.relu(halve(self.second(x)))
+        x = jax.nn.relu(max_pool(self.first(image / 127.5 - 1.0)))
+        x = jax.nn.relu(max_pool(self.second(x)))
         # Not averaged over the pixels: clothes are centred in their images, and the position of a sleeve matters.
         features = jax.nn.relu(self.hidden(x.reshape(-1)))
         return Activations(features, self.head(features))
@@ -106,7 +106,7 @@ class FashionClassifier(AbstractExtractor, AbstractClassifier):
         return self((image + 1.0) * 127.5).logits
 
 
-def halve(x: Float[Array, "h w c"]) -> Float[Array, "half_h half_w c"]:
+def max_pool(x: Float[Array, "h w c"]) -> Float[Array, "half_h half_w c"]:
     """Applies 2 x 2 max pooling to each channel; both sides must be even."""
     h, w, c = x.shape
     # Not `reduce_window`: its gradient is slow on a CPU.

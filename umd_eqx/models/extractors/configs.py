@@ -19,7 +19,7 @@ class FashionClassifierConfig(AbstractModelConfig):
         return "FashionClassifier"
 
     @property
-    def knows_labels(self) -> bool:
+    def class_conditional(self) -> bool:
         """Always False: the label is the prediction target, not an input."""
         return False
 

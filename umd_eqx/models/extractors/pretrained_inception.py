@@ -21,11 +21,11 @@ from umd_eqx.core.tensors import read_tensors
 from umd_eqx.models.extractors.inception import InceptionV3, Port
 from umd_eqx.models.extractors.inception_table import convolutions, parameter_shapes
 
-VARIABLE = "UMD_EQX_INCEPTION"
+ENVIRONMENT_VARIABLE = "UMD_EQX_INCEPTION"
 """The environment variable with the path of a converted file."""
-FILE = "inception-2015-12-05.safetensors"
+CACHE_FILE = "inception-2015-12-05.safetensors"
 """The name of a converted file in the cache."""
-CONVERT = "python experiments/convert_inception.py --download"
+CONVERT_COMMAND = "python experiments/convert_inception.py --download"
 
 
 class Published(NamedTuple):
@@ -57,20 +57,20 @@ def find_inception(path: str | None = None, port: Port = "pytorch") -> Inception
     The weights are looked up at `path` (--inception-weights), else at $UMD_EQX_INCEPTION, else in the cache. Raises
     `BadInput` for a file that was named and cannot be used, and for a damaged file in the cache.
     """
-    named = os.environ.get(VARIABLE)
+    named = os.environ.get(ENVIRONMENT_VARIABLE)
     if path is not None:
         return load_inception(path, port=port)
     if named:
-        return load_inception(named, f"${VARIABLE}", port)
-    kept = cache_folder() / FILE
+        return load_inception(named, f"${ENVIRONMENT_VARIABLE}", port)
+    kept = cache_folder() / CACHE_FILE
     return load_inception(kept, str(kept), port) if kept.is_file() else None
 
 
 def missing_inception() -> str:
     """Returns a one-line hint for missing weights, without a full stop."""
     return (
-        f"For FID, run `{CONVERT}` once (96 MB, needs torch) "
-        f"or give a converted file with `inception_weights` or ${VARIABLE}"
+        f"For FID, run `{CONVERT_COMMAND}` once (96 MB, needs torch) "
+        f"or give a converted file with `inception_weights` or ${ENVIRONMENT_VARIABLE}"
     )
 
 
@@ -90,7 +90,7 @@ def load_inception(
     other weights are not FID.
     """
     tensors, texts = read_tensors(path, field)
-    hint = f"Convert the published file: {CONVERT}"
+    hint = f"Convert the published file: {CONVERT_COMMAND}"
     for name, shape in parameter_shapes().items():
         if name not in tensors:
             raise BadInput(field, f"{path} lacks {name}", hint)

@@ -21,7 +21,7 @@ class _TokenizerConfig(AbstractModelConfig):
     """Base class for tokenizer configurations: no labels, no masks, and a file written when training is finished."""
 
     @property
-    def knows_labels(self) -> bool:
+    def class_conditional(self) -> bool:
         """Always False: tokenizers are not conditioned on labels."""
         return False
 

@@ -20,14 +20,14 @@ from umd_eqx.models.tokenizers.vae import AutoencoderKL, VAEConfig
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 """The names of the two files of a diffusers model."""
 
-LARGEST_WIDTH = 2**14
+MAX_WIDTH = 2**14
 """The largest width that is accepted in a configuration."""
-MOST_LAYERS = 64
+MAX_LAYERS = 64
 """The largest accepted number of layers per resolution. Shapes are computed first, which is slow for thousands."""
 SD_SCALE = 0.18215
 """The default `scaling_factor` of diffusers, on which the published Stable Diffusion 1 files rely."""
 
-FIXED = {
+FIXED_OPTIONS = {
     "act_fn": "silu",
     "norm_type": "group",
     "block_out_channels_multiplier": None,
@@ -69,25 +69,25 @@ def read_diffusers(place: str | os.PathLike[str], field: str = "tokenizer") -> A
     file = place if place.is_file() else folder / WEIGHTS
     tensors, _ = read_tensors(file, field)
     like = jax.eval_shape(lambda key: AutoencoderKL.init(config, key=key), jax.random.key(0))
-    renamed = _new_names(tensors)
+    renamed = _current_names(tensors)
     if len(renamed) < len(tensors):
         problem = f"{file} holds the attention layers under both their old and their new names"
         raise BadInput(field, problem, "Download the file again")
     tensors = renamed
-    wanted = {_theirs(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(like)}
+    wanted = {_diffusers_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(like)}
     hint = f"Check that {CONFIG} belongs to this file"
     for name in sorted(set(tensors) - set(wanted)):
-        raise BadInput(field, f"{_word(name)} in {file} is not part of the network", hint)
+        raise BadInput(field, f"{_printable(name)} in {file} is not part of the network", hint)
 
     def put(path: tuple[jax.tree_util.KeyEntry, ...], leaf: Any) -> jax.Array:
-        name = _theirs(path)
+        name = _diffusers_name(path)
         if name not in tensors:
             raise BadInput(field, f"{file} lacks {name}", hint)
         if not jnp.issubdtype(tensors[name].dtype, jnp.floating):  # a quantised file
             problem = f"{name} in {file} has dtype {tensors[name].dtype}"
             raise BadInput(field, problem, "Download the file in float16 or float32")
         with np.errstate(over="ignore"):  # overflow to infinity is reported below
-            tensor = _ours(tensors[name].astype(np.float32), leaf.ndim)
+            tensor = _from_diffusers_layout(tensors[name].astype(np.float32), leaf.ndim)
         if tensor.shape != leaf.shape:
             problem = f"{name} in {file} has shape {tensors[name].shape}, which is not that of the network"
             raise BadInput(field, problem, hint)
@@ -107,7 +107,7 @@ def write_diffusers(tokenizer: AutoencoderKL, config: VAEConfig, folder: str | o
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     leaves = jax.tree_util.tree_leaves_with_path(tokenizer)
-    tensors = {_theirs(path): _as_theirs(np.asarray(leaf, np.float32)) for path, leaf in leaves}
+    tensors = {_diffusers_name(path): _to_diffusers_layout(np.asarray(leaf, np.float32)) for path, leaf in leaves}
     write_tensors(folder / WEIGHTS, tensors, {"format": "pt"})
     content = {
         "_class_name": "AutoencoderKL",
@@ -138,12 +138,12 @@ def _read_config(path: Path, field: str) -> VAEConfig:
     try:
         content = json.loads(path.read_text())
         if content.get("_class_name") != "AutoencoderKL":
-            problem = f"{path} describes a {_word(content.get('_class_name'))!r}, not an AutoencoderKL"
+            problem = f"{path} describes a {_printable(content.get('_class_name'))!r}, not an AutoencoderKL"
             raise BadInput(field, problem, "Give the folder of the VAE")
-        for name, only in FIXED.items():
+        for name, only in FIXED_OPTIONS.items():
             found = content.get(name, only)
             if any(value != only for value in (found if isinstance(found, list) else [found])):
-                problem = f"{path} has {name} = {_word(found)}, and only {only} is supported"
+                problem = f"{path} has {name} = {_printable(found)}, and only {only} is supported"
                 raise BadInput(field, problem, "Use another VAE")
         if content.get("in_channels", 3) != content.get("out_channels", 3):
             raise BadInput(field, f"{path} has different numbers of input and output channels", "Use another VAE")
@@ -176,7 +176,7 @@ def _number(value: Any, null: float) -> float:
     return null if value is None else float(value)
 
 
-def _word(value: Any) -> str:
+def _printable(value: Any) -> str:
     # Text from a file, for a message: short, on one line and without control characters.
     return "".join(c if c.isprintable() else " " for c in str(value)[:80])
 
@@ -184,9 +184,9 @@ def _word(value: Any) -> str:
 def _require_sane(config: VAEConfig) -> None:
     """Raises `TypeError` or `ValueError` for values that diffusers does not write."""
     counts = (config.channels, config.latent_channels, config.layers, config.groups, *config.widths)
-    if any(type(count) is not int or not 0 < count <= LARGEST_WIDTH for count in counts) or len(config.widths) > 10:
+    if any(type(count) is not int or not 0 < count <= MAX_WIDTH for count in counts) or len(config.widths) > 10:
         raise TypeError("a count")
-    if config.layers > MOST_LAYERS:
+    if config.layers > MAX_LAYERS:
         raise ValueError("layers")
     if not (math.isfinite(config.shift) and math.isfinite(config.scale) and config.scale > 0):
         raise ValueError("shift or scale")
@@ -194,7 +194,7 @@ def _require_sane(config: VAEConfig) -> None:
         raise TypeError("attention or convolutions")
 
 
-def _theirs(path: tuple[jax.tree_util.KeyEntry, ...]) -> str:
+def _diffusers_name(path: tuple[jax.tree_util.KeyEntry, ...]) -> str:
     """Returns the name of an array in diffusers, given its path in our tree."""
     name = jax.tree_util.keystr(path)[1:]
     side, up = ("up", "up_blocks") if name.startswith("decoder") else ("down", "down_blocks")
@@ -216,7 +216,7 @@ def _theirs(path: tuple[jax.tree_util.KeyEntry, ...]) -> str:
     return name
 
 
-def _new_names(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _current_names(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     names = {f".attentions.0.{old}.": f".attentions.0.{new}." for new, old in OLD_ATTENTION.items()}
 
     def renamed(name: str) -> str:
@@ -227,7 +227,7 @@ def _new_names(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {renamed(name): tensor for name, tensor in tensors.items()}
 
 
-def _ours(tensor: np.ndarray, ndim: int) -> np.ndarray:
+def _from_diffusers_layout(tensor: np.ndarray, ndim: int) -> np.ndarray:
     if tensor.ndim == 4 and ndim == 2 and tensor.shape[2:] == (1, 1):  # a 1 x 1 convolution instead of a linear layer
         tensor = tensor[:, :, 0, 0]
     if tensor.ndim != ndim:
@@ -235,5 +235,5 @@ def _ours(tensor: np.ndarray, ndim: int) -> np.ndarray:
     return tensor.transpose(2, 3, 1, 0) if ndim == 4 else tensor.T
 
 
-def _as_theirs(tensor: np.ndarray) -> np.ndarray:
+def _to_diffusers_layout(tensor: np.ndarray) -> np.ndarray:
     return tensor.transpose(3, 2, 0, 1) if tensor.ndim == 4 else tensor.T

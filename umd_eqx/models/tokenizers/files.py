@@ -19,13 +19,13 @@ from umd_eqx.models.tokenizers.base import AbstractTokenizer, with_statistics
 FORMAT = 2
 """The format of the card. Later formats are rejected. Cards of format 1 have no checksum and are read without one."""
 
-OWN = ("format", "kind", "model", "channels", "shift", "scale", "parameters", "sha256", CHECKSUM)
+CARD_FIELDS = ("format", "kind", "model", "channels", "shift", "scale", "parameters", "sha256", CHECKSUM)
 """The entries of a card besides the facts passed by the caller."""
 
-TRAINED = "tokenizer.safetensors"
+TOKENIZER_FILE = "tokenizer.safetensors"
 """The file, with its card, that `experiments/train_tokenizer.py` writes to its run directory."""
 
-MEASURED = 10_000
+STATISTICS_IMAGES = 10_000
 """The number of training images from which the mean and standard deviation of the latents are measured."""
 
 
@@ -61,7 +61,7 @@ def write_tokenizer(
 
 def is_written(run_dir: Path, step: int) -> bool:
     """Whether a run directory holds the tokenizer of `step`, complete and with its card."""
-    path, field = run_dir / TRAINED, "run_dir"
+    path, field = run_dir / TOKENIZER_FILE, "run_dir"
     try:
         with open_card(path, field, "") as card:
             if card.get("step") != step or not is_intact(card):
@@ -83,9 +83,9 @@ def finish_tokenizer(run: FinishedRun) -> Path | None:
         return None
     step, tokenizer = run.model()
     assert isinstance(tokenizer, AbstractTokenizer)
-    mean, std = mean_and_deviation(run.mean(latent_moments, tokenizer, MEASURED))
+    mean, std = mean_and_deviation(run.mean(latent_moments, tokenizer, STATISTICS_IMAGES))
     facts = {"step": step, **run.facts, "latent_std": std}
-    place = run.directory / TRAINED
+    place = run.directory / TOKENIZER_FILE
     write_tokenizer(with_statistics(tokenizer, mean, 1.0 / std), run.description, place, facts)
     return place
 

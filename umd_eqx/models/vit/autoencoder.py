@@ -93,7 +93,7 @@ class AutoEncoder(AbstractPatchModel):
         self, x: Image, cond: AbstractCond, view: View | None = None, *, key: PRNGKeyArray | None = None
     ) -> AbstractPrediction:
         """Returns the prediction for every pixel, hidden or visible. Deterministic: `key` is not used."""
-        (prediction,) = self.forward_groups([_alone(x, cond, view)])
+        (prediction,) = self.forward_groups([_group_of_one(x, cond, view)])
         return jax.tree.map(lambda leaf: leaf[0, 0], prediction)
 
     def forward_groups(self, groups: Sequence[Group]) -> list[AbstractPrediction]:
@@ -111,7 +111,7 @@ class AutoEncoder(AbstractPatchModel):
 
     def represent(self, x: Image, cond: AbstractCond) -> Representation:
         """Returns the mean of the class tokens (the reference's representation) and the mean of the patches."""
-        group = _alone(x, cond, None)
+        group = _group_of_one(x, cond, None)
         tokens = self._encode([group], self._conditions([group]).encoder).tokens[0]  # k + n, d
         k, first = self.class_tokens.shape[0], self._first_patch
         return Representation(_mean(tokens[:k]), _mean(tokens[first:]))
@@ -208,7 +208,7 @@ class AutoEncoder(AbstractPatchModel):
                 return VPrediction(pixels)
 
 
-def _alone(x: Image, cond: AbstractCond, view: View | None) -> Group:
+def _group_of_one(x: Image, cond: AbstractCond, view: View | None) -> Group:
     cond, views = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None, None], (cond, view))
     return Group(x[None, None], cond, views)
 

@@ -83,7 +83,7 @@ class Condition(AbstractCondition):
         return c + self.label(embedding)
 
 
-SLOWER = 0.01
+TIME_SCALE = 0.01
 """The factor by which `IntervalCondition` scales network times: at 1000 the fastest sinusoid reaches 10 rad.
 
 The loss of MeanFlow contains the time derivative of the network. Published embeddings reach 1000 rad, and their
@@ -94,8 +94,8 @@ derivative would dominate it (Lu and Song 2024, arXiv 2410.11081, section 4.1).
 class IntervalCondition(AbstractCondition):
     """Embeds a time interval and a label: c = trunk(sinusoid(t)) + trunk(sinusoid(t - r)) + trunk(label table[y]).
 
-    Times are scaled by `SLOWER`. The pair of t and t - r is the best of those compared for MeanFlow (Geng et al. 2025,
-    table 1c).
+    Times are scaled by `TIME_SCALE`. The pair of t and t - r is the best of those compared for MeanFlow (Geng et al.
+    2025, table 1c).
     """
 
     end: Condition
@@ -116,5 +116,5 @@ class IntervalCondition(AbstractCondition):
         """Returns the sum of all embeddings. Raises `TypeError` if `cond` is not an `IntervalCond`."""
         if not isinstance(cond, IntervalCond):
             raise TypeError(f"a network of average velocities needs an IntervalCond, not a {type(cond).__name__}")
-        length = self.length(sinusoid(SLOWER * (cond.t - cond.r), self.length.width))
-        return self.end(cond.at(SLOWER * cond.t)) + length
+        length = self.length(sinusoid(TIME_SCALE * (cond.t - cond.r), self.length.width))
+        return self.end(cond.at(TIME_SCALE * cond.t)) + length

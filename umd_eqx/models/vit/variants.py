@@ -80,7 +80,7 @@ class ModelConfig(AbstractModelConfig):
         return self.variant
 
     @property
-    def knows_labels(self) -> bool:
+    def class_conditional(self) -> bool:
         """Whether the network is conditioned on labels (`labels`)."""
         return self.labels
 

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 from umd_eqx.core.errors import BadInput
 from umd_eqx.models.base import AbstractModel
 
-FRESH = tuple(f".condition.{part}{name}" for part in ("", "end.") for name in ("label_table", "label."))
+REINITIALISED = tuple(f".condition.{part}{name}" for part in ("", "end.") for name in ("label_table", "label."))
 """The parameters that fine-tuning reinitialises: the label table and its MLP. The time trunk is kept."""
 
 Network = TypeVar("Network", bound=AbstractModel)
@@ -35,7 +35,7 @@ def warm_start(fresh: Network, source: AbstractModel, field: str = "from") -> Ne
 
     def take(path: tuple[jax.tree_util.KeyEntry, ...], mine: Array) -> Array:
         name = jax.tree_util.keystr(path)
-        if name.startswith(FRESH):
+        if name.startswith(REINITIALISED):
             return mine
         found = theirs.get(name)
         if found is not None and name in POSITIONS:
