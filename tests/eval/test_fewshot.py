@@ -11,7 +11,7 @@ from eval.fakes import Fake, Source, blobs, context, noise
 from umd_eqx.core.errors import BadInput
 from umd_eqx.eval import FewShot
 from umd_eqx.eval.features import box_average, extract, flat_pixels
-from umd_eqx.eval.fewshot import (
+from umd_eqx.eval.probes import (
     STRENGTHS,
     RidgeProbe,
     choose_l2,

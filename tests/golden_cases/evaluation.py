@@ -9,7 +9,7 @@ import numpy as np
 from golden_cases.base import Comparison, Folder, GoldenError, Group, close, exact
 from umd_eqx.core.paths import AbstractDiscretePath, CosineTable, LinearTable
 from umd_eqx.core.tables import cosine_betas, diffusion_tables, linear_betas
-from umd_eqx.eval.fewshot import RidgeProbe, draw_shots, ridge_probe
+from umd_eqx.eval.probes import RidgeProbe, draw_shots, ridge_probe
 
 _PATHS: dict[str, tuple[Callable[[int], np.ndarray], type[AbstractDiscretePath]]] = {
     "cosine": (cosine_betas, CosineTable),

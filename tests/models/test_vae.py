@@ -11,7 +11,7 @@ from umd_eqx.core.errors import BadInput
 from umd_eqx.models.base import num_parameters
 from umd_eqx.models.tokenizers.configs import FSQTokenizer, KLTokenizer
 from umd_eqx.models.tokenizers.vae import FLUX, SD_V1, SD_V3, AutoencoderKL, VAEConfig
-from umd_eqx.models.tokenizers.vae_layers import Conv, GroupNorm, SpatialAttention, doubled
+from umd_eqx.models.tokenizers.vae_layers import Conv, GroupNorm, SpatialAttention, upsample
 
 MU = VAEConfig(widths=(8, 16), layers=1, groups=4)
 
@@ -54,7 +54,7 @@ def test_halving_pads_below_and_to_the_right():
 
 def test_doubling_makes_a_square_of_every_pixel():
     x = jnp.arange(6.0).reshape(2, 3, 1)
-    np.testing.assert_array_equal(doubled(x)[..., 0], np.kron(np.arange(6.0).reshape(2, 3), np.ones((2, 2))))
+    np.testing.assert_array_equal(upsample(x)[..., 0], np.kron(np.arange(6.0).reshape(2, 3), np.ones((2, 2))))
 
 
 def test_attention_is_its_formula():

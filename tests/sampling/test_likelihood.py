@@ -13,7 +13,7 @@ from umd_eqx.core.errors import BadInput
 from umd_eqx.core.paths import CosinePath, CosineTable, RectifiedFlow, smooth
 from umd_eqx.sampling import ModelDenoiser
 from umd_eqx.sampling.denoisers import end_times
-from umd_eqx.sampling.likelihood import bits_of_levels, bits_per_dim
+from umd_eqx.sampling.likelihood import bits_of_pixel_values, bits_per_dim
 
 SHAPE = (2, 2, 2)
 KEY = jax.random.key(0)
@@ -148,7 +148,7 @@ def test_a_network_of_the_project_has_a_likelihood_for_each_label(random_model):
 
 def test_grey_levels_drawn_evenly_take_eight_bits():
     # Each spread over its bin, they are uniform on an interval of length 256 / 127.5.
-    assert float(bits_of_levels(jnp.asarray(math.log2(256 / 127.5)))) == pytest.approx(8.0)
+    assert float(bits_of_pixel_values(jnp.asarray(math.log2(256 / 127.5)))) == pytest.approx(8.0)
 
 
 def test_a_table_is_refused():

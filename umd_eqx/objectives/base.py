@@ -119,7 +119,7 @@ def draw_noised(
     )
 
 
-def classes_of(label: Int[Array, "*batch"], num_classes: int | None) -> Int[Array, "*batch"]:
+def mark_invalid_labels(label: Int[Array, "*batch"], num_classes: int | None) -> Int[Array, "*batch"]:
     """Replaces labels that are not a class by a number for which the predictions of a network are NaN.
 
     A step with such a label is therefore skipped and counted. The label must not be mistaken for `NO_CLASS`, neither by

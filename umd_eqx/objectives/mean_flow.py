@@ -10,7 +10,7 @@ from umd_eqx.core.paths import AbstractPath, RectifiedFlow
 from umd_eqx.core.predictions import VPrediction
 from umd_eqx.core.types import NO_CLASS, Batch, IntervalCond, Metrics, Scalar
 from umd_eqx.models import AbstractModel, Group
-from umd_eqx.objectives.base import AbstractObjective, classes_of, in_rows
+from umd_eqx.objectives.base import AbstractObjective, in_rows, mark_invalid_labels
 
 
 class MeanFlowDraw(eqx.Module):
@@ -75,7 +75,7 @@ class MeanFlow(AbstractObjective):
         if not isinstance(path, RectifiedFlow):
             raise BadInput("path", f"{type(path).__name__} is not the rectified flow", "Use RectifiedFlow()")
         x0, eps = jnp.asarray(batch.image), draw.eps
-        labels = jnp.where(draw.drop_label, NO_CLASS, classes_of(jnp.asarray(batch.label), model.num_classes))
+        labels = jnp.where(draw.drop_label, NO_CLASS, mark_invalid_labels(jnp.asarray(batch.label), model.num_classes))
 
         def u(z: Float[Array, "b h w c"], r: Float[Array, "b"], t: Float[Array, "b"]) -> Float[Array, "b h w c"]:
             def cond(y: Array, r: Array, t: Array) -> IntervalCond:

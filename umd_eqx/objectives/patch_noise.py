@@ -15,7 +15,7 @@ from umd_eqx.core.predictions import AbstractPrediction
 from umd_eqx.core.types import NO_CLASS, AbstractCond, Batch, Image, Metrics, Scalar
 from umd_eqx.models import AbstractPatchModel, Group
 from umd_eqx.models.base import over_rows
-from umd_eqx.objectives.base import AbstractObjective, classes_of, in_rows
+from umd_eqx.objectives.base import AbstractObjective, in_rows, mark_invalid_labels
 from umd_eqx.objectives.named import denoising
 from umd_eqx.objectives.terms import MaskedDenoising, Term
 
@@ -84,7 +84,7 @@ class PatchNoise(AbstractObjective):
         views = over_rows(lambda order: View(order, kept))(draw.order)
 
         def cond(t: Float[Array, "n"], label: Array, dropped: Array) -> AbstractCond:
-            y = jnp.where(dropped, NO_CLASS, classes_of(label, model.num_classes))
+            y = jnp.where(dropped, NO_CLASS, mark_invalid_labels(label, model.num_classes))
             return model.cond(y).at(jax.vmap(path.network_time)(t))
 
         def noised(x0: Image, eps: Image, t: Float[Array, "n"]) -> Image:

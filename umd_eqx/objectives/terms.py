@@ -14,7 +14,7 @@ from umd_eqx.core.predictions import AbstractPrediction, Head
 from umd_eqx.core.types import NO_CLASS, Batch, Image, Metrics, Scalar, Time
 from umd_eqx.models import AbstractModel, AbstractPatchModel, Group, num_patches_of
 from umd_eqx.models.base import over_rows
-from umd_eqx.objectives.base import AbstractObjective, Draw, classes_of, draw_noised, in_rows
+from umd_eqx.objectives.base import AbstractObjective, Draw, draw_noised, in_rows, mark_invalid_labels
 
 
 class Term(eqx.Module):
@@ -87,7 +87,7 @@ class MaskedDenoising(AbstractObjective):
                 raise BadInput("model.prediction", problem, "Use x0 or x0_eps, or an objective that noises images")
             return Group(jnp.asarray(batch.image), over_rows(model.cond)(no_class), views)
         x_t = over_rows(path.interpolate)(batch.image, draw.eps, draw.t)
-        y = jnp.where(draw.drop_label, no_class, classes_of(jnp.asarray(batch.label), model.num_classes))
+        y = jnp.where(draw.drop_label, no_class, mark_invalid_labels(jnp.asarray(batch.label), model.num_classes))
         conds = over_rows(lambda y, t: model.cond(y).at(path.network_time(t)))(y, draw.t)
         return Group(x_t, conds, views)
 

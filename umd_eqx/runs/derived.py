@@ -87,7 +87,7 @@ def recorded_probe(trained: Mapping[str, Any]) -> FewShot | None:
 
 
 def _changed(optim: AbstractOptimiser, **fields: Any) -> AbstractOptimiser:
-    """With those of the fields that this optimiser has: not every one has two betas."""
+    """Replaces those of the fields that the optimiser has; not all optimisers have two betas, for example."""
     names = {field.name for field in dataclasses.fields(optim)}
     return dataclasses.replace(optim, **{name: value for name, value in fields.items() if name in names})
 

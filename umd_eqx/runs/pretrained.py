@@ -123,7 +123,7 @@ def from_pretrained(
     return _from_export(location, tokenizer, known, field, tuple(types))
 
 
-def first_weights(
+def initial_weights(
     start: Start,
     source: Pretrained | None = None,
     warn: Callable[[str], None] = print,
@@ -207,14 +207,14 @@ def _from_run(
     # The objective and the evaluators of the run are not needed here, and may be user-defined classes.
     parts["optim"] = dataclasses.replace(parts["optim"], accumulate=1)
     config = Config(objective=denoising(), **parts)
-    built = build(dataclasses.replace(config, data=_on_any_machine(config.data)), spec)
+    built = build(dataclasses.replace(config, data=_with_divisible_batch_size(config.data)), spec)
     if not isinstance(built.abstract_state().model, AbstractModel):
         if isinstance(parts["model"], FashionClassifierConfig):
             problem = f"{location} holds a classifier, not an auto-encoder"
             raise BadInput(field, problem, "Pass a run of pretrain.py or finetune.py")
         problem = f"{location} holds a tokenizer, not an auto-encoder"
         raise BadInput(field, problem, "Pass it to `tokenizer`, and a run of pretrain.py or finetune.py here")
-    step, state = restored(built, location, field, warn)
+    step, state = restore_newest(built, location, field, warn)
     average = state.ema if weights == "ema" else None
     model = state.model if average is None else average
     assert isinstance(model, AbstractModel)
@@ -233,7 +233,7 @@ def _denoises(objective: Any, types: tuple[type, ...]) -> bool | None:
     return found.denoises if isinstance(found, AbstractObjective) else None
 
 
-def restored(built: Built, run_dir: Path, field: str, warn: Callable[[str], None]) -> tuple[int, TrainState]:
+def restore_newest(built: Built, run_dir: Path, field: str, warn: Callable[[str], None]) -> tuple[int, TrainState]:
     """Restores the newest checkpoint of a run, read-only, and its step. Raises `BadInput` if there is none."""
     folder = run_dir / FOLDER
     found = None
@@ -259,7 +259,7 @@ def _latents(source: str | None, spec: LatentSpec | None, known: Latents | None)
     return latents
 
 
-def _on_any_machine(data: DataConfig) -> DataConfig:
+def _with_divisible_batch_size(data: DataConfig) -> DataConfig:
     # Nothing is trained here, so the batch size need not be divisible by the devices of this machine.
     devices = make_mesh().size
     return dataclasses.replace(data, batch_size=devices, eval_batch_size=devices)

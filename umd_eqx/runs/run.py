@@ -24,7 +24,7 @@ from umd_eqx.recipes.dump import dump
 from umd_eqx.report import MetricsFile, RunDirectory, Terminal, Wandb, results_table, write_webpage
 from umd_eqx.runs.batches import run_batches
 from umd_eqx.runs.finishing import finish
-from umd_eqx.runs.pretrained import first_weights
+from umd_eqx.runs.pretrained import initial_weights
 from umd_eqx.runs.remeasure import add_measurement, as_recorded, not_yet_measured
 from umd_eqx.runs.resolved import Resolved, resolve, with_latents_of
 from umd_eqx.runs.workspace import (
@@ -184,7 +184,7 @@ class _Run:
         source = self.resolved.take_source()
         if found is None:
             start = self.config.start
-            weights = None if start is None else first_weights(start, source, terminal.print, self.types)
+            weights = None if start is None else initial_weights(start, source, terminal.print, self.types)
             return 0, place(self.built.init(weights), everywhere)
         terminal.print(f"resuming {self.directory} at step {found[0]} of {self.built.total}")
         return found

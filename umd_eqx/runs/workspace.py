@@ -42,7 +42,7 @@ def default_run_dir(preset: str, config: Config, recipe: Config, *, parent: Path
     """
     old, new = run_identity(recipe), run_identity(config)
     changed = {name for name, value in new.items() if name not in old or old[name] != value}
-    told = {as_flag(name): new[name] for name in changed if not _by_default(name, old, new)}
+    told = {as_flag(name): new[name] for name in changed if not _is_default(name, old, new)}
     words = [f"{flag}={_plain(value)}" for flag, value in sorted(told.items())]
     name = ",".join([preset, *words])
     if len(name) > MAX_NAME_LENGTH:
@@ -168,7 +168,7 @@ def environment(preset: str, facts: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _by_default(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+def _is_default(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     """Whether a field that the recipe's type does not have is at its default in the new type."""
     parent, _, field = name.rpartition(".")
     if name in old or f"{parent}.type" not in new:

@@ -61,7 +61,7 @@ def bits_per_dim(
       head "v" avoids any division; for the likelihood of the samples of a sampler, use its denoiser
       (`AbstractSampler.denoiser`).
     - `x`: the image in the units of the network, [-1, 1]. Discrete pixel values have no density: spread each over its
-      bin first (uniform dequantisation), x + u / 127.5 with u uniform in [-1/2, 1/2). See also `bits_of_levels`.
+      bin first (uniform dequantisation), x + u / 127.5 with u uniform in [-1/2, 1/2). See also `bits_of_pixel_values`.
     - `key`: used only for the vectors of the "hutchinson" estimator.
     - `trace`: how to compute the trace of the Jacobian J of f. "exact" requires as many products with J as the image
       has values. "hutchinson" is the mean of <w, J w> over `probes` vectors w of random signs (Hutchinson 1989). The
@@ -89,7 +89,7 @@ def bits_per_dim(
     return -(_log_normal(noise, std) + change) / math.log(2)
 
 
-def bits_of_levels(bits: Scalar) -> Scalar:
+def bits_of_pixel_values(bits: Scalar) -> Scalar:
     """Converts bits per dimension to pixel values 0-255: adds log2(127.5), as one unit of x is 127.5 pixel values.
 
     With uniform dequantisation, the mean over images is an upper bound on the bits per dimension of a lossless code

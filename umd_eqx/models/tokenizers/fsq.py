@@ -33,14 +33,14 @@ def bounded(z: Code, levels: Levels) -> Code:
 
 def quantised(z: Code, levels: Levels) -> Code:
     """Quantises the encoder's output to codes in about [-1, 1], with a straight-through gradient (section 3.1)."""
-    return _straight(bounded(z, levels)) / _width(levels)
+    return _straight_through(bounded(z, levels)) / _width(levels)
 
 
 def nearest(z: Code, levels: Levels) -> Code:
     """Returns the code nearest to arbitrary values, such as the output of a network; codes are unchanged."""
     width, count = _width(levels), np.asarray(levels)
     whole = jnp.clip(z * width, (-(count // 2)).astype(np.float32), ((count - 1) // 2).astype(np.float32))
-    return _straight(whole) / width
+    return _straight_through(whole) / width
 
 
 def indices(code: Code, levels: Levels) -> Int[Array, "*places"]:
@@ -106,7 +106,7 @@ class FSQ(AbstractTokenizer):
         return indices(nearest(z, self.levels), self.levels)
 
 
-def _straight(z: Code) -> Code:
+def _straight_through(z: Code) -> Code:
     # Rounds with the gradient of the identity (straight-through).
     return z + jax.lax.stop_gradient(jnp.round(z) - z)
 

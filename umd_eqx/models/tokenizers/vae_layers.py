@@ -184,10 +184,10 @@ class Level(eqx.Module):
             x = block(x)
         if self.resample is None:
             return x
-        return self.resample(doubled(x) if self.up else x)
+        return self.resample(upsample(x) if self.up else x)
 
 
-def doubled(x: Float[Array, "h w c"]) -> Float[Array, "two_h two_w c"]:
+def upsample(x: Float[Array, "h w c"]) -> Float[Array, "two_h two_w c"]:
     """Upsamples an image by a factor of 2 (nearest neighbour)."""
     h, w, c = x.shape
     return jnp.broadcast_to(x[:, None, :, None], (h, 2, w, 2, c)).reshape(2 * h, 2 * w, c)

@@ -19,8 +19,8 @@ from umd_eqx.core.masking import View, hide, patchify, restore, unpatchify
 from umd_eqx.core.predictions import AbstractPrediction, PredictionType, VPrediction, X0EpsPrediction, X0Prediction
 from umd_eqx.core.types import NO_CLASS, AbstractCond, Image, Label, Representation, Tokens, Vector
 from umd_eqx.models.base import AbstractPatchModel, Group, over_rows
-from umd_eqx.models.vit.blocks import shifted
-from umd_eqx.models.vit.embedders import AbstractCondition
+from umd_eqx.models.vit.blocks import modulate
+from umd_eqx.models.vit.embedders import AbstractCondEmbedder
 from umd_eqx.models.vit.layers import Linear
 from umd_eqx.models.vit.packed import Embedded, Packed, Segment, conditioned, pack, unpack
 from umd_eqx.models.vit.stack import Stack
@@ -42,7 +42,7 @@ class Head(eqx.Module):
         x = packed.tokens
         if self.modulation is not None:
             halves = jnp.split(self.modulation(jax.nn.silu(c.c)), 2, axis=-1)
-            x = conditioned(shifted, packed.segments, [x], [Embedded(half, c.per_token) for half in halves])
+            x = conditioned(modulate, packed.segments, [x], [Embedded(half, c.per_token) for half in halves])
         rows = x.reshape(-1, x.shape[-1])
         # The bias is per channel and shared by the pixels of a patch.
         pixels = (rows @ self.kernel.astype(rows.dtype)).reshape(len(rows), -1, self.bias.size)
@@ -71,7 +71,7 @@ class AutoEncoder(AbstractPatchModel):
     positions: Float[Array, "n d"]
     class_tokens: Float[Array, "k d"]
     registers: Float[Array, "registers d"] | None
-    condition: AbstractCondition
+    condition: AbstractCondEmbedder
     encoder: Stack
     bridge: Linear | None
     mask_token: Float[Array, "decoder_d"]

@@ -60,14 +60,14 @@ class Block(eqx.Module):
             prefix = None if prefix is None else self.norm1(prefix)
             x = x + self.attention(packed.with_tokens(self.norm1(x)), prefix)
             return packed.with_tokens(x + self.mlp(self.norm2(x)))
-        attended = conditioned(shifted, segments, [self.norm1(x)], [m.shift_attention, m.scale_attention])
+        attended = conditioned(modulate, segments, [self.norm1(x)], [m.shift_attention, m.scale_attention])
         mixed = self.attention(packed.with_tokens(attended), prefix)
         x = conditioned(_gated, segments, [x, mixed], [m.gate_attention])
-        mapped = self.mlp(conditioned(shifted, segments, [self.norm2(x)], [m.shift_mlp, m.scale_mlp]))
+        mapped = self.mlp(conditioned(modulate, segments, [self.norm2(x)], [m.shift_mlp, m.scale_mlp]))
         return packed.with_tokens(conditioned(_gated, segments, [x, mapped], [m.gate_mlp]))
 
 
-def shifted(x: Array, shift: Array, scale: Array) -> Array:
+def modulate(x: Array, shift: Array, scale: Array) -> Array:
     """Returns x (1 + scale) + shift, for arrays that broadcast."""
     return x * (1.0 + scale) + shift
 

@@ -34,7 +34,7 @@ class Trunk(eqx.Module):
         return self.down.kernel.shape[1]
 
 
-class AbstractCondition(eqx.Module):
+class AbstractCondEmbedder(eqx.Module):
     """Base class for the embedders of a network's conditioning."""
 
     @abc.abstractmethod
@@ -46,7 +46,7 @@ class AbstractCondition(eqx.Module):
         """Returns the embedded condition c of one image or patch, in float32: `cond.t` is a scalar."""
 
 
-class Condition(AbstractCondition):
+class CondEmbedder(AbstractCondEmbedder):
     """Embeds time and label: c = trunk(sinusoid(t)) + trunk(label table[y]), or the first term alone without a table.
 
     The table has a row for each class, and row `num_classes` for `NO_CLASS`, as in the reference, where `num_classes`
@@ -58,7 +58,7 @@ class Condition(AbstractCondition):
     label: Trunk | None
 
     @classmethod
-    def init(cls, width: int, num_classes: int | None, *, key: PRNGKeyArray) -> "Condition":
+    def init(cls, width: int, num_classes: int | None, *, key: PRNGKeyArray) -> "CondEmbedder":
         """Returns freshly initialised embedders, without a label table if `num_classes` is None."""
         time_key, table_key, label_key = jax.random.split(key, 3)
         time = Trunk.init(width, key=time_key)
@@ -84,28 +84,28 @@ class Condition(AbstractCondition):
 
 
 TIME_SCALE = 0.01
-"""The factor by which `IntervalCondition` scales network times: at 1000 the fastest sinusoid reaches 10 rad.
+"""The factor by which `IntervalCondEmbedder` scales network times: at 1000 the fastest sinusoid reaches 10 rad.
 
 The loss of MeanFlow contains the time derivative of the network. Published embeddings reach 1000 rad, and their
 derivative would dominate it (Lu and Song 2024, arXiv 2410.11081, section 4.1).
 """
 
 
-class IntervalCondition(AbstractCondition):
+class IntervalCondEmbedder(AbstractCondEmbedder):
     """Embeds a time interval and a label: c = trunk(sinusoid(t)) + trunk(sinusoid(t - r)) + trunk(label table[y]).
 
     Times are scaled by `TIME_SCALE`. The pair of t and t - r is the best of those compared for MeanFlow (Geng et al.
     2025, table 1c).
     """
 
-    end: Condition
+    end: CondEmbedder
     length: Trunk
 
     @classmethod
-    def init(cls, width: int, num_classes: int | None, *, key: PRNGKeyArray) -> "IntervalCondition":
+    def init(cls, width: int, num_classes: int | None, *, key: PRNGKeyArray) -> "IntervalCondEmbedder":
         """Returns freshly initialised embedders, without a label table if `num_classes` is None."""
         end_key, length_key = jax.random.split(key)
-        return cls(Condition.init(width, num_classes, key=end_key), Trunk.init(width, key=length_key))
+        return cls(CondEmbedder.init(width, num_classes, key=end_key), Trunk.init(width, key=length_key))
 
     def cond(self, y: Label) -> IntervalCond:
         """Returns the conditioning on an interval of length 0 at time 0 and on the label."""

@@ -13,7 +13,7 @@ from umd_eqx.models.vit.attention import Attention
 from umd_eqx.models.vit.autoencoder import AutoEncoder, Head
 from umd_eqx.models.vit.blocks import Block
 from umd_eqx.models.vit.conditioning import AdaLNZero, Token
-from umd_eqx.models.vit.embedders import Condition, Trunk
+from umd_eqx.models.vit.embedders import CondEmbedder, Trunk
 from umd_eqx.models.vit.layers import LayerNorm, Linear, Mlp
 from umd_eqx.models.vit.stack import Remat, Stack
 
@@ -119,14 +119,14 @@ class _Reader:
         return jnp.stack([self.array(f"{stack}/Encoder1DBlock_{i}/{name}", *shape) for i in range(depth)])
 
 
-def _condition(tree: _Reader, width: int, has_labels: bool) -> Condition:
+def _condition(tree: _Reader, width: int, has_labels: bool) -> CondEmbedder:
     def trunk(name: str) -> Trunk:
         up = tree.linear(f"{name}/Dense_0", width, None)
         return Trunk(up, tree.linear(f"{name}/Dense_1", up.kernel.shape[1], width))
 
     if not has_labels:
-        return Condition(trunk("time_trunk"), None, None)
-    return Condition(trunk("time_trunk"), tree.array(_LABELS, None, width), trunk("label_trunk"))
+        return CondEmbedder(trunk("time_trunk"), None, None)
+    return CondEmbedder(trunk("time_trunk"), tree.array(_LABELS, None, width), trunk("label_trunk"))
 
 
 def _stack(tree: _Reader, stack: str, width: int, *, adaln: bool, scan: bool, remat: Remat) -> Stack:

@@ -15,7 +15,7 @@ from umd_eqx.models.config import AbstractModelConfig
 from umd_eqx.models.vit.autoencoder import AutoEncoder, Head
 from umd_eqx.models.vit.blocks import BlockConfig
 from umd_eqx.models.vit.conditioning import AbstractConditioning, AdaLNZero, SharedAdaLN, Token
-from umd_eqx.models.vit.embedders import Condition, IntervalCondition
+from umd_eqx.models.vit.embedders import CondEmbedder, IntervalCondEmbedder
 from umd_eqx.models.vit.layers import Linear, xavier_uniform, zeros
 from umd_eqx.models.vit.stack import Remat, Stack
 
@@ -149,7 +149,7 @@ class ModelConfig(AbstractModelConfig):
             positions=normal(keys[1], (num_patches, encoder.width)) * position_std,
             class_tokens=normal(keys[2], (self.class_tokens, encoder.width)) * self.class_token_std,
             registers=self._registers(encoder.width, jax.random.fold_in(key, 12)),
-            condition=(IntervalCondition if self.prediction == "u" else Condition).init(
+            condition=(IntervalCondEmbedder if self.prediction == "u" else CondEmbedder).init(
                 encoder.width, classes, key=keys[3]
             ),
             encoder=self._stack(encoder, encoder.width, keys[4], keys[5]),
