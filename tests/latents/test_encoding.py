@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from data.test_latents import SOURCE, TOKENIZER, settings
 from eval.fakes import Source
+from latents.known import SOURCE, TOKENIZER, settings
 
 from umd_eqx.core.errors import BadInput
 from umd_eqx.core.sharding import make_mesh
