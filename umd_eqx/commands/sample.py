@@ -87,7 +87,7 @@ def sample(words: list[str], types: Types | None = None) -> int:
         if command.film is not None:
             save_png(command.film, film(denoiser, sampler, tokenizer, labels[:FILM_ROWS], key, FILM_FRAMES))
         if command.json is not None:
-            figures = {"images": command.num, "seconds": seconds, "evaluations": sampler.evaluations(denoiser.path)}
+            figures = {"images": command.num, "seconds": seconds, "evaluations": sampler.evaluations(denoiser)}
             save_json(command.json, [figures])
     print(f"{command.num} images in {seconds:.1f} s, compilation included: {command.out}")
     return 0

@@ -60,8 +60,11 @@ class AbstractSampler(eqx.Module):
         """Returns the times at which the denoiser is evaluated, from noise to clean, and the noised image at each."""
 
     @abc.abstractmethod
-    def evaluations(self, path: AbstractPath) -> int | None:
-        """Returns the number of network evaluations per image, or None if it is determined during sampling."""
+    def evaluations(self, denoiser: AbstractDenoiser) -> int | None:
+        """Returns the number of evaluations of `denoiser` per image, or None if it is determined during sampling.
+
+        A guided denoiser calls its network, or each of its networks, more than once.
+        """
 
     def denoiser(self, model: AbstractModel, path: AbstractPath, cond: AbstractCond | None = None) -> ModelDenoiser:
         """Returns the denoiser of a network along a path, which uses the output `head`."""

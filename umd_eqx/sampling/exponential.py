@@ -21,7 +21,7 @@ from umd_eqx.core.paths import AbstractPath
 from umd_eqx.core.predictions import Head
 from umd_eqx.core.types import Image
 from umd_eqx.sampling.base import AbstractSampler, States, begin
-from umd_eqx.sampling.denoisers import AbstractDenoiser, Ends, end_times
+from umd_eqx.sampling.denoisers import AbstractDenoiser, Ends
 from umd_eqx.sampling.fields import require_steps
 from umd_eqx.sampling.grids import AbstractGrid, LogSNRGrid, ReferenceGrid
 from umd_eqx.sampling.levels import levels
@@ -78,9 +78,9 @@ class DDIM(AbstractSampler):
         times = self.grid.times(denoiser.path, self.steps, noise.shape[0], denoiser.ends)
         return jnp.asarray(times, noise.dtype), self._solve(denoiser, noise, key, step_noise, all_states=True)
 
-    def evaluations(self, path: AbstractPath) -> int:
-        """Returns the number of times of the grid (for a 64-pixel image, if the grid depends on the image size)."""
-        return len(self.grid.times(path, self.steps, 64, end_times(path, self.head)))
+    def evaluations(self, denoiser: AbstractDenoiser) -> int:
+        """Returns the number of times of the grid, with one evaluation each."""
+        return len(self.grid.times(denoiser.path, self.steps, denoiser.model.image_shape[0], denoiser.ends))
 
     def weights(self, path: AbstractPath, side: int, ends: Ends) -> tuple[Weights, Weights, Weights]:
         """Returns the weights of image, predicted clean image and noise in each step. The last step ends at t = 0."""
@@ -149,9 +149,9 @@ class DPMSolverPP(AbstractSampler):
         times = self.grid.times(denoiser.path, self.steps, noise.shape[0], denoiser.ends)
         return jnp.asarray(times, noise.dtype), self._solve(denoiser, noise, all_states=True)
 
-    def evaluations(self, path: AbstractPath) -> int:
-        """Returns the number of times of the grid (for a 64-pixel image, if the grid depends on the image size)."""
-        return len(self.grid.times(path, self.steps, 64, end_times(path, self.head)))
+    def evaluations(self, denoiser: AbstractDenoiser) -> int:
+        """Returns the number of times of the grid, with one evaluation each."""
+        return len(self.grid.times(denoiser.path, self.steps, denoiser.model.image_shape[0], denoiser.ends))
 
     def weights(self, path: AbstractPath, side: int, ends: Ends) -> tuple[Weights, Weights, Weights]:
         """Returns the weights of image, predicted clean image and previous prediction in each step."""

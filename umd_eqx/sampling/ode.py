@@ -15,11 +15,10 @@ import numpy as np
 from jaxtyping import Array, Float, Float64, Int, PRNGKeyArray
 
 from umd_eqx.core.errors import BadInput, member
-from umd_eqx.core.paths import AbstractPath
 from umd_eqx.core.predictions import Head
 from umd_eqx.core.types import Image
 from umd_eqx.sampling.base import AbstractSampler, States, begin, require_smooth
-from umd_eqx.sampling.denoisers import AbstractDenoiser, end_times
+from umd_eqx.sampling.denoisers import AbstractDenoiser
 from umd_eqx.sampling.fields import require_steps
 from umd_eqx.sampling.grids import AbstractGrid, EDMGrid, UniformGrid
 
@@ -61,9 +60,9 @@ class Euler(AbstractSampler):
         states = _integrate(self, diffrax.Euler(), denoiser, times, noise, all_states=True)
         return jnp.asarray(times, noise.dtype), states
 
-    def evaluations(self, path: AbstractPath) -> int:
+    def evaluations(self, denoiser: AbstractDenoiser) -> int:
         """Returns the number of times of the grid, with one evaluation each."""
-        return len(self.grid.times(path, self.steps, 64, end_times(path, self.head)))
+        return len(self.grid.times(denoiser.path, self.steps, denoiser.model.image_shape[0], denoiser.ends))
 
 
 class Heun(AbstractSampler):
@@ -104,9 +103,10 @@ class Heun(AbstractSampler):
         states = _integrate(self, diffrax.Heun(), denoiser, times, noise, all_states=True)
         return jnp.asarray(times, noise.dtype), states
 
-    def evaluations(self, path: AbstractPath) -> int:
+    def evaluations(self, denoiser: AbstractDenoiser) -> int:
         """Returns 2 k - 1 for the k times of the grid: two per interval, and the last evaluation."""
-        return 2 * len(self.grid.times(path, self.steps, 64, end_times(path, self.head))) - 1
+        times = self.grid.times(denoiser.path, self.steps, denoiser.model.image_shape[0], denoiser.ends)
+        return 2 * len(times) - 1
 
 
 class Adaptive(AbstractSampler):
@@ -153,7 +153,7 @@ class Adaptive(AbstractSampler):
         assert solution.ys is not None
         return shown, solution.ys
 
-    def evaluations(self, path: AbstractPath) -> None:
+    def evaluations(self, denoiser: AbstractDenoiser) -> None:
         """Returns None: the number depends on the image (see `count`)."""
         return None
 

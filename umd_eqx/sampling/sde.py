@@ -14,7 +14,7 @@ from umd_eqx.core.paths import AbstractPath, AbstractSmoothPath
 from umd_eqx.core.predictions import Head
 from umd_eqx.core.types import Image, Scalar, Time
 from umd_eqx.sampling.base import AbstractSampler, States, begin, require_smooth
-from umd_eqx.sampling.denoisers import AbstractDenoiser, Ends, end_times
+from umd_eqx.sampling.denoisers import AbstractDenoiser, Ends
 from umd_eqx.sampling.fields import require_steps
 from umd_eqx.sampling.grids import AbstractGrid, EDMGrid
 from umd_eqx.sampling.levels import levels
@@ -57,9 +57,9 @@ class ReverseSDE(AbstractSampler):
         times = self.times(denoiser.path, noise.shape[0], denoiser.ends)
         return jnp.asarray(times, noise.dtype), self._integrate(denoiser, times, noise, key, all_states=True)
 
-    def evaluations(self, path: AbstractPath) -> int:
+    def evaluations(self, denoiser: AbstractDenoiser) -> int:
         """Returns the number of times of the grid, with one evaluation each."""
-        return len(self.times(path, 64, end_times(path, self.head)))
+        return len(self.times(denoiser.path, denoiser.model.image_shape[0], denoiser.ends))
 
     def times(self, path: AbstractPath, side: int, ends: Ends) -> Float64[np.ndarray, "n"]:
         """Returns the times of the grid with sigma / alpha at most 80, as in EDM; above, g^2 grows without bound."""
