@@ -51,7 +51,10 @@ class AbstractPath(eqx.Module):
 
     @abc.abstractmethod
     def time_from_uniform(self, u: Scalar) -> Time:
-        """Maps u, uniform in [0, 1), to a training time, which is never 0 (a clean image) except for `Clean`."""
+        """Maps u, uniform in [0, 1), to a training time.
+
+        It is 0, the time of a clean image, only on `Clean`, and for u = 0 on a smooth path with `t_min` 0.
+        """
 
     @abc.abstractmethod
     def velocity_weights(self, t: Time) -> tuple[Scalar, Scalar]:
@@ -173,6 +176,7 @@ class CosineTable(AbstractDiscretePath):
     """The reference's path for pixels: the clipped cosine betas of Nichol and Dhariwal 2021, eq. 17."""
 
     steps: int = eqx.field(static=True, default=1000)
+    """Number of noise levels in the table, as published 1000."""
 
     def alphas_cumprod(self) -> Float64[np.ndarray, "steps"]:
         """Returns abar of `cosine_betas`."""
@@ -183,6 +187,7 @@ class LinearTable(AbstractDiscretePath):
     """The reference's path for latents: betas from 1e-4 to 0.02 (Ho et al. 2020, section 4)."""
 
     steps: int = eqx.field(static=True, default=1000)
+    """Number of noise levels in the table, as published 1000."""
 
     def alphas_cumprod(self) -> Float64[np.ndarray, "steps"]:
         """Returns abar of `linear_betas`."""
@@ -220,7 +225,7 @@ class AbstractSmoothPath(AbstractPath):
         return NETWORK_STEPS * t
 
     def time_from_uniform(self, u: Scalar) -> Time:
-        """A time that is uniform between `t_min` and `t_max`."""
+        """A time that is uniform between `t_min`, the time of u = 0, and `t_max`."""
         return self.t_min + (self.t_max - self.t_min) * u
 
 
@@ -228,7 +233,9 @@ class CosinePath(AbstractSmoothPath):
     """The cosine path alpha = cos(pi t / 2), sigma = sin(pi t / 2), a smooth analogue of the reference's pixel path."""
 
     t_min: float = eqx.field(static=True, default=1e-3)
+    """Smallest time that is drawn in training. Sampling ends there, or just above 0."""
     t_max: float = eqx.field(static=True, default=0.999)
+    """Largest time that is drawn in training: the image is noise. Sampling begins there, or just below 1."""
 
     def alpha(self, t: Time) -> Scalar:
         """cos(pi t / 2), written as a sine so that it is exactly 0 at t = 1 and not -4e-8."""
@@ -247,7 +254,9 @@ class RectifiedFlow(AbstractSmoothPath):
     """The straight path alpha = 1 - t, sigma = t (Liu et al. 2022; Lipman et al. 2022)."""
 
     t_min: float = eqx.field(static=True, default=1e-3)
+    """Smallest time that is drawn in training. Sampling ends there, or just above 0."""
     t_max: float = eqx.field(static=True, default=1.0)
+    """Largest time that is drawn in training: the image is noise. Sampling begins there, or just below 1."""
 
     def alpha(self, t: Time) -> Scalar:
         """1 - t."""
@@ -269,8 +278,11 @@ class SmoothTable(AbstractSmoothPath):
     """
 
     table: AbstractDiscretePath = CosineTable()
+    """The table whose noise levels the path interpolates."""
     t_min: float = eqx.field(static=True, default=1e-3)
+    """Smallest time that is drawn in training. Sampling ends there, or just above 0."""
     t_max: float = eqx.field(static=True, default=1.0)
+    """Largest time that is drawn in training: the image is noise. Sampling begins there, or just below 1."""
 
     def validate(self, field: str = "path") -> None:
         """Raises `BadInput` as its table and every smooth path do.
