@@ -27,6 +27,7 @@ from umd_eqx.eval.extractors import choose_extractor
 from umd_eqx.eval.generation import path_for
 from umd_eqx.eval.generation_metrics import ReferenceStatistics, measure_generation
 from umd_eqx.eval.protocol import UMD10K, labels_for, scale
+from umd_eqx.models import AbstractModel
 from umd_eqx.runs.pretrained import from_pretrained
 from umd_eqx.sampling import (
     DDIM,
@@ -113,7 +114,7 @@ def main(words: list[str]) -> int:
     labels = labels_for(protocol, source.model.num_classes)
     options: dict[str, Any] = {"batch_size": arguments.batch_size, "mesh": mesh}
     rows = []
-    for name, asked in points(source.path, arguments.calls):
+    for name, asked in points(source.model, source.path, arguments.calls):
         path, sampler = path_for(asked, source.path), effective_sampler(asked, latents=source.tokenizer is not None)
         denoiser = guide(sampler.denoiser(source.model, path), arguments.cfg_scale)
         draw = functools.partial(sample, denoiser, sampler, key=jax.random.key(0), **options)
@@ -121,7 +122,7 @@ def main(words: list[str]) -> int:
         calls = (
             mean_calls(sampler, denoiser, labels[: arguments.batch_size])
             if isinstance(sampler, Adaptive)
-            else sampler.evaluations(path)
+            else sampler.evaluations(denoiser)
         )
         kept = {key: found[key] for key in ("fd_fashion", "recognised")}
         rows.append({"sampler": name, "calls": calls, "baseline": baseline} | kept)
@@ -133,10 +134,10 @@ def main(words: list[str]) -> int:
     return 0
 
 
-def points(path: AbstractPath, calls: Sequence[int]) -> list[tuple[str, AbstractSampler]]:
+def points(model: AbstractModel, path: AbstractPath, calls: Sequence[int]) -> list[tuple[str, AbstractSampler]]:
     """What is measured: each sampler with each number of calls, or with each tolerance where it chooses its steps."""
     fixed = [
-        (name, with_steps(sampler, steps_for(sampler, path_for(sampler, path), count)))
+        (name, with_steps(sampler, steps_for(sampler, sampler.denoiser(model, path_for(sampler, path)), count)))
         for name, sampler in SAMPLERS.items()
         for count in calls
     ]
@@ -148,10 +149,10 @@ def with_steps(sampler: AbstractSampler, steps: int) -> AbstractSampler:
     return dataclasses.replace(sampler, steps=steps)  # pyright: ignore[reportCallIssue]
 
 
-def steps_for(sampler: AbstractSampler, path: AbstractPath, calls: int) -> int:
+def steps_for(sampler: AbstractSampler, denoiser: AbstractDenoiser, calls: int) -> int:
     """The most steps, up to `calls`, that take no more than so many calls of the network; 1 at least."""
 
-    counts = {steps: with_steps(sampler, steps).evaluations(path) for steps in range(2, calls + 1)}
+    counts = {steps: with_steps(sampler, steps).evaluations(denoiser) for steps in range(2, calls + 1)}
     return max((steps for steps, count in counts.items() if (count or 0) <= calls), default=1)
 
 

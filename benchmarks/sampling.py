@@ -197,7 +197,7 @@ def measure(options: Options, name: Name) -> dict[str, Any]:
         sys.exit(f"error: {name}: the loop's images are {apart:.1e} off: the two do not do the same")
     calls = {"sampler": lambda: ours(*arguments), "scan": lambda: hand(*arguments), "forward": passes}
     ms = min_ms(calls, options.rounds)
-    evaluations = sampler.evaluations(path)
+    evaluations = sampler.evaluations(denoiser_of(model, labels))
     assert evaluations is not None
     forward_ms = ms["forward"] / FORWARD_PASSES
     return {

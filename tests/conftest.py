@@ -31,19 +31,22 @@ from umd_eqx.models import AutoEncoder, ModelConfig
 hypothesis.settings.register_profile("fast", deadline=None, max_examples=15, derandomize=True, database=None)
 hypothesis.settings.load_profile("fast")
 
+TESTS = Path(__file__).parent
+
 # Where no type is promoted by chance: everything that does not call optax, which is not clean itself
 # (`beta ** count` of a float and an int32).
-STRICT_DTYPES = ("test_masking", "test_paths", "test_tables", "test_guidance", "models", "objectives")
+FORMULAS = ("core/test_masking.py", "core/test_paths.py", "core/test_tables.py")
+STRICT_DTYPES = (*FORMULAS, "sampling/test_guidance.py", "models", "objectives")
 # Where no array is broadcast over an axis that it does not have. The network adds biases (d) to tokens (n, d).
-STRICT_RANKS = ("test_masking", "test_paths", "test_tables", "objectives")
+STRICT_RANKS = (*FORMULAS, "objectives")
 
 
 @pytest.fixture(autouse=True, scope="module")
 def strict_arithmetic(request: pytest.FixtureRequest) -> Iterator[None]:
     """Makes implicit promotion an error in the tests of the mathematics."""
-    parts = {request.path.stem, request.path.parent.name}
-    dtypes = "strict" if parts & set(STRICT_DTYPES) else "standard"
-    ranks = "raise" if parts & set(STRICT_RANKS) else "allow"
+    here = request.path.relative_to(TESTS)
+    dtypes = "strict" if any(here.is_relative_to(place) for place in STRICT_DTYPES) else "standard"
+    ranks = "raise" if any(here.is_relative_to(place) for place in STRICT_RANKS) else "allow"
     with jax.numpy_dtype_promotion(dtypes), jax.numpy_rank_promotion(ranks):
         yield
 
@@ -65,7 +68,7 @@ def few_memory_maps() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def golden_data() -> Path:
     """The numbers of the reference."""
-    return Path(__file__).parent / "golden_data"
+    return TESTS / "golden_data"
 
 
 @pytest.fixture(scope="session")

@@ -107,6 +107,12 @@ def test_every_folder_is_there():
     assert folders == set(FLOORS)
 
 
+@pytest.mark.parametrize("folder", [*FLOORS, "models/vit", "models/tokenizers", "models/extractors"])
+def test_the_tests_of_a_folder_are_in_the_folder_of_the_same_name(folder):
+    assert (ROOT / PACKAGE / folder).is_dir()
+    assert any((ROOT / "tests" / folder).glob("**/test_*.py"))
+
+
 def test_commands_and_benchmarks_stand_on_the_package_and_not_under_it():
     for module, path in MODULES.items():
         outside = [name for name in imports(path.read_text(), module) if name.split(".")[0] in ("experiments", "tests")]

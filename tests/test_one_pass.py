@@ -16,6 +16,7 @@ TINY = ROOT / "tests/tiny_latents.py"
 PACKAGE = (ROOT / "umd_eqx/weights", ROOT / "umd_eqx/data/embedded")
 
 SAMPLING = ("--steps", "2", "--batch-size", "8")
+PROBING = ("--shots", "1", "--seeds", "1", "--knn", "1", "--test-images", "16", "--pool", "500", "--batch-size", "8")
 
 
 def excluded(path: Path) -> str | None:
@@ -65,6 +66,7 @@ def test_no_command_opens_a_file_twice(opened):
         "finetune": (TINY, "finetune", "--from", "runs/latent"),
         "sample": (ROOT / "experiments/sample.py", "--run", "runs/latent-ft", "--num", "4", *SAMPLING),
         "evaluate": (ROOT / "experiments/evaluate.py", "--run", "runs/latent-ft", "--samples", "10", *SAMPLING),
+        "probe": (ROOT / "experiments/evaluate.py", "--benchmark", "probe", "--run", "runs/latent-ft", *PROBING),
     }
     read, twice = {}, {}
     for name, words in commands.items():
@@ -83,4 +85,6 @@ def test_no_command_opens_a_file_twice(opened):
     assert {"config.json", "environment.json", "crc32.json", "fashion-kl.safetensors"} <= names("finetune")
     assert {"config.json", "environment.json", "crc32.json", "fashion-kl.safetensors"} <= names("sample")
     assert {"fashion_classifier.safetensors", "crc32.json", "features.json"} <= names("evaluate")
-    assert any("array_record" in name for name in names("evaluate"))
+    assert {"config.json", "environment.json", "crc32.json", "features.json"} <= names("probe")
+    for command in ("evaluate", "probe"):
+        assert any("array_record" in name for name in names(command))

@@ -1,8 +1,9 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
-from tiny_sets import encode, image_features, picture, write
+from tiny_sets import CLASSES, encode, image_features, picture, put, write
 
 
 @pytest.fixture(scope="session")
@@ -38,4 +39,14 @@ def colour_root(tmp_path_factory) -> Path:
     train = [{"image": encode(picture(i, 8 + i, 13 - i, 3)), "label": i} for i in range(5)]
     train.append({"image": encode(picture(5, 6, 6, 1)), "label": 4})
     write(root, {"train": train, "test": train[:2]}, image_features((None, None, None)))
+    return root
+
+
+@pytest.fixture
+def flat(tmp_path) -> Path:
+    """10 images of each of three classes; number i of class c is filled with 50 c + i."""
+    root = tmp_path / "pets"
+    for label, name in enumerate(CLASSES):
+        for i in range(10):
+            put(root / name / f"{i}.png", np.full((8 + label, 9, 3), 50 * label + i, np.uint8))
     return root

@@ -1,4 +1,4 @@
-"""Folders of image files: layouts, labels, parts, and what is refused."""
+"""Folders of image files: layouts, labels and parts."""
 
 import io
 import os
@@ -10,33 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_sets import encode, image_features, picture, write
+from tiny_sets import CLASSES, encode, image_features, picture, put, write
 
 from umd_eqx.core.errors import BadInput
 from umd_eqx.core.types import DataSpec
 from umd_eqx.data import image_folder
 from umd_eqx.data.loader import batch_at
 from umd_eqx.data.source import BrokenImage, DataSource
-from umd_eqx.data.source_configs import TFDS, AbstractSource, ImageFolder
+from umd_eqx.data.source_configs import TFDS, ImageFolder
 from umd_eqx.data.transforms import TrainTransform
 from umd_eqx.recipes.config import DataConfig
-
-CLASSES = ("ant", "bee", "cat")
-
-
-def put(path: Path, image: np.ndarray, **options) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(path, **options)
-
-
-@pytest.fixture
-def flat(tmp_path) -> Path:
-    """10 images of each of three classes; number i of class c is filled with 50 c + i."""
-    root = tmp_path / "pets"
-    for label, name in enumerate(CLASSES):
-        for i in range(10):
-            put(root / name / f"{i}.png", np.full((8 + label, 9, 3), 50 * label + i, np.uint8))
-    return root
 
 
 @pytest.fixture
@@ -230,75 +213,3 @@ def test_batches_are_those_of_the_same_images_in_tfds(tmp_path):
         ours, theirs = (batch_at(s, TrainTransform(8), batch_size=8, seed=3, step=step) for s in (source, there))
         np.testing.assert_array_equal(ours.image, theirs.image)
         np.testing.assert_array_equal(ours.label, theirs.label)
-
-
-def into_a_split(root: Path) -> None:
-    for name in CLASSES:
-        shutil.move(root / name, root / "train" / name)
-    put(root / "train" / "ant" / "more" / "x.png", picture(0, 4, 4, 3))
-
-
-REFUSED = {
-    "missing": (lambda root: shutil.rmtree(root), "there is no folder"),
-    "a file": (lambda root: (shutil.rmtree(root), root.write_text("")), "is not a folder"),
-    "empty": (lambda root: (shutil.rmtree(root), root.mkdir()), "contains no class folders"),
-    "only images": (
-        lambda root: (shutil.rmtree(root), put(root / "a.png", picture(0, 4, 4, 3))),
-        "has images outside class folders (a.png)",
-    ),
-    "an image at the top": (
-        lambda root: put(root / "a.png", picture(0, 4, 4, 3)),
-        "has images outside class folders (a.png)",
-    ),
-    "a class without images": (lambda root: (root / "dog").mkdir(), "dog has no images (.jpg, "),
-    "a folder in a class": (
-        lambda root: put(root / "ant" / "more" / "x.png", picture(0, 4, 4, 3)),
-        "ant has images outside class folders (0.png)",
-    ),
-    "a folder in a class of a split": (into_a_split, "ant contains a folder (more)"),
-}
-
-
-@pytest.mark.parametrize("case", REFUSED)
-def test_a_folder_of_another_layout_is_refused_in_one_line(flat, case):
-    make, said = REFUSED[case]
-    make(flat)
-    with pytest.raises(BadInput) as error:
-        ImageFolder(str(flat)).describe("train", "train")
-    assert error.value.field == "data.source.dir"
-    assert said in str(error.value)
-    assert len(str(error.value).splitlines()) == 1
-
-
-def test_a_folder_that_may_not_be_read_is_refused_in_one_line(flat, monkeypatch):
-    def refuse(path):
-        raise PermissionError(13, "Permission denied", path)
-
-    monkeypatch.setattr(image_folder.os, "scandir", refuse)
-    with pytest.raises(BadInput, match=r"data\.source\.dir: .*pets cannot be read \(Permission denied\)"):
-        ImageFolder(str(flat)).splits()
-
-
-def test_no_folder_and_other_channels_are_refused(flat):
-    with pytest.raises(BadInput, match=r"data\.source\.dir: no folder of images is given"):
-        ImageFolder().describe("train", "train")
-    with pytest.raises(BadInput, match=r"data\.source\.channels: 4 is neither 1 nor 3"):
-        ImageFolder(str(flat), channels=4).describe("train", "train")
-
-
-@pytest.mark.parametrize("part", ["test", "train[", "train[40:50]", "train[:10%", "", "ant", "all[:5]"])
-def test_an_unknown_split_is_refused(flat, part):
-    config: AbstractSource = ImageFolder(str(flat))
-    for call, field in (
-        (lambda: config.describe(part, "train"), "data.train_split"),
-        (lambda: config.describe("train", part), "data.test_split"),
-        (lambda: config.open(part, field="data.split"), "data.split"),
-    ):
-        with pytest.raises(BadInput, match=r"Splits of .*pets: train; parts of them") as error:
-            call()
-        assert error.value.field == field
-
-
-def test_a_part_without_images_is_refused(flat):
-    with pytest.raises(BadInput, match=r"data\.test_split: 'train\[5:5\]' has no images"):
-        ImageFolder(str(flat)).describe("train", "train[5:5]")

@@ -49,3 +49,11 @@ def write(root: Path, splits: dict[str, list], features: Any) -> Path:
     builder = Tiny(splits=splits, features=features, data_dir=root, file_format="array_record")
     builder.download_and_prepare(download_dir=root / "downloads")
     return Path(builder.data_dir)
+
+
+CLASSES = ("ant", "bee", "cat")
+
+
+def put(path: Path, image: np.ndarray, **options) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(path, **options)

@@ -66,9 +66,9 @@ def _cases(folder: Folder) -> Iterator[Comparison]:
             case, kind, steps, clip, eta, model, what = match.groups()
             path = _PATHS[kind]
             sampler = DDIM(steps=int(steps), eta=float(eta), clip=clip == "1")
-            calls = sampler.evaluations(path)
             normals = jnp.asarray(recorded["normals"])
             formula = Formula(model, path, normals.shape[2:])
+            calls = sampler.evaluations(sampler.denoiser(formula, path))
 
             def sample(x: Any, step_noise: Any, every: bool, sampler=sampler, formula=formula, path=path) -> Any:
                 run = sampler.states if every else sampler

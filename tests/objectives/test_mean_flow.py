@@ -143,7 +143,7 @@ def test_one_call_is_the_flow_and_more_steps_change_nothing():
         denoiser = sampler.denoiser(model, PATH)
         images.append(np.asarray(eqx.filter_jit(sampler)(denoiser, noise, KEY)))
         times, states = sampler.states(denoiser, noise, KEY)
-        assert (len(times), states.shape, sampler.evaluations(PATH)) == (steps, (steps, *SHAPE), steps)
+        assert (len(times), states.shape, sampler.evaluations(denoiser)) == (steps, (steps, *SHAPE), steps)
     np.testing.assert_allclose(images[0], MEAN + STD * np.asarray(noise), atol=1e-5)
     np.testing.assert_allclose(images[1:], [images[0]] * 2, atol=1e-5)
     # In the notation of the paper, x0 = eps - u(eps, 0, 1).

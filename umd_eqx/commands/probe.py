@@ -61,7 +61,8 @@ def measure_probe(words: list[str], types: Mapping[str, type] | None = None) -> 
 
     **Raises:** `BadInput` naming the invalid flag.
     """
-    settings, seed = _recorded_settings(flag_value(words, "--run"))
+    recorded = _recorded(flag_value(words, "--run"))
+    settings, seed = _recorded_settings(recorded)
     default = Probe(settings=settings, seed=seed)
     description = "Probe the representation of a trained network."
     command = tyro.cli(Probe, default=default, args=words, description=description)
@@ -73,7 +74,7 @@ def measure_probe(words: list[str], types: Mapping[str, type] | None = None) -> 
     if command.json is not None:
         require_writable("json", command.json)
     options = {"weights": command.settings.weights, "tokenizer": command.tokenizer}
-    source = from_pretrained(command.run, **options, types=(types or {}).values())
+    source = from_pretrained(command.run, **options, recorded=recorded, types=(types or {}).values())
     require_representation(source.model, "run")
     result = _measured(command, source)
     settled = {name: result[name] for name in ("settings", "seed", "weights", "data", "tokenizer")}
@@ -81,12 +82,20 @@ def measure_probe(words: list[str], types: Mapping[str, type] | None = None) -> 
     return 0
 
 
-def _recorded_settings(run: str | None) -> tuple[Settings, int]:
+def _recorded(run: str | None) -> dict[str, Any] | None:
+    """The content of a run's `config.json`; None if it cannot be read, which `from_pretrained` reports."""
+    try:
+        return None if run is None else json.loads((Path(run) / "config.json").read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _recorded_settings(recorded: Mapping[str, Any] | None) -> tuple[Settings, int]:
     """The settings of a run's own probe and its seed, or the defaults if the run does not record them."""
     try:
-        config: dict[str, Any] = json.loads((Path(run or "") / "config.json").read_text())["config"]
-        own, seed = recorded_probe(config), config["seed"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # `from_pretrained` reports the error
+        config = {} if recorded is None else recorded["config"]
+        own, seed = recorded_probe(config), config.get("seed", 0)
+    except (ValueError, KeyError, TypeError, AttributeError):  # `from_pretrained` reports the error
         own, seed = None, 0
     own = own or FewShot()
     fields: dict[str, Any] = {field.name: getattr(own, field.name) for field in dataclasses.fields(own)}

@@ -89,7 +89,7 @@ def sample(words: list[str], types: Types | None = None) -> int:
             trajectories = trajectory_grid(denoiser, sampler, tokenizer, shown, key, TRAJECTORY_FRAMES)
             save_png(command.trajectory, trajectories)
         if command.json is not None:
-            figures = {"images": command.num, "seconds": seconds, "evaluations": sampler.evaluations(denoiser.path)}
+            figures = {"images": command.num, "seconds": seconds, "evaluations": sampler.evaluations(denoiser)}
             save_json(command.json, [figures])
     print(f"{command.num} images in {seconds:.1f} s, compilation included: {command.out}")
     return 0

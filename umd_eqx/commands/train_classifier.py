@@ -8,10 +8,9 @@ from umd_eqx.commands.leaves import KINDS, parse
 from umd_eqx.commands.training import Command, describe_presets, split_preset, train
 from umd_eqx.core.errors import BadInput, disk_errors
 from umd_eqx.core.files import write_atomically
-from umd_eqx.models.extractors.fashion import card_of
+from umd_eqx.models.extractors.fashion import CLASSIFIER_FILE, card_of
 from umd_eqx.recipes.classifier import CLASSIFIERS
 from umd_eqx.recipes.pretrain import Preset
-from umd_eqx.runs.classifier_training import CLASSIFIER_FILE
 from umd_eqx.runs.workspace import default_run_dir
 
 FLAG_ALIASES = {

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Float32, Int
 
 from umd_eqx.core.errors import BadInput
-from umd_eqx.core.files import save_json, write_atomically
+from umd_eqx.core.files import replacing, save_json, write_atomically
 from umd_eqx.core.sharding import batch_sharding, chunked_vmap, place, replicated, round_up_to_devices
 from umd_eqx.core.types import DataSpec
 from umd_eqx.data.loader import evaluation_batches
@@ -224,20 +224,18 @@ def _write_shard(
 ) -> None:
     """Writes a shard, and then beside it its length, checksum and sums, without which a shard is not complete."""
     path = folder / settings.shard_name(shard)
-    unfinished = path.with_name(f"{path.name}.tmp")
     rows = zip(settings.shards[shard], labels, moments, strict=True)
     records = [pack_record(int(label), one, settings.dtype) for _, label, one in rows]
-    try:
-        writer = array_record_module.ArrayRecordWriter(str(unfinished), WRITER_OPTIONS)
-        for record in records:
-            writer.write(record)
-        writer.close()
-        with unfinished.open("rb") as file:
-            os.fsync(file.fileno())  # the shard must be on disk before its sums
-    except RuntimeError as error:  # raised by array_record for a full disk
-        number = errno.ENOSPC if os.strerror(errno.ENOSPC) in str(error) else errno.EIO
-        raise OSError(number, os.strerror(number), str(unfinished)) from error
-    unfinished.replace(path)
+    # The folder is locked, and a shard that a killed process leaves may be large: it is overwritten.
+    with replacing(path, suffix=".tmp") as unfinished:
+        try:
+            writer = array_record_module.ArrayRecordWriter(str(unfinished), WRITER_OPTIONS)
+            for record in records:
+                writer.write(record)
+            writer.close()
+        except RuntimeError as error:  # raised by array_record for a full disk
+            number = errno.ENOSPC if os.strerror(errno.ENOSPC) in str(error) else errno.EIO
+            raise OSError(number, os.strerror(number), str(unfinished)) from error
     channels = settings.shape[2]
     mean, logvar = moments[..., :channels].astype(np.float64), moments[..., channels:].astype(np.float64)
     square = mean**2 + (np.exp(logvar) if logvar.size else 0.0)

@@ -191,6 +191,23 @@ def as_flag(name: str) -> str:
     return name.replace("data.source.", "data.", 1)
 
 
+def flags_of(recipe: Config, config: Config) -> tuple[str, ...] | None:
+    """Returns the flags that turn a recipe into a configuration that trains the same weights.
+
+    None if a type differs, because its name on a command line is not known here.
+    """
+    flags: dict[str, list[str]] = {}
+    for name, (_, value) in differences(run_identity(recipe), run_identity(config)).items():
+        if name.endswith(".type"):
+            return None
+        names = [part for part in as_flag(name).replace("_", "-").split(".") if not part.isdecimal()]  # no indices
+        if isinstance(value, bool):
+            flags[f"--{'.'.join([*names[:-1], names[-1] if value else f'no-{names[-1]}'])}"] = []
+        else:
+            flags.setdefault(f"--{'.'.join(names)}", []).append(str(value))
+    return tuple(word for flag, values in flags.items() for word in (flag, *values))
+
+
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Returns the names whose values differ between two flat dumps, with both values (None for a missing one)."""
     return {name: (old.get(name), new.get(name)) for name in {**old, **new} if old.get(name) != new.get(name)}

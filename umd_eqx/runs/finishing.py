@@ -8,11 +8,11 @@ import numpy as np
 from jaxtyping import Float
 
 from umd_eqx.data.source import DataSource
-from umd_eqx.eval.averages import mean_over_images
-from umd_eqx.models.finished import FinishedRun, PerImage
+from umd_eqx.eval.averages import mean_over_examples, mean_over_images
+from umd_eqx.models.finished import FinishedRun, PerExample, PerImage
 from umd_eqx.recipes.build import Built
-from umd_eqx.recipes.dump import dump
-from umd_eqx.runs.classifier_training import lacks_classifier, write_classifier
+from umd_eqx.recipes.config import Config
+from umd_eqx.recipes.dump import dump, flags_of
 from umd_eqx.training.step import TrainState
 
 
@@ -20,6 +20,8 @@ def finish(
     built: Built,
     directory: Path,
     step: int,
+    preset: str,
+    recipe: Config,
     splits: Callable[[], tuple[DataSource, DataSource]],
     trained: Callable[[], tuple[int, TrainState]],
 ) -> None:
@@ -28,25 +30,38 @@ def finish(
     **Arguments:**
 
     - `built`, `directory`, `step`: the run, its directory and its last step.
+    - `preset`, `recipe`: the preset that it was derived from.
     - `splits`: returns its training and test split.
     - `trained`: returns its newest step and the training state at that step.
 
-    **Raises:** `BadInput` and `OSError` as these functions do, and if writing fails.
+    **Raises:** `BadInput` and `OSError` as the model's configuration does, and if writing fails.
     """
-    data, model_config = built.config.data, built.config.model
+    config, data = built.config, built.config.data
+    given = {"batch_size": data.eval_batch_size, "mesh": built.parts.mesh}
 
     def model() -> tuple[int, eqx.Module]:
         step, state = trained()
         return step, state.model if state.ema is None else state.ema
 
     def mean(function: PerImage, model: eqx.Module, images: int) -> Float[np.ndarray, "k"]:
-        given = {"batch_size": data.eval_batch_size, "images": images, "mesh": built.parts.mesh}
-        return mean_over_images(function, model, splits()[0], data.size, **given)
+        return mean_over_images(function, model, splits()[0], data.size, images=images, **given)
 
-    facts = {"data": built.spec.name, "size": data.size}
-    written = model_config.finish(FinishedRun(directory, step, dump(model_config), facts, model, mean))
+    def test_mean(function: PerExample, model: eqx.Module) -> Float[np.ndarray, "k"]:
+        test = splits()[1]
+        return mean_over_examples(function, model, test, data.size, images=len(test), **given)
+
+    run = FinishedRun(
+        directory,
+        step,
+        config=dump(config),
+        preset=preset,
+        flags=flags_of(recipe, config),
+        spec=built.spec,
+        weights="raw" if built.abstract_state().ema is None else "ema",
+        model=model,
+        mean=mean,
+        test_mean=test_mean,
+    )
+    written = config.model.finish(run)
     if written is not None:
         print(f"{written.stem}: {written}")
-    # Unlike a tokenizer, the classifier is measured on labelled test images, which `FinishedRun` does not provide.
-    if lacks_classifier(built, directory, step):
-        print(f"classifier: {write_classifier(built, directory, *trained(), splits())}")

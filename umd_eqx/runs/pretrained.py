@@ -89,6 +89,7 @@ def from_pretrained(
     weights: Weights = "ema",
     tokenizer: str | None = None,
     known: Latents | None = None,
+    recorded: Mapping[str, Any] | None = None,
     field: str = "run",
     warn: Callable[[str], None] = print,
     types: Iterable[type] = (),
@@ -103,6 +104,7 @@ def from_pretrained(
         holds only the kind it was exported with.
     - `tokenizer`: the location of the tokenizer, for a network trained on latents. None: its location at training time.
     - `known`: a loaded tokenizer, reused if the network's tokenizer has the same name.
+    - `recorded`: the content of a run's `config.json`, if it has been read already. None: reads it.
     - `field`: the field that named the path.
     - `warn`: called with a warning if a damaged checkpoint is skipped.
     - `types`: user-defined classes that the run's configuration may contain.
@@ -112,7 +114,7 @@ def from_pretrained(
     location = SHIPPED if path is None else Path(path)
     if location.is_dir():
         if (location / "config.json").exists():
-            return _from_run(location, weights, tokenizer, known, field, warn, tuple(types))
+            return _from_run(location, weights, tokenizer, known, recorded, field, warn, tuple(types))
         exports = sorted(location.glob("*.safetensors"))
         if len(exports) != 1:
             found = f"{len(exports)} exports" if exports else "neither a run nor an export"
@@ -183,12 +185,13 @@ def _from_run(
     weights: Weights,
     tokenizer: str | None,
     known: Latents | None,
+    recorded: Mapping[str, Any] | None,
     field: str,
     warn: Callable[[str], None],
     types: tuple[type, ...],
 ) -> Pretrained:
     try:
-        kept = json.loads((location / "config.json").read_text())
+        kept = json.loads((location / "config.json").read_text()) if recorded is None else recorded
         parts = {name: load(kept["config"][name], types) for name in ("model", "path", "data", "optim", "ema")}
         # Runs from before latents were supported have neither.
         parts |= {name: load(kept["config"].get(name)) for name in ("tokenizer", "latent")}

@@ -72,9 +72,8 @@ def run(
 ) -> Outcome:
     """Trains and evaluates a configuration; resumes if the directory holds an unfinished run of it.
 
-    A finished run writes the artefacts that its model's configuration defines (`finishing.finish`): tokenizers and the
-    embedded classifier are saved in addition to the checkpoints. Calling this on a finished run repeats the evaluations
-    whose settings have changed (`remeasure.not_yet_measured`).
+    A finished run also writes the files that its model's configuration defines (`AbstractModelConfig.finish`).
+    Calling this on a finished run repeats the evaluations whose settings have changed (`remeasure.not_yet_measured`).
 
     **Arguments:**
 
@@ -175,7 +174,7 @@ class _Run:
             checkpoints.wait()
             write_webpage(shown)
         if step == self.stop_at:
-            finish(self.built, self.directory, step, lambda: self.resolved.data.splits, lambda: (step, state))
+            self._finish(step, lambda: (step, state))
         return self._report_outcome(shown, step, stop.asked if step < self.stop_at else None)
 
     def _restore(self, checkpoints: Checkpoints, terminal: Terminal) -> tuple[int, TrainState]:
@@ -267,10 +266,14 @@ class _Run:
         changed = not_yet_measured(shown, self.config.eval, step)
         if changed:
             shown = self._measure(changed, shown, trained)
-        finish(self.built, self.directory, step, lambda: self.resolved.data.splits, trained)
+        self._finish(step, trained)
         print(results_table(shown.rows, shown.headlines()))
         print(f"\nreport: {write_webpage(shown)}")
         return Outcome(self.directory, step, None, shown.last_values())
+
+    def _finish(self, step: int, trained: Callable[[], tuple[int, TrainState]]) -> None:
+        given = (self.built, self.directory, step, self.preset, self.recipe)
+        finish(*given, lambda: self.resolved.data.splits, trained)
 
     def _measure(
         self,

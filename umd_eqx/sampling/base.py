@@ -13,7 +13,7 @@ from umd_eqx.core.paths import AbstractDiscretePath, AbstractPath, AbstractSmoot
 from umd_eqx.core.predictions import Head
 from umd_eqx.core.types import AbstractCond, Image, Time
 from umd_eqx.models import AbstractModel
-from umd_eqx.sampling.denoisers import AbstractDenoiser, Clipped, Ends, ModelDenoiser, end_times
+from umd_eqx.sampling.denoisers import AbstractDenoiser, Clipped, Ends, ModelDenoiser
 from umd_eqx.sampling.fields import require_steps
 from umd_eqx.sampling.grids import AbstractGrid, Times
 from umd_eqx.sampling.levels import levels
@@ -63,8 +63,11 @@ class AbstractSampler(eqx.Module):
         """Returns the times at which the denoiser is evaluated, from noise to clean, and the noised image at each."""
 
     @abc.abstractmethod
-    def evaluations(self, path: AbstractPath) -> int | None:
-        """Returns the number of network evaluations per image, or None if it is determined during sampling."""
+    def evaluations(self, denoiser: AbstractDenoiser) -> int | None:
+        """Returns the number of evaluations of `denoiser` per image, or None if it is determined during sampling.
+
+        A guided denoiser calls its network, or each of its networks, more than once.
+        """
 
     def denoiser(self, model: AbstractModel, path: AbstractPath, cond: AbstractCond | None = None) -> ModelDenoiser:
         """Returns the denoiser of a network along a path, which uses the output `head`."""
@@ -104,9 +107,9 @@ class AbstractGridSampler(AbstractSampler):
         """Returns the times of the grid for images of `side` pixels, between the end times of the denoiser."""
         return self.grid.times(path, self.steps, side, ends)
 
-    def evaluations(self, path: AbstractPath) -> int:
-        """Returns the number of times of the grid (for a 64-pixel image, if the grid depends on the image size)."""
-        return len(self.times(path, 64, end_times(path, self.head)))
+    def evaluations(self, denoiser: AbstractDenoiser) -> int:
+        """Returns the number of times of the grid, with one evaluation each."""
+        return len(self.times(denoiser.path, denoiser.model.image_shape[0], denoiser.ends))
 
 
 def initial_state(path: AbstractPath, times: Float64[np.ndarray, "k"], noise: Image) -> Image:

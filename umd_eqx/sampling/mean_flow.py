@@ -6,7 +6,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from umd_eqx.core.errors import BadInput
-from umd_eqx.core.paths import AbstractPath
 from umd_eqx.core.predictions import Head
 from umd_eqx.core.types import Image
 from umd_eqx.sampling.base import AbstractSampler, States
@@ -46,7 +45,7 @@ class MeanFlowSampler(AbstractSampler):
         """Returns the initial time of each interval, and the noised image there; `key` is unused."""
         return self._times(noise)[:-1], self._solve(denoiser, noise)[0]
 
-    def evaluations(self, path: AbstractPath) -> int:
+    def evaluations(self, denoiser: AbstractDenoiser) -> int:
         """Returns `steps`."""
         return self.steps
 

@@ -15,7 +15,6 @@ import numpy as np
 from jaxtyping import Array, Float, Float64, Int, PRNGKeyArray
 
 from umd_eqx.core.errors import BadInput, member
-from umd_eqx.core.paths import AbstractPath
 from umd_eqx.core.predictions import Head
 from umd_eqx.core.types import Image
 from umd_eqx.sampling.base import AbstractGridSampler, AbstractSampler, States, initial_state, require_smooth
@@ -52,9 +51,9 @@ class AbstractFixedStepODE(AbstractGridSampler):
         times = self.times(denoiser.path, noise.shape[0], denoiser.ends)
         return jnp.asarray(times, noise.dtype), self._integrate(denoiser, times, noise, all_states=True)
 
-    def evaluations(self, path: AbstractPath) -> int:
+    def evaluations(self, denoiser: AbstractDenoiser) -> int:
         """Returns `stages` (k - 1) + 1 for the k times of the grid: `stages` per interval, and the last evaluation."""
-        return self.stages * (super().evaluations(path) - 1) + 1
+        return self.stages * (super().evaluations(denoiser) - 1) + 1
 
     def _integrate(
         self, denoiser: AbstractDenoiser, times: Float64[np.ndarray, "n"], noise: Image, *, all_states: bool
@@ -150,7 +149,7 @@ class Adaptive(AbstractSampler):
         assert solution.ys is not None
         return shown, solution.ys
 
-    def evaluations(self, path: AbstractPath) -> None:
+    def evaluations(self, denoiser: AbstractDenoiser) -> None:
         """Returns None: the number depends on the image (see `count`)."""
         return None
 

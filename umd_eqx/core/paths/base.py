@@ -40,7 +40,10 @@ class AbstractPath(eqx.Module):
 
     @abc.abstractmethod
     def time_from_uniform(self, u: Scalar) -> Time:
-        """Maps u, uniform in [0, 1), to a training time, which is never 0 (a clean image) except for `Clean`."""
+        """Maps u, uniform in [0, 1), to a training time.
+
+        It is 0, the time of a clean image, only on `Clean`, and for u = 0 on a smooth path with `t_min` 0.
+        """
 
     @abc.abstractmethod
     def velocity_weights(self, t: Time) -> tuple[Scalar, Scalar]:

@@ -45,7 +45,7 @@ class AbstractSmoothPath(AbstractPath):
         return NETWORK_STEPS * t
 
     def time_from_uniform(self, u: Scalar) -> Time:
-        """A time that is uniform between `t_min` and `t_max`."""
+        """A time that is uniform between `t_min`, the time of u = 0, and `t_max`."""
         return self.t_min + (self.t_max - self.t_min) * u
 
 
@@ -53,7 +53,9 @@ class CosinePath(AbstractSmoothPath):
     """The cosine path alpha = cos(pi t / 2), sigma = sin(pi t / 2), a smooth analogue of the reference's pixel path."""
 
     t_min: float = eqx.field(static=True, default=1e-3)
+    """Smallest time that is drawn in training. Sampling ends there, or just above 0."""
     t_max: float = eqx.field(static=True, default=0.999)
+    """Largest time that is drawn in training: the image is noise. Sampling begins there, or just below 1."""
 
     def alpha(self, t: Time) -> Scalar:
         """cos(pi t / 2), written as a sine so that it is exactly 0 at t = 1 and not -4e-8."""
@@ -72,7 +74,9 @@ class RectifiedFlow(AbstractSmoothPath):
     """The straight path alpha = 1 - t, sigma = t (Liu et al. 2022; Lipman et al. 2022)."""
 
     t_min: float = eqx.field(static=True, default=1e-3)
+    """Smallest time that is drawn in training. Sampling ends there, or just above 0."""
     t_max: float = eqx.field(static=True, default=1.0)
+    """Largest time that is drawn in training: the image is noise. Sampling begins there, or just below 1."""
 
     def alpha(self, t: Time) -> Scalar:
         """1 - t."""
@@ -94,8 +98,11 @@ class SmoothTable(AbstractSmoothPath):
     """
 
     table: AbstractDiscretePath = CosineTable()
+    """The table whose noise levels the path interpolates."""
     t_min: float = eqx.field(static=True, default=1e-3)
+    """Smallest time that is drawn in training. Sampling ends there, or just above 0."""
     t_max: float = eqx.field(static=True, default=1.0)
+    """Largest time that is drawn in training: the image is noise. Sampling begins there, or just below 1."""
 
     def validate(self, field: str = "path") -> None:
         """Raises `BadInput` as its table and every smooth path do.

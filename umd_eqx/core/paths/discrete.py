@@ -64,6 +64,7 @@ class CosineTable(AbstractDiscretePath):
     """The reference's path for pixels: the clipped cosine betas of Nichol and Dhariwal 2021, eq. 17."""
 
     steps: int = eqx.field(static=True, default=1000)
+    """Number of noise levels in the table, as published 1000."""
 
     def alphas_cumprod(self) -> Float64[np.ndarray, "steps"]:
         """Returns abar of `cosine_betas`."""
@@ -74,6 +75,7 @@ class LinearTable(AbstractDiscretePath):
     """The reference's path for latents: betas from 1e-4 to 0.02 (Ho et al. 2020, section 4)."""
 
     steps: int = eqx.field(static=True, default=1000)
+    """Number of noise levels in the table, as published 1000."""
 
     def alphas_cumprod(self) -> Float64[np.ndarray, "steps"]:
         """Returns abar of `linear_betas`."""

@@ -1,12 +1,15 @@
 """The configurations of trainable classifiers."""
 
 import dataclasses
+from pathlib import Path
 
 from jaxtyping import PRNGKeyArray
 
 from umd_eqx.core.errors import BadInput
 from umd_eqx.models.config import AbstractModelConfig
 from umd_eqx.models.extractors.classifier import SIDE, FashionClassifier
+from umd_eqx.models.extractors.fashion import finish_classifier
+from umd_eqx.models.finished import FinishedRun
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,3 +43,7 @@ class FashionClassifierConfig(AbstractModelConfig):
             problem = f"the images have {channels} channels, but the classifier supports only 1"
             raise BadInput("data.source.name", problem, "Choose a data set of greyscale images")
         return FashionClassifier.init(num_classes, key=key)
+
+    def finish(self, run: FinishedRun) -> Path | None:
+        """Writes the classifier to the run directory; see `finish_classifier`."""
+        return finish_classifier(run)

@@ -18,7 +18,7 @@ from umd_eqx.models.vit.packed import Embedded, Packed, Segment
 from umd_eqx.models.vit.stack import Stack
 from umd_eqx.models.vit.variants import VARIANTS
 
-INIT = json.loads((Path(__file__).parents[1] / "golden_data/init_stats.json").read_text())
+INIT = json.loads((Path(__file__).parents[2] / "golden_data/init_stats.json").read_text())
 
 
 @pytest.mark.parametrize(("row", "count"), INIT["param_counts"].items())

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from eval.fakes import Source, noise
-from known_tokenizers import Rearranged
+from latents.known import SOURCE, TOKENIZER, VIEWS, settings
 
 from umd_eqx.core.errors import BadInput
 from umd_eqx.core.sharding import make_mesh
@@ -17,34 +17,8 @@ from umd_eqx.data.loader import training_batches
 from umd_eqx.data.source import BrokenImage, DataSource
 from umd_eqx.data.transforms import EvalTransform, TrainTransform
 from umd_eqx.latents.encoding import encode
-from umd_eqx.latents.store import MANIFEST, ChooseView, LatentSource, Manifest, Settings, check, source_hash, view
+from umd_eqx.latents.store import MANIFEST, ChooseView, LatentSource, Manifest, check, source_hash, view
 from umd_eqx.latents.stream import as_latents
-
-SOURCE = noise(22)
-VIEWS = 3
-TOKENIZER = Rearranged.init(shift=0.1, scale=1.5, logvar=-2.0)
-
-
-def settings(**fields) -> Settings:
-    usual = {
-        "name": "fake",
-        "split": "train",
-        "source": source_hash(SOURCE),
-        "tokenizer": "0123",
-        "shift": TOKENIZER.shift,
-        "scale": TOKENIZER.scale,
-        "size": 8,
-        "area_min": 50.0,
-        "flip": True,
-        "seed": 3,
-        "views": VIEWS,
-        "shape": (4, 4, 4),
-        "mode_only": False,
-        "dtype": "float32",
-        "images": 22,
-        "per_shard": 10,
-    }
-    return Settings(**(usual | fields))
 
 
 def stored(folder, tokenizer=TOKENIZER, **fields) -> LatentSource:

@@ -59,8 +59,8 @@ class Calm(AbstractSampler):
     def states(self, *args, **kwargs):
         return DDIM(self.steps, self.noise, self.grid, self.head, self.clip).states(*args, **kwargs)
 
-    def evaluations(self, path):
-        return len(self.grid.times(path, self.steps, 64, self.head))
+    def evaluations(self, denoiser):
+        return DDIM(self.steps, self.noise, self.grid, self.head, self.clip).evaluations(denoiser)
 
 
 class Heavier(AbstractObjective):

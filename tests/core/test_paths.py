@@ -260,3 +260,11 @@ def test_a_path_is_its_own_configuration():
     assert dataclasses.replace(CosinePath(), t_max=0.9).time_from_uniform(jnp.asarray(1.0)) == jnp.float32(0.9)
     assert CosineTable() == CosineTable()
     assert CosineTable() != CosineTable(steps=10)
+
+
+def test_a_training_time_is_that_of_a_clean_image_only_where_the_path_says_so():
+    first = jnp.asarray(0.0)
+    for path in (CosineTable(), LinearTable(), CosinePath(), RectifiedFlow(), smooth(CosineTable())):
+        assert path.time_from_uniform(first) > 0
+    for path in (Clean(), RectifiedFlow(t_min=0.0)):
+        assert path.time_from_uniform(first) == 0

@@ -18,12 +18,14 @@ from umd_eqx.eval import Accuracy, EvalContext
 from umd_eqx.models.extractors.fashion import (
     SHIPPED,
     card_of,
+    command_of,
     load_fashion_classifier,
     read_card,
+    recipe_facts,
     save_fashion_classifier,
 )
 from umd_eqx.recipes.classifier import classifier
-from umd_eqx.runs.classifier_training import command_of, recipe_facts
+from umd_eqx.recipes.dump import dump, flags_of
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +45,9 @@ def copy(tmp_path):
 def test_the_files_are_small_and_the_card_is_that_of_the_command(shipped):
     assert SHIPPED.stat().st_size < 2_000_000
     card = read_card()
-    assert card["recipe"] == recipe_facts(classifier())
-    assert card["command"] == command_of(classifier()) == "python experiments/train_classifier.py"
+    assert card["recipe"] == recipe_facts(dump(classifier()))
+    flags = flags_of(classifier(), classifier())
+    assert card["command"] == command_of("classifier", flags) == "python experiments/train_classifier.py"
     assert card["data"] == {"name": "fashion_mnist", "train": "train", "test": "test", "test_images": 10_000}
     assert card["parameters"] == sum(leaf.size for leaf in jax.tree.leaves(shipped))
     assert card["test_accuracy"] >= 0.92

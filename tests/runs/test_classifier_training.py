@@ -21,12 +21,22 @@ from umd_eqx.core.tensors import named_leaves
 from umd_eqx.data.loader import training_batches
 from umd_eqx.data.source import open_source
 from umd_eqx.data.transforms import TrainTransform
+from umd_eqx.eval import Accuracy
+from umd_eqx.models.config import AbstractModelConfig
 from umd_eqx.models.extractors.classifier import FashionClassifier
-from umd_eqx.models.extractors.fashion import load_fashion_classifier, read_card
+from umd_eqx.models.extractors.fashion import (
+    CLASSIFIER_FILE,
+    command_of,
+    is_recognised,
+    is_written,
+    load_fashion_classifier,
+    read_card,
+    recipe_facts,
+)
 from umd_eqx.recipes.build import build
 from umd_eqx.recipes.classifier import classifier
 from umd_eqx.recipes.config import Config
-from umd_eqx.runs.classifier_training import CLASSIFIER_FILE, command_of, lacks_classifier, recipe_facts
+from umd_eqx.recipes.dump import dump, flags_of
 from umd_eqx.runs.dryrun import dry_run
 from umd_eqx.runs.pretrained import from_pretrained
 from umd_eqx.runs.run import run
@@ -118,7 +128,11 @@ def test_a_run_in_pieces_with_an_average_equals_the_run_in_one(tmp_path):
 
 def test_the_card_says_what_was_trained_and_measured(whole):
     card = read_card(whole / CLASSIFIER_FILE)
-    assert card["recipe"] == recipe_facts(small()) == recipe_facts(classifier()) | {"steps": STEPS, "batch_size": 32}
+    assert (
+        card["recipe"]
+        == recipe_facts(dump(small()))
+        == recipe_facts(dump(classifier())) | {"steps": STEPS, "batch_size": 32}
+    )
     assert card["data"] == {"name": "fashion_mnist", "train": "train[:640]", "test": "test[:300]", "test_images": 300}
     assert card["test_accuracy"] == numbers(whole)[-1]["eval/accuracy/recognised"] > 0.3  # chance has 0.1
     assert set(card["versions"]) == {"jax", "equinox", "optax"}
@@ -133,7 +147,7 @@ def test_a_command_names_switches_lists_and_absent_values():
     config = dataclasses.replace(classifier(), seed=3, trainable=AllExcept(("first", "second.bias")))
     ema = EmaConfig(rate=0.1, batch_size=None, only_with_labels=True)
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, flip=False), ema=ema)
-    words = shlex.split(command_of(config) or "")
+    words = shlex.split(command_of("classifier", flags_of(classifier(), config)) or "")
     flags = {"--data.no-flip", "--seed 3", "--trainable.frozen first second.bias", "--ema.rate 0.1"}
     assert {f"--{flag}".strip() for flag in " ".join(words[2:]).split("--")[1:]} == flags | {"--ema.only-with-labels"}
     # The flags make that configuration again.
@@ -142,19 +156,52 @@ def test_a_command_names_switches_lists_and_absent_values():
 
 
 def test_a_configuration_of_another_type_has_no_command():
-    assert command_of(dataclasses.replace(classifier(), trainable=Only(("head",)))) is None
+    flags = flags_of(classifier(), dataclasses.replace(classifier(), trainable=Only(("head",))))
+    assert flags is None
+    assert command_of("classifier", flags) is None
+    assert command_of("mine", ("--seed", "3")) is None
 
 
 def test_a_finished_run_writes_its_classifier_again_where_it_is_missing(whole):
     before = (whole / CLASSIFIER_FILE).read_bytes()
-    built = build(small(), small().data.describe())
-    assert not lacks_classifier(built, whole, STEPS)
-    assert lacks_classifier(built, whole, STEPS + 1)
+    assert is_written(whole, STEPS)
+    assert not is_written(whole, STEPS + 1)
     (whole / CLASSIFIER_FILE).unlink()
-    assert lacks_classifier(built, whole, STEPS)
+    assert not is_written(whole, STEPS)
     run(small(), run_dir=whole)
     assert (whole / CLASSIFIER_FILE).read_bytes() == before
     assert (whole / "report.html").exists()
+
+
+@dataclasses.dataclass(frozen=True)
+class Mine(AbstractModelConfig):
+    """A model of a reader's own, whose runs end in a file of what they recognise of each class."""
+
+    title = "mine"
+    knows_labels = False
+
+    def build(self, size, channels, num_classes, *, key):
+        return FashionClassifier.init(num_classes, key=key)
+
+    def finish(self, run):
+        def by_class(model, image, label):
+            return jnp.where(jnp.arange(10) == label, is_recognised(model, image, label), 0.0)
+
+        path = run.directory / "classes.json"
+        step, model = run.model()
+        facts = {"step": step, "flags": run.flags, "steps": run.config["optim"]["steps"], "weights": run.weights}
+        path.write_text(json.dumps(facts | {"recognised": run.test_mean(by_class, model).tolist()}))
+        return path
+
+
+def test_a_model_of_a_readers_own_writes_its_own_file_at_the_end(tmp_path, capsys):
+    config = small(model=Mine(), eval={"accuracy": Accuracy()})
+    run(config, run_dir=tmp_path, preset="mine", recipe=dataclasses.replace(config, seed=1))
+    assert f"classes: {tmp_path / 'classes.json'}" in capsys.readouterr().out
+    found = json.loads((tmp_path / "classes.json").read_text())
+    assert sum(found.pop("recognised")) == pytest.approx(numbers(tmp_path)[-1]["eval/accuracy/recognised"])
+    assert found == {"step": STEPS, "flags": ["--seed", "0"], "steps": STEPS, "weights": "raw"}
+    assert not (tmp_path / CLASSIFIER_FILE).exists()
 
 
 def test_the_head_alone_can_be_trained(tmp_path):

@@ -15,7 +15,7 @@ from umd_eqx.core.tensors import read_tensors
 from umd_eqx.models.extractors.inception_table import parameter_shapes
 from umd_eqx.models.extractors.pretrained_inception import Published, convert_inception
 
-SCRIPT = Path(__file__).parent.parent / "experiments" / "convert_inception.py"
+SCRIPT = Path(__file__).parents[3] / "experiments" / "convert_inception.py"
 
 
 @pytest.fixture

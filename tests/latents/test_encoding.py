@@ -9,14 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from data.test_latents import SOURCE, TOKENIZER, settings
 from eval.fakes import Source
+from latents.known import SOURCE, TOKENIZER, settings
 
 from umd_eqx.core.errors import BadInput
 from umd_eqx.core.sharding import make_mesh
 from umd_eqx.data.broken import SkipBroken
 from umd_eqx.data.transforms import TrainTransform
-from umd_eqx.latents.encoding import FLAGS, Progress, encode, prepare
+from umd_eqx.latents.encoding import FIELDS, Progress, encode, prepare
 from umd_eqx.latents.store import MANIFEST, LatentSource, Manifest, Settings, view
 
 
@@ -121,7 +121,7 @@ def test_a_folder_that_an_older_version_began(tmp_path):
 
 
 def test_each_of_the_settings_has_its_flag():
-    assert FLAGS.keys() == {field.name for field in dataclasses.fields(Settings)}
+    assert FIELDS.keys() == {field.name for field in dataclasses.fields(Settings)}
 
 
 def test_a_folder_that_holds_something_else(tmp_path):

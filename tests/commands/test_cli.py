@@ -1,6 +1,7 @@
 """The command line: which word is the preset, what is printed without running, what the flags do to a recipe."""
 
 import dataclasses
+import itertools
 import json
 import re
 
@@ -73,6 +74,15 @@ def test_the_help_lists_every_preset_and_the_flags_of_the_chosen_one(said):
     # Structure is the preset's.
     assert "--objective.terms" not in out
     assert "--objective.noised" not in out
+
+
+@pytest.mark.parametrize("name", ["umd", "x-prediction", "latent-umd"])  # three kinds of paths
+def test_every_flag_is_explained(said, name, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")  # one column of flags
+    lines = [line.strip("│ ") for line in said(name, "--help").splitlines()]
+    flags = {line: below for line, below in itertools.pairwise(lines) if re.match(r"--[a-z]", line)}
+    assert any(flag.startswith("--path.") for flag in flags)
+    assert {flag for flag, below in flags.items() if below.startswith(("(default", "--", "╰"))} == set()
 
 
 def test_every_flag_without_a_value_is_known_as_one(said, capsys):
