@@ -178,7 +178,7 @@ class Mine(AbstractModelConfig):
     """A model of a reader's own, whose runs end in a file of what they recognise of each class."""
 
     title = "mine"
-    knows_labels = False
+    class_conditional = False
 
     def build(self, size, channels, num_classes, *, key):
         return FashionClassifier.init(num_classes, key=key)

@@ -247,10 +247,9 @@ class _Run:
         )
 
     def _wandb(self, terminal: Terminal) -> Wandb | None:
-        name = self.directory.name
         run_id = sha256_of(str(self.directory.absolute()).encode())[:16]
-        config = dump(self.config)
-        return Wandb.maybe(self.config.log.wandb, self.directory, name, config, run_id, notify=terminal.print)
+        given = (self.config.log.wandb, self.directory, self.directory.name, dump(self.config), run_id)
+        return Wandb.maybe(*given, notify=terminal.print)
 
     def _already_done(self, step: int, checkpoints: Checkpoints) -> Outcome:
         print(f"{self.directory} is finished: it is at step {step} ({self.stop_at} requested). Its results:\n")
@@ -294,9 +293,8 @@ class _Run:
         if stopped_by is not None:
             print(f"stopped by {stopped_by} at step {step} of {self.built.total}, saved. The same command resumes it")
         else:
-            rows = shown.rows
-            print(f"\n{results_table(rows, shown.headlines())}\n")
-            if skipped := int((rows[-1] if rows else {}).get("train/skipped_total") or 0):
+            print(f"\n{results_table(shown.rows, shown.headlines())}\n")
+            if skipped := int(shown.last_values().get("train/skipped_total") or 0):
                 print(f"{skipped} of {step} steps were skipped: their loss or gradient was not finite")
             print(f"report: {self.directory / 'report.html'}")
         return Outcome(self.directory, step, stopped_by, shown.last_values())
