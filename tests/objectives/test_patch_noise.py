@@ -94,7 +94,7 @@ def test_what_cannot_work_is_refused(random_model):
     token, path = random_model(SIZE, conditioning="token"), CosineTable()
     with pytest.raises(ValueError, match="AdaLN"):
         PatchNoise()(token, path, BATCH, KEY)
-    for change, named in (({"shared_prob": 1.5}, "shared-prob"), ({"mask_ratio": 1.0}, "mask-ratio")):
+    for change, named in (({"shared_prob": 1.5}, "shared_prob"), ({"mask_ratio": 1.0}, "mask_ratio")):
         with pytest.raises(BadInput, match=named):
             dataclasses.replace(PatchNoise(), **change).validate(16, 8)
     assert (PatchNoise().hides, PatchNoise(mask_ratio=0.5).hides, PatchNoise().predicts_visible_x0) == (0, 1, 1)

@@ -136,22 +136,22 @@ def test_how_many_threads_read_is_no_part_of_the_run():
 
 
 @pytest.mark.parametrize(
-    ("evaluator", "flag", "said"),
+    ("evaluator", "field", "said"),
     [
         (FewShot(shots=0), "shots", "0 is not valid"),
         (Denoising(levels=(0.5, 1.5)), "levels", "(0.5, 1.5) is not valid"),
         (Reconstruction(images=-1), "images", "-1 is not valid"),
         (
             Reconstruction(mask_ratio=0.99),
-            "mask-ratio",
+            "mask_ratio",
             "0.99 is not valid. Use 0.0625, which hides one patch of 16, to",
         ),
     ],
 )
-def test_an_evaluation_that_cannot_work_is_named_as_it_is_in_the_configuration(evaluator, flag, said):
+def test_an_evaluation_that_cannot_work_is_named_as_it_is_in_the_configuration(evaluator, field, said):
     with pytest.raises(BadInput) as error:
         build(small(eval={"mine": evaluator}), SPEC)
-    assert error.value.field == f"eval.mine.{flag}"
+    assert error.value.field == f"eval.mine.{field}"
     assert said in str(error.value)
 
 

@@ -37,8 +37,9 @@ def main(
     - `presets`: recipes by name; the first is the default. Add your own: `main({**PRETRAIN, "mine": recipe})`.
     - `arguments`: the command-line arguments, without the program name. `sample`, `finetune`, `evaluate` or `export` as
         the first argument runs that command, unless a preset has that name.
-    - `types`: your own samplers, optimisers, grids, objectives, evaluators and networks by name. `--sampler NAME`,
-        `--optim NAME` and so on select them, and these commands can load runs that were trained with them.
+    - `types`: your own samplers, grids, optimisers, data sources, paths, objectives, evaluators and networks by name.
+        `--sampler NAME`, `--optim NAME` and so on select them, and these commands can load runs that were trained
+        with them.
     """
     types = types or {}
     commands = {

@@ -117,7 +117,7 @@ def labels_for(protocol: Protocol, num_classes: int | None, seed: int = 0) -> In
     if num_classes is None:
         return np.full(protocol.samples, NO_CLASS)
     if num_classes < 1:
-        raise BadInput("run", "its model has no classes to draw labels from", "Use a run with labels")
+        raise BadInput("num_classes", f"{num_classes} is too small", "Use 1 or more, or None for no labels")
     rng = np.random.default_rng(seed)
     if protocol.labels == "uniform":
         return rng.integers(0, num_classes, protocol.samples)

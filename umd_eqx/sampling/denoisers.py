@@ -44,6 +44,14 @@ class AbstractDenoiser(eqx.Module):
     def __call__(self, x_t: Image, t: Time) -> Denoised:
         """Returns the clean image and the noise."""
 
+    def average_velocity(self, x_t: Image, r: Time, t: Time) -> Image:
+        """Returns the average velocity u from r to t, 0 <= r <= t: x_r = x_t - (t - r) u (MeanFlow, eq. 3).
+
+        Raises `BadInput` naming `sampler` unless overridden: guidance, for instance, has no average velocities.
+        """
+        problem = f"{type(self).__name__} has no average velocities"
+        raise BadInput("sampler", problem, "Use `cfg_scale=1`, or another sampler")
+
 
 class ModelDenoiser(AbstractDenoiser):
     """A network as a denoiser along a path.
@@ -81,7 +89,7 @@ class ModelDenoiser(AbstractDenoiser):
         return prediction.denoised(self.head, self.path, x_t, t)
 
     def average_velocity(self, x_t: Image, r: Time, t: Time) -> Image:
-        """Returns the average velocity u from r to t, 0 <= r <= t: x_r = x_t - (t - r) u (MeanFlow, eq. 3).
+        """Returns the average velocity from r to t that the network predicts.
 
         Raises `BadInput` naming `sampler` for a network that does not predict average velocities.
         """

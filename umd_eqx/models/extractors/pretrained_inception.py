@@ -54,7 +54,7 @@ def cache_folder() -> Path:
 def find_inception(path: str | None = None, port: Port = "pytorch") -> InceptionV3 | None:
     """Returns the network with the published weights, or None if they are not found; see `missing_inception`.
 
-    The weights are looked up at `path` (--inception-weights), else at $UMD_EQX_INCEPTION, else in the cache. Raises
+    The weights are looked up at `path`, else at $UMD_EQX_INCEPTION, else in the cache. Raises
     `BadInput` for a file that was named and cannot be used, and for a damaged file in the cache.
     """
     named = os.environ.get(ENVIRONMENT_VARIABLE)
