@@ -204,13 +204,16 @@ def test_a_changed_card_of_an_own_network_is_refused_in_one_line(change, call, t
 
 
 @pytest.mark.slow
-def test_a_network_that_is_killed_resumes_with_the_same_numbers(call, tmp_path):
+@pytest.mark.parametrize("name", CASES)
+def test_a_run_that_is_killed_resumes_with_the_same_numbers(name, call, tmp_path):
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("XLA_", "JAX_", "UMD_"))}
     environment |= {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(Path(__file__).parent.parent)}
+    train = COMMANDS[name][0]
+    words = [*train[: train.index("--run-dir")], *SMALL, *CASES[name].small, "--limit-steps", "40"]
 
     def start(run_dir: str) -> subprocess.Popen[bytes]:
-        words = ["mine", *SMALL, *CASES["my_network.py"].small, "--limit-steps", "60", "--run-dir", run_dir]
-        return subprocess.Popen([sys.executable, "my_network.py", *words], env=environment, stdout=subprocess.DEVNULL)
+        command = [sys.executable, name, *words, "--run-dir", run_dir]
+        return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
 
     killed, end = start("killed"), time.monotonic() + 300
     while not (tmp_path / "killed" / "checkpoints" / "3").exists():
@@ -219,7 +222,7 @@ def test_a_network_that_is_killed_resumes_with_the_same_numbers(call, tmp_path):
         time.sleep(0.01)
     killed.send_signal(signal.SIGKILL)
     assert killed.wait() == -signal.SIGKILL
-    assert len(rows(tmp_path / "killed")) < 60
+    assert len(rows(tmp_path / "killed")) < 40
     assert start("killed").wait(300) == 0
     assert start("whole").wait(300) == 0
     assert numbers(tmp_path / "killed") == numbers(tmp_path / "whole")
