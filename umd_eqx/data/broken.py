@@ -26,7 +26,7 @@ class CountBroken:
 
     @property
     def spec(self) -> DataSpec:
-        """Facts about the data set."""
+        """The description of the data set."""
         return self._source.spec
 
     def __len__(self) -> int:
@@ -64,7 +64,7 @@ class SkipBroken:
 
     @property
     def spec(self) -> DataSpec:
-        """Facts about the data set."""
+        """The description of the data set."""
         return self._source.spec
 
     def __len__(self) -> int:

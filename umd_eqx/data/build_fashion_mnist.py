@@ -109,7 +109,7 @@ class FashionMnist(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
             builder=self,
-            description="Grey 28 x 28 pictures of clothes in ten classes, by Zalando Research.",
+            description="Greyscale 28 x 28 images of clothing in ten classes, by Zalando Research.",
             features=tfds.features.FeaturesDict(
                 {
                     "image": tfds.features.Image(shape=(28, 28, 1), dtype=np.uint8, encoding_format="png"),

@@ -169,7 +169,7 @@ class FolderSource:
 
     - `listing`: the listing that contains the files.
     - `files`: the files of this source.
-    - `spec`: facts about the data set; images are converted to its `channels`.
+    - `spec`: the description of the data set; images are converted to its `channels`.
     """
 
     def __init__(self, listing: Listing, files: ImageFiles, spec: DataSpec):

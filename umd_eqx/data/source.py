@@ -48,7 +48,7 @@ class DataSource(Protocol):
 
     @property
     def spec(self) -> DataSpec:
-        """Facts about the data set."""
+        """The description of the data set."""
         ...
 
     def __len__(self) -> int: ...

@@ -23,7 +23,7 @@ Ends = tuple[float, float]
 class AbstractDenoiser(eqx.Module):
     """A function of (x_t, t), with t in (0, 1], that returns a clean image and noise consistent with x_t.
 
-    It holds all other conditions; `given` replaces them, for example by another label. A denoiser need not be a
+    It holds the conditioning; `with_cond` replaces it, for example by that of another label. A denoiser need not be a
     network: guidance combines other denoisers (`umd_eqx.sampling.guidance`).
     """
 

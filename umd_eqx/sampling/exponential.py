@@ -105,7 +105,7 @@ class DPMSolverPP(AbstractGridSampler):
 
     The first and the last step are of first order; the last ends at t = 0 in the predicted clean image. In between, the
     prediction is extrapolated by h / (2 h_before) times its last change, where h is the length of a step in half the
-    log-SNR. The default grid has even steps. If steps grow, as steps even in t do near t = 0, the extrapolation
+    log-SNR. The default grid is even in the log-SNR. If steps grow, as steps even in t do near t = 0, the extrapolation
     overshoots, and `max_ratio` 1 limits it. With 16 steps on the cosine table and a mixture of three normal
     distributions of variance 0.02, the error is 0.085 on steps even in t, 0.019 with the limit, and 0.014 on the
     default grid. With many steps and sharp data, the limit reduces accuracy.

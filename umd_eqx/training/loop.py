@@ -233,9 +233,9 @@ def fit(
             sinks.write(done, row | measured | meter.wall, pictures)
             sinks.terminal.phase("training")
             meter.restart()
-        if stop.asked or done % checkpoint_every == 0 or done == steps.stop:
+        if stop.signal_name or done % checkpoint_every == 0 or done == steps.stop:
             guard.settle()
             checkpoints.save(done, state)
-        if stop.asked:
+        if stop.signal_name:
             break
     return done, state
