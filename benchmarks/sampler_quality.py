@@ -122,8 +122,8 @@ def main(words: list[str]) -> int:
             effective_sampler(requested, latents=source.tokenizer is not None),
         )
         denoiser = guide(sampler.denoiser(source.model, path), arguments.cfg_scale)
-        draw = functools.partial(sample, denoiser, sampler, key=jax.random.key(0), **options)
-        found = measure_generation(draw, reference, source.model.num_classes)
+        generate = functools.partial(sample, denoiser, sampler, key=jax.random.key(0), **options)
+        found = measure_generation(generate, reference, source.model.num_classes)
         calls = (
             mean_calls(sampler, denoiser, labels[: arguments.batch_size])
             if isinstance(sampler, Adaptive)

@@ -225,8 +225,8 @@ class LatentSource:
         self._folder, self._field = os.fspath(folder), field
         self.manifest = Manifest.read(folder, field) if manifest is None else manifest
         settings = self.manifest.settings
-        place = Path(folder).expanduser()
-        files = [place / settings.shard_name(shard) for shard in range(len(settings.shards))]
+        path = Path(folder).expanduser()
+        files = [path / settings.shard_name(shard) for shard in range(len(settings.shards))]
         hint = "Run experiments/encode_latents.py again"
         for file in files:
             if not file.exists():
@@ -234,9 +234,9 @@ class LatentSource:
         try:
             self._records = array_record_data_source.ArrayRecordDataSource([str(file) for file in files])
         except Exception as error:  # array_record raises many types; all are due to the files
-            raise BadInput(field, f"the shards in {place} cannot be read", hint) from error
+            raise BadInput(field, f"the shards in {path} cannot be read", hint) from error
         if len(self._records) != settings.images:
-            problem = f"{place} holds {len(self._records)} records instead of {settings.images}"
+            problem = f"{path} holds {len(self._records)} records instead of {settings.images}"
             raise BadInput(field, problem, hint)
         rows, columns, _ = settings.shape
         classes, count = self.manifest.num_classes, settings.images

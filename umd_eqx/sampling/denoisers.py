@@ -38,7 +38,7 @@ class AbstractDenoiser(eqx.Module):
 
     @abc.abstractmethod
     def with_cond(self, cond: AbstractCond) -> "AbstractDenoiser":
-        """Returns the same denoiser under other conditions."""
+        """Returns the same denoiser with other conditioning."""
 
     @abc.abstractmethod
     def __call__(self, x_t: Image, t: Time) -> Denoised:
@@ -52,7 +52,7 @@ class ModelDenoiser(AbstractDenoiser):
 
     - `model`: the network.
     - `path`: the path on which the network was trained, or a smooth path through its noise levels.
-    - `cond`: the conditions. None: the time alone.
+    - `cond`: the conditioning. None: the time alone.
     - `head`: which output is used if the network has two: "eps" (the noise, as in the reference), "x0" (the clean
         image), or "v" (the v of the path, computed from both). Other prediction types have a single output.
     """
@@ -72,7 +72,7 @@ class ModelDenoiser(AbstractDenoiser):
         return end_times(self.path, self.head if self.model.prediction == "x0_eps" else "v")
 
     def with_cond(self, cond: AbstractCond) -> "ModelDenoiser":
-        """Returns the same denoiser under other conditions."""
+        """Returns the same denoiser with other conditioning."""
         return ModelDenoiser(self.model, self.path, cond, head=self.head)
 
     def __call__(self, x_t: Image, t: Time) -> Denoised:
@@ -95,7 +95,7 @@ class ModelDenoiser(AbstractDenoiser):
 
 
 class AbstractDerivedDenoiser(AbstractDenoiser):
-    """A denoiser computed from `denoiser`, for the same network, path and conditions."""
+    """A denoiser computed from `denoiser`, for the same network, path and conditioning."""
 
     denoiser: eqx.AbstractVar[AbstractDenoiser]
 
@@ -111,7 +111,7 @@ class AbstractDerivedDenoiser(AbstractDenoiser):
 
     @property
     def cond(self) -> AbstractCond:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The conditions of `denoiser`."""
+        """The conditioning of `denoiser`."""
         return self.denoiser.cond
 
 
@@ -132,7 +132,7 @@ class Clipped(AbstractDerivedDenoiser):
         return self.denoiser.ends
 
     def with_cond(self, cond: AbstractCond) -> "Clipped":
-        """Returns the same denoiser under other conditions."""
+        """Returns the same denoiser with other conditioning."""
         return Clipped(self.denoiser.with_cond(cond))
 
     def __call__(self, x_t: Image, t: Time) -> Denoised:

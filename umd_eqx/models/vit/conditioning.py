@@ -1,4 +1,4 @@
-"""Three ways to condition transformer blocks on the embedded condition c (time and label), one module each."""
+"""Three ways to condition transformer blocks on the embedded conditioning c (time and label), one module each."""
 
 import abc
 
