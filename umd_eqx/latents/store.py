@@ -189,20 +189,10 @@ def source_hash(source: DataSource) -> str:
     return total.hexdigest()[:16]
 
 
-def view(
-    source: DataSource, index: int, v: int, transform: TrainTransform, seed: int
-) -> Float32[np.ndarray, "size size c"]:
-    """Returns augmented view `v` of image `index`, a pure function of (seed, index, v).
-
-    Errors of the source propagate.
-    """
-    return augmented(source[index]["image"], index, v, transform, seed)
-
-
 def augmented(
     image: UInt8[np.ndarray, "h w c"], index: int, v: int, transform: TrainTransform, seed: int
 ) -> Float32[np.ndarray, "size size c"]:
-    """Returns the same as `view`, given the pixels of image `index`."""
+    """Returns augmented view `v` of image `index`, a pure function of the image and of (seed, index, v)."""
     return transform(image, np.random.default_rng((seed, index, v)))
 
 
