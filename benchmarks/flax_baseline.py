@@ -1,9 +1,9 @@
-"""The speed benchmark's other side: the published setting, written plainly in Flax linen.
+"""The Flax linen baseline of the speed benchmark: the published training step.
 
-A rendering of the method's description (paper: arXiv 2406.17688), not the authors' code: float32, the layers of encoder
-and decoder under `nn.scan`, every layer rematerialised, and a donated AdamW step. Names and layouts of the parameters
-are the reference's, so that both sides of a comparison load the same weights; every random number is an input, so that
-both are given the same draws. Needs `pip install "umd_eqx[bench]"`.
+It follows the description of the method (arXiv 2406.17688) and does not use the authors' code: float32, encoder and
+decoder layers under `nn.scan`, every layer rematerialised, and an AdamW step with donated buffers. Parameters have the
+names and layouts of the reference implementation, so both implementations can load the same weights. All random numbers
+are inputs, so both can be given the same draws. Needs `pip install "umd_eqx[bench]"`.
 
     baseline = build("umd", "B", patch=4, image_size=64)
     params = baseline.init(jax.random.key(0))
@@ -31,7 +31,7 @@ Params = dict[str, Any]
 
 
 class System(NamedTuple):
-    """What tells the published systems apart; `no_noise` is the share of the batch that is reconstructed unnoised."""
+    """Settings of a published system; `no_noise` is the fraction of the batch that is reconstructed without noise."""
 
     no_noise: float
     mask_noisy: float
@@ -41,15 +41,15 @@ class System(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """One batch with its randomness: the first b1 images are noised, the last b0 = int(b * no_noise) stay clean.
+    """A batch and its random numbers: the first b1 images are noised, the last b0 = int(b * no_noise) stay clean.
 
-    Rows of `t_index`, `eps` and `u_noisy` beyond b1, and of `u_clean` beyond b0, are ignored.
+    Surplus rows are ignored: those of `t_index`, `eps` and `u_noisy` after b1, and those of `u_clean` after b0.
     """
 
     image: Array  # (b, h, w, c) in [-1, 1]
     t_index: Array  # (b1,) diffusion steps, 0 .. 999
     eps: Array  # (b1, h, w, c) standard normal
-    u_noisy: Array  # (b1, n) uniform; the patches with the smallest draws stay visible
+    u_noisy: Array  # (b1, n) uniform; the patches with the smallest values stay visible
     u_clean: Array  # (b0, n)
 
 
@@ -63,14 +63,14 @@ SYSTEMS = {
 
 
 def cosine_abar(steps: int = 1000) -> np.ndarray:
-    """(steps,) products of 1 - beta for the cosine schedule, in float64."""
+    """Returns the (steps,) cumulative products of 1 - beta of the cosine schedule in float64."""
     u = np.arange(steps + 1) / steps
     abar = np.cos((u + 0.008) / 1.008 * np.pi / 2) ** 2
     return np.cumprod(1 - np.minimum(1 - abar[1:] / abar[:-1], 0.999))
 
 
 def unified_terms(apply: Callable, system: System, params: Params, inputs: Inputs) -> dict[str, Array]:
-    """The scalars of the unified loss: `loss` and its parts, of a `(params, image, t, u, ratio)` network."""
+    """Returns the unified loss as `loss`, and its terms. `apply(params, image, t, u, ratio)` evaluates the network."""
     image = inputs.image
     b, *_, c = image.shape
     b0 = int(b * system.no_noise)
@@ -80,10 +80,10 @@ def unified_terms(apply: Callable, system: System, params: Params, inputs: Input
         abar, t = cosine_abar(), inputs.t_index[:b1]
         signal, noise = (jnp.asarray(np.sqrt(a), jnp.float32)[t][:, None, None, None] for a in (abar, 1 - abar))
         x0, eps = image[:b1], inputs.eps[:b1]
-        # The network's time is one ahead of the diffusion index, since its 0 means a clean image.
+        # The time of the network is the diffusion index plus one, because 0 denotes a clean image.
         prediction, _, mask = apply(params, signal * x0 + noise * eps, t + 1, inputs.u_noisy[:b1], system.mask_noisy)
         x0_error, eps_error = (prediction[..., :c] - x0) ** 2, (prediction[..., c:] - eps) ** 2
-        if system.mask_noisy > 0:  # noise where the patch is visible, clean image where it is hidden
+        if system.mask_noisy > 0:  # eps on visible patches, x0 on hidden patches
             terms["eps_loss"] = (eps_error * (1 - mask)).mean() / (1 - mask).mean()
             terms["x0_loss"] = (x0_error * mask).mean() / mask.mean()
         else:
@@ -99,13 +99,16 @@ def unified_terms(apply: Callable, system: System, params: Params, inputs: Input
 
 
 def decayed(params: Params) -> Params:
-    """Which leaves weight decay reaches: all but biases, class tokens and the mask embedding."""
-    spared = {"bias", "cls", "image_mask_embedding"}
-    return unflatten({name: spared.isdisjoint(name.split("/")) for name in flatten(params)})
+    """Returns the mask of weight decay: true except for biases, class tokens and the mask embedding."""
+    excluded = {"bias", "cls", "image_mask_embedding"}
+    return unflatten({name: excluded.isdisjoint(name.split("/")) for name in flatten(params)})
 
 
 def adamw(peak_lr: float, warmup_steps: int, total_steps: int) -> optax.GradientTransformation:
-    """The published optimiser: clipped AdamW, its first moment in bfloat16, linear warm-up and cosine to zero."""
+    """Returns the published optimiser: AdamW with gradient clipping, linear warm-up and cosine decay to zero.
+
+    The first moment is stored in bfloat16.
+    """
     schedule = optax.warmup_cosine_decay_schedule(0.0, peak_lr, warmup_steps, total_steps)
     return optax.chain(
         optax.clip_by_global_norm(1.0),
@@ -114,12 +117,12 @@ def adamw(peak_lr: float, warmup_steps: int, total_steps: int) -> optax.Gradient
 
 
 def published_optimiser(batch: int, images: int = 1_268_355, epochs: int = 800) -> optax.GradientTransformation:
-    """`adamw` over `epochs` of `images`, at 1.5e-4 per 256 images of a batch, warming up for a twentieth of them."""
+    """Returns `adamw` with peak rate 1.5e-4 per 256 images of a batch and warm-up over 5 % of the `epochs`."""
     return adamw(1.5e-4 * batch / 256, int(0.05 * epochs) * images // batch, round(epochs * images / batch))
 
 
 class Baseline(NamedTuple):
-    """A system of the published setting, ready to be timed."""
+    """The network, loss, optimiser and training step of a system."""
 
     init: Callable[[Array], Params]
     apply: Callable[..., tuple[Array, Array, Array]]  # params, then the arguments of `AutoEncoder.__call__`
@@ -140,7 +143,10 @@ def build(
     remat: bool = True,
     optimiser: optax.GradientTransformation | None = None,
 ) -> Baseline:
-    """A system by its name ("umd", "mae", "dit", "maskdit") and its variant ("S", "B", "L"), or tables of one's own."""
+    """Builds the baseline of a system ("umd", "mae", "dit", "maskdit") in a variant ("S", "B", "L").
+
+    A `System` and a `Variant` are accepted in place of the names.
+    """
     system = SYSTEMS[system] if isinstance(system, str) else system
     variant = VARIANTS[variant] if isinstance(variant, str) else variant
     network = AutoEncoder(variant, patch, system.adaln, scan, remat)
@@ -170,7 +176,7 @@ def build(
 
 
 def draw(system: str | System, key: Array, batch: int, num_patches: int, image_shape: tuple[int, int, int]) -> Inputs:
-    """Uniform images and exactly the randomness that one step of `system` uses."""
+    """Draws uniform images and the random numbers of one training step of `system`."""
     system = SYSTEMS[system] if isinstance(system, str) else system
     b0 = int(batch * system.no_noise)
     b1 = batch - b0
@@ -184,12 +190,12 @@ def draw(system: str | System, key: Array, batch: int, num_patches: int, image_s
     )
 
 
-# Nested parameters as one dictionary of '/'-joined names, and back.
+# Convert nested parameters to a flat dictionary of '/'-joined names, and back.
 flatten, unflatten = (partial(f, sep="/") for f in (traverse_util.flatten_dict, traverse_util.unflatten_dict))
 
 
 def stack_layers(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Flat `Encoder/Encoder1DBlock_<i>/...` as `Encoder/ScanCheckpointEncoder1DBlock_0/...`, depth leading."""
+    """Stacks `Encoder/Encoder1DBlock_<i>/...` along a leading axis as `Encoder/ScanCheckpointEncoder1DBlock_0/...`."""
     stacked: dict[str, Any] = {}
     layers: dict[str, dict[int, Any]] = {}
     for name, leaf in flat.items():
@@ -202,7 +208,7 @@ def stack_layers(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unstack_layers(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Undoes `stack_layers`."""
+    """Inverts `stack_layers`."""
     rest = {name: leaf for name, leaf in flat.items() if SCAN_NAME not in name}
     layers = ((name, i, layer) for name in flat.keys() - rest.keys() for i, layer in enumerate(flat[name]))
     return rest | {name.replace(SCAN_NAME, f"{LOOP_NAME}{i}"): layer for name, i, layer in layers}

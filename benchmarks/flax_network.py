@@ -12,12 +12,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-# The names that Flax gives to the layers of a stack: one by one, or under `nn.scan`.
+# The names that Flax gives to the layers of a stack: in a Python loop, and under `nn.scan`.
 LOOP_NAME, SCAN_NAME = "Encoder1DBlock_", "ScanCheckpointEncoder1DBlock_0"
 
 
 class Variant(NamedTuple):
-    """Size of the network; the MLP is four times the width."""
+    """Size of the network; the hidden width of the MLPs is four times the width."""
 
     width: int
     encoder_depth: int
@@ -26,7 +26,7 @@ class Variant(NamedTuple):
 
 
 class Mlp(nn.Module):
-    """Dense, activation, Dense: a layer's MLP and, with other settings, the time embedding's."""
+    """Two dense layers with an activation in between; used in every block and for the time embedding."""
 
     factor: int
     activation: Callable[[Array], Array]
@@ -42,20 +42,20 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """One pre-LN layer, conditioned by AdaLN-zero or by a token of its own."""
+    """A pre-LN transformer layer with conditioning by AdaLN-zero or by an additional token."""
 
     heads: int
     adaln: bool
 
     @nn.compact
     def __call__(self, x: Array, cond: Array) -> tuple[Array, None]:
-        """(b, s, d), (b, d) -> (b, s, d), with the empty output that `nn.scan` wants beside its carry."""
+        """(b, s, d), (b, d) -> (b, s, d); the second result is the per-step output of `nn.scan`, here None."""
         norm = partial(nn.LayerNorm, epsilon=1e-6)
         xavier, tiny = nn.initializers.xavier_uniform(), nn.initializers.normal(1e-6)
         attend = nn.MultiHeadDotProductAttention(self.heads, kernel_init=xavier, name="MultiHeadDotProductAttention_0")
         mlp = Mlp(4, nn.gelu, xavier, tiny, name="MlpBlock_0")  # nn.gelu is the tanh approximation
         if not self.adaln:
-            # The raw condition joins every layer as a first token and leaves again after it.
+            # The conditioning is prepended as a token in every layer and dropped after it.
             x = jnp.concatenate([cond[:, None], x], axis=1)  # (b, 1 + s, d)
             x = x + attend(norm()(x))
             x = x + mlp(norm()(x))
@@ -68,7 +68,7 @@ class Block(nn.Module):
 
 
 class Stack(nn.Module):
-    """`depth` layers and a LayerNorm."""
+    """`depth` layers followed by a LayerNorm."""
 
     depth: int
     heads: int
@@ -79,10 +79,10 @@ class Stack(nn.Module):
     @nn.compact
     def __call__(self, x: Array, cond: Array) -> Array:
         """(b, s, d), (b, d) -> (b, s, d)."""
-        # Inside a loop XLA cannot undo the rematerialisation, so the barriers against it (prevent_cse) only cost.
+        # XLA cannot undo rematerialisation inside a loop, so the barriers of prevent_cse would only cost time.
         layer: Any = nn.remat(Block, prevent_cse=not self.scan) if self.remat else Block
         if self.scan:
-            one = {"in_axes": nn.broadcast, "length": self.depth}  # every layer is given the same condition
+            one = {"in_axes": nn.broadcast, "length": self.depth}  # every layer receives the same conditioning
             layers: Any = nn.scan(layer, variable_axes={"params": 0}, split_rngs={"params": True}, **one)
             x, _ = layers(self.heads, self.adaln, name=SCAN_NAME)(x, cond)
         else:
@@ -92,7 +92,7 @@ class Stack(nn.Module):
 
 
 class AutoEncoder(nn.Module):
-    """The one network of every system, without labels."""
+    """The network that all systems share, without class labels."""
 
     variant: Variant
     patch: int
@@ -102,8 +102,10 @@ class AutoEncoder(nn.Module):
 
     @nn.compact
     def __call__(self, image: Array, t: Array, u: Array, mask_ratio: float) -> tuple[Array, Array, Array]:
-        """From (b, h, w, c) images, (b,) network times (0 = clean) and (b, n) mask draws (unused at ratio 0) to
-        (b, h, w, 2 c) predictions of [x0, eps], (b, d) representations and (b, h, w, 1) masks.
+        """Returns (b, h, w, 2 c) predictions of [x0, eps], (b, d) representations and (b, h, w, 1) masks.
+
+        Takes (b, h, w, c) images, (b,) network times (0 = clean) and (b, n) uniform numbers that determine the masks
+        (unused at ratio 0).
         """
         p, d = self.patch, self.variant.width
         b, h, w, c = image.shape
@@ -118,15 +120,15 @@ class AutoEncoder(nn.Module):
         x = nn.Conv(d, (p, p), strides=(p, p), padding="VALID", name="embedding")(image).reshape(b, n, d)
         x = x + self.param("pos_embedding", position, (1, n, d))
 
-        mask, restore = jnp.zeros((b, n)), None  # ratio 0: every patch, in its own order
+        mask, restore = jnp.zeros((b, n)), None  # ratio 0: all patches in image order
         if mask_ratio > 0:
             shuffle = jnp.argsort(u, axis=1)  # (b, n)
             restore = jnp.argsort(shuffle, axis=1)
             visible = int(n * (1 - mask_ratio))
-            x = jnp.take_along_axis(x, shuffle[:, :visible, None], axis=1)  # (b, k, d), in the order of the draws
+            x = jnp.take_along_axis(x, shuffle[:, :visible, None], axis=1)  # (b, k, d), in shuffled order
             mask = (restore >= visible).astype(jnp.float32)
 
-        # The class tokens carry no position; their mean is the representation, and all of them that the decoder sees.
+        # Class tokens have no position embedding. Their mean is the representation; it replaces them in the decoder.
         x = jnp.concatenate([jnp.broadcast_to(cls, (b, 4, d)), x], axis=1)
         x = stack(self.variant.encoder_depth, name="Encoder")(x, cond)
         representation, x = x[:, :4].mean(axis=1), x[:, 4:]
@@ -149,7 +151,7 @@ class AutoEncoder(nn.Module):
 
 
 def sinusoid(t: Array, width: int) -> Array:
-    """Embedding of integer steps. (b,) -> (b, width), sines first."""
+    """Returns the sinusoidal embedding of integer steps, sines first: (b,) -> (b, width)."""
     half = width // 2
     frequency = jnp.exp(-math.log(10000) * jnp.arange(half) / (half - 1))
     angle = t.astype(jnp.float32)[:, None] * frequency[None]

@@ -1,10 +1,10 @@
-"""What latents cost: encoding a data set, and a training step on stored latents against encoding on the way.
+"""Speed of encoding a data set, and of training steps on stored latents and on images encoded in each step.
 
     python benchmarks/latents.py [--tokenizer fashion-kl] [--batch 64] [--rounds 5] [--json FILE]
 
-The FLOPs of encoding are those that XLA counts, the peak is measured in the same run, and the two kinds of step take
-turns; times are the least of the rounds. Both kinds of step are those of `experiments/pretrain.py latent-umd`, from a
-batch on the host to the new state.
+The FLOPs of encoding are those counted by XLA; the peak FLOP/s are measured in the same run. The two kinds of steps are
+timed alternately, and the shortest time of all rounds is reported. Both are the steps of `experiments/pretrain.py
+latent-umd`, from a batch on the host to the updated state.
 """
 
 import dataclasses
@@ -34,32 +34,32 @@ from umd_eqx.training.step import TrainState, train_step
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What is measured."""
+    """Options of the benchmark."""
 
     tokenizer: str = "fashion-kl"
-    """As --tokenizer of pretrain.py: of one channel for the steps; of others only the encoding is measured."""
+    """Tokenizer, as for --tokenizer of pretrain.py. Training steps are only measured for tokenizers of one channel."""
     size: int = 28
-    """Side of the images in pixels."""
+    """Height and width of the images in pixels."""
     batch: int = 64
-    """Images at once."""
+    """Batch size."""
     rounds: int = 5
-    """Times that each is timed, after one that is not."""
+    """Number of timed rounds, after an untimed warm-up."""
     json: Path | None = None
-    """Write the rows there."""
+    """JSON file for the results."""
 
 
 def encoding(loaded: LoadedTokenizer, images: np.ndarray, rounds: int) -> dict[str, float]:
-    """Images a second, and the share of the peak that this is."""
+    """Returns the throughput of encoding, its FLOPs and the fraction of the peak FLOP/s that it reaches."""
     tokenizer, peak, x = loaded.tokenizer, measured_peak_flops(), jnp.asarray(images)
     seconds = min_seconds([lambda: moments_of(tokenizer, x)], rounds)[0]
-    peak = max(peak, measured_peak_flops())  # the machine's speed drifts
+    peak = max(peak, measured_peak_flops())  # the speed of the machine drifts
     flops = encode_flops(tokenizer, (images.shape[1], images.shape[2], images.shape[3]))
     rate = len(images) / seconds
     return {"images_per_s": rate, "flops": flops, "peak_flops": peak, "mfu": rate * flops / peak}
 
 
 def steps(loaded: LoadedTokenizer, images: np.ndarray, options: Options) -> list[dict[str, float]]:
-    """Milliseconds of a step on stored latents, and on images that are encoded on the way."""
+    """Times a training step on stored latents, and one that encodes its images."""
     config = latent_umd()
     data = dataclasses.replace(config.data, size=options.size, batch_size=options.batch)
     config = dataclasses.replace(config, tokenizer=options.tokenizer, latent=loaded.spec, data=data)
@@ -84,7 +84,7 @@ def steps(loaded: LoadedTokenizer, images: np.ndarray, options: Options) -> list
 
 
 def min_seconds(functions: list[Callable[[], Any]], rounds: int) -> list[float]:
-    """Returns the shortest time of each function in seconds. They take turns; each is called once before."""
+    """Returns the shortest time of each function in seconds. After a warm-up, they are called alternately."""
     for function in functions:
         jax.block_until_ready(function())
     best = [float("inf")] * len(functions)
@@ -98,12 +98,12 @@ def min_seconds(functions: list[Callable[[], Any]], rounds: int) -> list[float]:
 
 @eqx.filter_jit
 def moments_of(tokenizer: AbstractTokenizer, images: jax.Array) -> jax.Array:
-    """What `experiments/encode_latents.py` keeps of images."""
+    """Returns the moments that `experiments/encode_latents.py` stores for each image."""
     return jax.vmap(lambda image: join_moments(tokenizer.encode_raw(image), mode_only=False))(images)
 
 
 def run(words: list[str]) -> int:
-    """Measures, prints a table and writes the rows; gives the exit code."""
+    """Runs the benchmark, prints a table, writes the JSON file and returns the exit code."""
     options = tyro.cli(Options, args=words, description=__doc__)
     for name in ("size", "batch", "rounds"):
         if getattr(options, name) < 1:
@@ -119,15 +119,17 @@ def run(words: list[str]) -> int:
     images = np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
     row = encoding(loaded, images, options.rounds)
     rows: list[dict[str, Any]] = [{"what": "encoding", "tokenizer": options.tokenizer, **row}]
-    print(f"{loaded.title}; {options.batch} images of {options.size} px at once")
+    print(f"{loaded.title}; {options.batch} images of {options.size} px per batch")
     print(
-        f"encoding    {row['images_per_s']:,.0f} images/s, {row['flops'] / 1e9:.3f} GFLOP an image, "
+        f"encoding    {row['images_per_s']:,.0f} images/s, {row['flops'] / 1e9:.3f} GFLOP per image, "
         f"MFU {row['mfu']:.2f} of {row['peak_flops'] / 1e9:,.0f} GFLOP/s"
     )
     if loaded.tokenizer.channels == 1:
         for kind, row in zip(("stored", "on the way"), steps(loaded, images, options), strict=True):
             rows.append({"what": f"step, latents {kind}", "tokenizer": options.tokenizer, **row})
-            print(f"{kind:12}{row['ms']:,.0f} ms a step, {row['images_per_s']:,.0f} images/s, ratio {row['ratio']:.2f}")
+            print(
+                f"{kind:12}{row['ms']:,.0f} ms per step, {row['images_per_s']:,.0f} images/s, ratio {row['ratio']:.2f}"
+            )
     if options.json is not None:
         save_json(options.json, rows)
     return 0

@@ -1,11 +1,11 @@
-"""Compiled memory of the training step and of every evaluator of every preset, at its full size.
+"""Memory of the compiled training step and evaluators of every preset at full size.
 
     python benchmarks/memory.py [--presets NAME ...] [--devices 1 8] [--parts NAME ...] [--json FILE]
 
-Everything is compiled from shapes: no array is allocated, no data are read, and neither the weights of Inception nor
-those of the Stable Diffusion VAE are needed. The devices are forced CPU devices, and the figures those of XLA's CPU
-compiler: arguments (weights and batch), temporaries and outputs on each device. A row is a part of a preset; its bytes
-are those of the largest program that the part compiles.
+All programs are compiled from shapes: no arrays are allocated, no data are read, and the weights of Inception and of
+the Stable Diffusion VAE are not needed. The devices are virtual CPU devices. The figures are those of XLA's CPU
+compiler: arguments (weights and batch), temporaries and outputs on each device. Each row describes one part of a
+preset; its bytes are those of the largest program of the part.
 """
 
 import dataclasses
@@ -48,35 +48,35 @@ Row = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What is measured."""
+    """Options of the benchmark."""
 
     presets: tuple[str, ...] = tuple(RECIPES)
-    """Which presets, those of the tokenizers and the classifier included."""
+    """Presets to measure, including those of the tokenizers and of the classifier."""
     devices: tuple[int, ...] = (1, 8)
-    """On how many devices."""
+    """Numbers of devices to compile for."""
     parts: tuple[str, ...] = ()
-    """Which parts: step, encoding, or evaluators by their names. None: all."""
+    """Parts to measure: step, encoding, or names of evaluators. Empty: all parts."""
     json: Path | None = None
-    """Write the rows there, after each preset."""
+    """JSON file for the results, updated after each preset."""
 
     def validate(self) -> None:
-        """Raises `BadInput` for an unknown preset, devices below 1, and a file that cannot be written."""
+        """Raises `BadInput` for an unknown preset, a number of devices below 1, or a file that cannot be written."""
         for name in self.presets:
             if name not in RECIPES:
-                raise BadInput("presets", f"there is no {name!r}", f"Choose one of: {', '.join(RECIPES)}")
+                raise BadInput("presets", f"{name!r} is not a preset", f"Choose one of: {', '.join(RECIPES)}")
         if not self.devices or min(self.devices) < 1:
-            raise BadInput("devices", f"{self.devices} are not numbers of devices", "Use 1 or more")
+            raise BadInput("devices", f"{self.devices} are not valid numbers of devices", "Use 1 or more")
         if self.json is not None:
             require_writable("json", self.json)
 
 
 def parts_of(preset: str, devices: int) -> Parts:
-    """The programs of each part of a preset on so many devices."""
+    """Returns the programs of each part of a preset on `devices` devices."""
     return config_parts(RECIPES[preset](), devices)
 
 
 def config_parts(config: Config, devices: int) -> Parts:
-    """The programs of each part of a run, and of what a tokenizer's run measures at its end."""
+    """Returns the programs of each part of a run, including the latent statistics that end the run of a tokenizer."""
     assert config.data.expected is not None
     mesh = make_mesh(jax.devices()[:devices])
     built = build(config, config.data.expected, mesh)
@@ -89,13 +89,13 @@ def config_parts(config: Config, devices: int) -> Parts:
 
 
 class Compiler:
-    """Compiles each program once: many presets evaluate alike."""
+    """Compiles each distinct program once; many presets share their evaluation programs."""
 
     def __init__(self) -> None:
         self._known: dict[str, Memory] = {}
 
     def __call__(self, program: Program, devices: int) -> Memory:
-        """What the program takes on each of its devices."""
+        """Returns the memory of the program on each device."""
         lowered = program.lower()
         text = hashlib.sha256(f"{devices} {lowered.as_text()}".encode()).hexdigest()
         if text not in self._known:
@@ -104,20 +104,20 @@ class Compiler:
 
 
 def measure(parts: Parts, preset: str, devices: int, memory: Callable[[Program, int], Memory]) -> list[Row]:
-    """A row for each part: the memory of its largest program, and that of each of them."""
+    """Returns a row per part with the memory of its largest program in detail and the total of every program."""
     rows = []
     for part, some in parts.items():
         found = {name: memory(program, devices) for name, program in some.items()}
         if found:
             program = max(found, key=lambda name: found[name].total)
-            every = {name: each.total for name, each in found.items()}
+            totals = {name: each.total for name, each in found.items()}
             row = {"preset": preset, "part": part, "devices": devices, "bytes": found[program].total}
-            rows.append(row | {"program": program} | found[program]._asdict() | {"programs": every})
+            rows.append(row | {"program": program} | found[program]._asdict() | {"programs": totals})
     return rows
 
 
 def table(rows: list[Row]) -> str:
-    """A line for each preset as Markdown: gigabytes of the step, and of the largest other part with its name."""
+    """Returns a Markdown table with a line per preset: GB of the step, and of the largest other part with its name."""
     counts = sorted({row["devices"] for row in rows})
     heads = [f"{what}, {n} device{'s' * (n > 1)}" for n in counts for what in ("step", "largest other part")]
     lines = [["preset", *heads], ["---"] * (1 + len(heads))]
@@ -134,7 +134,7 @@ def table(rows: list[Row]) -> str:
 
 
 def run(words: list[str]) -> int:
-    """Measures, prints the table, and writes the rows."""
+    """Runs the benchmark, prints the table and writes the JSON file."""
     options = tyro.cli(Options, args=words, description=__doc__)
     options.validate()
     rows, memory = [], Compiler()
@@ -152,10 +152,10 @@ def run(words: list[str]) -> int:
 
 
 def force_devices(words: list[str]) -> int:
-    """Takes as many CPU devices as are asked for, which must be done before JAX is first used, and runs."""
-    asked = tyro.cli(Options, args=words, description=__doc__).devices
+    """Sets the number of virtual CPU devices, which is only possible before JAX is first used, and calls `run`."""
+    requested = tyro.cli(Options, args=words, description=__doc__).devices
     jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_num_cpu_devices", max([1, *asked]))
+    jax.config.update("jax_num_cpu_devices", max([1, *requested]))
     return run(words)
 
 

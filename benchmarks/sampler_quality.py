@@ -1,8 +1,8 @@
-"""Quality against calls of the network, for every sampler: `python benchmarks/sampler_quality.py --run RUN`.
+"""Sample quality against network evaluations for every sampler: `python benchmarks/sampler_quality.py --run RUN`.
 
-Each sampler makes as many images from the same noise and labels with so many calls of the network. Printed are the
-Frechet distance in the features of the classifier that comes with the package, and the share of images in which it sees
-the class that was asked for. Guidance doubles the work of a call and is not counted twice.
+Every sampler generates the same number of images from the same noise and labels. The table shows the Frechet distance
+in the features of the classifier that is shipped with the package, and the fraction of images that it assigns to the
+requested class. An evaluation with guidance computes the network twice and counts as one.
 """
 
 import dataclasses
@@ -65,22 +65,22 @@ ADAPTIVE = {
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """What to measure."""
+    """Options of the benchmark."""
 
     run: str | None = None
-    """A run directory or an export. None: the weights that come with the package."""
+    """Run directory or export. None: the weights that are shipped with the package."""
     calls: tuple[int, ...] = (5, 9, 17, 33, 65)
-    """Calls of the network for an image."""
+    """Numbers of network evaluations per image."""
     samples: int = 256
-    """Images for each point."""
+    """Images per measurement."""
     cfg_scale: float = 2.0
-    """Guidance."""
+    """Guidance scale."""
     batch_size: int = 64
-    """Images sampled at once."""
+    """Batch size."""
     json: str | None = None
-    """A file for the rows."""
+    """JSON file for the results."""
     plot: Annotated[str | None, tyro.conf.arg(metavar="PNG")] = None
-    """A file for the plot."""
+    """PNG file for the plot."""
 
 
 def main(words: list[str]) -> int:
@@ -88,7 +88,9 @@ def main(words: list[str]) -> int:
     if arguments.samples < 10:
         raise BadInput("samples", f"{arguments.samples} are too few to measure", "Use 10 or more")
     if min(arguments.calls, default=0) < 1:
-        raise BadInput("calls", "there have to be some, each of 1 or more", "Use 5 9 17 33 65, for example")
+        raise BadInput(
+            "calls", "at least one number is required, and each must be 1 or more", "For example, use 5 9 17 33 65"
+        )
     for flag, name in (("json", arguments.json), ("plot", arguments.plot)):
         if name is not None:
             require_writable(flag, name)
@@ -96,7 +98,7 @@ def main(words: list[str]) -> int:
     if source.model.num_classes is None:
         raise BadInput(
             "run",
-            f"{arguments.run} is not class-conditional, so that no class can be recognised",
+            f"{arguments.run} is not class-conditional, so class recognition cannot be measured",
             "Use a fine-tuned run",
         )
     protocol, mesh = scale(UMD10K, arguments.samples), make_mesh()
@@ -108,17 +110,20 @@ def main(words: list[str]) -> int:
     extractor = choose_extractor("fashion", None, source.spec)
     reference = ReferenceStatistics(context, protocol, extractor)
     baseline = reference.baseline()
-    print(f"{source.describe()}; guidance {arguments.cfg_scale:g}; {arguments.samples} samples a point")
+    print(f"{source.describe()}; guidance {arguments.cfg_scale:g}; {arguments.samples} samples per measurement")
     print(f"as many real training images: fd_fashion {baseline:.2f}\n")
     print(f"{'sampler':<18} {'calls':>5} {'fd_fashion':>10} {'recognised':>10}")
     labels = labels_for(protocol, source.model.num_classes)
     options: dict[str, Any] = {"batch_size": arguments.batch_size, "mesh": mesh}
     rows = []
-    for name, asked in points(source.model, source.path, arguments.calls):
-        path, sampler = path_for(asked, source.path), effective_sampler(asked, latents=source.tokenizer is not None)
+    for name, requested in points(source.model, source.path, arguments.calls):
+        path, sampler = (
+            path_for(requested, source.path),
+            effective_sampler(requested, latents=source.tokenizer is not None),
+        )
         denoiser = guide(sampler.denoiser(source.model, path), arguments.cfg_scale)
-        draw = functools.partial(sample, denoiser, sampler, key=jax.random.key(0), **options)
-        found = measure_generation(draw, reference, source.model.num_classes)
+        generate = functools.partial(sample, denoiser, sampler, key=jax.random.key(0), **options)
+        found = measure_generation(generate, reference, source.model.num_classes)
         calls = (
             mean_calls(sampler, denoiser, labels[: arguments.batch_size])
             if isinstance(sampler, Adaptive)
@@ -135,7 +140,7 @@ def main(words: list[str]) -> int:
 
 
 def points(model: AbstractModel, path: AbstractPath, calls: Sequence[int]) -> list[tuple[str, AbstractSampler]]:
-    """What is measured: each sampler with each number of calls, or with each tolerance where it chooses its steps."""
+    """Returns the fixed-step samplers with each number of evaluations, and the adaptive ones with each tolerance."""
     fixed = [
         (name, with_steps(sampler, steps_for(sampler, sampler.denoiser(model, path_for(sampler, path)), count)))
         for name, sampler in SAMPLERS.items()
@@ -145,19 +150,18 @@ def points(model: AbstractModel, path: AbstractPath, calls: Sequence[int]) -> li
 
 
 def with_steps(sampler: AbstractSampler, steps: int) -> AbstractSampler:
-    """The sampler with another number of steps."""
+    """Returns the sampler with the given number of steps."""
     return dataclasses.replace(sampler, steps=steps)  # pyright: ignore[reportCallIssue]
 
 
 def steps_for(sampler: AbstractSampler, denoiser: AbstractDenoiser, calls: int) -> int:
-    """The most steps, up to `calls`, that take no more than so many calls of the network; 1 at least."""
-
+    """Returns the largest number of steps that takes at most `calls` network evaluations; at least 1."""
     counts = {steps: with_steps(sampler, steps).evaluations(denoiser) for steps in range(2, calls + 1)}
     return max((steps for steps, count in counts.items() if (count or 0) <= calls), default=1)
 
 
 def mean_calls(sampler: Adaptive, denoiser: AbstractDenoiser, labels: Int[np.ndarray, "b"]) -> float:
-    """How often the network is asked for an image, over some images."""
+    """Returns the mean number of network evaluations per image."""
 
     @eqx.filter_jit
     def count(denoiser: AbstractDenoiser, labels: Int[Array, "b"]) -> Int[Array, "b"]:
@@ -179,8 +183,8 @@ def plot(rows: list[dict], arguments: Arguments, name: str) -> None:
         distance.plot(calls, [row["fd_fashion"] for row in mine], marker="o", markersize=3, label=sampler)
         share.plot(calls, [100 * row["recognised"] for row in mine], marker="o", markersize=3)
     distance.axhline(rows[0]["baseline"], color="grey", linestyle=":", label="as many real images")
-    distance.set(xscale="log", yscale="log", xlabel="calls of the network", ylabel="fd_fashion")
-    share.set(xscale="log", xlabel="calls of the network", ylabel="recognised as the class asked for, %")
+    distance.set(xscale="log", yscale="log", xlabel="network evaluations", ylabel="fd_fashion")
+    share.set(xscale="log", xlabel="network evaluations", ylabel="recognised as the requested class, %")
     for axes in (distance, share):
         ticks = np.unique([row["calls"] for row in rows if row["sampler"].startswith("DPM")])
         axes.set_xticks(ticks, [str(tick) for tick in ticks], minor=False)
@@ -189,7 +193,7 @@ def plot(rows: list[dict], arguments: Arguments, name: str) -> None:
     distance.set_yticks([20, 50, 100, 200, 500], ["20", "50", "100", "200", "500"])
     distance.set_yticks([], minor=True)
     figure.legend(*distance.get_legend_handles_labels(), loc="outside right upper", fontsize=8, frameon=False)
-    figure.suptitle(f"{arguments.samples} samples a point, guidance {arguments.cfg_scale:g}", fontsize=9)
+    figure.suptitle(f"{arguments.samples} samples per measurement, guidance {arguments.cfg_scale:g}", fontsize=9)
     figure.savefig(name, dpi=110)
 
 

@@ -1,10 +1,11 @@
-"""What diffrax costs: each sampler of fixed steps beside a loop written by hand, and beside the bare network.
+"""Overhead of the samplers: each fixed-step sampler against a hand-written loop and against the network alone.
 
     python benchmarks/sampling.py [--samplers ddim heun] [--steps 32] [--batch 32] [--json FILE]
 
-The loop is a `lax.scan` over a table of coefficients, with as many calls of the network; both must give the same
-images. Sampler, loop and forward passes of the network take turns, so that a machine whose speed drifts is fair to all;
-times are the least of the rounds. The network is fresh: its weights do not change its speed.
+The loop is a `lax.scan` over a table of coefficients with the same number of network evaluations; both must produce
+the same images. Sampler, loop and forward passes of the network are timed alternately, so that drifts of the machine's
+speed affect all of them; the shortest time of all rounds is reported. The network is randomly initialised, because its
+weights do not affect its speed.
 """
 
 import dataclasses
@@ -35,36 +36,36 @@ Name = Literal["ddim", "ancestral", "euler", "heun", "dpmpp", "sde"]
 IMAGE_TOLERANCE = 1e-3
 CLASSES = 10
 FORWARD_PASSES = 16
-"""Of the bare network in one round; their mean is one time."""
+"""Forward passes of the network per round; the round reports their mean time."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What is measured."""
+    """Options of the benchmark."""
 
     samplers: Annotated[tuple[Name, ...], tyro.conf.arg(aliases=["-s"])] = (
         *("ddim", "ancestral", "euler"),
         *("heun", "dpmpp", "sde"),
     )
-    """Which samplers; ancestral is ddim with eta 1."""
+    """Samplers to measure; ancestral is ddim with eta 1."""
     variant: str = "nano/4"
-    """Size of the network, and its patch."""
+    """Size and patch size of the network."""
     size: int = 28
-    """Side of the images in pixels."""
+    """Height and width of the images in pixels."""
     channels: int = 1
-    """Of the images."""
+    """Channels of the images."""
     batch: int = 32
-    """Images at once."""
+    """Batch size."""
     steps: int = 32
-    """Steps of each sampler; heun calls the network twice in each."""
+    """Steps of each sampler; heun evaluates the network twice per step."""
     rounds: int = 7
-    """Times that each is timed, after one that is not."""
+    """Number of timed rounds, after an untimed warm-up."""
     json: Path | None = None
-    """Write the rows there."""
+    """JSON file for the results."""
 
 
 def sampler_of(name: Name, steps: int) -> AbstractSampler:
-    """The sampler, on the grid that is usual for it."""
+    """Returns the sampler with its default time grid."""
     match name:
         case "ddim" | "ancestral":
             return DDIM(steps=steps, eta=float(name == "ancestral"))
@@ -79,7 +80,7 @@ def sampler_of(name: Name, steps: int) -> AbstractSampler:
 
 
 class Coefficients(eqx.Module):
-    """What a loop by hand knows beforehand of each time at which it asks the network."""
+    """Precomputed coefficients of the path at every time at which the hand-written loop evaluates the network."""
 
     t: Float[Array, "*k"]
     alpha: Float[Array, "*k"]
@@ -89,19 +90,19 @@ class Coefficients(eqx.Module):
 
     @classmethod
     def at(cls, path: AbstractSmoothPath, times: np.ndarray) -> "Coefficients":
-        """Of all times, as arrays."""
+        """Computes the coefficients of `path` at `times`."""
         rates = jax.vmap(path.rates)(jnp.asarray(times, jnp.float32))
         return cls(*(jnp.asarray(column, jnp.float32) for column in (times, *levels(path, times), *rates)))
 
     def ends(self, denoiser: ModelDenoiser, x: Image) -> tuple[Image, Image]:
-        """The clean image, clipped, and the noise that goes with it, by the network's noise."""
+        """Returns the clipped clean image implied by the predicted noise, and the noise consistent with it."""
         prediction = denoiser.model(x, denoiser.cond.at(NETWORK_STEPS * self.t))
         assert isinstance(prediction, X0EpsPrediction)
         x0 = jnp.clip((x - self.sigma * prediction.eps) / self.alpha, -1.0, 1.0)
         return x0, (x - self.alpha * x0) / self.sigma
 
     def velocity(self, denoiser: ModelDenoiser, x: Image, *, reverse_sde: bool = False) -> Image:
-        """dx/dt of the probability-flow ODE, or the drift of the reverse SDE."""
+        """Returns dx/dt of the probability-flow ODE, or the drift of the reverse SDE."""
         x0, eps = self.ends(denoiser, x)
         drift = self.alpha_rate * x0 + self.sigma_rate * eps
         return drift + self.squared_diffusion / (2.0 * self.sigma) * eps if reverse_sde else drift
@@ -113,7 +114,7 @@ class Coefficients(eqx.Module):
 
 
 def by_hand(sampler: AbstractSampler, denoiser: ModelDenoiser, x: Image, key: PRNGKeyArray) -> Image:
-    """One image by a plain `lax.scan`."""
+    """Samples an image with a plain `lax.scan`."""
     path, ends = denoiser.path, denoiser.ends
     assert isinstance(path, AbstractSmoothPath)
     assert isinstance(sampler, DDIM | Euler | Heun | DPMSolverPP | ReverseSDE)
@@ -153,7 +154,7 @@ def by_hand(sampler: AbstractSampler, denoiser: ModelDenoiser, x: Image, key: PR
 
 
 def min_ms(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Returns the shortest time of each call in milliseconds. They take turns; the first round is not counted."""
+    """Returns the shortest time of each function in milliseconds. Calls alternate; the first round is not counted."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds + 1):
         for name, call in calls.items():
@@ -164,7 +165,7 @@ def min_ms(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]
 
 
 def measure(options: Options, name: Name) -> dict[str, Any]:
-    """One row: a sampler, its loop by hand, and the forward pass. Ends the process where the images differ."""
+    """Measures a sampler, its hand-written loop and the forward pass. Exits with an error if the images differ."""
     shape = (options.size, options.size, options.channels)
     config = ModelConfig(variant=options.variant, labels=True)
     model = config.build(options.size, options.channels, CLASSES, key=jax.random.key(0))
@@ -191,10 +192,10 @@ def measure(options: Options, name: Name) -> dict[str, Any]:
         return [jax.block_until_ready(forward(model, noise, jnp.asarray(500.0), labels)) for _ in range(FORWARD_PASSES)]
 
     arguments = (model, noise, labels, keys)
-    # The noise of the SDE is drawn inside diffrax, from keys of its own.
-    apart = 0.0 if name == "sde" else float(jnp.abs(ours(*arguments) - hand(*arguments)).max())
-    if not apart <= IMAGE_TOLERANCE:
-        sys.exit(f"error: {name}: the loop's images are {apart:.1e} off: the two do not do the same")
+    # diffrax draws the noise of the SDE from its own keys, so the images cannot be compared.
+    difference = 0.0 if name == "sde" else float(jnp.abs(ours(*arguments) - hand(*arguments)).max())
+    if not difference <= IMAGE_TOLERANCE:
+        sys.exit(f"error: {name}: the images of sampler and loop differ by {difference:.1e}")
     calls = {"sampler": lambda: ours(*arguments), "scan": lambda: hand(*arguments), "forward": passes}
     ms = min_ms(calls, options.rounds)
     evaluations = sampler.evaluations(denoiser_of(model, labels))
@@ -210,12 +211,12 @@ def measure(options: Options, name: Name) -> dict[str, Any]:
         "forward_ms": forward_ms,
         "forward_ratio": ms["sampler"] / evaluations / forward_ms,
         "batch": options.batch,
-        "difference": apart,
+        "difference": difference,
     }
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """The rows as Markdown."""
+    """Formats the rows as a Markdown table."""
     lines = [["sampler", "ms", "scan ms", "ratio", "calls", "images evaluated/s", "forward ms", "evaluation / forward"]]
     lines.append(["---"] * len(lines[0]))
     for r in rows:
@@ -226,20 +227,20 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def main(words: list[str]) -> int:
-    """Measures, prints the table, and writes the rows. Raises `BadInput` naming the flag at fault."""
+    """Runs the benchmark, prints the table and writes the JSON file. Raises `BadInput` for invalid options."""
     options = tyro.cli(Options, args=words, description=__doc__)
     for name in ("batch", "rounds"):
         if getattr(options, name) < 1:
             raise BadInput(name, f"{getattr(options, name)} is too small", "Use 1 or more")
     if options.steps < 2:
-        raise BadInput("steps", f"{options.steps} is too small", "Use 2 or more, so that there is a loop")
+        raise BadInput("steps", f"{options.steps} is too small", "Use 2 or more")
     rows = []
     for name in options.samplers:
         rows.append(measure(options, name))
         jax.clear_caches()
         print(table(rows[-1:]).splitlines()[-1], flush=True)
     shape = f"{options.variant}, {options.size} px, batch {options.batch}, {options.steps} steps, float32"
-    print(f"\n{shape}; {jax.devices()[0].device_kind}; least of {options.rounds} rounds\n\n{table(rows)}")
+    print(f"\n{shape}; {jax.devices()[0].device_kind}; minimum of {options.rounds} rounds\n\n{table(rows)}")
     if options.json is not None:
         save_json(options.json, rows)
     return 0

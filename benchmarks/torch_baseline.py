@@ -1,8 +1,8 @@
-"""A third side of the speed benchmark: the published systems in plain eager PyTorch.
+"""The PyTorch baseline of the speed benchmark: the published systems in eager mode.
 
-A rendering of the method's description (paper: arXiv 2406.17688) in float32, without compilation or checkpointing. The
-noised and the clean images of UMD have different numbers of visible patches, so each kind takes a forward pass of its
-own. Needs `pip install -e ".[parity]"`; `torch_weights.py` gives it the weights of our network.
+It follows the description of the method (arXiv 2406.17688) in float32, without compilation or checkpointing. Noised and
+clean images of UMD have different numbers of visible patches, so each group takes a separate forward pass. Needs
+`pip install -e ".[parity]"`; `torch_weights.py` loads the weights of the network of this package.
 
     network = AutoEncoder(encoder=Size(768, 12, 12), decoder=Size(768, 4, 12), patch=4, image_size=64)
     trainer = Trainer("umd", network, lr=6e-4, warmup=50_000, total=1_000_000)
@@ -11,7 +11,7 @@ own. Needs `pip install -e ".[parity]"`; `torch_weights.py` gives it the weights
 Shapes: b images of h x w x c; n patches of p x p pixels, k of them visible; s tokens; width d.
 """
 # pyright: reportMissingImports=false
-# Types are checked where PyTorch is installed.
+# Types can only be checked where PyTorch is installed.
 
 import math
 from collections.abc import Callable
@@ -34,7 +34,7 @@ class Size(NamedTuple):
 
 
 class System(NamedTuple):
-    """The share of a batch that is reconstructed without noise, and the mask ratios of both kinds of images."""
+    """The fraction of a batch that is reconstructed without noise, and the mask ratios of noised and clean images."""
 
     no_noise: float
     mask_noisy: float
@@ -42,7 +42,7 @@ class System(NamedTuple):
 
 
 class Draw(NamedTuple):
-    """The randomness of one step; the first b1 images of the batch are noised."""
+    """The random numbers of a training step; the first b1 images of the batch are noised."""
 
     t: Tensor  # (b1,) diffusion steps, 1 .. 1000
     eps: Tensor  # (b1, h, w, c) standard normal
@@ -97,7 +97,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         """(b, s, d) tokens and (b, condition) -> (b, s, d)."""
-        if self.modulation is None:  # the condition joins the sequence of each block anew, and leaves it again
+        if self.modulation is None:  # the conditioning is prepended as a token in every block and dropped after it
             x = torch.cat([c[:, None], x], dim=1)  # (b, 1 + s, d)
             x = x + self.attention(self.norm1(x))
             x = x + self.mlp(self.norm2(x))
@@ -109,11 +109,11 @@ class Block(nn.Module):
 
 
 class Stack(nn.Module):
-    """Transformer blocks and a LayerNorm."""
+    """Transformer blocks followed by a LayerNorm."""
 
     def __init__(self, size: Size, condition: int, adaln: bool):
         super().__init__()
-        # A token has the width of the stack; AdaLN reads a condition of any width.
+        # A conditioning token needs the width of the stack; AdaLN accepts any width.
         self.project = nn.Identity() if adaln or condition == size.width else nn.Linear(condition, size.width)
         self.blocks = nn.ModuleList(Block(size, condition, adaln) for _ in range(size.depth))
         self.norm = nn.LayerNorm(size.width, eps=1e-6)
@@ -127,7 +127,7 @@ class Stack(nn.Module):
 
 
 class AutoEncoder(nn.Module):
-    """The network of every system, without labels. Initial weights are PyTorch's defaults, not the published ones."""
+    """The network that all systems share, without class labels, initialised with the defaults of PyTorch."""
 
     def __init__(
         self,
@@ -153,13 +153,13 @@ class AutoEncoder(nn.Module):
         self.decoder = Stack(decoder, d, adaln)
         self.modulation = nn.Linear(d, 2 * d_decoder) if adaln else None
         self.head = nn.Linear(d_decoder, patch * patch * 2 * channels, bias=False)
-        self.head_bias = nn.Parameter(torch.zeros(2 * channels))  # one number a channel, for every pixel
+        self.head_bias = nn.Parameter(torch.zeros(2 * channels))  # one bias per channel, shared by all pixels
 
     def forward(self, images: Tensor, t: Tensor, order: Tensor, kept: int) -> Tensor:
-        """Predictions [x0, eps] of each pixel, patch by patch.
+        """Returns the (b, n, p * p, 2 c) predictions [x0, eps] of the pixels of each patch.
 
-        (b, h, w, c) images, (b,) diffusion steps (0 = clean) and (b, n) orders, of whose patches the first `kept` are
-        visible -> (b, n, p * p, 2 c).
+        Takes (b, h, w, c) images, (b,) diffusion steps (0 = clean) and (b, n) permutations of the patches, the first
+        `kept` of which are visible.
         """
         b, n, d, k = len(images), self.num_patches, self.positions.shape[1], len(self.class_tokens)
         c = self.time(sinusoid(t, d))  # (b, d)
@@ -168,7 +168,7 @@ class AutoEncoder(nn.Module):
             x = x.gather(1, order[:, :kept, None].expand(-1, -1, d))  # (b, kept, d)
         x = self.encoder(torch.cat([self.class_tokens.expand(b, -1, -1), x], dim=1), c)  # (b, k + kept, d)
 
-        # The decoder sees the class tokens by their mean, and a mask token in the place of each hidden patch.
+        # In the decoder, the mean of the class tokens replaces them, and a mask token replaces each hidden patch.
         x = self.bridge(torch.cat([x[:, :k].mean(dim=1, keepdim=True), x[:, k:]], dim=1))  # (b, 1 + kept, d_decoder)
         summary, x = x[:, :1], x[:, 1:]
         if kept < n:
@@ -190,14 +190,14 @@ def patchify(images: Tensor, patch: int) -> Tensor:
 
 
 def sinusoid(t: Tensor, width: int) -> Tensor:
-    """Embedding of diffusion steps, sines first. (b,) -> (b, width)."""
+    """Returns the sinusoidal embedding of diffusion steps, sines first: (b,) -> (b, width)."""
     half = width // 2
     angles = t.float()[:, None] * torch.exp(-math.log(10000) / (half - 1) * torch.arange(half))
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
 def cosine_levels() -> tuple[Tensor, Tensor]:
-    """Signal and noise of the diffusion steps 1 .. 1000 (row 0 is step 1): the clipped cosine schedule, in float32."""
+    """Returns the signal and noise levels of the clipped cosine schedule in float32; row 0 is diffusion step 1."""
     u = np.arange(DIFFUSION_STEPS + 1) / DIFFUSION_STEPS
     f = np.cos((u + 0.008) / 1.008 * np.pi / 2) ** 2
     abar = np.cumprod(1 - np.minimum(1 - f[1:] / f[:-1], 0.999))
@@ -207,34 +207,34 @@ def cosine_levels() -> tuple[Tensor, Tensor]:
 class Trainer:
     """A network with its losses, optimiser and schedule.
 
-    AdamW with the published hyper-parameters, in PyTorch's fused version; it keeps its first moment in float32, and not
-    in bfloat16 as published. The published pre-training keeps no moving average of the weights.
+    The optimiser is PyTorch's fused AdamW with the published hyper-parameters; its first moment is stored in float32
+    instead of bfloat16. As in the published pre-training, there is no moving average of the weights.
     """
 
     def __init__(self, system: str, network: AutoEncoder, lr: float, warmup: int, total: int):
         self.system, self.network = SYSTEMS[system], network
         self.signal, self.noise = cosine_levels()
-        spared = {n: n.endswith("bias") or n in ("class_tokens", "mask_token") for n, _ in network.named_parameters()}
+        excluded = {n: n.endswith("bias") or n in ("class_tokens", "mask_token") for n, _ in network.named_parameters()}
         groups = [
-            {"params": [p for n, p in network.named_parameters() if not spared[n]], "weight_decay": 0.05},
-            {"params": [p for n, p in network.named_parameters() if spared[n]], "weight_decay": 0.0},
+            {"params": [p for n, p in network.named_parameters() if not excluded[n]], "weight_decay": 0.05},
+            {"params": [p for n, p in network.named_parameters() if excluded[n]], "weight_decay": 0.0},
         ]
         self.optimiser = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), eps=1e-8, fused=True)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimiser, warmup_cosine(warmup, total))
 
     def num_noisy(self, batch: int) -> int:
-        """How many images of a batch are noised."""
+        """Returns the number of noised images in a batch."""
         return batch - int(batch * self.system.no_noise)
 
     def draw(self, images: Tensor) -> Draw:
-        """Fresh randomness for a batch."""
+        """Draws the random numbers of a training step."""
         noisy = self.num_noisy(len(images))
         t = torch.randint(1, DIFFUSION_STEPS + 1, (noisy,))
         order = torch.rand(len(images), self.network.num_patches).argsort(dim=1)
         return Draw(t, torch.randn_like(images[:noisy]), order)
 
     def loss(self, images: Tensor, draw: Draw) -> Tensor:
-        """The mean over all images of whichever loss each has."""
+        """Returns the mean loss: denoising for noised images, reconstruction for clean images."""
         b, b1 = len(images), len(draw.t)
         total = images.new_zeros(())
         if b1 > 0:
@@ -244,7 +244,7 @@ class Trainer:
         return total
 
     def denoising(self, images: Tensor, t: Tensor, eps: Tensor, order: Tensor) -> Tensor:
-        """The noise where a patch is visible, the clean image where it is hidden; both everywhere without a mask."""
+        """Returns the loss of eps on visible and x0 on hidden patches, or of both on all patches without a mask."""
         signal, noise = (level[t - 1][:, None, None, None] for level in (self.signal, self.noise))
         kept = int(order.shape[1] * (1 - self.system.mask_noisy))
         x0_error, eps_error = self.errors(signal * images + noise * eps, t, order, kept, images, eps)
@@ -255,20 +255,20 @@ class Trainer:
         return ((x0_error * hidden).sum() / hidden.sum() + (eps_error * visible).sum() / visible.sum()) / 2
 
     def reconstruction(self, images: Tensor, order: Tensor) -> Tensor:
-        """The clean image on hidden patches, without noise."""
+        """Returns the loss of x0 on the hidden patches of clean images."""
         kept = int(order.shape[1] * (1 - self.system.mask_clean))
         (x0_error,) = self.errors(images, torch.zeros(len(images)), order, kept, images)
         hidden = hidden_patches(order, kept)
         return (x0_error * hidden).sum() / hidden.sum()
 
     def errors(self, inputs: Tensor, t: Tensor, order: Tensor, kept: int, *targets: Tensor) -> list[Tensor]:
-        """Squared errors of the first predictions (x0, then eps), a mean over each patch: (b, n) each."""
+        """Returns the (b, n) mean squared errors of each patch, of the predictions (x0, then eps) for `targets`."""
         predictions = self.network(inputs, t, order, kept).split(self.network.channels, dim=-1)
         patch = self.network.patch
         return [(p - patchify(y, patch)).square().mean(dim=(2, 3)) for p, y in zip(predictions, targets, strict=False)]
 
     def update(self) -> Tensor:
-        """Clipping, AdamW and the schedule, on the gradients at hand; gives their norm before clipping."""
+        """Clips the gradients, updates the weights and the schedule, and returns the gradient norm before clipping."""
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         self.optimiser.step()
         self.schedule.step()
@@ -276,7 +276,7 @@ class Trainer:
         return norm
 
     def step(self, images: Tensor) -> float:
-        """One training step on (b, h, w, c) images in [-1, 1], the noised ones first; gives the loss."""
+        """Runs a training step on (b, h, w, c) images in [-1, 1], noised images first, and returns the loss."""
         loss = self.loss(images, self.draw(images))
         loss.backward()
         self.update()
@@ -284,16 +284,16 @@ class Trainer:
 
 
 def warmup_cosine(warmup: int, total: int) -> Callable[[int], float]:
-    """Share of the peak learning rate by step: linear from 0 to 1 over `warmup` steps, then cosine to 0 at `total`."""
+    """Returns the learning-rate factor: linear from 0 to 1 over `warmup` steps, then cosine decay to 0 at `total`."""
 
-    def share(step: int) -> float:
+    def factor(step: int) -> float:
         if step < warmup:
             return step / warmup
         return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / (total - warmup))))
 
-    return share
+    return factor
 
 
 def hidden_patches(order: Tensor, kept: int) -> Tensor:
-    """(b, n) orders, of which the first `kept` patches are visible -> (b, n), 1 where a patch is hidden."""
+    """Returns (b, n), 1 where a patch is hidden, for (b, n) permutations whose first `kept` patches are visible."""
     return torch.ones(order.shape).scatter(1, order[:, :kept], 0.0)

@@ -1,6 +1,6 @@
-"""What the PyTorch side of the speed benchmark is given: the weights of our network, inputs, and all cores."""
+"""Weights, inputs and threads for the PyTorch baseline of the speed benchmark."""
 # pyright: reportMissingImports=false
-# Types are checked where PyTorch is installed.
+# Types can only be checked where PyTorch is installed.
 
 import os
 import re
@@ -16,7 +16,7 @@ from umd_eqx.core.tensors import named_leaves
 from umd_eqx.models import ModelConfig
 from umd_eqx.recipes.build import Built
 
-# Patterns in the names of PyTorch's parameters, and what replaces them in the names of ours; applied in this order.
+# Pattern and replacement pairs that map PyTorch parameter names to ours, applied in this order.
 RENAMED = (
     (r"^time\.", "condition.time."),
     (r"^modulation\.", "head.modulation."),
@@ -30,10 +30,10 @@ RENAMED = (
 
 
 def load(network: AutoEncoder, model: models.AutoEncoder) -> None:
-    """Copies the parameters of our network, whose blocks are stacked and whose kernels are (inputs, outputs).
+    """Copies the parameters of `model`, which has stacked blocks and (inputs, outputs) kernels, to `network`.
 
-    Raises `KeyError` for a parameter that ours lacks, `ValueError` for one that PyTorch's network lacks, and
-    `RuntimeError` for a shape that does not fit.
+    Raises `KeyError` for a parameter that is missing in `model`, `ValueError` for one that is missing in `network`, and
+    `RuntimeError` for a shape mismatch.
     """
     arrays = named_leaves(model)
     state, rest = {}, set(arrays)
@@ -47,12 +47,12 @@ def load(network: AutoEncoder, model: models.AutoEncoder) -> None:
         state[name] = array.T if ours.endswith("kernel") else array
         rest.discard(ours)
     if rest:
-        raise ValueError(f"PyTorch's network has no {', '.join(sorted(rest))}")
+        raise ValueError(f"the PyTorch network has no {', '.join(sorted(rest))}")
     network.load_state_dict(state)
 
 
 def trainer(system: str, built: Built, model: models.AutoEncoder) -> Trainer:
-    """PyTorch's side of what was built, with the weights of `model`."""
+    """Returns the PyTorch trainer for a built configuration, with the weights of `model`."""
     config, optim = built.config.model, built.config.optim
     assert isinstance(config, ModelConfig)
     encoder, decoder, patch = config.sizes()
@@ -66,14 +66,14 @@ def trainer(system: str, built: Built, model: models.AutoEncoder) -> Trainer:
 
 
 def torch_inputs(inputs: Inputs) -> tuple[Tensor, Draw]:
-    """The images and draws of the Flax side for PyTorch's: both have the noised images first."""
+    """Converts the inputs of the Flax baseline to PyTorch; both order noised images first."""
     image, t, eps = (torch.from_numpy(np.array(x)) for x in (inputs.image, inputs.t_index, inputs.eps))
     order = np.argsort(np.concatenate([inputs.u_noisy, inputs.u_clean]), axis=1, kind="stable")
     return image, Draw(t.long() + 1, eps, torch.from_numpy(order))
 
 
 def use_all_cores() -> int:
-    """Sets PyTorch's threads to the cores of this process, as JAX uses them, and gives their number."""
+    """Sets the number of PyTorch threads to the cores available to this process, as JAX does, and returns it."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(cores)
     return cores

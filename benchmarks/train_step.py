@@ -1,12 +1,13 @@
-"""Time and memory of a training step, side by side in one run with plain Flax and, where installed, plain PyTorch.
+"""Time and memory of a training step, compared with plain Flax and, where installed, plain PyTorch.
 
     python benchmarks/train_step.py [--systems umd mae dit maskdit] [--steps 5] [--parts] [--json FILE]
 
-Flax is in the published setting (layers scanned, everything rematerialised); PyTorch is eager, without checkpointing.
-All sides start from the same weights, which must give the same loss on the same draws. Their steps are timed in turn
-(ours, Flax, PyTorch, ours, ...), so that a machine whose speed drifts is fair to all; times are medians, and ratios are
-ours to theirs. The peak is measured between them. Each side computes with all cores. Needs `pip install -e ".[bench]"`,
-and `".[parity]"` for PyTorch. Memory is what the compiler says, so PyTorch has no figure for it.
+Flax uses the published setting (scanned layers, full rematerialisation); PyTorch is eager, without checkpointing. All
+implementations start from the same weights and must compute the same loss on the same inputs. Their steps are timed
+alternately (ours, Flax, PyTorch, ours, ...), so that drifts of the machine's speed affect all of them, and each uses
+all cores. Times are medians; ratios are ours divided by theirs. The peak FLOP/s are measured between the steps. Memory
+is reported by the XLA compiler, so there is none for PyTorch. Needs `pip install -e ".[bench]"`, and `".[parity]"` for
+PyTorch.
 """
 
 import dataclasses
@@ -37,9 +38,9 @@ from umd_eqx.training.step import loss_and_grads
 
 try:
     import flax_baseline
-    from sides import Side, flax_side, our_side, torch_side
+    from implementations import Implementation, flax_implementation, our_implementation, torch_implementation
 except ModuleNotFoundError as error:
-    print(f'error: {error}. The other side needs an extra: pip install -e ".[bench]"', file=sys.stderr)
+    print(f'error: {error}. The baseline needs an extra: pip install -e ".[bench]"', file=sys.stderr)
     sys.exit(2)
 
 System = Literal["umd", "mae", "dit", "maskdit"]
@@ -47,51 +48,54 @@ LOSS_TOLERANCE = 1e-5
 
 
 def has_torch() -> bool:
-    """Whether PyTorch is installed."""
+    """Returns whether PyTorch is installed."""
     return importlib.util.find_spec("torch") is not None
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What is measured."""
+    """Options of the benchmark."""
 
     systems: Annotated[tuple[System, ...], tyro.conf.arg(aliases=["-s"])] = ("umd", "mae", "dit", "maskdit")
-    """Which systems."""
+    """Systems to measure."""
     variant: Literal["S", "B", "L"] = "B"
     """Size of the network, at patch 4."""
     size: int = 64
-    """Side of the images in pixels."""
+    """Height and width of the images in pixels."""
     batch: int = 8
-    """Images a step."""
+    """Batch size."""
     steps: int = 5
-    """Timed steps of each side, after one that is not."""
+    """Number of timed steps of each implementation, after an untimed warm-up."""
     remat: Remat = "dots"
-    """What our backward pass recomputes."""
+    """Rematerialisation policy of our backward pass."""
     scan: bool = True
-    """Scan our layers."""
+    """Scan over our layers."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """What our tokens are computed in; the other sides are float32, as published."""
+    """Compute type of our network; the baselines use float32, as published."""
     parts: bool = False
-    """Also time our forward pass and our gradient alone."""
+    """Also time our forward pass and our gradient separately."""
     torch: bool = dataclasses.field(default_factory=lambda: has_torch())
-    """Also time PyTorch, on a CPU. By default where it is installed."""
+    """Also time PyTorch, which runs on the CPU only. Default: whether it is installed."""
     json: Path | None = None
-    """Write the rows there."""
+    """JSON file for the results."""
 
     def validate(self) -> None:
-        """Raises `BadInput` naming the flag at fault."""
+        """Raises `BadInput` for invalid options."""
         for name in ("size", "batch", "steps"):
             if getattr(self, name) < 1:
                 raise BadInput(name, f"{getattr(self, name)} is too small", "Use 1 or more")
         if self.torch and not has_torch():
-            hint = 'Run pip install -e ".[parity]", or leave the flag out'
+            hint = 'Run pip install -e ".[parity]", or omit the flag'
             raise BadInput("torch", "PyTorch is not installed", hint)
         if self.json is not None:
             require_writable("json", self.json)
 
 
 def our_inputs(built: Built, inputs: flax_baseline.Inputs, num_patches: int) -> tuple[Batch, Draw]:
-    """The other side's batch and draws for ours: it has its noisy images first, ours takes turns within a period."""
+    """Converts the inputs of the Flax baseline to ours.
+
+    The baseline orders noised images first; ours interleaves noised and clean images with a fixed period.
+    """
     size = inputs.image.shape[0]
     noisy = inputs.eps.shape[0]
     period = built.parts.objective.period(size)
@@ -115,7 +119,7 @@ def our_inputs(built: Built, inputs: flax_baseline.Inputs, num_patches: int) -> 
 
 
 class Case(NamedTuple):
-    """One system to measure: our side and Flax's, with the same weights and inputs."""
+    """A system to measure: our implementation and the Flax baseline with the same weights and inputs."""
 
     system: System
     built: Built
@@ -128,7 +132,7 @@ class Case(NamedTuple):
 
     @classmethod
     def of(cls, options: Options, system: System) -> "Case":
-        """The preset of the system, in the size and with the options that are asked for."""
+        """Builds the preset of the system with the given options."""
         config = presets.PRETRAIN[f"{system}-b4-in64"]()
         model_config = dataclasses.replace(
             config.model, variant=f"{options.variant}/4", remat=options.remat, scan=options.scan, dtype=options.dtype
@@ -149,7 +153,7 @@ class Case(NamedTuple):
 
 
 def measure(options: Options, system: System) -> dict[str, Any]:
-    """One row: all sides of one system. Ends the process where their losses differ."""
+    """Measures all implementations of a system. Exits with an error if their losses differ."""
     case = Case.of(options, system)
     built, model, batch, draw = case.built, case.model, case.batch, case.draw
     row: dict[str, Any] = {"system": system}
@@ -157,30 +161,34 @@ def measure(options: Options, system: System) -> dict[str, Any]:
     row["baseline_loss"] = float(jax.jit(case.baseline.loss)(case.params, case.inputs))
     pytorch = {}
     if options.torch:
-        pytorch["torch_"], numbers = torch_side(system, built, model, case.inputs)
+        pytorch["torch_"], numbers = torch_implementation(system, built, model, case.inputs)
         row |= numbers
     for loss in (row[name] for name in ("baseline_loss", "torch_loss") if name in row):
         if options.dtype == "float32" and not abs(row["loss"] - loss) <= LOSS_TOLERANCE:
-            sys.exit(f"error: {system}: our loss is {row['loss']}, theirs {loss}: the networks are not the same")
+            sys.exit(f"error: {system}: our loss is {row['loss']}, theirs {loss}: the networks differ")
 
-    # Keys of our own numbers begin with nothing, those of Flax with "baseline_".
-    sides: dict[str, Side] = {
-        "": our_side(built, model, batch),
-        "baseline_": flax_side(case.baseline, case.params, case.inputs),
+    # The keys are the prefixes of the columns: none for ours, "baseline_" for Flax, "torch_" for PyTorch.
+    implementations: dict[str, Implementation] = {
+        "": our_implementation(built, model, batch),
+        "baseline_": flax_implementation(case.baseline, case.params, case.inputs),
         **pytorch,
     }
     peaks = []
     for _ in range(options.steps + 1):
-        for side in sides.values():
-            side.time_once()
+        for implementation in implementations.values():
+            implementation.time_once()
         peaks.append(measured_peak_flops(seconds=0.5))
     row |= {"flops": built.step_flops(), "peak_flops": max(peaks)}
-    for prefix, side in sides.items():
-        row[f"{prefix}ms"] = side.ms
-        row[f"{prefix}times_ms"] = [1e3 * seconds for seconds in side.times[1:]]
-        row[f"{prefix}mfu"] = row["flops"] / (side.ms / 1e3) / row["peak_flops"]
-        if side.compile_s > 0:
-            numbers = {"temp_bytes": side.temp_bytes, "peak_bytes": side.peak_bytes, "compile_s": side.compile_s}
+    for prefix, implementation in implementations.items():
+        row[f"{prefix}ms"] = implementation.ms
+        row[f"{prefix}times_ms"] = [1e3 * seconds for seconds in implementation.times[1:]]
+        row[f"{prefix}mfu"] = row["flops"] / (implementation.ms / 1e3) / row["peak_flops"]
+        if implementation.compile_s > 0:
+            numbers = {
+                "temp_bytes": implementation.temp_bytes,
+                "peak_bytes": implementation.peak_bytes,
+                "compile_s": implementation.compile_s,
+            }
             row |= {f"{prefix}{name}": number for name, number in numbers.items()}
     row["ratio"] = row["ms"] / row["baseline_ms"]
     row["memory_ratio"] = row["peak_bytes"] / row["baseline_peak_bytes"]
@@ -190,20 +198,20 @@ def measure(options: Options, system: System) -> dict[str, Any]:
 
 
 def time_parts(options: Options, built: Built, model: AutoEncoder, batch: Batch, draw: Draw) -> dict[str, float]:
-    """Milliseconds of our forward pass and of our loss with its gradient; the rest of a step is draws and optimiser."""
+    """Times our forward pass and our gradient in milliseconds; the rest of a step is random draws and optimiser."""
     forward = eqx.filter_jit(lambda m, b, d: built.parts.objective.loss(m, built.parts.path, b, d))
-    # Its norm and not the gradient itself comes out: fresh memory for every parameter would be timed, too.
+    # Returning the norm instead of the gradient avoids timing the allocation of an output for every parameter.
     gradient = eqx.filter_jit(lambda m, b, d: optax.tree.norm(loss_and_grads(built.parts, m, b, d)[1]))
     result = {}
     for name, function in (("forward_ms", forward), ("gradient_ms", gradient)):
-        side = Side(lambda f=function: f(model, batch, draw))
+        implementation = Implementation(lambda f=function: f(model, batch, draw))
         for _ in range(options.steps + 1):
-            side.time_once()
-        result[name] = side.ms
+            implementation.time_once()
+        result[name] = implementation.ms
     return result
 
 
-# Heading, key of a row, unit and format.
+# Heading, key of the row, unit and format.
 COLUMNS = (
     ("system", "system", None, ""),
     ("ms", "ms", 1, ",.0f"),
@@ -224,7 +232,7 @@ COLUMNS = (
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """The rows as Markdown, with the columns that were measured."""
+    """Formats the rows as a Markdown table of the measured columns."""
     columns = [column for column in COLUMNS if column[1] in rows[0]]
     lines = [[heading for heading, *_ in columns], ["---"] * len(columns)]
     for row in rows:
@@ -233,13 +241,13 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def main(words: list[str]) -> int:
-    """Measures, prints the table, and writes the rows. Raises `BadInput` naming the flag at fault."""
+    """Runs the benchmark, prints the table and writes the JSON file. Raises `BadInput` for invalid options."""
     options = tyro.cli(Options, args=words, description=__doc__)
     options.validate()
     if not has_torch():
-        print('PyTorch is not installed, its columns are left out: pip install -e ".[parity]"', file=sys.stderr)
+        print('PyTorch is not installed; its columns are omitted: pip install -e ".[parity]"', file=sys.stderr)
     elif options.torch and jax.default_backend() != "cpu":
-        print("PyTorch is timed on a CPU only, its columns are left out", file=sys.stderr)
+        print("PyTorch is timed on a CPU only; its columns are omitted", file=sys.stderr)
         options = dataclasses.replace(options, torch=False)
     rows = []
     for system in options.systems:
@@ -250,7 +258,7 @@ def main(words: list[str]) -> int:
     shape = f"{options.variant}/4, {options.size} px, batch {options.batch}, {options.dtype}, remat {options.remat}"
     peak = max(row["peak_flops"] for row in rows)
     threads = f"; threads of PyTorch: {rows[0]['torch_threads']}" if options.torch else ""
-    print(f"\n{shape}; {device}, {peak / 1e9:,.0f} GFLOP/s at matrix products in this run{threads}\n\n{table(rows)}")
+    print(f"\n{shape}; {device}, {peak / 1e9:,.0f} GFLOP/s in matrix products in this run{threads}\n\n{table(rows)}")
     if options.json is not None:
         save_json(options.json, rows)
     return 0

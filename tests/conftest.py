@@ -1,4 +1,4 @@
-"""What every test runs under. Set before JAX and the package are imported, because neither looks again."""
+"""Environment of all tests, set before JAX and the package are imported."""
 
 # ruff: noqa: E402
 import gc

@@ -28,13 +28,13 @@ HIDDEN = ("--eval.reconstruction.images", "8", "--eval.reconstruction.pictures",
 NOISED = ("--eval.denoising.images", "8", "--eval.denoising.pictures", "1", "--eval.denoising.levels", "0.5")
 NOISED = (*NOISED, "--eval.denoising.shown-levels", "0.5")
 SAMPLED = (
-    "--eval.fid.samples",
+    "--eval.generation.samples",
     "10",
-    "--eval.fid.columns",
+    "--eval.generation.columns",
     "1",
-    "--eval.fid.frames",
+    "--eval.generation.frames",
     "2",
-    "--eval.fid.cfg-scales",
+    "--eval.generation.cfg-scales",
     "2",
 )
 USES = {
@@ -58,7 +58,9 @@ CASES = {
     "my_network.py": Case(
         (*SHIPPED, "--model.width", "8", *NOISED), "eval/denoising/x0/t0.50", ("UNetConfig",), "--model.width"
     ),
-    "my_sampler.py": Case((*SHIPPED, *VIT, *SAMPLED), "eval/fid/umd10k@10/cfg2/", (), "--eval.fid.sampler.steps"),
+    "my_sampler.py": Case(
+        (*SHIPPED, *VIT, *SAMPLED), "eval/generation/umd10k@10/cfg2/", (), "--eval.generation.sampler.steps"
+    ),
     "my_data.py": Case((*VIT, *PROBED, *HIDDEN, *NOISED), "eval/fewshot/both/top1", ("Npz",), "--data.title"),
     "my_evaluator.py": Case(
         (*SHIPPED, *VIT, *PROBED, *HIDDEN, *NOISED, "--eval.rank.images", "16"),

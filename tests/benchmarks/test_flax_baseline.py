@@ -1,4 +1,4 @@
-"""The Flax side of the speed benchmark computes what the reference computes (tests/golden_data/README.md)."""
+"""The Flax baseline of the speed benchmark agrees with the reference (tests/golden_data/README.md)."""
 
 import importlib
 import json
@@ -17,7 +17,7 @@ GOLDEN = TESTS / "golden_data"
 
 
 def _load():
-    """The module as a script beside it imports it: tests/benchmarks would hide the folder of the same name."""
+    """The module, imported as by the scripts in its folder: tests/benchmarks would shadow that folder."""
     folder = str(TESTS.parent / "benchmarks")
     sys.path.insert(0, folder)
     try:

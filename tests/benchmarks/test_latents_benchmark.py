@@ -1,4 +1,4 @@
-"""The benchmark of latents, on a network small enough to test: what it writes is a contract."""
+"""The benchmark of latents, on a small network: its JSON output is a stable interface."""
 
 import dataclasses
 import importlib.util
@@ -53,7 +53,7 @@ def test_its_rows_have_what_was_promised(latents, tmp_path, capsys):
         assert row["images_per_s"] == pytest.approx(8 / row["ms"] * 1e3)
         assert row["ratio"] == pytest.approx(row["ms"] / stored["ms"])
     said = capsys.readouterr().out
-    assert "8 images of 28 px at once" in said
+    assert "8 images of 28 px per batch" in said
     assert "ratio 1.00" in said
 
 

@@ -1,4 +1,4 @@
-"""The benchmark of memory, on a part that compiles at once: what it writes is a contract."""
+"""The benchmark of memory, on a part that compiles quickly: its JSON output is a stable interface."""
 
 import importlib.util
 import json

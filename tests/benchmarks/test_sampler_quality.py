@@ -1,4 +1,4 @@
-"""The benchmark of quality against calls, on a random network: what it writes is a contract."""
+"""The benchmark of quality against calls, on a random network: its JSON output is a stable interface."""
 
 import dataclasses
 import importlib.util

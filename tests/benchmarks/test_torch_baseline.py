@@ -1,4 +1,4 @@
-"""The PyTorch side of the speed benchmark computes what ours computes. Needs the extras `bench` and `parity`."""
+"""The PyTorch baseline of the speed benchmark agrees with the package. Needs the extras `bench` and `parity`."""
 
 import dataclasses
 import importlib
@@ -35,7 +35,7 @@ def one_thread():
 
 @pytest.fixture
 def bench(monkeypatch):
-    """`bench(name)`: a module of the benchmarks, imported as by a script that lies beside it."""
+    """`bench(name)`: a module of the benchmarks, imported as by the scripts in its folder."""
     monkeypatch.syspath_prepend(str(FOLDER))
     return importlib.import_module
 

@@ -1,4 +1,4 @@
-"""The benchmark itself, on a network small enough to test: what it writes is a contract."""
+"""The benchmark of the training step, on a small network: its JSON output is a stable interface."""
 
 import importlib.util
 import json
@@ -29,7 +29,7 @@ def train_step(monkeypatch):
 SMALL = ("--systems", "umd", "--variant", "S", "--size", "16", "--batch", "8", "--steps", "1")
 
 
-def test_a_row_has_what_was_promised_and_both_sides_the_same_loss(train_step, tmp_path, monkeypatch, capsys):
+def test_a_row_has_what_was_promised_and_all_implementations_the_same_loss(train_step, tmp_path, monkeypatch, capsys):
     file = tmp_path / "rows.json"
     monkeypatch.setattr(train_step, "has_torch", lambda: False)
     assert train_step.main([*SMALL, "--json", str(file)]) == 0
@@ -43,7 +43,7 @@ def test_a_row_has_what_was_promised_and_both_sides_the_same_loss(train_step, tm
     printed = capsys.readouterr()
     assert "| umd |" in printed.out
     assert "PyTorch" not in printed.out
-    assert printed.err == 'PyTorch is not installed, its columns are left out: pip install -e ".[parity]"\n'
+    assert printed.err == 'PyTorch is not installed; its columns are omitted: pip install -e ".[parity]"\n'
 
 
 def test_pytorch_has_columns_where_it_is_installed(train_step, tmp_path, monkeypatch, capsys):
@@ -51,8 +51,8 @@ def test_pytorch_has_columns_where_it_is_installed(train_step, tmp_path, monkeyp
     # Threads of PyTorch that wait for each other on a busy machine are many times slower than one.
     one_thread = lambda: torch.set_num_threads(1) or 1  # noqa: E731
     monkeypatch.setattr(importlib.import_module("torch_weights"), "use_all_cores", one_thread)
-    for compiled in ("our_side", "flax_side"):  # these are timed in the test above
-        monkeypatch.setattr(train_step, compiled, lambda *_: train_step.Side(lambda: 0.0, 1.0, 1, 1))
+    for compiled in ("our_implementation", "flax_implementation"):  # these are timed in the test above
+        monkeypatch.setattr(train_step, compiled, lambda *_: train_step.Implementation(lambda: 0.0, 1.0, 1, 1))
     file, threads = tmp_path / "rows.json", torch.get_num_threads()
     try:
         assert train_step.main([*SMALL, "--json", str(file)]) == 0
@@ -69,9 +69,9 @@ def test_pytorch_has_columns_where_it_is_installed(train_step, tmp_path, monkeyp
 
 
 def test_a_pytorch_network_that_differs_is_not_compared(train_step, monkeypatch):
-    monkeypatch.setattr(train_step, "torch_side", lambda *_: (None, {"torch_loss": 0.0, "torch_threads": 1}))
+    monkeypatch.setattr(train_step, "torch_implementation", lambda *_: (None, {"torch_loss": 0.0, "torch_threads": 1}))
     options = train_step.Options(systems=("mae",), variant="S", size=8, batch=8, steps=1, torch=True)
-    with pytest.raises(SystemExit, match=r"theirs 0\.0: the networks are not the same"):
+    with pytest.raises(SystemExit, match=r"theirs 0\.0: the networks differ"):
         train_step.measure(options, "mae")
 
 
@@ -82,7 +82,7 @@ def test_a_pytorch_network_that_differs_is_not_compared(train_step, monkeypatch)
         (["--batch", "1"], "--objective.no-noise-prob: 0.5 of a batch of 1 is less than one image"),
         (["--size", "10"], "a patch size of 4 does not divide an image of 10 x 10 pixels"),
         (["--json", "/nowhere/rows.json"], "--json: there is no folder /nowhere"),
-        (["--torch"], '--torch: PyTorch is not installed. Run pip install -e ".[parity]", or leave the flag out'),
+        (["--torch"], '--torch: PyTorch is not installed. Run pip install -e ".[parity]", or omit the flag'),
     ],
 )
 def test_bad_input_is_named(train_step, monkeypatch, words, message):
@@ -101,5 +101,5 @@ def test_networks_that_differ_are_not_compared(train_step, monkeypatch):
 
     monkeypatch.setattr(train_step.flax_baseline, "build", another)
     options = train_step.Options(systems=("mae",), variant="S", size=8, batch=8, steps=1, torch=False)
-    with pytest.raises(SystemExit, match="the networks are not the same"):
+    with pytest.raises(SystemExit, match="the networks differ"):
         train_step.measure(options, "mae")

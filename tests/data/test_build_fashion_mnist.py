@@ -92,7 +92,7 @@ def test_wrong_idx_files_are_refused(tmp_path):
     write_idx(path, images, magic=bytes([0, 0, 13, 3]))  # floats
     refused((3, 4, 5), "starts with 00 00 0d 03")
     path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()).replace(b"\r", b"\x08", 1)[:-1]))
-    refused((3, 4, 5), "has 59 values instead of 60")
+    refused((3, 4, 5), "contains 59 values instead of 60")
 
 
 def test_a_small_set_is_built_as_the_large_one(tmp_path, monkeypatch):
@@ -120,5 +120,5 @@ def test_the_command_ends_with_2_and_one_line(tmp_path):
     command = [sys.executable, "-m", "umd_eqx.data.build_fashion_mnist", str(tmp_path), "--out", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr.startswith("IDX_DIR: does not contain train-images-idx3-ubyte.gz.")
+    assert done.stderr.startswith(f"IDX_DIR: {tmp_path} does not contain train-images-idx3-ubyte.gz.")
     assert done.stderr.count("\n") == 1

@@ -17,7 +17,7 @@ from umd_eqx.core.sharding import make_mesh
 from umd_eqx.data.broken import SkipBroken
 from umd_eqx.data.transforms import TrainTransform
 from umd_eqx.latents.encoding import FIELDS, Progress, encode, prepare
-from umd_eqx.latents.store import MANIFEST, LatentSource, Manifest, Settings, view
+from umd_eqx.latents.store import MANIFEST, LatentSource, Manifest, Settings, augmented
 
 
 def encoded(folder: Path, progress: Progress | None = None, devices: int = 1, **fields) -> Manifest | None:
@@ -87,7 +87,7 @@ def test_what_stands_in_for_a_broken_image_brings_its_own_label(tmp_path):
     stored = LatentSource(tmp_path / "folder")
     for index, stand_in in ((3, 3), (4, 5), (21, 0)):
         assert stored[index]["label"] == source[index]["label"] == stand_in
-        expected = view(source, index, 2, TrainTransform(8, 50.0, True), 3)
+        expected = augmented(source[index]["image"], index, 2, TrainTransform(8, 50.0, True), 3)
         mean = TOKENIZER.encode_raw(jnp.asarray(expected)).mean
         np.testing.assert_allclose(stored[index]["image"][2, ..., :4], mean, atol=1e-6)
 

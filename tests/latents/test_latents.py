@@ -17,7 +17,7 @@ from umd_eqx.data.loader import training_batches
 from umd_eqx.data.source import BrokenImage, DataSource
 from umd_eqx.data.transforms import EvalTransform, TrainTransform
 from umd_eqx.latents.encoding import encode
-from umd_eqx.latents.store import MANIFEST, ChooseView, LatentSource, Manifest, check, source_hash, view
+from umd_eqx.latents.store import MANIFEST, ChooseView, LatentSource, Manifest, augmented, check, source_hash
 from umd_eqx.latents.stream import as_latents
 
 
@@ -33,7 +33,7 @@ def latents(tmp_path_factory) -> LatentSource:
 
 
 def the_view(index: int, v: int) -> np.ndarray:
-    return view(SOURCE, index, v, TrainTransform(8, 50.0, True), 3)
+    return augmented(SOURCE[index]["image"], index, v, TrainTransform(8, 50.0, True), 3)
 
 
 def test_it_is_a_data_source_of_every_view_of_every_image(latents):

@@ -55,7 +55,7 @@ def test_every_recipe_has_a_training_step(name):
 
 @pytest.mark.parametrize("name", ALL)
 def test_every_recipe_measures_what_it_trains_and_nothing_else(name):
-    # reference.md, section 4: denoising only where r < 1, reconstruction only where a mask is used or r > 0.
+    # arXiv 2406.17688 and its code: denoising only where r < 1, reconstruction only where a mask is used or r > 0.
     config = ALL[name]()
     objective = config.objective
     parts = [(objective, 1.0)]

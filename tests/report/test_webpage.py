@@ -11,7 +11,7 @@ import pytest
 from umd_eqx.core.display import Chart, Display, Section
 from umd_eqx.eval import Denoising, FewShot, Generation
 from umd_eqx.report import MetricsFile, save_pictures
-from umd_eqx.report.curves import smooth, sparkline
+from umd_eqx.report.curves import running_mean, sparkline
 from umd_eqx.report.rundir import RunDirectory
 from umd_eqx.report.webpage import write_webpage
 
@@ -260,10 +260,10 @@ def test_the_page_stays_small(tmp_path, monkeypatch):
 
 
 def test_smoothing_keeps_a_constant_and_passes_over_gaps():
-    assert smooth([2.0] * 5, 3) == pytest.approx([2.0] * 5)
-    assert smooth([1.0, float("nan"), 1.0], 3) == pytest.approx([1.0, 1.0, 1.0])
-    assert np.isnan(smooth([float("nan"), 1.0], 3)[0])
-    noisy = smooth(list(np.random.default_rng(0).normal(size=4000)), 100)
+    assert running_mean([2.0] * 5, 3) == pytest.approx([2.0] * 5)
+    assert running_mean([1.0, float("nan"), 1.0], 3) == pytest.approx([1.0, 1.0, 1.0])
+    assert np.isnan(running_mean([float("nan"), 1.0], 3)[0])
+    noisy = running_mean(list(np.random.default_rng(0).normal(size=4000)), 100)
     assert np.std(noisy[1000:]) == pytest.approx((1 / 200) ** 0.5, rel=0.5)
 
 

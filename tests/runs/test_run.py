@@ -215,7 +215,7 @@ def test_a_stop_is_told_once_and_gives_the_handlers_back():
     with Stop(said.append) as stop:
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGTERM)
-        assert stop.asked == "SIGTERM"
+        assert stop.signal_name == "SIGTERM"
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert len(said) == 1

@@ -115,12 +115,12 @@ def encode_latents(words: list[str], data: EncodedData | None = None) -> int:
         terminal = Terminal(settings.images, start=there, work="encoding", unit="image")
         with terminal, Stop(_StopMessage(terminal)) as stop:
             terminal.phase("compiling")
-            progress = Progress(lambda done: terminal.update(done, {}), lambda: stop.asked is not None)
+            progress = Progress(lambda done: terminal.update(done, {}), lambda: stop.signal_name is not None)
             options = {"batch_size": command.batch_size, "threads": command.workers, "progress": progress}
             manifest = encode(source, loaded.tokenizer, settings, folder, mesh=make_mesh(), **options)
         seconds = time.perf_counter() - began
         if manifest is None:
-            print(f"stopped by {stop.asked}: complete shards are kept. The same command resumes it")
+            print(f"stopped by {stop.signal_name}: complete shards are kept. The same command resumes it")
             return EXIT_STOPPED
         print(f"{_summary(manifest)}; {seconds:.0f} s, {left * settings.views / seconds:,.0f} views per second")
         _write_figures(command, manifest, left, seconds)

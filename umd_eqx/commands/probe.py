@@ -26,7 +26,7 @@ from umd_eqx.runs.run import EVALUATION_KEY
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(FewShot):
+class ProbeSettings(FewShot):
     """Settings of the probe, without the interval: the command measures once."""
 
     every: tyro.conf.Suppress[int] = 1
@@ -36,7 +36,7 @@ class Settings(FewShot):
 class Probe:
     """Probe the representation of a trained network with a few labelled images of each class."""
 
-    settings: Annotated[Settings, tyro.conf.arg(name="")]
+    settings: Annotated[ProbeSettings, tyro.conf.arg(name="")]
     benchmark: Literal["probe"] = "probe"
     """What to measure."""
     run: str | None = None
@@ -90,7 +90,7 @@ def _recorded(run: str | None) -> dict[str, Any] | None:
         return None
 
 
-def _recorded_settings(recorded: Mapping[str, Any] | None) -> tuple[Settings, int]:
+def _recorded_settings(recorded: Mapping[str, Any] | None) -> tuple[ProbeSettings, int]:
     """The settings of a run's own probe and its seed, or the defaults if the run does not record them."""
     try:
         config = {} if recorded is None else recorded["config"]
@@ -99,7 +99,7 @@ def _recorded_settings(recorded: Mapping[str, Any] | None) -> tuple[Settings, in
         own, seed = None, 0
     own = own or FewShot()
     fields: dict[str, Any] = {field.name: getattr(own, field.name) for field in dataclasses.fields(own)}
-    return Settings(**{**fields, "every": 1}), seed
+    return ProbeSettings(**{**fields, "every": 1}), seed
 
 
 def _measured(command: Probe, source: Pretrained) -> dict[str, Any]:

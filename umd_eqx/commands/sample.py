@@ -26,7 +26,7 @@ from umd_eqx.report import Terminal, save_png
 from umd_eqx.runs.pretrained import Pretrained
 from umd_eqx.sampling import sample as sample_images
 
-TRAJECTORY_ROWS, TRAJECTORY_FRAMES = 8, 12
+SHOWN_TRAJECTORIES, TRAJECTORY_FRAMES = 8, 12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +85,7 @@ def sample(words: list[str], types: Types | None = None) -> int:
     with disk_errors(Path(command.out).parent, "out", on_retry=""):
         save_png(command.out, grid([rows[i : i + columns] for i in range(0, len(rows), columns)]))
         if command.trajectory is not None:
-            shown = labels[:TRAJECTORY_ROWS]
+            shown = labels[:SHOWN_TRAJECTORIES]
             trajectories = trajectory_grid(denoiser, sampler, tokenizer, shown, key, TRAJECTORY_FRAMES)
             save_png(command.trajectory, trajectories)
         if command.json is not None:

@@ -20,7 +20,7 @@ from umd_eqx.core.hashes import sha256_of
 
 Tensors = Mapping[str, np.ndarray]
 
-KINDS = {
+DTYPES = {
     **{"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16, "BOOL": np.bool_},
     **{f"{kind}{bits}": f"{name}{bits}" for kind, name in (("I", "int"), ("U", "uint")) for bits in (8, 16, 32, 64)},
     "C64": np.complex64,
@@ -62,7 +62,7 @@ def read_tensor_file(path: str | os.PathLike[str], field: str = "weights") -> Te
     try:
         data = Path(path).read_bytes()
         tensors = {
-            name: np.frombuffer(found["data"], KINDS[found["dtype"]]).reshape(found["shape"])
+            name: np.frombuffer(found["data"], DTYPES[found["dtype"]]).reshape(found["shape"])
             for name, found in safetensors.deserialize(data)
         }
         # `deserialize` has validated the header but does not return its metadata.

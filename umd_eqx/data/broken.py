@@ -26,7 +26,7 @@ class CountBroken:
 
     @property
     def spec(self) -> DataSpec:
-        """Facts about the data set."""
+        """The description of the data set."""
         return self._source.spec
 
     def __len__(self) -> int:
@@ -43,7 +43,7 @@ class CountBroken:
             self.broken.add(index)  # a single operation, therefore thread-safe
             if len(self.broken) > self._max_broken:
                 problem = f"{len(self.broken)} broken images, more than {self._max_broken}, in {self._split}; the last"
-                raise BadInput("data.max_broken", f"{problem}: {error}", "Repair the data, or allow more.") from error
+                raise BadInput("data.max_broken", f"{problem}: {error}", "Repair the data, or allow more") from error
             raise
 
 
@@ -64,7 +64,7 @@ class SkipBroken:
 
     @property
     def spec(self) -> DataSpec:
-        """Facts about the data set."""
+        """The description of the data set."""
         return self._source.spec
 
     def __len__(self) -> int:
@@ -84,4 +84,4 @@ class SkipBroken:
             except BrokenImage:
                 continue
         problem = f"all {size} images in {self._split} are broken"
-        raise BadInput("data.max_broken", problem, "Repair the data.")
+        raise BadInput("data.max_broken", problem, "Repair the data")

@@ -63,23 +63,23 @@ def read_idx(path: Path, shape: tuple[int, ...]) -> UInt8[np.ndarray, "..."]:
 
     **Raises:** `BadInput` if the file is missing, is not an idx file of bytes, or has another shape.
     """
-    hint = "Give the folder with the four original files of Fashion-MNIST."
+    hint = "Give the folder with the four original files of Fashion-MNIST"
     if not path.is_file():
-        raise BadInput("IDX_DIR", f"does not contain {path.name}", hint)
+        raise BadInput("IDX_DIR", f"{path.parent} does not contain {path.name}", hint)
     try:
         content = gzip.decompress(path.read_bytes())
     except (OSError, EOFError, zlib.error) as error:
-        raise BadInput(str(path), f"is not a complete gzip file ({error})", hint) from error
+        raise BadInput(str(path), f"the file is not a complete gzip file ({error})", hint) from error
     # An idx file starts with two zero bytes, the type (8: unsigned byte) and the rank; then each size, big-endian.
     magic = bytes([0, 0, 8, len(shape)])
     if content[:4] != magic:
-        raise BadInput(str(path), f"starts with {content[:4].hex(' ')} instead of {magic.hex(' ')}", hint)
+        raise BadInput(str(path), f"the file starts with {content[:4].hex(' ')} instead of {magic.hex(' ')}", hint)
     start = 4 + 4 * len(shape)
     found = tuple(int(size) for size in np.frombuffer(content[4:start], ">u4"))
     if found != shape:
-        raise BadInput(str(path), f"has the shape {found} instead of {shape}", hint)
+        raise BadInput(str(path), f"the array has the shape {found} instead of {shape}", hint)
     if len(content) - start != np.prod(shape):
-        raise BadInput(str(path), f"has {len(content) - start} values instead of {np.prod(shape)}", hint)
+        raise BadInput(str(path), f"the file contains {len(content) - start} values instead of {np.prod(shape)}", hint)
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 
 
@@ -109,7 +109,7 @@ class FashionMnist(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
             builder=self,
-            description="Grey 28 x 28 pictures of clothes in ten classes, by Zalando Research.",
+            description="Greyscale 28 x 28 images of clothing in ten classes, by Zalando Research.",
             features=tfds.features.FeaturesDict(
                 {
                     "image": tfds.features.Image(shape=(28, 28, 1), dtype=np.uint8, encoding_format="png"),
@@ -132,7 +132,11 @@ class FashionMnist(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         images = read_idx(self._idx_dir / images_file, (number, 28, 28))
         labels = read_idx(self._idx_dir / labels_file, (number,))
         if labels.max() >= len(CLASSES):
-            raise BadInput(str(self._idx_dir / labels_file), f"has a label {labels.max()}", "Labels are 0 .. 9.")
+            raise BadInput(
+                str(self._idx_dir / labels_file),
+                f"the largest label is {labels.max()}",
+                "Use a file with labels 0 .. 9",
+            )
         for i, (image, label) in enumerate(zip(images, labels, strict=True)):
             # Bytes instead of an array, which TFDS would encode with TensorFlow.
             yield i, {"image": encode_png(image), "label": int(label)}

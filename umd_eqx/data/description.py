@@ -17,7 +17,7 @@ def open_builder(folder: epath.Path) -> Any:
         return tfds.builder_from_directory(folder)
     except Exception as error:  # TFDS raises many types, all caused by the content of the folder at this point
         problem = f"{folder} is not a data set that TFDS can read ({one_line(error)})"
-        raise BadInput("data.source.dir", problem, "Prepare the data set again.") from error
+        raise BadInput("data.source.dir", problem, "Prepare the data set again") from error
 
 
 def count_images(builder: Any, split: str, field: str) -> int:
@@ -30,9 +30,9 @@ def count_images(builder: Any, split: str, field: str) -> int:
         count = builder.info.splits[split].num_examples
     except (ValueError, KeyError) as error:
         problem = f"'{split}' is not a split or a part of one"
-        raise BadInput(field, problem, f"{known}; parts of them are written train[:99%] or train[1000:].") from error
+        raise BadInput(field, problem, f"{known}; parts of them are written train[:99%] or train[1000:]") from error
     if count == 0:
-        raise BadInput(field, f"'{split}' has no images", f"Use a larger part. {known}.")
+        raise BadInput(field, f"'{split}' has no images", f"Use a larger part. {known}")
     return count
 
 
@@ -45,10 +45,10 @@ def spec_of(builder: Any, name: str, num_train: int, num_test: int) -> DataSpec:
         isinstance(image, tfds.features.Image) and isinstance(label, tfds.features.ClassLabel) and label.num_classes
     ):
         problem = f"{name} has no labelled images (features 'image' and 'label', an Image and a ClassLabel)"
-        raise BadInput("data.source.name", problem, "Use another data set, or prepare it with these two features.")
+        raise BadInput("data.source.name", problem, "Use another data set, or prepare it with these two features")
     dtype = np.dtype(cast(Any, image.np_dtype))
     if dtype != np.uint8:
         problem = f"{name} has {dtype} images, and only uint8 is supported"
-        raise BadInput("data.source.name", problem, "Prepare it with 8-bit images.")
+        raise BadInput("data.source.name", problem, "Prepare it with 8-bit images")
     height, width, channels = cast(tuple[int | None, ...], image.shape)
     return DataSpec(name, num_train, num_test, height, width, 1 if channels == 1 else 3, label.num_classes)

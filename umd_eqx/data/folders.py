@@ -41,14 +41,14 @@ def _read_info(folder: epath.Path) -> dict[str, Any]:
         info = json.loads((folder / _INFO_FILE).read_text())
         file_format = info.get("fileFormat", "tfrecord")  # older versions of TFDS did not record the format
     except (OSError, ValueError, AttributeError) as error:
-        hint = "Prepare the data set again."
+        hint = "Prepare the data set again"
         raise BadInput("data.source.dir", f"{folder / _INFO_FILE} cannot be read ({error})", hint) from error
     if file_format != "array_record":
         raise BadInput(
             "data.source.dir",
             f"{folder} is in {file_format} format, and only array_record is supported",
             "With TensorFlow, prepare it by `tfds build NAME --file_format=array_record`, or convert it by "
-            "`tfds convert_format --dataset_dir=... --out_file_format=array_record --out_dir=...`.",
+            "`tfds convert_format --dataset_dir=... --out_file_format=array_record --out_dir=...`",
         )
     return info
 
@@ -70,7 +70,7 @@ def find_dataset(name: str, data_dir: str | None) -> epath.Path:
     """
     embedded = _children(_embedded())
     if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)*", name):
-        raise BadInput("data.source.name", f"'{name}' is not a valid name", f"Use NAME or NAME/CONFIG ({embedded}).")
+        raise BadInput("data.source.name", f"'{name}' is not a valid name", f"Use NAME or NAME/CONFIG ({embedded})")
     if data_dir is not None:
         return _find_in(epath.Path(data_dir).expanduser(), name, embedded)
     roots = [epath.Path(root).expanduser() for root in [os.environ.get("TFDS_DATA_DIR")] if root]
@@ -79,12 +79,12 @@ def find_dataset(name: str, data_dir: str | None) -> epath.Path:
             _read_info(versions[-1])
             return versions[-1]
     looked = f"$TFDS_DATA_DIR ({roots[0]}) has no '{name}'" if roots else f"'{name}' is not included in this package"
-    hint = f"Give the TFDS folder that contains it, or use `data.source.name={embedded}`, which requires none."
+    hint = f"Give the TFDS folder that contains it, or use `data.source.name={embedded}`, which requires none"
     raise BadInput("data.source.dir", looked, hint)
 
 
 def _find_in(root: epath.Path, name: str, embedded: str) -> epath.Path:
-    without = f"or omit `data.source.dir` to use a data set of this package ({embedded})."
+    without = f"or omit `data.source.dir` to use a data set of this package ({embedded})"
     if not root.is_dir():
         raise BadInput("data.source.dir", f"there is no folder {root}", f"Give a TFDS folder, {without}")
     folder = root if (root / _INFO_FILE).exists() else None
@@ -98,11 +98,13 @@ def _find_in(root: epath.Path, name: str, embedded: str) -> epath.Path:
         found = "/".join(part for part in (info.get("name"), info.get("configName")) if part)
         if found != name:
             raise BadInput(
-                "data.source.name", f"is {name}, but {folder} contains {found}", f"Use `data.source.name={found}`."
+                "data.source.name",
+                f"{name!r} was requested, but {folder} contains {found}",
+                f"Use `data.source.name={found}`",
             )
         return folder
     if (root / name).is_dir() and (configs := _children(root / name)):
-        hint = f"Give one of its folders as {name}/CONFIG ({configs}), or prepare the data set again."
+        hint = f"Give one of its folders as {name}/CONFIG ({configs}), or prepare the data set again"
         raise BadInput("data.source.name", f"{root / name} contains no prepared version", hint)
     holds = f"it contains {children}" if (children := _children(root)) else "it is empty"
     folder_of_images = "use `data.source=folder` for image files"

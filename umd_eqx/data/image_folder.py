@@ -17,7 +17,7 @@ from umd_eqx.data.source import BrokenImage, Example, decode_image, require_clas
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 """File name extensions of images, in lower or upper case: those of torchvision's `ImageFolder`."""
 
-LAYOUTS = "Use DIR/SPLIT/CLASS/IMAGE, or DIR/CLASS/IMAGE for a single split named train."
+LAYOUTS = "Use DIR/SPLIT/CLASS/IMAGE, or DIR/CLASS/IMAGE for a single split named train"
 
 
 class ImageFiles(NamedTuple):
@@ -107,12 +107,12 @@ class Listing:
         except (ValueError, KeyError, NotImplementedError) as error:
             if isinstance(error, BadInput):
                 raise
-            hint = f"{known}; parts of them are written train[:99%] or train[1000:]."
+            hint = f"{known}; parts of them are written train[:99%] or train[1000:]"
             raise BadInput(field, f"'{split}' is not a split or a part of one", hint) from error
         some = [(self.whole(each.splitname), slice(each.from_, each.to)) for each in instructions]
         names = np.concatenate([files.names[rows] for files, rows in some])
         if not len(names):
-            raise BadInput(field, f"'{split}' has no images", f"Use a larger part. {known}.")
+            raise BadInput(field, f"'{split}' has no images", f"Use a larger part. {known}")
         return ImageFiles(names, np.concatenate([files.folders[rows] for files, rows in some]))
 
     def _images(self, folder: int) -> list[str]:
@@ -123,7 +123,7 @@ class Listing:
             raise BadInput("data.source.dir", problem, LAYOUTS)
         if not content.images:
             problem = f"the class folder {path} has no images ({', '.join(IMAGE_SUFFIXES)})"
-            raise BadInput("data.source.dir", problem, "Remove the folder, or add images to it.")
+            raise BadInput("data.source.dir", problem, "Remove the folder, or add images to it")
         return content.images
 
 
@@ -157,7 +157,7 @@ def _scan(path: str) -> _Content:
                     folders.append(entry.name)
     except OSError as error:
         raise BadInput(
-            "data.source.dir", f"{path} cannot be read ({error.strerror})", "Give a folder of images."
+            "data.source.dir", f"{path} cannot be read ({error.strerror})", "Give a folder of images"
         ) from error
     return _Content(sorted(folders), sorted(images))
 
@@ -169,7 +169,7 @@ class FolderSource:
 
     - `listing`: the listing that contains the files.
     - `files`: the files of this source.
-    - `spec`: facts about the data set; images are converted to its `channels`.
+    - `spec`: the description of the data set; images are converted to its `channels`.
     """
 
     def __init__(self, listing: Listing, files: ImageFiles, spec: DataSpec):

@@ -110,7 +110,7 @@ def evaluation_batches(
 
 def _check_batch_size(batch_size: int) -> None:
     if batch_size < 1:
-        raise BadInput("batch_size", f"{batch_size} is not positive", "Use 1 or more.")
+        raise BadInput("batch_size", f"{batch_size} is not positive", "Use 1 or more")
 
 
 def _training_steps(
@@ -119,9 +119,9 @@ def _training_steps(
     """Returns the given rows of the batch of each step, by index; batches are computed on access."""
     _check_batch_size(batch_size)
     if not 0 <= seed < 2**32:
-        raise BadInput("seed", f"{seed} is not in 0 .. 2**32 - 1", "Use another seed.")
+        raise BadInput("seed", f"{seed} is not in 0 .. 2**32 - 1", "Use another seed")
     if len(source) == 0:
-        raise BadInput("data.train_split", f"{source.spec.name} has no images to train on", "Use a larger part.")
+        raise BadInput("data.train_split", f"{source.spec.name} has no images to train on", "Use a larger part")
     shuffle = Shuffle(len(source), seed)
 
     def augment(position: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -143,11 +143,11 @@ def _local_rows(sharding: jax.sharding.Sharding, batch_size: int) -> np.ndarray:
     """Returns the rows of a batch, in ascending order, that are on the devices of this process."""
     _check_batch_size(batch_size)
     try:
-        places = sharding.addressable_devices_indices_map((batch_size,)).values()
+        slices = sharding.addressable_devices_indices_map((batch_size,)).values()
     except ValueError as error:
-        hint = "Use a multiple of the number of devices."
+        hint = "Use a multiple of the number of devices"
         raise BadInput("batch_size", f"{batch_size} images cannot be divided evenly over devices", hint) from error
-    return np.unique(np.concatenate([np.arange(batch_size)[place] for place in places]))
+    return np.unique(np.concatenate([np.arange(batch_size)[part] for part in slices]))
 
 
 def _on_devices(local: Batch, rows: np.ndarray, batch_size: int, sharding: jax.sharding.Sharding) -> Batch:
@@ -156,8 +156,8 @@ def _on_devices(local: Batch, rows: np.ndarray, batch_size: int, sharding: jax.s
         return jax.device_put(local, sharding)
 
     def put(array: np.ndarray) -> jax.Array:
-        def shard(place: Any) -> np.ndarray:
-            return array[np.searchsorted(rows, np.arange(batch_size)[place[0]])]
+        def shard(index: Any) -> np.ndarray:
+            return array[np.searchsorted(rows, np.arange(batch_size)[index[0]])]
 
         return jax.make_array_from_callback((batch_size, *array.shape[1:]), sharding, shard)
 

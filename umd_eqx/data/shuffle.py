@@ -55,9 +55,9 @@ class Shuffle:
 
     def __call__(self, position: int) -> int:
         """Returns the index of the example at a position of the stream, 0, 1, 2, ..."""
-        epoch, place = divmod(position, self._size)
+        epoch, offset = divmod(position, self._size)
         order = self._orders.get(epoch)  # a single operation, therefore safe without the lock
-        return int((self._order(epoch) if order is None else order)[place])
+        return int((self._order(epoch) if order is None else order)[offset])
 
     def _order(self, epoch: int) -> Int32[np.ndarray, "size"]:
         with self._lock:  # one thread computes an order, and other threads that need it wait

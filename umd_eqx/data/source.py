@@ -48,7 +48,7 @@ class DataSource(Protocol):
 
     @property
     def spec(self) -> DataSpec:
-        """Facts about the data set."""
+        """The description of the data set."""
         ...
 
     def __len__(self) -> int: ...
@@ -187,9 +187,9 @@ class TfdsSource:
             first_label = int(self._records[0]["label"])
         except Exception as error:  # TFDS and array_record raise many types, all caused by the files
             problem = f"'{split}' in {folder} cannot be read ({one_line(error)})"
-            raise BadInput("data.source.dir", problem, "Prepare the data set again.") from error
+            raise BadInput("data.source.dir", problem, "Prepare the data set again") from error
         if first_label < 0:  # TFDS writes -1 for withheld labels
-            raise BadInput(field, f"'{split}' has no labels", "Use a split with labels.")
+            raise BadInput(field, f"'{split}' has no labels", "Use a split with labels")
         self._pixels, self._labels = self._make_room(memory_limit)
 
     def _make_room(self, memory_limit: int) -> tuple[np.ndarray | None, np.ndarray | None]:

@@ -112,7 +112,7 @@ class ImageFolder(AbstractSource):
     @functools.cached_property
     def _listing(self) -> Listing:
         if self.dir is None:
-            raise BadInput("data.source.dir", "no folder of images is given", "Set `data.source.dir`.")
+            raise BadInput("data.source.dir", "no folder of images is given", "Set `data.source.dir`")
         return Listing(os.path.expanduser(self.dir))
 
     def splits(self) -> tuple[str, ...]:

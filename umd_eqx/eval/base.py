@@ -25,7 +25,7 @@ from umd_eqx.models.tokenizers.base import AbstractTokenizer, Identity
 from umd_eqx.objectives import AbstractObjective
 
 Evaluate = Callable[[Any, PRNGKeyArray], Report]
-"""A pure function of a model (an `AbstractModel`, or the tokenizer that is being trained) and a key."""
+"""A pure function of the trained model (an `AbstractModel` or a tokenizer) and a key."""
 
 Crop = Literal["evaluation", "fewshot", "squash", "adm"]
 """How images are resized and cropped (`umd_eqx.data.transforms`).

@@ -29,8 +29,8 @@ from umd_eqx.sampling.batch import image_noise, sample_batch
 PROTOCOLS = {"umd10k": UMD10K, "adm50k": ADM50K}
 ProtocolName = Literal["umd10k", "adm50k"]
 
-TRAJECTORY_ROWS = 4
-"""Rows of the image grid of denoising trajectories."""
+LOGGED_TRAJECTORIES = 4
+"""Number of denoising trajectories in the image grid that an evaluation logs."""
 
 SHOWN_CLASSES = 10
 """Rows of an image grid of samples, one class each."""
@@ -104,19 +104,24 @@ class Generation(AbstractEvaluator):
             for cfg_scale in self.cfg_scales if model.num_classes is not None else (1.0,):
                 name = f"cfg{cfg_scale:g}"
                 guided = guide(denoiser, cfg_scale)
-                draw = functools.partial(
+                generate = functools.partial(
                     sample, guided, sampler, key=key, batch_size=self.batch_size, mesh=context.mesh
                 )
                 context.phase(f"samples at guidance {cfg_scale:g}")
-                pictures = decoded(context.tokenizer_or_identity, draw(shown), self.batch_size, context.mesh)
+                pictures = decoded(context.tokenizer_or_identity, generate(shown), self.batch_size, context.mesh)
                 images[name] = grid(_rows(np.concatenate(list(pictures)), self.columns))
                 progress = functools.partial(report_progress, context.phase, f"sampling at guidance {cfg_scale:g}")
-                found = measure_generation(functools.partial(draw, progress=progress), reference, model.num_classes)
+                found = measure_generation(functools.partial(generate, progress=progress), reference, model.num_classes)
                 scalars |= {f"{protocol.name}/{name}/{metric}": value for metric, value in found.items()}
             best = guide(denoiser, 1.0 if model.num_classes is None else self.cfg_scales[len(self.cfg_scales) // 2])
             context.phase("denoising trajectories")
             images["trajectories"] = trajectory_grid(
-                best, sampler, context.tokenizer_or_identity, shown[:: self.columns][:TRAJECTORY_ROWS], key, self.frames
+                best,
+                sampler,
+                context.tokenizer_or_identity,
+                shown[:: self.columns][:LOGGED_TRAJECTORIES],
+                key,
+                self.frames,
             )
             return Report(scalars, images)
 
@@ -150,7 +155,7 @@ class Generation(AbstractEvaluator):
         scales = () if model.num_classes is None else self.cfg_scales
         denoiser, sampler = self._denoiser_and_sampler(model, context)
         guided = abstract(guide(denoiser, next((s for s in scales if s != 1.0), 1.0)), everywhere)
-        key, labels = abstract(jax.random.key(0)), jax.ShapeDtypeStruct((TRAJECTORY_ROWS,), jnp.int32)
+        key, labels = abstract(jax.random.key(0)), jax.ShapeDtypeStruct((LOGGED_TRAJECTORIES,), jnp.int32)
         index = jax.ShapeDtypeStruct((round_up_to_devices(self.batch_size, context.mesh),), jnp.int32, sharding=shared)
         decoded_at_once = round_up_to_devices(max(self.batch_size, context.batch_size), context.mesh)
         latents = jax.ShapeDtypeStruct((decoded_at_once, *model.image_shape), jnp.float32, sharding=shared)

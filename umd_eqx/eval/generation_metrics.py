@@ -16,7 +16,7 @@ from umd_eqx.eval.measure import measure
 from umd_eqx.eval.protocol import Protocol, labels_for, to_uint8
 from umd_eqx.models.extractors.base import AbstractExtractor
 
-Draw = Callable[[Int[np.ndarray, "n"]], Float[np.ndarray, "n h w c"]]
+SampleFunction = Callable[[Int[np.ndarray, "n"]], Float[np.ndarray, "n h w c"]]
 """Generates samples from labels, one for each, in the same order."""
 
 
@@ -56,13 +56,13 @@ class ReferenceStatistics:
 
 
 def measure_generation(
-    draw: Draw, reference: ReferenceStatistics, classes: int | None, *, seed: int = 0
+    sample: SampleFunction, reference: ReferenceStatistics, classes: int | None, *, seed: int = 0
 ) -> dict[str, float]:
-    """Draws samples for the labels of the protocol, and compares them with real images.
+    """Generates samples for the labels of the protocol, and compares them with real images.
 
     **Arguments:**
 
-    - `draw`: generates a sample for each label: images in [-1, 1], or latents of the context's tokenizer.
+    - `sample`: generates a sample for each label: images in [-1, 1], or latents of the context's tokenizer.
     - `reference`: the real images that they are compared with.
     - `classes`: the number of classes of the network; None for a network without labels.
     - `seed`: the seed of the labels.
@@ -73,7 +73,7 @@ def measure_generation(
     **Raises:** `BadInput` as `labels_for` and `measure` do.
     """
     labels = labels_for(reference.protocol, classes, seed)
-    return score(draw(labels), labels, reference, classes=classes)
+    return score(sample(labels), labels, reference, classes=classes)
 
 
 def real_images(

@@ -189,20 +189,10 @@ def source_hash(source: DataSource) -> str:
     return total.hexdigest()[:16]
 
 
-def view(
-    source: DataSource, index: int, v: int, transform: TrainTransform, seed: int
-) -> Float32[np.ndarray, "size size c"]:
-    """Returns augmented view `v` of image `index`, a pure function of (seed, index, v).
-
-    Errors of the source propagate.
-    """
-    return augmented(source[index]["image"], index, v, transform, seed)
-
-
 def augmented(
     image: UInt8[np.ndarray, "h w c"], index: int, v: int, transform: TrainTransform, seed: int
 ) -> Float32[np.ndarray, "size size c"]:
-    """Returns the same as `view`, given the pixels of image `index`."""
+    """Returns augmented view `v` of image `index`, a pure function of the image and of (seed, index, v)."""
     return transform(image, np.random.default_rng((seed, index, v)))
 
 
@@ -225,8 +215,8 @@ class LatentSource:
         self._folder, self._field = os.fspath(folder), field
         self.manifest = Manifest.read(folder, field) if manifest is None else manifest
         settings = self.manifest.settings
-        place = Path(folder).expanduser()
-        files = [place / settings.shard_name(shard) for shard in range(len(settings.shards))]
+        path = Path(folder).expanduser()
+        files = [path / settings.shard_name(shard) for shard in range(len(settings.shards))]
         hint = "Run experiments/encode_latents.py again"
         for file in files:
             if not file.exists():
@@ -234,9 +224,9 @@ class LatentSource:
         try:
             self._records = array_record_data_source.ArrayRecordDataSource([str(file) for file in files])
         except Exception as error:  # array_record raises many types; all are due to the files
-            raise BadInput(field, f"the shards in {place} cannot be read", hint) from error
+            raise BadInput(field, f"the shards in {path} cannot be read", hint) from error
         if len(self._records) != settings.images:
-            problem = f"{place} holds {len(self._records)} records instead of {settings.images}"
+            problem = f"{path} holds {len(self._records)} records instead of {settings.images}"
             raise BadInput(field, problem, hint)
         rows, columns, _ = settings.shape
         classes, count = self.manifest.num_classes, settings.images

@@ -79,9 +79,9 @@ class MeanFlow(AbstractObjective):
 
         def u(z: Float[Array, "b h w c"], r: Float[Array, "b"], t: Float[Array, "b"]) -> Float[Array, "b h w c"]:
             def cond(y: Array, r: Array, t: Array) -> IntervalCond:
-                conditions = model.cond(y)
-                assert isinstance(conditions, IntervalCond)
-                return conditions.at(path.network_time(t), path.network_time(r))
+                conditioning = model.cond(y)
+                assert isinstance(conditioning, IntervalCond)
+                return conditioning.at(path.network_time(t), path.network_time(r))
 
             images, conds = in_rows((z, jax.vmap(cond)(labels, r, t)), z.shape[0])
             (prediction,) = model.forward_groups([Group(images, conds, None)])

@@ -70,7 +70,7 @@ class MaskedDenoising(AbstractObjective):
         return self.total(self.errors(model, path, prediction, batch, draw))
 
     def group(self, model: AbstractModel, path: AbstractPath, batch: Batch, draw: Draw) -> Group:
-        """Returns the inputs of the network for a batch in rows: images (noised or clean), conditions and views.
+        """Returns the inputs of the network for a batch in rows: images (noised or clean), conditioning and views.
 
         The predictions are NaN for a label that is not a class of the network.
 

@@ -1,7 +1,7 @@
 """The recipes for class-conditional generation: fine-tuning, and training from scratch as its baseline.
 
 Fine-tuning adds labels, with a new label table and label MLP, starts a new optimiser state, and does not mask noised
-images (reference.md, section 4).
+images, as in the code of the paper (arXiv 2406.17688).
 """
 
 import dataclasses

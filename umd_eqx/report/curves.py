@@ -33,7 +33,7 @@ class Line(NamedTuple):
 
 
 def usual_window(points: int) -> int:
-    """Returns the `window` of `smooth` for a curve of the given number of points.
+    """Returns the `window` of `running_mean` for a curve of the given number of points.
 
     **Arguments:**
 
@@ -52,7 +52,7 @@ def drawable(lines: Sequence[Line]) -> list[Line]:
     return [line for line in lines if np.isfinite(np.asarray(line.y, float)).any()]
 
 
-def smooth(y: Sequence[float], window: int) -> list[float]:
+def running_mean(y: Sequence[float], window: int) -> list[float]:
     """Returns the running mean, with weights that decay by a factor e over `window` points.
 
     The window is shorter near the start (an eighth of the points so far), where a loss falls fastest and the mean would

@@ -7,7 +7,7 @@ from html import escape
 from typing import Literal, NamedTuple
 
 from umd_eqx.core.display import Chart, Section
-from umd_eqx.report.curves import SERIES, Line, chart, drawable, smooth, sparkline, usual_window
+from umd_eqx.report.curves import SERIES, Line, chart, drawable, running_mean, sparkline, usual_window
 from umd_eqx.report.rundir import RunDirectory, number
 
 _TITLES = {
@@ -139,7 +139,7 @@ def training(run: RunDirectory) -> str:
     for series, name in enumerate(losses):
         x, y = run.curve(name)
         label = name.removeprefix("train/").replace("_", " ")
-        line = Line(label, x, smooth(y, usual_window(len(y))), series)
+        line = Line(label, x, running_mean(y, usual_window(len(y))), series)
         if drawable([line]):
             lines += [Line("", x, y, series, "raw"), line]
             legend.append(_Item(line, f"{_last(line):.4g}"))
@@ -151,7 +151,7 @@ def training(run: RunDirectory) -> str:
         x, y = run.curve(name)
         steady = name == "train/lr"
         window = usual_window(len(y))
-        lines = [Line("", x, y, 0)] if steady else [Line("", x, y, 0, "raw"), Line("", x, smooth(y, window), 0)]
+        lines = [Line("", x, y, 0)] if steady else [Line("", x, y, 0, "raw"), Line("", x, running_mean(y, window), 0)]
         if drawable(lines):
             title = _TITLES.get(name, name)
             small.append(_card(title, lines, f"small-{index}", _SMALL, (), unit="share" if name in _SHARES else ""))

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from umd_eqx.core.files import write_atomically
-from umd_eqx.report.curves import smooth, usual_window
+from umd_eqx.report.curves import running_mean, usual_window
 from umd_eqx.report.rundir import RunDirectory
 from umd_eqx.report.stylesheet import STYLE
 from umd_eqx.report.terminal import duration
@@ -81,7 +81,7 @@ def _header(run: RunDirectory) -> str:
 def _facts(run: RunDirectory) -> dict[str, str]:
     step, steps = (run.rows[-1]["step"] if run.rows else None), run.count("steps")
     losses, wall = run.curve("train/loss")[1], run.last("throughput/wall_seconds")
-    loss = smooth(losses, usual_window(len(losses)))[-1] if losses else math.nan
+    loss = running_mean(losses, usual_window(len(losses)))[-1] if losses else math.nan
     # The median, because the first rate includes compilation and others may be outliers.
     rates = [rate for rate in run.curve("throughput/images_per_s")[1] if math.isfinite(rate)]
     parameters, device = run.count("parameters"), run.fact("device")

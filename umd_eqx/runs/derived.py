@@ -27,7 +27,7 @@ def derived_recipe(source: Pretrained, trained: Mapping[str, Any], types: Iterab
     """Derives a recipe that fine-tunes a network into a class-conditional generator, whatever its training objective.
 
     The data, network, path, tokenizer, learning rate, batch size and intervals are those of the run. The changes are
-    the published ones (reference.md, section 4): labels, no hidden patches in noised images, beta2 0.999, no weight
+    those of arXiv 2406.17688 and its code: labels, no hidden patches in noised images, beta2 0.999, no weight
     decay, averaged weights, and crops of at least 95 % of an image. If the run was trained on clean images, a fraction
     `CLEAN_FRACTION` of each batch is still reconstructed. The length follows from the run's by `EPOCH_DIVISOR` or
     `STEP_FACTOR`.

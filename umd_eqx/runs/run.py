@@ -175,7 +175,7 @@ class _Run:
             write_webpage(shown)
         if step == self.stop_at:
             self._finish(step, lambda: (step, state))
-        return self._report_outcome(shown, step, stop.asked if step < self.stop_at else None)
+        return self._report_outcome(shown, step, stop.signal_name if step < self.stop_at else None)
 
     def _restore(self, checkpoints: Checkpoints, terminal: Terminal) -> tuple[int, TrainState]:
         everywhere = replicated(self.parts.mesh)

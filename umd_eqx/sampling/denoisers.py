@@ -23,7 +23,7 @@ Ends = tuple[float, float]
 class AbstractDenoiser(eqx.Module):
     """A function of (x_t, t), with t in (0, 1], that returns a clean image and noise consistent with x_t.
 
-    It holds all other conditions; `given` replaces them, for example by another label. A denoiser need not be a
+    It holds the conditioning; `with_cond` replaces it, for example by that of another label. A denoiser need not be a
     network: guidance combines other denoisers (`umd_eqx.sampling.guidance`).
     """
 
@@ -38,7 +38,7 @@ class AbstractDenoiser(eqx.Module):
 
     @abc.abstractmethod
     def with_cond(self, cond: AbstractCond) -> "AbstractDenoiser":
-        """Returns the same denoiser under other conditions."""
+        """Returns the same denoiser with other conditioning."""
 
     @abc.abstractmethod
     def __call__(self, x_t: Image, t: Time) -> Denoised:
@@ -60,7 +60,7 @@ class ModelDenoiser(AbstractDenoiser):
 
     - `model`: the network.
     - `path`: the path on which the network was trained, or a smooth path through its noise levels.
-    - `cond`: the conditions. None: the time alone.
+    - `cond`: the conditioning. None: the time alone.
     - `head`: which output is used if the network has two: "eps" (the noise, as in the reference), "x0" (the clean
         image), or "v" (the v of the path, computed from both). Other prediction types have a single output.
     """
@@ -80,7 +80,7 @@ class ModelDenoiser(AbstractDenoiser):
         return end_times(self.path, self.head if self.model.prediction == "x0_eps" else "v")
 
     def with_cond(self, cond: AbstractCond) -> "ModelDenoiser":
-        """Returns the same denoiser under other conditions."""
+        """Returns the same denoiser with other conditioning."""
         return ModelDenoiser(self.model, self.path, cond, head=self.head)
 
     def __call__(self, x_t: Image, t: Time) -> Denoised:
@@ -103,7 +103,7 @@ class ModelDenoiser(AbstractDenoiser):
 
 
 class AbstractDerivedDenoiser(AbstractDenoiser):
-    """A denoiser computed from `denoiser`, for the same network, path and conditions."""
+    """A denoiser computed from `denoiser`, for the same network, path and conditioning."""
 
     denoiser: eqx.AbstractVar[AbstractDenoiser]
 
@@ -119,7 +119,7 @@ class AbstractDerivedDenoiser(AbstractDenoiser):
 
     @property
     def cond(self) -> AbstractCond:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The conditions of `denoiser`."""
+        """The conditioning of `denoiser`."""
         return self.denoiser.cond
 
 
@@ -140,7 +140,7 @@ class Clipped(AbstractDerivedDenoiser):
         return self.denoiser.ends
 
     def with_cond(self, cond: AbstractCond) -> "Clipped":
-        """Returns the same denoiser under other conditions."""
+        """Returns the same denoiser with other conditioning."""
         return Clipped(self.denoiser.with_cond(cond))
 
     def __call__(self, x_t: Image, t: Time) -> Denoised:

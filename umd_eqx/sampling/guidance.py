@@ -30,7 +30,7 @@ class ClassifierFree(AbstractDerivedDenoiser):
         return self.denoiser.ends
 
     def with_cond(self, cond: AbstractCond) -> "ClassifierFree":
-        """Returns the same denoiser under other conditions."""
+        """Returns the same denoiser with other conditioning."""
         return ClassifierFree(self.denoiser.with_cond(cond), self.cfg_scale)
 
     def __call__(self, x_t: Image, t: Time) -> Denoised:
@@ -68,9 +68,9 @@ class Autoguidance(AbstractDerivedDenoiser):
         return _common(self.denoiser.ends, self.weak.ends)
 
     def with_cond(self, cond: AbstractCond) -> "Autoguidance":
-        """Returns the same guidance under other conditions.
+        """Returns the same guidance with other conditioning.
 
-        If the conditions of `weak` are of another type, it receives only the label.
+        If the conditioning of `weak` is of another type, it receives only the label.
         """
         same = type(cond) is type(self.weak.cond)
         weak = self.weak.with_cond(cond if same else self.weak.model.cond(cond.y))
@@ -106,7 +106,7 @@ class Interval(AbstractDerivedDenoiser):
         return _common(self.guided.ends, self.denoiser.ends)
 
     def with_cond(self, cond: AbstractCond) -> "Interval":
-        """Returns the same guidance under other conditions."""
+        """Returns the same guidance with other conditioning."""
         return Interval(self.guided.with_cond(cond), self.denoiser.with_cond(cond), self.low, self.high)
 
     def __call__(self, x_t: Image, t: Time) -> Denoised:

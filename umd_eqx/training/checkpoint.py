@@ -35,7 +35,7 @@ DAMAGE_CODES = ("DATA_LOSS", "NOT_FOUND", "OUT_OF_RANGE", "INVALID_ARGUMENT", "F
 
 
 class Checkpoints:
-    """The checkpoints of one run directory. An interrupted save leaves nothing that passes for one.
+    """The checkpoints of one run directory. A save that is interrupted leaves no checkpoint.
 
     **Arguments:**
 

@@ -7,18 +7,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 import equinox as eqx
 import jax
 import numpy as np
-from jaxtyping import PRNGKeyArray, UInt8
+from jaxtyping import PRNGKeyArray
 
 from umd_eqx.core.errors import BadInput
 from umd_eqx.core.types import Batch, Metrics
 from umd_eqx.eval import AbstractEvaluator, Evaluate
-from umd_eqx.report import MetricsFile, RunDirectory, Terminal, Wandb, save_pictures, write_webpage
+from umd_eqx.report import MetricsFile, Pictures, RunDirectory, Terminal, Wandb, save_pictures, write_webpage
 from umd_eqx.training.checkpoint import Checkpoints
 from umd_eqx.training.signals import Stop
 from umd_eqx.training.step import Parts, TrainState, train_step
 
 Row = dict[str, float]
-Pictures = Mapping[str, UInt8[np.ndarray, "rows columns 3"]]
 
 
 class Evaluations:
@@ -233,9 +232,9 @@ def fit(
             sinks.write(done, row | measured | meter.wall, pictures)
             sinks.terminal.phase("training")
             meter.restart()
-        if stop.asked or done % checkpoint_every == 0 or done == steps.stop:
+        if stop.signal_name or done % checkpoint_every == 0 or done == steps.stop:
             guard.settle()
             checkpoints.save(done, state)
-        if stop.asked:
+        if stop.signal_name:
             break
     return done, state

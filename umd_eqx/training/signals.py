@@ -58,14 +58,14 @@ def end_interrupted(message: str) -> NoReturn:
 
 
 class Stop:
-    """Context manager in which the first Ctrl-C or SIGTERM sets `asked`, and a second Ctrl-C raises immediately.
+    """Context manager in which the first Ctrl-C or SIGTERM sets `signal_name`, and a second Ctrl-C raises immediately.
 
     `warn` is called with a message the first time. Outside the main thread, where Python does not deliver signals, the
     context manager does nothing.
     """
 
     def __init__(self, warn: Callable[[str], None]):
-        self.asked: str | None = None
+        self.signal_name: str | None = None
         self._warn = warn
         self._old = {}
 
@@ -82,8 +82,10 @@ class Stop:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.asked is not None and number == signal.SIGINT:
+        if self.signal_name is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
-        if self.asked is None:
-            self.asked = signal.Signals(number).name
-            self._warn(f"{self.asked}: saving after this step and its evaluations (Ctrl-C again to leave at once)")
+        if self.signal_name is None:
+            self.signal_name = signal.Signals(number).name
+            self._warn(
+                f"{self.signal_name}: saving after this step and its evaluations (Ctrl-C again to leave at once)"
+            )

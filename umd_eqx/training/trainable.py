@@ -81,8 +81,10 @@ def _selected(names: list[str], prefixes: tuple[str, ...], field: str) -> set[st
         under = {name for name in names if name == prefix or name.startswith(f"{prefix}.")}
         if not under:
             known = list(dict.fromkeys(name.partition(".")[0] for name in names))
-            every = {".".join(name.split(".")[:depth]) for name in names for depth in range(1, name.count(".") + 2)}
-            close = difflib.get_close_matches(prefix, sorted(every), n=1)
+            prefixes_of_names = {
+                ".".join(name.split(".")[:depth]) for name in names for depth in range(1, name.count(".") + 2)
+            }
+            close = difflib.get_close_matches(prefix, sorted(prefixes_of_names), n=1)
             hint = f"Did you mean {close[0]}? " if close else ""
             raise BadInput(
                 field, f"no parameter's name begins with {prefix!r}", f"{hint}Choose one of: {', '.join(known)}"

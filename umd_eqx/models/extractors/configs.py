@@ -26,10 +26,6 @@ class FashionClassifierConfig(AbstractModelConfig):
         """Always False: the label is the prediction target, not an input."""
         return False
 
-    def num_patches(self, size: int) -> int:
-        """Always 1: the classifier is trained without masks."""
-        return 1
-
     def validate(self, size: int, field: str = "data.size") -> None:
         """Raises `BadInput` for images of another size than 28 x 28."""
         if size != SIDE:

@@ -129,9 +129,9 @@ def resize_tensorflow(image: Float[Array, "h w c"], side: int) -> Float[Array, "
     """
 
     def neighbours(length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        place = np.arange(side, dtype=np.float32) * np.float32(length / side)
-        low = np.floor(place).astype(np.int32)
-        return low, np.minimum(low + 1, length - 1), place - low.astype(np.float32)
+        coordinates = np.arange(side, dtype=np.float32) * np.float32(length / side)
+        low = np.floor(coordinates).astype(np.int32)
+        return low, np.minimum(low + 1, length - 1), coordinates - low.astype(np.float32)
 
     low, high, part = neighbours(image.shape[1])
     columns = image[:, low] + (image[:, high] - image[:, low]) * part[None, :, None]

@@ -25,10 +25,6 @@ class _TokenizerConfig(AbstractModelConfig):
         """Always False: tokenizers are not conditioned on labels."""
         return False
 
-    def num_patches(self, size: int) -> int:
-        """Always 1: tokenizers are trained without masks."""
-        return 1
-
     def finish(self, run: FinishedRun) -> Path | None:
         """Writes the tokenizer to the run directory; see `finish_tokenizer`."""
         return finish_tokenizer(run)

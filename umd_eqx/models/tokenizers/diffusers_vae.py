@@ -42,31 +42,31 @@ OLD_ATTENTION = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "p
 """The names of the attention layers before diffusers 0.18, which many files still use."""
 
 
-def is_diffusers(place: Path) -> bool:
+def is_diffusers(path: Path) -> bool:
     """Whether a folder, or a safetensors file with a configuration beside it, is in the format of diffusers."""
-    folder = _folder(place)
+    folder = _folder(path)
     try:
         return "_class_name" in json.loads((folder / CONFIG).read_text())
     except (OSError, ValueError, TypeError, RecursionError):
         return False
 
 
-def read_diffusers(place: str | os.PathLike[str], field: str = "tokenizer") -> AutoencoderKL:
+def read_diffusers(path: str | os.PathLike[str], field: str = "tokenizer") -> AutoencoderKL:
     """Reads a trained auto-encoder. Half precision is converted to float32.
 
     **Arguments:**
 
-    - `place`: the folder with `config.json` and `diffusion_pytorch_model.safetensors`, a folder whose subfolder `vae`
+    - `path`: the folder with `config.json` and `diffusion_pytorch_model.safetensors`, a folder whose subfolder `vae`
         has them, or another safetensors file with its `config.json` beside it.
     - `field`: the field that named it.
 
     **Raises:** `BadInput` for a configuration of another network, and for the first array that is missing, unexpected,
     of another shape or not finite.
     """
-    place = Path(place)
-    folder = _folder(place)
+    path = Path(path)
+    folder = _folder(path)
     config = _read_config(folder / CONFIG, field)
-    file = place if place.is_file() else folder / WEIGHTS
+    file = path if path.is_file() else folder / WEIGHTS
     tensors, _ = read_tensors(file, field)
     like = jax.eval_shape(lambda key: AutoencoderKL.init(config, key=key), jax.random.key(0))
     renamed = _current_names(tensors)
@@ -129,8 +129,8 @@ def write_diffusers(tokenizer: AutoencoderKL, config: VAEConfig, folder: str | o
     save_json(folder / CONFIG, content)
 
 
-def _folder(place: Path) -> Path:
-    folder = place.parent if place.is_file() else place
+def _folder(path: Path) -> Path:
+    folder = path.parent if path.is_file() else path
     return folder / "vae" if not (folder / CONFIG).exists() and (folder / "vae" / CONFIG).exists() else folder
 
 

@@ -85,9 +85,9 @@ def finish_tokenizer(run: FinishedRun) -> Path | None:
     assert isinstance(tokenizer, AbstractTokenizer)
     mean, std = mean_and_deviation(run.mean(latent_moments, tokenizer, STATISTICS_IMAGES))
     facts = {"step": step, "data": run.spec.name, "size": run.config["data"]["size"], "latent_std": std}
-    place = run.directory / TOKENIZER_FILE
-    write_tokenizer(with_statistics(tokenizer, mean, 1.0 / std), run.config["model"], place, facts)
-    return place
+    path = run.directory / TOKENIZER_FILE
+    write_tokenizer(with_statistics(tokenizer, mean, 1.0 / std), run.config["model"], path, facts)
+    return path
 
 
 def latent_moments(tokenizer: AbstractTokenizer, image: Image) -> Float[Array, "2"]:

@@ -49,8 +49,8 @@ class Head(eqx.Module):
         return (pixels + self.bias.astype(rows.dtype)).reshape(*x.shape[:2], -1)
 
 
-class _Conditions(NamedTuple):
-    """The condition c for the encoder tokens, the decoder tokens, and the patch tokens of the head."""
+class _EmbeddedConds(NamedTuple):
+    """The embedded conditioning c for the encoder tokens, the decoder tokens, and the patch tokens of the head."""
 
     encoder: Embedded
     decoder: Embedded
@@ -101,7 +101,7 @@ class AutoEncoder(AbstractPatchModel):
 
         Raises `ValueError` if some groups have one time per patch and others one time per image.
         """
-        c = self._conditions(groups)
+        c = self._embed_conds(groups)
         decoded = self.decoder(self._decoder_input(self._encode(groups, c.encoder), groups), c.decoder)
         without = tuple(Segment(segment.images, segment.tokens - 1) for segment in decoded.segments)
         patches = pack([group[:, :, 1:] for group in unpack(decoded.tokens, decoded.segments)])
@@ -112,22 +112,22 @@ class AutoEncoder(AbstractPatchModel):
     def represent(self, x: Image, cond: AbstractCond) -> Representation:
         """Returns the mean of the class tokens (the reference's representation) and the mean of the patches."""
         group = _group_of_one(x, cond, None)
-        tokens = self._encode([group], self._conditions([group]).encoder).tokens[0]  # k + n, d
+        tokens = self._encode([group], self._embed_conds([group]).encoder).tokens[0]  # k + n, d
         k, first = self.class_tokens.shape[0], self._first_patch
         return Representation(_mean(tokens[:k]), _mean(tokens[first:]))
 
-    def _conditions(self, groups: Sequence[Group]) -> _Conditions:
+    def _embed_conds(self, groups: Sequence[Group]) -> _EmbeddedConds:
         per_patch = {group.cond.t.ndim == 3 for group in groups}
         if len(per_patch) > 1:
             raise ValueError("groups with one time per patch and groups with one time per image cannot share a pass")
         if not per_patch.pop():
             c = Embedded(pack([over_rows(self.condition)(group.cond)[:, :, None] for group in groups]))
             c = c.map(lambda entries: entries.astype(self.dtype))
-            return _Conditions(c, c, c)
-        encoder, decoder, head = zip(*(self._patch_conditions(group) for group in groups), strict=True)
-        return _Conditions(*(Embedded(pack(parts), per_token=True) for parts in (encoder, decoder, head)))
+            return _EmbeddedConds(c, c, c)
+        encoder, decoder, head = zip(*(self._patch_conds(group) for group in groups), strict=True)
+        return _EmbeddedConds(*(Embedded(pack(parts), per_token=True) for parts in (encoder, decoder, head)))
 
-    def _patch_conditions(self, group: Group) -> tuple[Array, Array, Array]:
+    def _patch_conds(self, group: Group) -> tuple[Array, Array, Array]:
         """Returns c for each token of the encoder, of the decoder and of the head, (rows, count, tokens, d)."""
 
         def of_image(cond: AbstractCond, view: View | None) -> tuple[Array, Array, Array]:

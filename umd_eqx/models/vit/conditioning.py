@@ -1,4 +1,4 @@
-"""Three ways to condition transformer blocks on the embedded condition c (time and label), one module each."""
+"""Three ways to condition transformer blocks on the embedded conditioning c (time and label), one module each."""
 
 import abc
 
@@ -77,7 +77,7 @@ class SharedAdaLN(AbstractConditioning):
 
 
 class Token(AbstractConditioning):
-    """c as an additional token, inserted before every block and dropped after it (the MAE rows of the paper).
+    """c as an additional token, inserted before every block and dropped after it, as in the MAE baseline of the paper.
 
     If the width of the stack differs from the size of c, a linear layer projects c once.
     """

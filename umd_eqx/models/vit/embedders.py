@@ -43,7 +43,7 @@ class AbstractCondEmbedder(eqx.Module):
 
     @abc.abstractmethod
     def __call__(self, cond: AbstractCond) -> Vector:
-        """Returns the embedded condition c of one image or patch, in float32: `cond.t` is a scalar."""
+        """Returns the embedded conditioning c of one image or patch, in float32: `cond.t` is a scalar."""
 
 
 class CondEmbedder(AbstractCondEmbedder):

@@ -45,7 +45,7 @@ class Packed(eqx.Module):
 
 
 class Embedded(eqx.Module):
-    """The embedded condition c: an entry for each image or, with `per_token`, for each token of the packed sequence."""
+    """The embedded conditioning c: an entry per image or, with `per_token`, per token of the packed sequence."""
 
     c: Float[Array, "rows entries d"]
     per_token: bool = eqx.field(static=True, default=False)

@@ -18,9 +18,10 @@ POSITIONS = (".positions", ".decoder_positions")
 
 
 def warm_start(fresh: Network, source: AbstractModel, field: str = "from") -> Network:
-    """Returns `fresh` with the weights of `source`, except the label table and label MLP (reference.md, section 4).
+    """Returns `fresh` with the weights of `source`, except the label table and label MLP.
 
-    Position tables are resampled if the image sizes, and with them the patch grids, differ.
+    This is how fine-tuning starts in the code of the paper (arXiv 2406.17688). Position tables are resampled if the
+    image sizes, and with them the patch grids, differ.
 
     **Arguments:**
 

@@ -1,4 +1,4 @@
-"""The implementations that `train_step.py` compares: each a training step to call, turn by turn with the others."""
+"""The implementations of the training step that `train_step.py` compares."""
 
 import dataclasses
 import statistics
@@ -18,8 +18,8 @@ from umd_eqx.training.step import TrainState, compile_step
 
 
 @dataclasses.dataclass
-class Side:
-    """One implementation: a step to call, and what the compiler said of it, if there is one."""
+class Implementation:
+    """A training step with its measured times and, for a compiled step, its compilation time and memory."""
 
     step: Callable[[], Any]
     compile_s: float = 0.0
@@ -28,29 +28,29 @@ class Side:
     times: list[float] = dataclasses.field(default_factory=list)
 
     def time_once(self) -> None:
-        """Runs a step and keeps its time."""
+        """Runs a step and appends its duration in seconds to `times`."""
         start = time.perf_counter()
         jax.block_until_ready(self.step())
         self.times.append(time.perf_counter() - start)
 
     @property
     def ms(self) -> float:
-        """The median, without the first step."""
+        """The median step time in milliseconds, excluding the first step."""
         return 1e3 * statistics.median(self.times[1:])
 
 
-def compiled_side(compile_: Callable[[], Any], step_of: Callable[[Any], Callable[[], Any]]) -> Side:
-    """Compiles, and reads the memory off the result: temporaries, and all that is alive at once."""
+def compiled_implementation(compile_: Callable[[], Any], step_of: Callable[[Any], Callable[[], Any]]) -> Implementation:
+    """Compiles a step and records its compilation time, its temporary memory and its peak memory."""
     start = time.perf_counter()
     compiled = compile_()
     seconds = time.perf_counter() - start
     memory = getattr(compiled, "compiled", compiled).memory_analysis()
-    alive = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    return Side(step_of(compiled), seconds, memory.temp_size_in_bytes, memory.temp_size_in_bytes + alive)
+    live = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return Implementation(step_of(compiled), seconds, memory.temp_size_in_bytes, memory.temp_size_in_bytes + live)
 
 
-def our_side(built: Built, model: AutoEncoder, batch: Batch) -> Side:
-    """Our step as it trains, its draws included."""
+def our_implementation(built: Built, model: AutoEncoder, batch: Batch) -> Implementation:
+    """The training step of this package, including its random draws."""
     state = TrainState.init(model, built.parts.optimiser, ema=False)
     holder = [jax.tree.map(lambda x: jnp.array(x) if eqx.is_array(x) else x, state)]
 
@@ -61,11 +61,11 @@ def our_side(built: Built, model: AutoEncoder, batch: Batch) -> Side:
 
         return step
 
-    return compiled_side(lambda: compile_step(built.parts, holder[0], batch), step_of)
+    return compiled_implementation(lambda: compile_step(built.parts, holder[0], batch), step_of)
 
 
-def flax_side(baseline: flax_baseline.Baseline, params: Any, inputs: flax_baseline.Inputs) -> Side:
-    """The Flax step, given its draws."""
+def flax_implementation(baseline: flax_baseline.Baseline, params: Any, inputs: flax_baseline.Inputs) -> Implementation:
+    """The training step of the Flax baseline, with its random draws as inputs."""
     holder = [jax.tree.map(jnp.array, params), baseline.optimiser.init(params)]
 
     def step_of(compiled: Any) -> Callable[[], Any]:
@@ -75,17 +75,17 @@ def flax_side(baseline: flax_baseline.Baseline, params: Any, inputs: flax_baseli
 
         return step
 
-    return compiled_side(lambda: baseline.train_step.lower(holder[0], holder[1], inputs).compile(), step_of)
+    return compiled_implementation(lambda: baseline.train_step.lower(holder[0], holder[1], inputs).compile(), step_of)
 
 
-def torch_side(
+def torch_implementation(
     system: str, built: Built, model: AutoEncoder, inputs: flax_baseline.Inputs
-) -> tuple[Side, dict[str, float]]:
-    """The PyTorch step as it trains, its draws included; and its loss of the given inputs, and its threads by name."""
-    import torch_weights  # PyTorch is optional and takes seconds to import
+) -> tuple[Implementation, dict[str, float]]:
+    """The training step of the PyTorch baseline, including its random draws; its loss on `inputs`; its threads."""
+    import torch_weights  # PyTorch is optional and slow to import
 
     threads = torch_weights.use_all_cores()
     trainer = torch_weights.trainer(system, built, model)
     images, draw = torch_weights.torch_inputs(inputs)
     loss = trainer.loss(images, draw).item()
-    return Side(lambda: trainer.step(images)), {"torch_loss": loss, "torch_threads": threads}
+    return Implementation(lambda: trainer.step(images)), {"torch_loss": loss, "torch_threads": threads}
