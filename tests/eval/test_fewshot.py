@@ -282,6 +282,6 @@ def test_the_headline_is_among_the_features():
     some.validate()
     dataclasses.replace(some, headline="both").validate()
     with pytest.raises(
-        BadInput, match=r"eval.fewshot.headline: class_tokens is not valid. Choose among `eval.fewshot.f`"
+        BadInput, match=r"eval.fewshot.headline: class_tokens is not valid. Choose among `eval.fewshot.f"
     ):
         dataclasses.replace(some, headline="class_tokens").validate()
