@@ -75,8 +75,8 @@ def test_another_source_in_the_same_directory_is_told_by_its_flag(tmp_path):
     record(tmp_path, config, "umd", umd())
     assert json.loads((tmp_path / "config.json").read_text())["overrides"] == {"data.name": "mnist"}
     for source, field, was, now in (
-        (TFDS(), "--data.name", "mnist", "fashion_mnist"),
-        (ImageFolder("pets"), "--data.source", "TFDS", "ImageFolder"),
+        (TFDS(), "data.source.name", "mnist", "fashion_mnist"),
+        (ImageFolder("pets"), "data.source", "TFDS", "ImageFolder"),
     ):
         with pytest.raises(BadInput, match=f"was started with {was}, and now it is {now}") as error:
             claim(tmp_path, with_source(source), None)

@@ -27,6 +27,7 @@ from umd_eqx.runs.finishing import finish
 from umd_eqx.runs.pretrained import initial_weights
 from umd_eqx.runs.remeasure import add_measurement, as_recorded, not_yet_measured
 from umd_eqx.runs.resolved import Resolved, resolve, with_latents_of
+from umd_eqx.runs.unlabelled import without_labels
 from umd_eqx.runs.workspace import (
     claim,
     default_run_dir,
@@ -95,9 +96,13 @@ def run(
     if "://" in str(run_dir):
         raise BadInput("run_dir", f"{run_dir} is not a folder on this machine", "Use a local or mounted folder")
     resolved = config if isinstance(config, Resolved) else resolve(config)
+    directory = Path(run_dir or default_run_dir(preset, resolved.config, with_latents_of(recipe, resolved.config)))
+    config, left_out = without_labels(resolved.config, resolved.data.spec)
+    if left_out:
+        print(f"note: {resolved.data.spec.name} has no labels, so there is no {' and '.join(left_out)}")
+    resolved = dataclasses.replace(resolved, config=config).identified()
     config = resolved.config
     recipe = with_latents_of(recipe, config)
-    directory = default_run_dir(preset, config, recipe) if run_dir is None else Path(run_dir)
     built = build(config, resolved.data.spec)
     built.abstract_state()  # raises errors in the network's configuration before anything is written
     stop_at = built.steps(limit_steps)
