@@ -11,9 +11,9 @@ from umd_eqx.models.base import num_parameters
 from umd_eqx.recipes.build import Built, build
 from umd_eqx.recipes.config import Config
 from umd_eqx.report.terminal import duration
+from umd_eqx.runs.fitting import without_labels
 from umd_eqx.runs.memory import ENCODING, STEP, programs
 from umd_eqx.runs.resolved import Data, Resolved, resolve
-from umd_eqx.runs.unlabelled import without_labels
 from umd_eqx.training.flops import peak_flops
 
 ASSUMED_MFU = 0.4

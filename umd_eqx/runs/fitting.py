@@ -1,12 +1,26 @@
-"""Runs on images without labels."""
+"""Configurations fitted to their data: what needs labels is left out for images without labels."""
 
 import dataclasses
+from collections.abc import Callable
 
 from umd_eqx.core.errors import BadInput
 from umd_eqx.core.types import DataSpec
 from umd_eqx.models import ModelConfig
 from umd_eqx.objectives import Classification
 from umd_eqx.recipes.config import Config
+from umd_eqx.runs.resolved import Resolved
+
+
+def fit_to_data(resolved: Resolved, say: Callable[[str], None] = print) -> Resolved:
+    """Returns a resolved configuration as it is trained: identified (`Resolved.identified`), and `without_labels`.
+
+    `say` is told what is left out. Raises `BadInput` as these do.
+    """
+    spec = resolved.data.spec
+    config, left_out = without_labels(resolved.config, spec)
+    if left_out:
+        say(f"note: {spec.name} has no labels, so there is no {' and '.join(left_out)}")
+    return dataclasses.replace(resolved, config=config).identified()
 
 
 def without_labels(config: Config, spec: DataSpec) -> tuple[Config, list[str]]:
