@@ -40,7 +40,7 @@ def without_labels(config: Config, spec: DataSpec) -> tuple[Config, list[str]]:
     left_out = [f"evaluation {name}" for name, evaluator in config.eval.items() if evaluator.needs_labels]
     kept = {name: evaluator for name, evaluator in config.eval.items() if not evaluator.needs_labels}
     model = config.model
-    if model.knows_labels:
+    if model.class_conditional:
         if not isinstance(model, ModelConfig):
             raise BadInput("data.source.dir", f"{spec.name} has no labels, as {model.title} needs", "Use other images")
         model, left_out = dataclasses.replace(model, labels=False), [*left_out, "conditioning on labels"]
