@@ -28,8 +28,10 @@ def excluded(path: Path) -> str | None:
         return "compared with its checksum, and then read by orbax, which looks into its own metadata several times"
     if "pictures" in path.parts:
         return "a page embeds the pictures of all its run, and is written anew after each evaluation"
+    if "embedded" in path.parts and (".array_record" in path.name or path.name == "features.json"):
+        return "the fingerprint of the images is computed from it, and then TFDS or array_record opens it"
     if path.name == "dataset_info.json":
-        return "its format is checked, and then TFDS reads it twice; `features.json` tells how often TFDS was asked"
+        return "its format is checked, and then TFDS reads it twice"
     return None
 
 

@@ -104,14 +104,24 @@ def test_a_resumed_run_is_that_which_was_never_interrupted(folder, finished, tmp
 def test_a_run_is_continued_where_the_folder_was_moved_and_not_on_another(folder, finished, tmp_path, capsys):
     for name in ("shades", "others"):
         shutil.copytree(folder, tmp_path / name)
-    pretrained(folder, "--run-dir", str(finished), "--limit-steps", "4", "--data.dir", str(tmp_path / "others"))
-    assert "is finished" in capsys.readouterr().out  # the recipe says that it is the same data set
-    with pytest.raises(SystemExit) as end:
-        main({"shades": lambda: recipe(tmp_path / "others")}, ["--run-dir", str(finished), "--limit-steps", "4"])
-    assert end.value.code == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: --data.title: ")
-    assert "was started with shades, and now it is others" in error
+    words = ("--run-dir", str(finished), "--limit-steps", "4")
+    pretrained(folder, *words, "--data.dir", str(tmp_path / "others"))
+    assert "is finished" in capsys.readouterr().out
+    pretrained(tmp_path / "others", *words)  # under another title
+    assert "is finished" in capsys.readouterr().out
+    image = tmp_path / "shades" / "dark" / "07.png"
+    image.write_bytes((folder / "dark" / "08.png").read_bytes())
+    for title, field, said in (
+        ("shades", "--data.dir", "was started with other images"),
+        ("others", "--data.title", "was started with shades, and now it is others"),
+    ):
+        source = ["--data.dir", str(tmp_path / "shades"), "--data.title", title]
+        with pytest.raises(SystemExit) as end:
+            main({"shades": lambda: recipe(folder)}, [*words, *source])
+        assert end.value.code == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"error: {field}: ")
+        assert said in error
 
 
 def test_its_representation_is_probed(finished, tmp_path, capsys):

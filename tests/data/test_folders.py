@@ -4,7 +4,7 @@ import shutil
 import pytest
 
 from umd_eqx.core.errors import BadInput
-from umd_eqx.data.folders import find_dataset
+from umd_eqx.data.folders import find_dataset, holds_tfds
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def root(tmp_path):
     (tmp_path / "some/2.0.0").mkdir()  # never finished
     put("two/a/1.0.0", "two", "a")
     put("two/b/1.0.0", "two", "b")
-    put("records/1.0.0", "records", file_format="tfrecord")
+    put("records/1.0.0", "records", file_format="riegeli")
     put("old/1.0.0", "old", file_format="tfrecord")
     (tmp_path / "old/1.0.0/dataset_info.json").write_text('{"name": "old"}')
     put("odd/1.0.0", "odd")
@@ -79,14 +79,25 @@ def test_a_missing_config_lists_the_configs(root):
     assert "(a, b)" in refused("two", root, "data.source.name")
 
 
-@pytest.mark.parametrize("name", ["records", "old"])
-def test_only_array_record_is_read(root, name, monkeypatch):
-    for folder in (root, root / name / "1.0.0"):
-        message = refused(name, folder, "data.source.dir")
-        assert "tfrecord" in message
+def test_other_formats_than_array_record_and_tfrecord_are_refused(root, monkeypatch):
+    for folder in (root, root / "records" / "1.0.0"):
+        message = refused("records", folder, "data.source.dir")
+        assert "is in riegeli format, and only array_record and tfrecord are supported" in message
         assert "--file_format=array_record" in message
     monkeypatch.setenv("TFDS_DATA_DIR", str(root))
-    assert "tfrecord" in refused(name, None, "data.source.dir")
+    assert "riegeli" in refused("records", None, "data.source.dir")
+
+
+def test_data_that_state_no_format_are_tfrecord(root):
+    assert find_dataset("old", str(root)) == root / "old/1.0.0"
+
+
+def test_tfds_data_are_found_below_a_folder(root, tmp_path):
+    for folder in (root, root / "some", root / "some/1.9.0", root / "two"):
+        assert holds_tfds(str(folder))
+    (tmp_path / "images" / "class").mkdir(parents=True)
+    assert not holds_tfds(str(tmp_path / "images"))
+    assert not holds_tfds(str(tmp_path / "missing"))
 
 
 def test_a_broken_description_is_refused(root):

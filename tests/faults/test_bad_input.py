@@ -142,7 +142,7 @@ def test_a_data_folder_that_is_missing_empty_or_of_another_format_is_named(refus
     assert one_line(refused("umd", "--data.dir", str(tmp_path / "empty"))).startswith("error: --data.dir: ")
     folder = tmp_path / "records/fashion_mnist/3.0.1"
     folder.mkdir(parents=True)
-    description = {"name": "fashion_mnist", "version": "3.0.1", "fileFormat": "tfrecord"}
+    description = {"name": "fashion_mnist", "version": "3.0.1", "fileFormat": "riegeli"}
     (folder / "dataset_info.json").write_text(json.dumps(description))
     error = one_line(refused("umd", "--data.dir", str(tmp_path / "records")))
     assert error.startswith("error: --data.dir: ")

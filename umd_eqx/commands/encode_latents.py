@@ -38,8 +38,9 @@ class EncodedData:
     """Smallest area of a random crop, in percent of the image. 100: the centre crop used for evaluation."""
     flip: bool = False
     """Flip views horizontally with probability 1/2."""
-    max_broken: int = 100
-    """Maximum number of images with unreadable data or an invalid label; others replace them. More is an error."""
+    max_broken: int | None = None
+    """Maximum number of images with unreadable data or an invalid label; others replace them. More is an error. None:
+    1 % of the split, and at least 10."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +89,8 @@ def encode_latents(words: list[str], data: EncodedData | None = None) -> int:
     _validate(command)
     folder, data = Path(command.out), command.data
     loaded = load_tokenizer(command.tokenizer)
-    source = SkipBroken(data.source.open(data.split, field="data.split"), data.max_broken, split=data.split)
+    images = data.source.located().open(data.split, field="data.split")
+    source = SkipBroken(images, data.max_broken, split=data.split)
     if source.spec.channels != loaded.tokenizer.channels:
         name, channels = source.spec.name, source.spec.channels
         problem = f"it encodes images with {loaded.tokenizer.channels} channels, but {name} has {channels}"

@@ -60,7 +60,7 @@ def finetune(
             raise BadInput("from", "the weights to start from are missing", "Pass a run, such as `from=runs/umd`")
         return train(command, name, recipe, functools.partial(default_run_dir, name), types.values())
     assert path is not None
-    resolved = resolve_fitting(command.config, source)
+    resolved = resolve_fitting(command.config, source, recipe)
     del source  # `resolved` hands it to the run, and no other reference keeps its weights in memory during training
     beside = finetuned_dir(path)
 

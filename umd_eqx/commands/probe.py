@@ -104,6 +104,8 @@ def _recorded_settings(recorded: Mapping[str, Any] | None) -> tuple[ProbeSetting
 
 def _measured(command: Probe, source: Pretrained) -> dict[str, Any]:
     train, test = open_data(source, command.data_dir)
+    if not train.spec.num_classes:
+        raise BadInput("data_dir", f"{train.spec.name} has no labels to probe for", "Give images with labels")
     settings = {name: value for name, value in dump(command.settings).items() if name not in ("type", "every")}
     settings["weights"] = source.weights  # an export holds only one kind of weights, regardless of the flag
     print(f"{source.describe()}; probed with {', '.join(f'{name} {value}' for name, value in settings.items())}")

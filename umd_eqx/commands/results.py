@@ -17,7 +17,7 @@ def open_data(source: Pretrained, data_dir: str | None) -> tuple[SkipBroken, Cou
     Raises `BadInput` naming `data_dir` if they cannot be read, or if their channels do not match the network's.
     """
     try:
-        train, test = (source.data.moved(data_dir) if data_dir else source.data).open()
+        train, test = (source.data.moved(data_dir).located() if data_dir else source.data).open()
     except BadInput as error:
         hint = error.hint.replace("`data.source.dir`", "`data_dir`")
         raise BadInput("data_dir", error.problem, hint) from error

@@ -69,7 +69,7 @@ def train(
         return 0
     if command.json is not None:
         require_writable("json", command.json)
-    resolved = resolve(command.config) if resolved is None else resolved
+    resolved = resolve(command.config, recipe=recipe) if resolved is None else resolved
     config = resolved.config
     directory = command.run_dir or directory_for(config, with_latents_of(recipe, config))
     options = {"run_dir": directory, "limit_steps": command.limit_steps}

@@ -37,7 +37,8 @@ Label = Int[Array, ""] | int
 NO_CLASS = -1
 """The label for unconditional predictions: classifier-free guidance, clean images, representations.
 
-Networks have a separate embedding for it. It never occurs as a label in a data set.
+Networks have a separate embedding for it. It never occurs as a label in a data set with classes, and is the label of
+every image in one without.
 """
 Metrics = dict[str, Num[Array, ""]]
 

@@ -8,6 +8,11 @@ from umd_eqx.core.types import DataSpec
 from umd_eqx.data.source import BrokenImage, DataSource, Example
 
 
+def most_broken(stated: int | None, images: int) -> int:
+    """Returns how many of the images of a split may be broken: as stated, or 1 % of them and at least 10 for None."""
+    return max(10, images // 100) if stated is None else stated
+
+
 class CountBroken:
     """A source for evaluation that counts the broken images of another source, and raises `BrokenImage` for each.
 
@@ -16,12 +21,13 @@ class CountBroken:
     **Arguments:**
 
     - `source`: any source.
-    - `max_broken`: if more images than this are broken, reading raises `BadInput` naming `data.max_broken`.
+    - `max_broken`: if more images than this are broken, reading raises `BadInput` naming `data.max_broken`. None: as
+        `most_broken` says.
     - `split`: the name of the source in messages.
     """
 
-    def __init__(self, source: DataSource, max_broken: int = 100, *, split: str = "the data"):
-        self._source, self._max_broken, self._split = source, max_broken, split
+    def __init__(self, source: DataSource, max_broken: int | None = None, *, split: str = "the data"):
+        self._source, self._max_broken, self._split = source, most_broken(max_broken, len(source)), split
         self.broken: set[int] = set()
 
     @property
@@ -54,7 +60,7 @@ class SkipBroken:
     arguments.
     """
 
-    def __init__(self, source: DataSource, max_broken: int = 100, *, split: str = "the data"):
+    def __init__(self, source: DataSource, max_broken: int | None = None, *, split: str = "the data"):
         self._source, self._split = CountBroken(source, max_broken, split=split), split
 
     @property

@@ -9,6 +9,7 @@ from etils import epath
 from umd_eqx.core.errors import BadInput
 from umd_eqx.core.types import DataSpec
 from umd_eqx.data.folders import one_line
+from umd_eqx.data.splits import existing_split
 
 
 def open_builder(folder: epath.Path) -> Any:
@@ -27,7 +28,7 @@ def count_images(builder: Any, split: str, field: str) -> int:
     """
     known = f"Splits of {builder.info.name}: {', '.join(builder.info.splits) or 'none'}"
     try:
-        count = builder.info.splits[split].num_examples
+        count = builder.info.splits[existing_split(split, builder.info.splits)].num_examples
     except (ValueError, KeyError) as error:
         problem = f"'{split}' is not a split or a part of one"
         raise BadInput(field, problem, f"{known}; parts of them are written train[:99%] or train[1000:]") from error

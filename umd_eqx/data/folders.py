@@ -9,7 +9,12 @@ from etils import epath
 
 from umd_eqx.core.errors import BadInput
 
+FORMATS = ("array_record", "tfrecord")
+"""The file formats of TFDS that can be read."""
+
 _INFO_FILE = "dataset_info.json"
+_SEARCHED = 20
+"""How many folders are searched for TFDS data on each level: there are more only if they are classes of images."""
 
 
 def one_line(error: Exception) -> str:
@@ -36,21 +41,32 @@ def _children(folder: epath.Path) -> str:
 
 
 def _read_info(folder: epath.Path) -> dict[str, Any]:
-    """Returns the parsed dataset_info.json of a version. Raises `BadInput` if it is invalid or not array_record."""
+    """Returns the parsed dataset_info.json of a version. Raises `BadInput` if it is invalid or of another format."""
     try:
         info = json.loads((folder / _INFO_FILE).read_text())
         file_format = info.get("fileFormat", "tfrecord")  # older versions of TFDS did not record the format
     except (OSError, ValueError, AttributeError) as error:
         hint = "Prepare the data set again"
         raise BadInput("data.source.dir", f"{folder / _INFO_FILE} cannot be read ({error})", hint) from error
-    if file_format != "array_record":
+    if file_format not in FORMATS:
         raise BadInput(
             "data.source.dir",
-            f"{folder} is in {file_format} format, and only array_record is supported",
+            f"{folder} is in {file_format} format, and only {' and '.join(FORMATS)} are supported",
             "With TensorFlow, prepare it by `tfds build NAME --file_format=array_record`, or convert it by "
             "`tfds convert_format --dataset_dir=... --out_file_format=array_record --out_dir=...`",
         )
     return info
+
+
+def holds_tfds(root: str, depth: int = 2) -> bool:
+    """Whether a folder is a prepared version of a TFDS data set, or has one at most `depth` + 1 folders below it."""
+    folder = epath.Path(root)
+    if (folder / _INFO_FILE).exists() or _versions(folder):
+        return True
+    if not depth or not folder.is_dir():
+        return False
+    names = sorted(child.name for child in folder.iterdir() if child.is_dir())
+    return any(holds_tfds(os.fspath(folder / name), depth - 1) for name in names[:_SEARCHED])
 
 
 def find_dataset(name: str, data_dir: str | None) -> epath.Path:
@@ -65,8 +81,8 @@ def find_dataset(name: str, data_dir: str | None) -> epath.Path:
 
     **Returns:** the folder of one version.
 
-    **Raises:** `BadInput` naming `data.source.dir` or `data.source.name` if the data set is not found or not in
-    array_record format.
+    **Raises:** `BadInput` naming `data.source.dir` or `data.source.name` if the data set is not found or in
+    another format than `FORMATS`.
     """
     embedded = _children(_embedded())
     if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)*", name):
@@ -86,7 +102,8 @@ def find_dataset(name: str, data_dir: str | None) -> epath.Path:
 def _find_in(root: epath.Path, name: str, embedded: str) -> epath.Path:
     without = f"or omit `data.source.dir` to use a data set of this package ({embedded})"
     if not root.is_dir():
-        raise BadInput("data.source.dir", f"there is no folder {root}", f"Give a TFDS folder, {without}")
+        problem = f"{root} is not a folder of images" if root.exists() else f"there is no folder {root}"
+        raise BadInput("data.source.dir", problem, f"Give a TFDS folder, images of your own, {without}")
     folder = root if (root / _INFO_FILE).exists() else None
     if folder is None and (versions := _versions(root / name)):
         _read_info(versions[-1])
@@ -107,8 +124,6 @@ def _find_in(root: epath.Path, name: str, embedded: str) -> epath.Path:
         hint = f"Give one of its folders as {name}/CONFIG ({configs}), or prepare the data set again"
         raise BadInput("data.source.name", f"{root / name} contains no prepared version", hint)
     holds = f"it contains {children}" if (children := _children(root)) else "it is empty"
-    folder_of_images = "use `data.source=folder` for image files"
-    hint = (
-        f"Give the `data.source.name` of an existing data set, give another TFDS folder, {folder_of_images}, {without}"
-    )
+    own = "give a folder of images, .npz, .tar or .parquet files"
+    hint = f"Give the `data.source.name` of an existing data set, give another TFDS folder, {own}, {without}"
     raise BadInput("data.source.dir", f"{root} does not contain the data set '{name}' ({holds})", hint)

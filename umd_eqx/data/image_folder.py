@@ -1,11 +1,10 @@
 """Image files in class folders, listed once and read by index."""
 
+import functools
 import os
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
 import numpy as np
-import tensorflow_datasets as tfds
 from jaxtyping import Int
 
 from umd_eqx.core.errors import BadInput
@@ -13,6 +12,7 @@ from umd_eqx.core.types import DataSpec
 from umd_eqx.data.folders import one_line
 from umd_eqx.data.shuffle import epoch_order
 from umd_eqx.data.source import BrokenImage, Example, decode_image, require_class
+from umd_eqx.data.splits import split_parts
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 """File name extensions of images, in lower or upper case: those of torchvision's `ImageFolder`."""
@@ -27,7 +27,9 @@ class ImageFiles(NamedTuple):
     folders: Int[np.ndarray, "n"]
 
 
-class _Content(NamedTuple):
+class Content(NamedTuple):
+    """The names in a folder, sorted: its folders, and its image files."""
+
     folders: list[str]
     images: list[str]
 
@@ -52,17 +54,17 @@ class Listing:
 
     def __init__(self, root: str):
         self.name = root
-        self._listed: dict[int, _Content] = {}
+        self._listed: dict[int, Content] = {}
         self._read: dict[str, ImageFiles] = {}
         if not os.path.isdir(root):
             problem = f"{root} is not a folder" if os.path.exists(root) else f"there is no folder {root}"
             raise BadInput("data.source.dir", problem, f"Give a folder of images. {LAYOUTS}")
-        top = _scan(root)
+        top = scan(root)
         if top.images:
             raise BadInput("data.source.dir", f"{root} has images outside class folders ({top.images[0]})", LAYOUTS)
         if not top.folders:
             raise BadInput("data.source.dir", f"{root} contains no class folders", LAYOUTS)
-        below = {name: _scan(os.path.join(root, name)) for name in top.folders}
+        below = {name: scan(os.path.join(root, name)) for name in top.folders}
         if any(content.folders for content in below.values()):
             by_split = {name: content.folders for name, content in below.items() if content.folders}
             for name in by_split:
@@ -101,23 +103,18 @@ class Listing:
 
         Raises `BadInput` naming `field` if the split is unknown or empty.
         """
-        known = f"Splits of {self.name}: {', '.join(self.splits)}"
-        try:
-            instructions = tfds.core.ReadInstruction.from_spec(split).to_absolute(cast(Any, _Splits(self)))
-        except (ValueError, KeyError, NotImplementedError) as error:
-            if isinstance(error, BadInput):
-                raise
-            hint = f"{known}; parts of them are written train[:99%] or train[1000:]"
-            raise BadInput(field, f"'{split}' is not a split or a part of one", hint) from error
-        some = [(self.whole(each.splitname), slice(each.from_, each.to)) for each in instructions]
+        sizes = {name: functools.partial(self._count, name) for name in self.splits}
+        parts = split_parts(split, sizes, field=field, name=self.name)
+        some = [(self.whole(name), rows) for name, rows in parts]
         names = np.concatenate([files.names[rows] for files, rows in some])
-        if not len(names):
-            raise BadInput(field, f"'{split}' has no images", f"Use a larger part. {known}")
         return ImageFiles(names, np.concatenate([files.folders[rows] for files, rows in some]))
+
+    def _count(self, split: str) -> int:
+        return len(self.whole(split).names)
 
     def _images(self, folder: int) -> list[str]:
         path, _ = self.folders[folder]
-        content = self._listed.pop(folder, None) or _scan(path)
+        content = self._listed.pop(folder, None) or scan(path)
         if content.folders:
             problem = f"the class folder {path} contains a folder ({content.folders[0]})"
             raise BadInput("data.source.dir", problem, LAYOUTS)
@@ -127,24 +124,11 @@ class Listing:
         return content.images
 
 
-class _Splits(Mapping[str, tfds.core.SplitInfo]):
-    """The split sizes from which TFDS computes parts of splits; each split is listed when it is accessed."""
+def scan(path: str) -> Content:
+    """Returns the folders and image files in a folder. Images are identified by their names alone.
 
-    def __init__(self, listing: Listing):
-        self._listing = listing
-
-    def __getitem__(self, split: str) -> tfds.core.SplitInfo:
-        return tfds.core.SplitInfo(name=split, shard_lengths=[len(self._listing.whole(split).names)], num_bytes=0)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._listing.splits)
-
-    def __len__(self) -> int:
-        return len(self._listing.splits)
-
-
-def _scan(path: str) -> _Content:
-    """Returns the sorted folders and image files in a folder. Images are identified by their names alone."""
+    Raises `BadInput` naming `data.source.dir` if it cannot be read.
+    """
     folders, images = [], []
     try:
         with os.scandir(path) as entries:
@@ -159,7 +143,7 @@ def _scan(path: str) -> _Content:
         raise BadInput(
             "data.source.dir", f"{path} cannot be read ({error.strerror})", "Give a folder of images"
         ) from error
-    return _Content(sorted(folders), sorted(images))
+    return Content(sorted(folders), sorted(images))
 
 
 class FolderSource:

@@ -1,7 +1,9 @@
 """Labelled images by index, read from TFDS data sets without TensorFlow."""
 
+import functools
 import io
 import os
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypedDict, runtime_checkable
 
@@ -13,8 +15,11 @@ from PIL import Image
 
 from umd_eqx.core.errors import BadInput
 from umd_eqx.core.types import DataSpec
+from umd_eqx.data.content import digest_of_files
 from umd_eqx.data.description import count_images, open_builder, spec_of
 from umd_eqx.data.folders import find_dataset, one_line
+from umd_eqx.data.splits import existing_split
+from umd_eqx.data.tfrecords import records_of
 
 _BLOCK = 32
 """The number of records read together: large enough to be fast, small enough not to delay the first batches."""
@@ -125,6 +130,13 @@ class Dataset:
         num_train = count_images(self._builder, train_split, "data.train_split")
         return spec_of(self._builder, self._name, num_train, count_images(self._builder, test_split, "data.test_split"))
 
+    @functools.cached_property
+    def digest(self) -> str:
+        """A fingerprint of the records and their features, as 32 hexadecimal digits (`digest_of_files`)."""
+        names = sorted(path.name for path in self._folder.iterdir())
+        held = [name for name in names if name == "features.json" or re.search(r"\.(array_record|tfrecord)\b", name)]
+        return digest_of_files([(name, os.fspath(self._folder / name)) for name in held])
+
     def open(self, split: str, *, field: str = "data.train_split") -> "TfdsSource":
         """See `open_source`."""
         return TfdsSource(self._folder, split, name=self._name, field=field, builder=self._builder)
@@ -148,7 +160,7 @@ def decode_image(encoded: bytes, channels: int) -> UInt8[np.ndarray, "h w c"]:
 
 
 class TfdsSource:
-    """A split of a TFDS data set in array_record format, with images decoded by Pillow.
+    """A split of a TFDS data set in array_record or tfrecord format, with images decoded by Pillow.
 
     If all images have the same size and the decoded split fits into `memory_limit` bytes, each image is cached on first
     access, and later epochs decode nothing. Thread-safe and picklable: an unpickled copy reopens the files.
@@ -183,8 +195,10 @@ class TfdsSource:
         pictures = [key for key in features if isinstance(features[key], tfds.features.Image)]
         decoders = {key: tfds.decode.SkipDecoding() for key in pictures}
         try:
-            self._records = builder.as_data_source(split=split, decoders=decoders)
+            self._records = records_of(builder, existing_split(split, builder.info.splits), decoders)
             first_label = int(self._records[0]["label"])
+        except BadInput:
+            raise
         except Exception as error:  # TFDS and array_record raise many types, all caused by the files
             problem = f"'{split}' in {folder} cannot be read ({one_line(error)})"
             raise BadInput("data.source.dir", problem, "Prepare the data set again") from error

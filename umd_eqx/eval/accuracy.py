@@ -28,6 +28,11 @@ class Accuracy(AbstractEvaluator):
     images: int | None = None
     """Number of test images, evenly spaced over the split. None: all."""
 
+    @property
+    def needs_labels(self) -> bool:
+        """Always True: predictions are compared with labels."""
+        return True
+
     def validate(self, num_patches: int | None = None, field: str = "eval.accuracy") -> None:
         """Raises `BadInput` if `images` is below 1."""
         require(self, field, {"images": self.images is None or self.images >= 1}, "Use 1 or more, or None")

@@ -193,6 +193,11 @@ class AbstractEvaluator(abc.ABC):
         return False
 
     @property
+    def needs_labels(self) -> bool:
+        """Whether the evaluation requires images with labels."""
+        return False
+
+    @property
     def measures_untrained(self) -> bool:
         """Whether the network is also evaluated once with its initial weights, as a baseline."""
         return False

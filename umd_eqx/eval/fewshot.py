@@ -61,6 +61,11 @@ class FewShot(AbstractEvaluator):
         return True
 
     @property
+    def needs_labels(self) -> bool:
+        """Always True: the probes are fitted to labels."""
+        return True
+
+    @property
     def measures_untrained(self) -> bool:
         """Always True: the initial weights are probed too, as a baseline."""
         return True

@@ -42,14 +42,16 @@ class DataConfig:
     """Images per evaluation batch, over all devices."""
     workers: int = 2
     """Number of threads that prefetch images; each prepares a batch of its own."""
-    max_broken: int = 100
+    max_broken: int | None = None
     """Number of images of each split that may be unreadable or without a class before the run stops. They are skipped
-    and counted."""
+    and counted. None: 1 % of the split, and at least 10."""
     latents: str | None = None
     """Folder written by encode_latents.py whose latents are trained on. None: images are encoded during training if
     there is a tokenizer."""
     expected: Annotated[DataSpec | None, tyro.conf.Suppress] = None
     """The expected description of the data, used by --dry-run where the data are not on this machine."""
+    content: Annotated[str | None, tyro.conf.Suppress] = None
+    """Fingerprint of the data (`AbstractSource.digest`), filled in by a run: it is resumed only on the same data."""
 
     def validate(self, mesh: Mesh) -> None:
         """Raises `BadInput` for invalid values."""
@@ -60,7 +62,7 @@ class DataConfig:
             raise BadInput(
                 "data.area_min", f"{self.area_min} is outside (0, 100]", "Use a percentage; the paper uses 80"
             )
-        if self.max_broken < 0:
+        if self.max_broken is not None and self.max_broken < 0:
             raise BadInput("data.max_broken", f"{self.max_broken} is negative", "Use 0 or more")
         if self.eval_batch_size % mesh.size:
             nearest = max(1, round(self.eval_batch_size / mesh.size)) * mesh.size
@@ -90,6 +92,16 @@ class DataConfig:
     def moved(self, dir: str | None) -> "DataConfig":
         """Returns the same data in another folder. None: the default folder of the source, or an unknown folder."""
         return dataclasses.replace(self, source=self.source.moved(dir))
+
+    def located(self, recipe: "DataConfig | None" = None) -> "DataConfig":
+        """Returns the same data with the source that reads what is in its folder (`AbstractSource.located`).
+
+        Where that is another source, `expected` does not describe it and is dropped. `recipe` is the preset that was
+        configured: a data set that still has the preset's name is named as its folder.
+        """
+        names = () if recipe is None or not isinstance(recipe.source, TFDS) else (recipe.source.name,)
+        source = self.source.located(names)
+        return self if source == self.source else dataclasses.replace(self, source=source, expected=None)
 
     def transform(self) -> TrainTransform:
         """Returns the training transform, from uint8 of any size to float32 (size, size, channels) in [-1, 1].

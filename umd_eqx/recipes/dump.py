@@ -7,7 +7,7 @@ from typing import Any
 from umd_eqx.core.errors import BadInput
 from umd_eqx.core.paths import Clean, CosinePath, CosineTable, LinearTable, RectifiedFlow, SmoothTable
 from umd_eqx.core.types import DataSpec, LatentSpec
-from umd_eqx.data.source_configs import TFDS, ImageFolder
+from umd_eqx.data.source_configs import TFDS, ImageFolder, Images
 from umd_eqx.eval import Accuracy, Denoising, FewShot, Generation, Reconstruction, TokenizerQuality
 from umd_eqx.models import ModelConfig
 from umd_eqx.models.extractors.configs import FashionClassifierConfig
@@ -50,6 +50,7 @@ TYPES: tuple[type, ...] = (
         DataConfig,
         TFDS,
         ImageFolder,
+        Images,
         DataSpec,
         LatentSpec,
         EmaConfig,

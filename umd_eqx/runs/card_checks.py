@@ -42,6 +42,8 @@ def require_sane_network(
     model, data, spec = parts["model"], parts["data"], parts["spec"]
     if not isinstance(data.source, AbstractSource):
         raise TypeError("source")
+    if not (data.content is None or isinstance(data.content, str)):
+        raise TypeError("content")
     _require_counts(data.size, data.eval_batch_size, spec.channels, spec.num_classes, step)
     if data.size > MAX_SIDE or kind not in get_args(Weights):
         raise ValueError("size or weights")

@@ -11,6 +11,7 @@ from umd_eqx.models.base import num_parameters
 from umd_eqx.recipes.build import Built, build
 from umd_eqx.recipes.config import Config
 from umd_eqx.report.terminal import duration
+from umd_eqx.runs.fitting import without_labels
 from umd_eqx.runs.memory import ENCODING, STEP, programs
 from umd_eqx.runs.resolved import Data, Resolved, resolve
 from umd_eqx.training.flops import peak_flops
@@ -30,10 +31,13 @@ def dry_run(config: Config | Resolved, *, recipe: Config | None = None, limit_st
     found = config if isinstance(config, Resolved) else None
     asked = config.config if isinstance(config, Resolved) else config
     recipe = asked if recipe is None else recipe
+    if found is None:
+        asked = dataclasses.replace(asked, data=asked.data.located(recipe.data))
     data = Data(asked.data) if found is None else found.data
     spec, note = _spec(asked, recipe, data)
     resolved, missing = _resolved(asked, recipe, data) if found is None else (found, "")
-    config, note = resolved.config, note + missing
+    config, left_out = without_labels(resolved.config, spec)
+    note += missing + (f" (without labels: no {' and '.join(left_out)})" if left_out else "")
     built = build(config, spec)
     steps = built.steps(limit_steps)
     mesh, batch_size = built.parts.mesh, config.data.batch_size

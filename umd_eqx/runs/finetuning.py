@@ -83,8 +83,10 @@ def follow(
     return name, dataclasses.replace(recipe, tokenizer=source.latents.source, latent=source.latents.spec)
 
 
-def resolve_fitting(config: Config, source: Pretrained) -> Resolved:
+def resolve_fitting(config: Config, source: Pretrained, recipe: Config | None = None) -> Resolved:
     """Resolves a configuration that starts from `source`, and checks that the weights fit the network that it builds.
+
+    `recipe` is the recipe that the configuration was made from.
 
     **Raises:** `BadInput` listing the fields that differ; also if the path or the channels of the data differ from the
     source's, and as `umd_eqx.runs.resolved.resolve` does.
@@ -101,7 +103,7 @@ def resolve_fitting(config: Config, source: Pretrained) -> Resolved:
     if config.path != source.path:
         problem = f"it was trained on {type(source.path).__name__}, but the recipe has {type(config.path).__name__}"
         raise BadInput("from", problem, "Omit the preset: the recipe then follows the source")
-    resolved = resolve(config, source)
+    resolved = resolve(config, source, recipe=recipe)
     config = resolved.config
     made_by = None if source.latents is None else source.latents.spec.digest
     if not same_tokenizer(made_by, None if config.latent is None else config.latent.digest):

@@ -26,6 +26,11 @@ class Data:
         return self._config.describe()
 
     @functools.cached_property
+    def digest(self) -> str | None:
+        """The fingerprint of the data (`AbstractSource.digest`)."""
+        return self._config.source.digest()
+
+    @functools.cached_property
     def splits(self) -> tuple[SkipBroken, CountBroken]:
         """The training and evaluation images. Raises `BadInput` as `DataConfig.open` does."""
         return self._config.open()
@@ -48,25 +53,39 @@ class Resolved:
     stored: Manifest | None = None
     source: Pretrained | None = None
 
+    def identified(self) -> "Resolved":
+        """Returns the same with the fingerprint of the data filled in to the configuration (`DataConfig.content`).
+
+        Raises `BadInput` if the data cannot be read.
+        """
+        data = dataclasses.replace(self.config.data, content=self.data.digest)
+        return dataclasses.replace(self, config=dataclasses.replace(self.config, data=data))
+
     def take_source(self) -> Pretrained | None:
         """Returns `source` and releases it, so its weights do not occupy memory during training."""
         source, self.source = self.source, None
         return source
 
 
-def resolve(config: Config, source: Pretrained | None = None, *, data: Data | None = None) -> Resolved:
+def resolve(
+    config: Config, source: Pretrained | None = None, *, data: Data | None = None, recipe: Config | None = None
+) -> Resolved:
     """Resolves the references in a configuration.
 
     **Arguments:**
 
-    - `config`: the configuration; its `latent` is replaced by the latent description of its tokenizer.
+    - `config`: the configuration; its `latent` is replaced by the latent description of its tokenizer, and its data by
+        what is found in their folder (`DataConfig.located`).
     - `source`: the network providing the initial weights; its tokenizer is reused if the configuration names the same.
-    - `data`: the data of the configuration, if they are described or opened already.
+    - `data`: the data of the configuration, if they are located already, and described or opened.
+    - `recipe`: the preset that the configuration was made from.
 
     **Raises:** `BadInput` naming `tokenizer` or `data.latents` if one of them cannot be read, or if they do not
     match each other or the data.
     """
-    data = Data(config.data) if data is None else data
+    if data is None:
+        config = dataclasses.replace(config, data=config.data.located(None if recipe is None else recipe.data))
+        data = Data(config.data)
     if config.tokenizer is None:
         return Resolved(config, data, source=source)
     latents = load_latents(config.tokenizer, known=None if source is None else source.latents)
@@ -88,6 +107,10 @@ def resolve(config: Config, source: Pretrained | None = None, *, data: Data | No
 
 
 def with_latents_of(recipe: Config, config: Config) -> Config:
-    """Copies the resolved `latent` of a configuration to a recipe with the same tokenizer and stored latents."""
+    """Copies the resolved `latent` of a configuration to a recipe with the same tokenizer and stored latents.
+
+    The fingerprint of the data is copied as well: no flag sets it, so that it is not a difference from the recipe.
+    """
     same = recipe.tokenizer == config.tokenizer and recipe.data.latents == config.data.latents
-    return dataclasses.replace(recipe, latent=config.latent) if same else recipe
+    data = dataclasses.replace(recipe.data, content=config.data.content)
+    return dataclasses.replace(recipe, data=data, latent=config.latent if same else recipe.latent)

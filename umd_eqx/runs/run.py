@@ -24,6 +24,7 @@ from umd_eqx.recipes.dump import dump
 from umd_eqx.report import MetricsFile, RunDirectory, Terminal, Wandb, results_table, write_webpage
 from umd_eqx.runs.batches import run_batches
 from umd_eqx.runs.finishing import finish
+from umd_eqx.runs.fitting import fit_to_data
 from umd_eqx.runs.pretrained import initial_weights
 from umd_eqx.runs.remeasure import add_measurement, as_recorded, not_yet_measured
 from umd_eqx.runs.resolved import Resolved, resolve, with_latents_of
@@ -95,9 +96,9 @@ def run(
     if "://" in str(run_dir):
         raise BadInput("run_dir", f"{run_dir} is not a folder on this machine", "Use a local or mounted folder")
     resolved = config if isinstance(config, Resolved) else resolve(config)
-    config = resolved.config
-    recipe = with_latents_of(recipe, config)
-    directory = default_run_dir(preset, config, recipe) if run_dir is None else Path(run_dir)
+    directory = Path(run_dir or default_run_dir(preset, resolved.config, with_latents_of(recipe, resolved.config)))
+    resolved = fit_to_data(resolved)
+    config, recipe = resolved.config, with_latents_of(recipe, resolved.config)
     built = build(config, resolved.data.spec)
     built.abstract_state()  # raises errors in the network's configuration before anything is written
     stop_at = built.steps(limit_steps)
@@ -137,8 +138,7 @@ class _Run:
                 return self._already_done(newest, checkpoints)
             if newest:
                 require_same_format(self.directory, self.kept)
-            # Settings that a resumed run may change may differ from the recorded ones.
-            self.kept = record(self.directory, self.config, self.preset, self.recipe)
+            self.kept = record(self.directory, self.config, self.preset, self.recipe)  # some settings may change
             require_space(epath.Path(self.directory), self.built.abstract_state(), self.config.checkpoint.keep)
             terminal = stack.enter_context(Terminal(self.stop_at, start=newest))
             stop = stack.enter_context(Stop(terminal.warn))

@@ -109,6 +109,7 @@ def claim(run_dir: Path, config: Config, preset: str | None) -> dict[str, Any] |
     changed = differences(old, run_identity(config))
     if same_tokenizer(*changed.get("latent.digest", ("", None))):
         del changed["latent.digest"]
+    changed = _unlike_data(changed, old.get("data.content"), config.data.content)
     if changed:
         name, (was, now) = next(iter(changed.items()))
         field = name.removesuffix(".type")
@@ -118,6 +119,9 @@ def claim(run_dir: Path, config: Config, preset: str | None) -> dict[str, Any] |
         if name.startswith("latent"):
             problem = f"the run in {run_dir} was started with another tokenizer or other latents"
             raise BadInput("tokenizer", problem, "Use the same, or another `run_dir` to start a new run")
+        if name == "data.content":
+            problem = f"the run in {run_dir} was started with other images"
+            raise BadInput("data.source.dir", problem, "Use the same, or another `run_dir` to start a new run")
         if preset is not None and kept.get("preset") != preset:
             field, was, now = "preset", kept.get("preset"), preset
         raise BadInput(
@@ -126,6 +130,17 @@ def claim(run_dir: Path, config: Config, preset: str | None) -> dict[str, Any] |
             "Use the old value to resume it, or another `run_dir` to start a new run",
         )
     return kept
+
+
+def _unlike_data(changed: Mapping[str, Any], was: str | None, now: str | None) -> dict[str, Any]:
+    """Removes the differences that do not matter, given the fingerprints of the data of a run and of a configuration.
+
+    Data with the same fingerprint are the same under any name and in any kind of source. Without one of the
+    fingerprints, as in runs of older versions, the fields of the source are compared.
+    """
+    if was is None or now is None:
+        return {name: values for name, values in changed.items() if name != "data.content"}
+    return {name: values for name, values in changed.items() if was != now or not name.startswith("data.source.")}
 
 
 def require_same_format(run_dir: Path, recorded: Mapping[str, Any]) -> None:
