@@ -23,7 +23,19 @@ from umd_eqx.runs.on_network import recipe_on
 from umd_eqx.runs.pretrained import from_pretrained
 
 SPLITS = ("--data.train-split", "train[:1280]", "--data.test-split", "test[:500]", "--data.eval-batch-size", "64")
-QUICK = (*SPLITS, "--optim.steps", "100", "--data.batch-size", "128", "--checkpoint.every", "40", "--log.every", "10")
+QUICK = (
+    *SPLITS,
+    "--optim.steps",
+    "100",
+    "--optim.lr",
+    "20",
+    "--data.batch-size",
+    "128",
+    "--checkpoint.every",
+    "40",
+    "--log.every",
+    "10",
+)
 
 
 @pytest.fixture(autouse=True)
