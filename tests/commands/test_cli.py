@@ -10,6 +10,7 @@ from faults.tiny import compilation_cache as compilation_cache
 
 from umd_eqx.commands.cli import exit_with, in_flags, main
 from umd_eqx.commands.finetune import finetune
+from umd_eqx.commands.linear_probe import linear_probe
 from umd_eqx.commands.training import BOOLEAN_FLAGS, split_preset
 from umd_eqx.core.errors import BadInput
 from umd_eqx.recipes.dump import load
@@ -88,9 +89,10 @@ def test_every_flag_is_explained(said, name, monkeypatch):
 def test_every_flag_without_a_value_is_known_as_one(said, capsys):
     # A word behind one of them is no value: it is a preset in the wrong place.
     out = said("--help")
-    with pytest.raises(SystemExit):
-        exit_with(finetune, ["--help"])
-    out += capsys.readouterr().out
+    for command in (finetune, linear_probe):
+        with pytest.raises(SystemExit):
+            exit_with(command, ["--help"])
+        out += capsys.readouterr().out
     found = {word.strip(",|│ ") for word in out.replace("|", " ").split() if word.startswith("--")}
     negative = {flag for flag in found if flag.split(".")[-1].removeprefix("--").startswith("no-")}
     positive = {flag.replace("--no-", "--").replace(".no-", ".") for flag in negative} & found

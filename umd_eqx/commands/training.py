@@ -22,6 +22,8 @@ from umd_eqx.runs.run import run
 BOOLEAN_FLAGS = (
     *("--dry-run", "--print-config", "--log.wandb", "--data.flip", "--model.labels", "--model.scan"),
     *("--model.block.rotary", "--model.block.qk-norm"),
+    *("--model.network.labels", "--model.network.scan"),
+    *("--model.network.block.rotary", "--model.network.block.qk-norm"),
     *("--ema.only-with-labels", "--eval.fewshot.raw-pixels", "--eval.generation.sampler.clip"),
 )
 """Flags without a value: the argument that follows one does not belong to it."""

@@ -54,6 +54,9 @@ def validate_batch(batch_size: int, mesh: Mesh, accumulate: int, period: int) ->
         problem = f"{batch_size} cannot be divided evenly over {devices} devices"
         raise BadInput(field, problem, f"Use {nearest}, for example")
     pieces = batch_size // period
+    if pieces == 1 < accumulate:
+        problem = f"the objective needs a batch of {batch_size} images as a whole, not in {accumulate} micro-batches"
+        raise BadInput("optim.accumulate", problem, "Use 1")
     if pieces % accumulate or (batch_size // accumulate) % devices:
         fits = [n for n in range(1, min(pieces, 64) + 1) if pieces % n == 0]
         allowed = [n for n in fits if (batch_size // n) % devices == 0]

@@ -13,7 +13,7 @@ Shapes are per example; a function of one image is batched by `jax.vmap`.
 import abc
 import dataclasses
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -41,6 +41,8 @@ Networks have a separate embedding for it. It never occurs as a label in a data 
 every image in one without.
 """
 Metrics = dict[str, Num[Array, ""]]
+FeatureKind = Literal["class_tokens", "patches", "both"]
+"""Features of an image: the mean of the class tokens, the mean of the patches, or their concatenation."""
 
 
 class Batch(eqx.Module):
@@ -106,6 +108,12 @@ class Representation(eqx.Module):
 
     class_tokens: Vector
     patches: Vector
+
+    def of(self, kind: FeatureKind) -> Float[Array, "features"]:
+        """Returns the features of one kind, or the concatenation of both."""
+        if kind == "both":
+            return jnp.concatenate([self.class_tokens, self.patches])
+        return self.class_tokens if kind == "class_tokens" else self.patches
 
 
 class DataSpec(NamedTuple):

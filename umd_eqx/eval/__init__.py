@@ -8,5 +8,6 @@ from umd_eqx.eval.denoising import Denoising as Denoising
 from umd_eqx.eval.features import extract as extract
 from umd_eqx.eval.fewshot import FewShot as FewShot
 from umd_eqx.eval.generation import Generation as Generation
+from umd_eqx.eval.linear_probe import ProbeAccuracy as ProbeAccuracy
 from umd_eqx.eval.reconstruction import Reconstruction as Reconstruction
 from umd_eqx.eval.tokenizer_quality import TokenizerQuality as TokenizerQuality

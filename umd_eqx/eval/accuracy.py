@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from umd_eqx.core.display import Chart, Display, Section
 from umd_eqx.core.programs import Program
 from umd_eqx.core.sharding import chunked_vmap
 from umd_eqx.core.types import Image, Report
@@ -53,6 +54,11 @@ class Accuracy(AbstractEvaluator):
             return Report({"recognised": right / total if total else float("nan")}, {})
 
         return evaluate
+
+    def display(self, data: str | None = None) -> Display:
+        """Returns a chart of the accuracy against the step."""
+        chart = Chart("accuracy", "Test images classified correctly", r"(?P<line>recognised)", "share")
+        return Display((Section("Test accuracy", (chart,), leading=True),))
 
     def programs(self, model: AbstractClassifier, context: EvalContext) -> dict[str, Program]:
         """Returns the classification of one batch."""

@@ -14,11 +14,9 @@ from umd_eqx.core.errors import BadInput
 from umd_eqx.core.paths import AbstractPath
 from umd_eqx.core.programs import Program
 from umd_eqx.core.sharding import batch_sharding, chunked_vmap
-from umd_eqx.core.types import Image, Representation
-from umd_eqx.eval.base import AbstractEvaluator, EvalContext, batch_rows, image_keys, posterior_mode
+from umd_eqx.core.types import FeatureKind, Image, Representation
+from umd_eqx.eval.base import AbstractEvaluator, Crop, EvalContext, batch_rows, image_keys, posterior_mode
 from umd_eqx.models import AbstractModel, AbstractPatchModel
-
-FeatureKind = Literal["class_tokens", "patches", "both"]
 
 RAW_PIXELS = "raw_pixels"
 """Prefix of the names of features that are the raw pixels."""
@@ -49,16 +47,19 @@ def extract(
     indices: Int[np.ndarray, "n"],
     time: float,
     key: PRNGKeyArray,
+    *,
+    crop: Crop = "fewshot",
 ) -> FeatureSet:
     """Computes the representation of each image, noised on the path, without conditioning on its label.
 
     **Arguments:**
 
     - `model`: represents one image (h, w, c) with values in [-1, 1].
-    - `context`: the data; images are cropped as in the reference's probe.
+    - `context`: the data.
     - `split`, `indices`: the images, 0 .. len(split) - 1, in any order.
     - `time`: the time of the path, from 0 (clean) to 1 (noise).
     - `key`: the key of the noise; an image's noise depends on the key and its index only.
+    - `crop`: how images are resized and cropped; by default as for the reference's few-shot probe.
 
     **Returns:** a row for each image that can be read, in the order of `indices`.
 
@@ -68,7 +69,7 @@ def extract(
     model = require_representation(model, "eval")
     parts = []
     for batch, rows in zip(
-        context.batches(split, indices, crop="fewshot"), batch_rows(indices, context.batch_size), strict=True
+        context.batches(split, indices, crop=crop), batch_rows(indices, context.batch_size), strict=True
     ):
         keys = image_keys(key, rows)
         given = (jnp.asarray(batch.image), jnp.asarray(time), keys)

@@ -10,9 +10,9 @@ from jaxtyping import Float, Int, PRNGKeyArray
 from umd_eqx.core.display import Chart, Display, Section
 from umd_eqx.core.errors import member
 from umd_eqx.core.programs import Program
-from umd_eqx.core.types import Report
+from umd_eqx.core.types import FeatureKind, Report
 from umd_eqx.eval.base import AbstractEvaluator, EvalContext, Evaluate, evenly_spaced, require
-from umd_eqx.eval.features import RAW_PIXELS, FeatureKind, extract, extraction_programs, flat_pixels, raw_pixels_name
+from umd_eqx.eval.features import RAW_PIXELS, extract, extraction_programs, flat_pixels, raw_pixels_name
 from umd_eqx.eval.probes import Labels, choose_l2, draw_shots, nearest_neighbours, ridge_probe
 from umd_eqx.models import AbstractModel, AbstractPatchModel
 

@@ -7,7 +7,10 @@ from pathlib import Path
 import equinox as eqx
 from jaxtyping import PRNGKeyArray
 
+from umd_eqx.core.errors import BadInput
+from umd_eqx.models.base import AbstractModel
 from umd_eqx.models.finished import FinishedRun
+from umd_eqx.models.vit.warm_start import warm_start
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +47,17 @@ class AbstractModelConfig(abc.ABC):
     @abc.abstractmethod
     def build(self, size: int, channels: int, num_classes: int, *, key: PRNGKeyArray) -> eqx.Module:
         """Returns a freshly initialised network for images of `size` x `size` x `channels`."""
+
+    def start(self, fresh: eqx.Module, source: AbstractModel) -> eqx.Module:
+        """Returns the network `fresh` with the weights of a pre-trained one, `source` (`Config.start`).
+
+        By default all weights are taken, except those of the label embedding (`warm_start`). Raises `BadInput` naming
+        `from` if the weights do not fit.
+        """
+        if not isinstance(fresh, AbstractModel):
+            problem = f"{self.title} cannot be initialised from the weights of another network"
+            raise BadInput("from", problem, "Leave it out")
+        return warm_start(fresh, source)
 
     def finish(self, run: FinishedRun) -> Path | None:
         """Writes the artefacts of a finished run other than its checkpoints. By default there are none.

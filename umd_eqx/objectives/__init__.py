@@ -4,6 +4,7 @@ from umd_eqx.objectives.base import AbstractObjective as AbstractObjective
 from umd_eqx.objectives.base import Draw as Draw
 from umd_eqx.objectives.base import draw_noised as draw_noised
 from umd_eqx.objectives.classification import Classification as Classification
+from umd_eqx.objectives.linear_probe import LinearProbing as LinearProbing
 from umd_eqx.objectives.mean_flow import MeanFlow as MeanFlow
 from umd_eqx.objectives.named import denoising as denoising
 from umd_eqx.objectives.named import masked_denoising as masked_denoising

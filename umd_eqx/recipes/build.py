@@ -11,7 +11,6 @@ from umd_eqx.core.sharding import make_mesh
 from umd_eqx.core.types import DataSpec
 from umd_eqx.eval.features import require_measurable
 from umd_eqx.models import AbstractModel
-from umd_eqx.models.vit.warm_start import warm_start
 from umd_eqx.recipes.config import Config
 from umd_eqx.training.flops import step_flops
 from umd_eqx.training.optim import horizon, schedule
@@ -49,10 +48,7 @@ class Built:
     def _init(self, source: AbstractModel | None = None) -> TrainState:
         model = self._model()
         if source is not None:
-            if not isinstance(model, AbstractModel):
-                problem = f"{self.config.model.title} cannot be initialised from the weights of another network"
-                raise BadInput("from", problem, "Leave it out")
-            model = warm_start(model, source)
+            model = self.config.model.start(model, source)
         parts = self.parts
         return TrainState.init(model, parts.optimiser, ema=parts.ema_rate is not None, trainable=parts.trainable)
 

@@ -8,13 +8,24 @@ from umd_eqx.core.errors import BadInput
 from umd_eqx.core.paths import Clean, CosinePath, CosineTable, LinearTable, RectifiedFlow, SmoothTable
 from umd_eqx.core.types import DataSpec, LatentSpec
 from umd_eqx.data.source_configs import TFDS, ImageFolder, Images
-from umd_eqx.eval import Accuracy, Denoising, FewShot, Generation, Reconstruction, TokenizerQuality
+from umd_eqx.eval import (
+    Accuracy,
+    Denoising,
+    FewShot,
+    Generation,
+    ProbeAccuracy,
+    Reconstruction,
+    TokenizerQuality,
+)
 from umd_eqx.models import ModelConfig
 from umd_eqx.models.extractors.configs import FashionClassifierConfig
 from umd_eqx.models.tokenizers.configs import FSQTokenizer, KLTokenizer
 from umd_eqx.models.vit.blocks import BlockConfig
+from umd_eqx.models.vit.classifiers import ViTClassifierConfig
+from umd_eqx.models.vit.probes import LinearProbeConfig
 from umd_eqx.objectives import (
     Classification,
+    LinearProbing,
     MaskedDenoising,
     MeanFlow,
     PatchNoise,
@@ -58,11 +69,11 @@ TYPES: tuple[type, ...] = (
         LogConfig,
         Start,
     ),
-    *(KLTokenizer, FSQTokenizer, FashionClassifierConfig),
-    *(Term, MaskedDenoising, Unified, PatchNoise, MeanFlow, Tokenizing, Classification),
+    *(KLTokenizer, FSQTokenizer, FashionClassifierConfig, LinearProbeConfig, ViTClassifierConfig),
+    *(Term, MaskedDenoising, Unified, PatchNoise, MeanFlow, Tokenizing, Classification, LinearProbing),
     *(AllExcept, Only),
     *(Clean, CosineTable, LinearTable, CosinePath, RectifiedFlow, SmoothTable),
-    *(FewShot, Reconstruction, Denoising, Generation, TokenizerQuality, Accuracy),
+    *(FewShot, Reconstruction, Denoising, Generation, TokenizerQuality, Accuracy, ProbeAccuracy),
     *(AdamW, Muon, LARS),
     *(DDIM, DPMSolverPP, Euler, Heun, Adaptive, ReverseSDE, MeanFlowSampler),
     *(ReferenceGrid, UniformGrid, EDMGrid, LogSNRGrid, ShiftedGrid),

@@ -124,9 +124,11 @@ def resolve_fitting(config: Config, source: Pretrained, recipe: Config | None = 
     return resolved
 
 
-def finetuned_dir(path: str | os.PathLike[str]) -> Path:
-    """The default directory of a fine-tuning run: beside its source, with `-ft` appended; for an export, in `runs/`."""
+def finetuned_dir(path: str | os.PathLike[str], suffix: str = "-ft") -> Path:
+    """The default directory of a run that starts from another: beside it, with a suffix; for an export, in `runs/`."""
     location = Path(path)
     if location.name in ("", ".."):
         location = Path(os.path.abspath(path))
-    return location.parent / f"{location.name}-ft" if location.is_dir() else Path("runs") / f"{location.stem}-ft"
+    return (
+        location.parent / f"{location.name}{suffix}" if location.is_dir() else Path("runs") / f"{location.stem}{suffix}"
+    )

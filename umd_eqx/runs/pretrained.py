@@ -24,6 +24,8 @@ from umd_eqx.models import AbstractModel
 from umd_eqx.models.config import AbstractModelConfig
 from umd_eqx.models.extractors.configs import FashionClassifierConfig
 from umd_eqx.models.tokenizers.base import AbstractTokenizer
+from umd_eqx.models.vit.classifiers import ViTClassifierConfig
+from umd_eqx.models.vit.probes import LinearProbeConfig
 from umd_eqx.objectives import AbstractObjective, denoising
 from umd_eqx.recipes.build import Built, build
 from umd_eqx.recipes.config import Config, DataConfig, Start
@@ -212,7 +214,7 @@ def _from_run(
     config = Config(objective=denoising(), **parts)
     built = build(dataclasses.replace(config, data=_with_divisible_batch_size(config.data)), spec)
     if not isinstance(built.abstract_state().model, AbstractModel):
-        if isinstance(parts["model"], FashionClassifierConfig):
+        if isinstance(parts["model"], FashionClassifierConfig | LinearProbeConfig | ViTClassifierConfig):
             problem = f"{location} holds a classifier, not an auto-encoder"
             raise BadInput(field, problem, "Pass a run of pretrain.py or finetune.py")
         problem = f"{location} holds a tokenizer, not an auto-encoder"

@@ -11,6 +11,7 @@ import optax
 from jaxtyping import PyTree
 
 from umd_eqx.core.errors import BadInput
+from umd_eqx.training.layerwise import scale_by_layer
 from umd_eqx.training.optim import (
     NO_DECAY,
     AbstractOptimiser,
@@ -35,15 +36,24 @@ class AdamW(AbstractOptimiser):
     """Decay of the second moment."""
     mu_dtype: Literal["float32", "bfloat16"] = "float32"
     """Data type of the first moment."""
+    layer_decay: float = 1.0
+    """Ratio of the learning rates of a block and the next, for fine-tuning a pre-trained classifier. 1: all equal."""
 
     def transformation(self, lr: optax.Schedule) -> optax.GradientTransformation:
-        """Returns clipping, Adam, decoupled weight decay and learning rate, in this order, as in the reference."""
-        return optax.chain(optax.clip_by_global_norm(self.clip), *_adamw(self, lr))
+        """Returns clipping, Adam, decoupled weight decay and learning rate, in this order, as in the reference.
+
+        With a `layer_decay`, updates including weight decay are scaled by layer last (`layerwise.layer_rates`).
+        """
+        layers = [] if self.layer_decay == 1 else [scale_by_layer(self.layer_decay)]
+        return optax.chain(optax.clip_by_global_norm(self.clip), *_adamw(self, lr), *layers)
 
     def validate(self) -> None:
         """Raises `BadInput` for invalid values."""
         super().validate()
         require_shares(self, "beta1", "beta2")
+        if not 0 < self.layer_decay <= 1:
+            problem = f"{self.layer_decay} is outside (0, 1]"
+            raise BadInput("optim.layer_decay", problem, "Use 1 for equal rates, or a ratio such as 0.75")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -39,6 +39,11 @@ class AbstractClassifier(eqx.Module):
         - `image`: the input of every network in a run: pixels in [-1, 1], or a latent.
         """
 
+    def training_logits(self, image: Image, key: PRNGKeyArray) -> Float[Array, "classes"]:
+        """Returns the logits in training, which may be random (stochastic depth). By default, those of `logits`."""
+        del key
+        return self.logits(image)
+
 
 class Convolution(eqx.Module):
     """A 3 x 3 convolution (cross-correlation) with zero padding; the kernel is (rows, columns, inputs, outputs)."""

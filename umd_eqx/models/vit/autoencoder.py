@@ -109,10 +109,15 @@ class AutoEncoder(AbstractPatchModel):
         values = self.head(Packed(patches, positions, without), c.head)
         return [over_rows(self._prediction)(group) for group in unpack(values, without)]
 
-    def represent(self, x: Image, cond: AbstractCond) -> Representation:
-        """Returns the mean of the class tokens (the reference's representation) and the mean of the patches."""
+    def represent(
+        self, x: Image, cond: AbstractCond, branches: Float[Array, "depth 2"] | None = None
+    ) -> Representation:
+        """Returns the mean of the class tokens (the reference's representation) and the mean of the patches.
+
+        `branches` are factors of the residual branches of the encoder's blocks (`Stack`). None: 1.
+        """
         group = _group_of_one(x, cond, None)
-        tokens = self._encode([group], self._embed_conds([group]).encoder).tokens[0]  # k + n, d
+        tokens = self._encode([group], self._embed_conds([group]).encoder, branches).tokens[0]  # k + n, d
         k, first = self.class_tokens.shape[0], self._first_patch
         return Representation(_mean(tokens[:k]), _mean(tokens[first:]))
 
@@ -141,7 +146,7 @@ class AutoEncoder(AbstractPatchModel):
 
         return over_rows(of_image)(group.cond, group.views)
 
-    def _encode(self, groups: Sequence[Group], c: Embedded) -> Packed:
+    def _encode(self, groups: Sequence[Group], c: Embedded, branches: Float[Array, "depth 2"] | None = None) -> Packed:
         """Returns class tokens, registers and visible patches in the order of their view, after the last LayerNorm.
 
         Raises `ValueError` if the images do not have the network's image shape.
@@ -165,7 +170,7 @@ class AutoEncoder(AbstractPatchModel):
             tokens.append(jnp.concatenate([first, visible], axis=2))
             places.append(jnp.pad(where, ((0, 0), (0, 0), (len(learned), 0), (0, 0))))
         segments = tuple(Segment(*values.shape[1:3]) for values in tokens)
-        return self.encoder(Packed(pack(tokens), pack(places), segments), c)
+        return self.encoder(Packed(pack(tokens), pack(places), segments), c, branches)
 
     def _decoder_input(self, encoded: Packed, groups: Sequence[Group]) -> Packed:
         k = self.class_tokens.shape[0]

@@ -52,24 +52,40 @@ class Block(eqx.Module):
         return cls(LayerNorm.init(width), attention, LayerNorm.init(width), mlp)
 
     def __call__(
-        self, packed: Packed, modulation: Modulation | None = None, prefix: Float[Array, "rows images d"] | None = None
+        self,
+        packed: Packed,
+        modulation: Modulation | None = None,
+        prefix: Float[Array, "rows images d"] | None = None,
+        branches: Float[Array, "2"] | None = None,
     ) -> Packed:
-        """Applies attention and MLP; `prefix` is an additional token per image that is attended to but not updated."""
+        """Applies attention and MLP to all tokens.
+
+        **Arguments:**
+
+        - `modulation`: the AdaLN modulation; None for the plain block.
+        - `prefix`: an additional token per image that is attended to but not updated.
+        - `branches`: factors of the residual branches of attention and MLP (stochastic depth); None: 1.
+        """
         x, m, segments = packed.tokens, modulation, packed.segments
+        first, second = (None, None) if branches is None else (branches[0], branches[1])
         if m is None:
             prefix = None if prefix is None else self.norm1(prefix)
-            x = x + self.attention(packed.with_tokens(self.norm1(x)), prefix)
-            return packed.with_tokens(x + self.mlp(self.norm2(x)))
+            x = x + _scaled(self.attention(packed.with_tokens(self.norm1(x)), prefix), first)
+            return packed.with_tokens(x + _scaled(self.mlp(self.norm2(x)), second))
         attended = conditioned(modulate, segments, [self.norm1(x)], [m.shift_attention, m.scale_attention])
-        mixed = self.attention(packed.with_tokens(attended), prefix)
+        mixed = _scaled(self.attention(packed.with_tokens(attended), prefix), first)
         x = conditioned(_gated, segments, [x, mixed], [m.gate_attention])
-        mapped = self.mlp(conditioned(modulate, segments, [self.norm2(x)], [m.shift_mlp, m.scale_mlp]))
+        mapped = _scaled(self.mlp(conditioned(modulate, segments, [self.norm2(x)], [m.shift_mlp, m.scale_mlp])), second)
         return packed.with_tokens(conditioned(_gated, segments, [x, mapped], [m.gate_mlp]))
 
 
 def modulate(x: Array, shift: Array, scale: Array) -> Array:
     """Returns x (1 + scale) + shift, for arrays that broadcast."""
     return x * (1.0 + scale) + shift
+
+
+def _scaled(x: Array, factor: Array | None) -> Array:
+    return x if factor is None else x * factor.astype(x.dtype)
 
 
 def _gated(x: Array, change: Array, gate: Array) -> Array:

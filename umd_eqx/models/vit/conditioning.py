@@ -12,6 +12,9 @@ from umd_eqx.models.vit.blocks import Block, Modulation
 from umd_eqx.models.vit.layers import Linear, xavier_uniform, zeros
 from umd_eqx.models.vit.packed import Embedded, Packed
 
+Branches = Float[Array, "2"] | None
+"""Factors of a block's residual branches, attention and MLP (stochastic depth). None: 1."""
+
 
 class AbstractConditioning(eqx.Module):
     """Base class for the conditioning of a stack of blocks on c.
@@ -27,8 +30,10 @@ class AbstractConditioning(eqx.Module):
         """Returns the part of the computation on c that all blocks share."""
 
     @abc.abstractmethod
-    def apply(self, block: Block, layer: PyTree, prepared: Embedded, packed: Packed) -> Packed:
-        """Applies one block to all tokens, given its slice of `layers` and the result of `prepare`."""
+    def apply(
+        self, block: Block, layer: PyTree, prepared: Embedded, packed: Packed, branches: Branches = None
+    ) -> Packed:
+        """Applies one block to all tokens, given its slice of `layers`, the result of `prepare`, and its `branches`."""
 
 
 class AdaLNZero(AbstractConditioning):
@@ -49,9 +54,11 @@ class AdaLNZero(AbstractConditioning):
         """Returns SiLU(c)."""
         return c.map(jax.nn.silu)
 
-    def apply(self, block: Block, layer: Linear, prepared: Embedded, packed: Packed) -> Packed:
+    def apply(
+        self, block: Block, layer: Linear, prepared: Embedded, packed: Packed, branches: Branches = None
+    ) -> Packed:
         """Applies the block, modulated by its own linear layer."""
-        return block(packed, _modulation(prepared.map(layer)))
+        return block(packed, _modulation(prepared.map(layer)), branches=branches)
 
 
 class SharedAdaLN(AbstractConditioning):
@@ -70,10 +77,12 @@ class SharedAdaLN(AbstractConditioning):
         """Applies the shared layer to SiLU(c)."""
         return c.map(jax.nn.silu).map(self.shared)
 
-    def apply(self, block: Block, layer: Vector, prepared: Embedded, packed: Packed) -> Packed:
+    def apply(
+        self, block: Block, layer: Vector, prepared: Embedded, packed: Packed, branches: Branches = None
+    ) -> Packed:
         """Applies the block, modulated by the shared modulation plus the block's row of the table."""
         own = prepared.map(lambda rows: rows + layer.astype(rows.dtype))
-        return block(packed, _modulation(own))
+        return block(packed, _modulation(own), branches=branches)
 
 
 class Token(AbstractConditioning):
@@ -98,13 +107,13 @@ class Token(AbstractConditioning):
             raise ValueError("conditioning by a token does not support one time per patch: use AdaLN")
         return c if self.project is None else c.map(self.project)
 
-    def apply(self, block: Block, layer: None, prepared: Embedded, packed: Packed) -> Packed:
+    def apply(self, block: Block, layer: None, prepared: Embedded, packed: Packed, branches: Branches = None) -> Packed:
         """Applies the plain pre-norm block, which attends to c as well.
 
         This is equivalent to the reference, which inserts c into the sequence and drops it after the block: other
         tokens depend only on its key and its value.
         """
-        return block(packed, prefix=prepared.c)
+        return block(packed, prefix=prepared.c, branches=branches)
 
 
 def _modulation(six: Embedded) -> Modulation:

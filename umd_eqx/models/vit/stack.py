@@ -4,7 +4,7 @@ from typing import Literal
 
 import equinox as eqx
 import jax
-from jaxtyping import Array, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from umd_eqx.models.vit.blocks import Block, BlockConfig
 from umd_eqx.models.vit.conditioning import AbstractConditioning
@@ -45,14 +45,17 @@ class Stack(eqx.Module):
         blocks = eqx.filter_vmap(lambda k: Block.init(width, heads, block, key=k))(jax.random.split(key, depth))
         return cls(blocks, conditioning, LayerNorm.init(width), scan, remat)
 
-    def __call__(self, packed: Packed, c: Embedded) -> Packed:
-        """Applies all blocks and the last LayerNorm to the tokens."""
+    def __call__(self, packed: Packed, c: Embedded, branches: Float[Array, "depth 2"] | None = None) -> Packed:
+        """Applies all blocks and the last LayerNorm to the tokens.
+
+        `branches` are factors of the residual branches of each block, attention and MLP. None: 1.
+        """
         prepared = self.conditioning.prepare(c)
-        arrays, static = eqx.partition((self.blocks, self.conditioning.layers), eqx.is_array)
+        arrays, static = eqx.partition((self.blocks, self.conditioning.layers, branches), eqx.is_array)
 
         def step(tokens: Array, layer_arrays: PyTree) -> tuple[Array, None]:
-            block, layer = eqx.combine(layer_arrays, static)
-            return self.conditioning.apply(block, layer, prepared, packed.with_tokens(tokens)).tokens, None
+            block, layer, own = eqx.combine(layer_arrays, static)
+            return self.conditioning.apply(block, layer, prepared, packed.with_tokens(tokens), own).tokens, None
 
         step = _rematerialised(step, self.remat, scan=self.scan)
         tokens = packed.tokens

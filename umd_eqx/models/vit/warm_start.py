@@ -17,7 +17,9 @@ Network = TypeVar("Network", bound=AbstractModel)
 POSITIONS = (".positions", ".decoder_positions")
 
 
-def warm_start(fresh: Network, source: AbstractModel, field: str = "from") -> Network:
+def warm_start(
+    fresh: Network, source: AbstractModel, field: str = "from", *, anew: tuple[str, ...] = REINITIALISED
+) -> Network:
     """Returns `fresh` with the weights of `source`, except the label table and label MLP.
 
     This is how fine-tuning starts in the code of the paper (arXiv 2406.17688). Position tables are resampled if the
@@ -28,6 +30,7 @@ def warm_start(fresh: Network, source: AbstractModel, field: str = "from") -> Ne
     - `fresh`: the network to be trained: arrays or, for a check without computation, their shapes.
     - `source`: the network with the weights, of the same variant, conditioning, patch size and channels.
     - `field`: the field that named the source.
+    - `anew`: prefixes of the parameters that keep their values in `fresh`.
 
     **Raises:** `BadInput` naming the parameters whose shapes do not match or that `source` lacks.
     """
@@ -36,7 +39,7 @@ def warm_start(fresh: Network, source: AbstractModel, field: str = "from") -> Ne
 
     def take(path: tuple[jax.tree_util.KeyEntry, ...], mine: Array) -> Array:
         name = jax.tree_util.keystr(path)
-        if name.startswith(REINITIALISED):
+        if name.startswith(anew):
             return mine
         found = theirs.get(name)
         if found is not None and name in POSITIONS:
