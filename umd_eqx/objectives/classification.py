@@ -1,7 +1,7 @@
 """Supervised training with the cross-entropy of labelled images."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -73,6 +73,12 @@ class Classification(AbstractCleanObjective):
     @property
     def _mixes(self) -> bool:
         return self.mixup > 0 or self.cutmix > 0
+
+    def require_suitable(self, model: Any, path: AbstractPath) -> None:
+        """Raises `BadInput` naming `model` unless it is an `AbstractClassifier`."""
+        if not isinstance(model, AbstractClassifier):
+            problem = f"{type(model).__name__} does not classify images"
+            raise BadInput("model", problem, "Use an AbstractClassifier, or another objective")
 
     def validate(self, num_patches: int, batch_size: int) -> None:
         """Raises `BadInput` for a label smoothing outside [0, 1), negative parameters, and an odd batch to mix."""
