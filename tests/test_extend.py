@@ -87,6 +87,7 @@ def test_help_shows_the_flags_of_the_class(name, call):
         ("my_objective.py", "mine --objective min-sn", "--objective: there is no 'min-sn'. Did you mean min-snr?"),
         ("my_objective.py", "mine --objective.gamma 0", "--objective.gamma: 0.0 is not positive"),
         ("my_network.py", "dit --model unett", "--model: there is no 'unett'. Did you mean unet?"),
+        ("my_network.py", "patch-noise --model unet", "--model: UNet has no patches to draw a time for. Use a network"),
         ("my_network.py", "sampel --run runs/unet", "preset: there is no 'sampel'"),
         ("my_sampler.py", "sample --sampler ancestor", "--sampler: there is no 'ancestor'. Did you mean ancestral?"),
         ("my_data.py", "mine --data.source nzp", "--data.source: there is no 'nzp'. Did you mean npz?"),

@@ -44,7 +44,7 @@ def test_what_cannot_be_is_told_in_one_line(called, exported):
 
 
 def test_what_should_be_known_of_the_numbers_is_said_and_kept_with_them(called, exported, here, monkeypatch):
-    monkeypatch.setattr("umd_eqx.commands.evaluate.domain_warning", lambda name, data: f"{name} does not know {data}")
+    monkeypatch.setattr("umd_eqx.commands.evaluate.domain_warning", lambda by, data: f"{by.name} does not know {data}")
     words = ("--run", exported(labels=False, denoises=False), "--json", "result.json", "--no-baseline", *QUICK)
     code, _, error = called(evaluate, *words)
     never = "mae was not trained on noised images, so its samples look like noise"

@@ -3,6 +3,8 @@
 import pytest
 
 from umd_eqx.eval.extractors import choose_extractor, domain_warning
+from umd_eqx.models.extractors.classifier import FashionClassifier
+from umd_eqx.models.extractors.inception import InceptionV3
 from umd_eqx.recipes.pretrain import FASHION_MNIST
 
 
@@ -21,11 +23,11 @@ def test_images_of_another_kind_than_clothes_are_scored_with_a_warning(name):
     assert [
         line
         for line in said
-        if line.startswith("warning: images of stripes are scored by a classifier of Fashion-MNIST")
+        if line.startswith("warning: images of stripes are scored by a classifier of fashion_mnist")
     ]
     assert all("\n" not in line for line in said)
 
 
 def test_inception_is_not_warned_of():
-    assert domain_warning("inception", "stripes") is None
-    assert domain_warning("fashion", "fashion_mnist") is None
+    assert domain_warning(InceptionV3, "stripes") is None
+    assert domain_warning(FashionClassifier, "fashion_mnist") is None

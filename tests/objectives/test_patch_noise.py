@@ -10,7 +10,9 @@ import pytest
 
 from umd_eqx.core.errors import BadInput
 from umd_eqx.core.paths import CosinePath, CosineTable
+from umd_eqx.core.predictions import PredictionType, X0Prediction
 from umd_eqx.core.types import Batch
+from umd_eqx.models import AbstractModel
 from umd_eqx.objectives import MaskedDenoising, PatchNoise, Term, denoising, masked_denoising
 from umd_eqx.objectives.patch_noise import PatchDraw
 
@@ -91,10 +93,32 @@ def test_times_are_drawn_for_each_patch_and_shared_in_a_share_of_the_images(rand
 
 
 def test_what_cannot_work_is_refused(random_model):
-    token, path = random_model(SIZE, conditioning="token"), CosineTable()
-    with pytest.raises(ValueError, match="AdaLN"):
-        PatchNoise()(token, path, BATCH, KEY)
     for change, named in (({"shared_prob": 1.5}, "shared_prob"), ({"mask_ratio": 1.0}, "mask_ratio")):
         with pytest.raises(BadInput, match=named):
             dataclasses.replace(PatchNoise(), **change).validate(16, 8)
+    assert (PatchNoise().denoises, PatchNoise().sees_clean_images) == (True, False)
     assert (PatchNoise().hides, PatchNoise(mask_ratio=0.5).hides, PatchNoise().predicts_visible_x0) == (0, 1, 1)
+
+
+class Whole(AbstractModel):
+    """A network without patches."""
+
+    image_shape: tuple[int, int, int] = eqx.field(static=True, default=(SIZE, SIZE, 3))
+    num_classes: int | None = eqx.field(static=True, default=None)
+    prediction: PredictionType = eqx.field(static=True, default="x0")
+
+    def __call__(self, x, cond, view=None, *, key=None) -> X0Prediction:
+        return X0Prediction(x)
+
+
+@pytest.mark.parametrize("conditioning", ["adaln", "shared-adaln"])
+def test_a_network_with_a_time_for_each_patch_suits_it(random_model, conditioning):
+    PatchNoise().require_suitable(random_model(SIZE, conditioning=conditioning), CosineTable())
+
+
+def test_a_network_without_a_time_for_each_patch_is_refused(random_model):
+    hint = r"Use a network with a time for each patch, such as the ViT with `model\.conditioning=adaln`"
+    with pytest.raises(BadInput, match=rf"^model: AutoEncoder accepts one time for the whole image only\. {hint}"):
+        PatchNoise()(random_model(SIZE, conditioning="token"), CosineTable(), BATCH, KEY)
+    with pytest.raises(BadInput, match=rf"^model: Whole has no patches to draw a time for\. {hint}"):
+        PatchNoise()(Whole(), CosineTable(), BATCH, KEY)

@@ -8,6 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from test_terms import BATCH, DRAW, FIXED, PATH, Echo, loss_of
 
+from umd_eqx.core.errors import BadInput
 from umd_eqx.core.sharding import micro_batches
 from umd_eqx.core.types import NO_CLASS
 from umd_eqx.objectives import Unified, masked_denoising, masked_reconstruction, unified
@@ -75,6 +76,14 @@ def test_the_parts_are_weighted_by_their_images():
     assert float(metrics["denoising/loss"]) == 0
     assert float(metrics["reconstruction/loss"]) == pytest.approx(NO_CLASS**2)
     assert float(loss) == pytest.approx(NO_CLASS**2 * 2 / 8)
+
+
+def test_a_network_has_to_suit_the_parts_that_have_images(random_model):
+    model = random_model(8, prediction="v")
+    unified(no_noise_prob=0.0).require_suitable(model, PATH)
+    with pytest.raises(BadInput, match=r"^model\.prediction: v cannot be learned on images without noise"):
+        unified().require_suitable(model, PATH)
+    unified().require_suitable(random_model(8, prediction="x0"), PATH)
 
 
 @pytest.mark.parametrize(("share", "name"), [(0.0, "denoising"), (1.0, "reconstruction")])

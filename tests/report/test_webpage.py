@@ -180,7 +180,7 @@ def test_images_that_the_classifier_of_clothes_does_not_know_are_shown_with_a_wa
     run_dir = tmp_path / "run"
     make_run(run_dir)
     _, page = check(run_dir, data)
-    assert ("Warning: images of stripes are scored by a classifier of Fashion-MNIST" in page.text) is warned
+    assert ("Warning: images of stripes are scored by a classifier of fashion_mnist" in page.text) is warned
 
 
 def test_the_same_run_gives_the_same_page_and_leaves_nothing_behind(tmp_path):

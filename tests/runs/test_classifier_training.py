@@ -234,5 +234,8 @@ def test_images_that_the_classifier_is_not_made_for_are_refused(field, size, cha
 
 
 def test_a_run_of_a_classifier_is_not_a_network_to_sample_from(whole):
-    with pytest.raises(BadInput, match="holds a classifier, not an auto-encoder"):
+    said = (
+        r"holds FashionClassifier, which is not a network that predicts images\. Pass a run of pretrain\.py or finetune"
+    )
+    with pytest.raises(BadInput, match=said):
         from_pretrained(whole)

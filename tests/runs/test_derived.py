@@ -17,18 +17,23 @@ from umd_eqx.core.paths import RectifiedFlow
 from umd_eqx.data.source_configs import TFDS
 from umd_eqx.eval import FewShot
 from umd_eqx.objectives import (
+    AbstractObjective,
+    MeanFlow,
+    PatchNoise,
     Unified,
     denoising,
     masked_denoising,
     masked_reconstruction,
     unified,
 )
+from umd_eqx.recipes.build import build
+from umd_eqx.recipes.config import Start
 from umd_eqx.recipes.dump import dump
 from umd_eqx.recipes.finetune import FINETUNE
 from umd_eqx.recipes.pretrain import PRETRAIN, PUBLISHED_NOISY_TIME
-from umd_eqx.runs.derived import derived_recipe, sees_clean_images
+from umd_eqx.runs.derived import derived_recipe
 from umd_eqx.runs.finetuning import follow, resolve_fitting, start_from
-from umd_eqx.runs.pretrained import export, from_pretrained
+from umd_eqx.runs.pretrained import Pretrained, export, from_pretrained
 from umd_eqx.runs.run import run
 from umd_eqx.sampling import DDIM
 from umd_eqx.training.optimisers import AdamW
@@ -142,15 +147,85 @@ def test_a_preset_without_a_published_recipe_is_followed_too(source, tmp_path):
         (denoising(), False),
         (masked_denoising(), False),
         (unified(no_noise_prob=0.0), False),
+        (PatchNoise(), False),
+        (MeanFlow(), False),
     ],
 )
 def test_only_a_network_that_has_seen_clean_images_goes_on_reconstructing_them(source, objective, clean):
-    assert sees_clean_images(dump(objective)) == clean
+    assert objective.sees_clean_images == clean
     theirs = from_pretrained(source)
     config = derived_recipe(theirs, {**theirs.trained, "objective": dump(objective)})
     assert isinstance(config.objective, Unified) == clean
     assert ("reconstruction" in config.eval) == clean
     assert config.eval["fewshot"].time == (0.0 if clean else PUBLISHED_NOISY_TIME)
+
+
+def trained_by(config, preset):
+    """What a run of a recipe for pixels leaves behind, in shapes alone."""
+    spec = config.data.expected
+    described = (build(config, spec).abstract_state().model, config.model, config.path, config.data, spec, preset)
+    return Pretrained(*described, step=1, weights="ema", trained=dump(config))
+
+
+def small_network(preset, **fields):
+    config = PRETRAIN[preset]()
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, variant="mu/7", **fields))
+
+
+GENERATORS = [name for name in PRETRAIN if "generation" in PRETRAIN[name]().eval and PRETRAIN[name]().tokenizer is None]
+START = Start("runs/source", "ema", "0")
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_a_generator_is_fine_tuned_as_one_that_never_saw_clean_images_or_not_at_all(name):
+    source = trained_by(small_network(name), name)
+    if name == "mean-flow":
+        with pytest.raises(
+            BadInput, match=r"^from: there is no fine-tuning recipe for a network of average velocities"
+        ):
+            follow(FINETUNE, None, START, source)
+        return
+    _, config = follow(FINETUNE, None, START, source)
+    assert config.objective == denoising()
+    assert build(config, source.spec).step_flops() > 0  # the loss can be traced
+
+
+def test_a_recipe_that_is_named_may_continue_average_velocities():
+    source = trained_by(small_network("mean-flow"), "mean-flow")
+    assert follow(PRETRAIN, "mean-flow", START, source)[1].objective == PRETRAIN["mean-flow"]().objective
+
+
+def test_a_network_of_v_is_never_trained_on_clean_images_whatever_its_objective():
+    source = trained_by(small_network("dit", prediction="v"), "mine")
+    source = dataclasses.replace(source, trained={**source.trained, "objective": dump(Mine())})
+    _, config = follow(FINETUNE, None, START, source)
+    assert config.objective == denoising()
+    assert build(config, source.spec).step_flops() > 0
+
+
+class Noised(AbstractObjective):
+    """A reader's own objective that says what it sees."""
+
+    sees_clean_images = False
+
+    def draw(self, key, model, path, shape):
+        raise NotImplementedError
+
+    def loss(self, model, path, batch, draw):
+        raise NotImplementedError
+
+    def period(self, batch_size):
+        return 1
+
+    def validate(self, num_patches, batch_size):
+        pass
+
+
+def test_an_objective_of_ones_own_is_asked_what_it_saw():
+    source = trained_by(small_network("x-prediction"), "mine")
+    source = dataclasses.replace(source, trained={**source.trained, "objective": dump(Noised())})
+    assert isinstance(follow(FINETUNE, None, START, source)[1].objective, Unified)  # its class is not given
+    assert follow(FINETUNE, None, START, source, [Noised])[1].objective == denoising()
 
 
 def test_a_schedule_in_epochs_is_shortened_as_the_published_one(source):

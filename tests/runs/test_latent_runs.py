@@ -196,7 +196,8 @@ def test_a_tokenizer_is_trained_and_used(tmp_path, capsys, monkeypatch):
     assert "kl is finished" in called(capsys, train_tokenizer, *TRAIN, "--run-dir", "kl")[1]
     # A run of a tokenizer is no network, and is told from one.
     code, _, error = called(capsys, sample, "--run", "kl")
-    assert (code, error.startswith("error: --run: kl holds a tokenizer, not an auto-encoder")) == (2, True)
+    said = "error: --run: kl holds KL-2, which is not a network that predicts images. Pass it to --tokenizer, and a run"
+    assert (code, error.startswith(said)) == (2, True)
     assert called(capsys, export_weights, "--run", "kl", "--out", "out.safetensors", "--half")[0] == 0
     assert load_tokenizer("out.safetensors").facts["step"] == 3
 

@@ -22,6 +22,7 @@ from faults.tiny import (
 )
 
 from umd_eqx.core.errors import BadInput
+from umd_eqx.core.paths import CosineTable
 from umd_eqx.data.source import BrokenImage, TfdsSource
 from umd_eqx.eval import FewShot, Reconstruction
 from umd_eqx.recipes.build import build
@@ -254,3 +255,29 @@ def test_several_processes_are_refused_before_anything_is_written(tmp_path, monk
         run(QUIET, run_dir=tmp_path / "run", preset="tiny")
     assert "\n" not in str(refused.value)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("preset", "change", "said"),
+    [
+        ("patch-noise", {"conditioning": "token"}, "model: AutoEncoder accepts one time for the whole image only"),
+        ("mean-flow", {"prediction": "v"}, "model.prediction: the network predicts v, not average velocities. Use u"),
+        ("mae", {"prediction": "v"}, "model.prediction: v cannot be learned on images without noise"),
+        ("umd", {"prediction": "u"}, "model.prediction: u cannot be learned on images without noise"),
+    ],
+)
+def test_a_network_that_its_objective_cannot_train_is_refused_before_anything_is_written(
+    preset, change, said, tmp_path
+):
+    config = PRETRAIN[preset]()
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, **change))
+    with pytest.raises(BadInput) as error:
+        run(config, run_dir=tmp_path / "run")
+    assert str(error.value).startswith(said)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_network_of_another_path_than_its_objectives_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(BadInput, match=r"^path: CosineTable is not the rectified flow"):
+        run(dataclasses.replace(PRETRAIN["mean-flow"](), path=CosineTable()), run_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -100,7 +100,7 @@ def evaluate(words: list[str], types: Types | None = None) -> int:
         "guidance": flags.guidance(source, weak),
         "precision": source.config.precision,
     }
-    unknown = domain_warning(extractor.name, train.spec.name)
+    unknown = domain_warning(extractor, train.spec.name)
     result = _record(reference, real, found, settings) | {
         "network": source.describe(),
         "weights": source.digest,

@@ -19,6 +19,9 @@ PredictionType = Literal["x0_eps", "x0", "v", "u"]
 "u": the average of v over an interval, which equals v for an interval of length 0 (MeanFlow, arXiv 2505.13447).
 """
 
+LEARNED_WITHOUT_NOISE: tuple[PredictionType, ...] = ("x0_eps", "x0")
+"""The prediction types that can be learned on images without noise. v contains noise, which is not seen in these."""
+
 MIN_SIGMA = 0.05
 """The lower bound on sigma where the error of a clean image is converted to an error of eps or v by division by sigma.
 

@@ -11,6 +11,7 @@ from umd_eqx.core.errors import BadInput
 from umd_eqx.core.programs import abstract
 from umd_eqx.core.types import DataSpec
 from umd_eqx.models.extractors.base import AbstractExtractor
+from umd_eqx.models.extractors.classifier import FashionClassifier
 from umd_eqx.models.extractors.fashion import load_fashion_classifier
 from umd_eqx.models.extractors.inception import InceptionV3, Port
 from umd_eqx.models.extractors.inception_table import parameter_shapes
@@ -52,25 +53,22 @@ def choose_extractor(
     return _fashion_classifier(spec, notify)
 
 
-def domain_warning(extractor: str, data: str) -> str | None:
-    """Returns a warning if the extractor was not trained on images like those of the data, else None.
+def domain_warning(extractor: AbstractExtractor | type[AbstractExtractor], data: str) -> str | None:
+    """Returns a warning if the extractor is made for the images of another data set than `data`, else None.
 
-    **Arguments:**
-
-    - `extractor`: the name of the extractor. Inception was trained on photographs (ImageNet), and the classifier that
-      comes with the package on Fashion-MNIST alone.
-    - `data`: the name of the data set.
+    The classifier that comes with the package is made for Fashion-MNIST. Inception, trained on photographs (ImageNet),
+    is used for images of any kind.
     """
-    if extractor != "fashion" or data == "fashion_mnist":
+    if extractor.trained_on in (None, data):
         return None
     return (
-        f"images of {data} are scored by a classifier of Fashion-MNIST, whose features are hardly meaningful for "
-        "other images: compare its numbers with care, and only with each other"
+        f"images of {data} are scored by a classifier of {extractor.trained_on}, whose features are hardly "
+        "meaningful for other images: compare its numbers with care, and only with each other"
     )
 
 
 def _fashion_classifier(spec: DataSpec, notify: Callable[[str], None]) -> AbstractExtractor:
-    if (warning := domain_warning("fashion", spec.name)) is not None:
+    if (warning := domain_warning(FashionClassifier, spec.name)) is not None:
         notify(f"warning: {warning}")
     return load_fashion_classifier()
 
@@ -88,4 +86,5 @@ def extractor_shapes(name: ExtractorName, inception_weights: str | None, spec: D
 
 def _selects_fashion(name: ExtractorName, inception_weights: str | None, spec: DataSpec) -> bool:
     """Whether the arguments select the classifier that comes with the package, other than for want of weights."""
-    return name == "fashion" or (name == "auto" and inception_weights is None and spec.name == "fashion_mnist")
+    known = spec.name == FashionClassifier.trained_on
+    return name == "fashion" or (name == "auto" and inception_weights is None and known)

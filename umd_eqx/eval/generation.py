@@ -22,6 +22,7 @@ from umd_eqx.eval.generation_metrics import ReferenceStatistics, measure_generat
 from umd_eqx.eval.pictures import grid
 from umd_eqx.eval.protocol import ADM50K, UMD10K, scale
 from umd_eqx.models import AbstractModel
+from umd_eqx.models.extractors.classifier import FashionClassifier
 from umd_eqx.models.tokenizers.base import AbstractTokenizer
 from umd_eqx.sampling import DDIM, AbstractDenoiser, AbstractSampler, effective_sampler, guide, sample
 from umd_eqx.sampling.batch import image_noise, sample_batch
@@ -146,7 +147,7 @@ class Generation(AbstractEvaluator):
             (Section("Generation", charts),),
             captions,
             warned=r".+/fd_fashion",
-            warning=None if data is None else domain_warning("fashion", data),
+            warning=None if data is None else domain_warning(FashionClassifier, data),
         )
 
     def programs(self, model: AbstractModel, context: EvalContext) -> dict[str, Program]:

@@ -107,7 +107,7 @@ def score(
     progress = functools.partial(report_progress, context.phase, "features of samples")
     fake = activations(extractor, levels, context.mesh, lambda done: progress(done, len(samples)))
     found = measure(reference.real, fake, extractor.name, splits=protocol.splits)
-    if extractor.name == context.train.spec.name.split("_")[0] and classes == fake.probabilities.shape[1]:
+    if extractor.trained_on == context.train.spec.name and classes == fake.probabilities.shape[1]:
         found["recognised"] = float(np.mean(np.argmax(fake.probabilities, axis=1) == labels))
     return found
 

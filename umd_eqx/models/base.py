@@ -71,6 +71,11 @@ class AbstractPatchModel(AbstractModel):
     patch: eqx.AbstractVar[int]
     num_patches: eqx.AbstractVar[int]
 
+    @property
+    def accepts_patch_times(self) -> bool:
+        """Whether `cond.t` may hold a time for each patch, in raster order. False unless overridden."""
+        return False
+
     @abc.abstractmethod
     def represent(self, x: Image, cond: AbstractCond) -> Representation:
         """Returns the encoder's representation of the whole image."""

@@ -53,9 +53,21 @@ class AbstractObjective(eqx.Module):
     def validate(self, num_patches: int, batch_size: int) -> None:
         """Raises `BadInput` if a mask ratio or a share is invalid for this number of patches and images."""
 
+    def require_suitable(self, model: Any, path: AbstractPath) -> None:
+        """Raises `BadInput` if the objective cannot train `model` along `path`. By default it trains any.
+
+        A run asks before it writes anything. `model` may consist of shapes alone.
+        """
+        del model, path
+
     @property
     def denoises(self) -> bool:
         """Whether images are noised, which denoising metrics and sampling require. True unless overridden."""
+        return True
+
+    @property
+    def sees_clean_images(self) -> bool:
+        """Whether some images are not noised: fine-tuning then keeps reconstructing some. True unless overridden."""
         return True
 
     @property
@@ -72,7 +84,11 @@ class AbstractObjective(eqx.Module):
         return True
 
     def __call__(self, model: Any, path: AbstractPath, batch: Batch, key: PRNGKeyArray) -> tuple[Scalar, Metrics]:
-        """Returns the loss and its parts by name, with randomness drawn from `key`."""
+        """Returns the loss and its parts by name, with randomness drawn from `key`.
+
+        Raises `BadInput` as `require_suitable` does.
+        """
+        self.require_suitable(model, path)
         return self.loss(model, path, batch, self.draw(key, model, path, batch.image.shape))
 
 

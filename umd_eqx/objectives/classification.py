@@ -1,5 +1,7 @@
 """Supervised training with the cross-entropy of labelled images."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -37,6 +39,12 @@ class Classification(AbstractCleanObjective):
 
         losses, recognised = jax.vmap(one)(jnp.asarray(batch.image), jnp.asarray(batch.label))
         return jnp.mean(losses), {"accuracy": jnp.mean(recognised.astype(jnp.float32))}
+
+    def require_suitable(self, model: Any, path: AbstractPath) -> None:
+        """Raises `BadInput` naming `model` unless it is an `AbstractClassifier`."""
+        if not isinstance(model, AbstractClassifier):
+            problem = f"{type(model).__name__} does not classify images"
+            raise BadInput("model", problem, "Use an AbstractClassifier, or another objective")
 
     def validate(self, num_patches: int, batch_size: int) -> None:
         """Raises `BadInput` for a label smoothing outside [0, 1)."""

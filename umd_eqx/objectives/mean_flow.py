@@ -42,6 +42,11 @@ class MeanFlow(AbstractObjective):
     """Probability that the label of an image is replaced by `NO_CLASS` (for classifier-free guidance)."""
 
     @property
+    def sees_clean_images(self) -> bool:
+        """Always False: every image is noised."""
+        return False
+
+    @property
     def hides(self) -> bool:
         """Always False: every patch is visible."""
         return False
@@ -66,14 +71,7 @@ class MeanFlow(AbstractObjective):
         """Returns the mean of the weighted errors, and `u` and `v`.
 
         `u` is the mean squared error per pixel, and `v` the same for intervals of length 0.
-
-        **Raises:** `BadInput` naming `model.prediction` or `path` unless they are "u" and the rectified flow.
         """
-        if model.prediction != "u":
-            problem = f"the network predicts {model.prediction}, not average velocities"
-            raise BadInput("model.prediction", problem, "Use u")
-        if not isinstance(path, RectifiedFlow):
-            raise BadInput("path", f"{type(path).__name__} is not the rectified flow", "Use RectifiedFlow()")
         x0, eps = jnp.asarray(batch.image), draw.eps
         labels = jnp.where(draw.drop_label, NO_CLASS, mark_invalid_labels(jnp.asarray(batch.label), model.num_classes))
 
@@ -98,6 +96,14 @@ class MeanFlow(AbstractObjective):
         instant = (draw.t == draw.r).astype(errors.dtype)
         metrics = {"u": jnp.mean(errors), "v": jnp.sum(errors * instant) / jnp.maximum(jnp.sum(instant), 1.0)}
         return jnp.mean(jax.lax.stop_gradient(weights) * errors * found[0].size), metrics
+
+    def require_suitable(self, model: AbstractModel, path: AbstractPath) -> None:
+        """Raises `BadInput` naming `model.prediction` or `path` unless they are "u" and the rectified flow."""
+        if model.prediction != "u":
+            problem = f"the network predicts {model.prediction}, not average velocities"
+            raise BadInput("model.prediction", problem, "Use u")
+        if not isinstance(path, RectifiedFlow):
+            raise BadInput("path", f"{type(path).__name__} is not the rectified flow", "Use RectifiedFlow()")
 
     def period(self, batch_size: int) -> int:
         """Always 1: all images are treated alike."""

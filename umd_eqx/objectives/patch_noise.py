@@ -13,7 +13,7 @@ from umd_eqx.core.masking import View, draw_order, hidden_patches, num_kept, pat
 from umd_eqx.core.paths import AbstractPath
 from umd_eqx.core.predictions import AbstractPrediction
 from umd_eqx.core.types import NO_CLASS, AbstractCond, Batch, Image, Metrics, Scalar
-from umd_eqx.models import AbstractPatchModel, Group
+from umd_eqx.models import AbstractModel, AbstractPatchModel, Group
 from umd_eqx.models.base import over_rows
 from umd_eqx.objectives.base import AbstractObjective, in_rows, mark_invalid_labels
 from umd_eqx.objectives.named import denoising
@@ -34,8 +34,7 @@ class PatchNoise(AbstractObjective):
 
     A share `shared_prob` of the images has one time for all patches, as in sampling. With equal times for all patches
     of each image, the loss equals that of `MaskedDenoising` (its "visible" and "hidden" regions are means over
-    patches). It requires a network with patches and AdaLN conditioning: a single conditioning token cannot carry the
-    times of all patches.
+    patches). It requires a network that accepts a time for each patch (`AbstractPatchModel.accepts_patch_times`).
     """
 
     terms: Annotated[tuple[Term, ...], tyro.conf.Suppress] = eqx.field(static=True, default=denoising().terms)
@@ -45,6 +44,11 @@ class PatchNoise(AbstractObjective):
     """Share of the images that have one time for all patches."""
     label_dropout: float = eqx.field(static=True, default=0.1)
     """Probability that the label of an image is replaced by `NO_CLASS` (for classifier-free guidance)."""
+
+    @property
+    def sees_clean_images(self) -> bool:
+        """Always False: every image is noised."""
+        return False
 
     @property
     def hides(self) -> bool:
@@ -111,6 +115,17 @@ class PatchNoise(AbstractObjective):
 
         found = over_rows(errors)(prediction, jnp.asarray(batch.image), draw.eps, draw.t, views)
         return self._plain.total(found)
+
+    def require_suitable(self, model: AbstractModel, path: AbstractPath) -> None:
+        """Raises `BadInput` naming `model` unless it has patches and accepts a time for each of them."""
+        problem = None
+        if not isinstance(model, AbstractPatchModel):
+            problem = "has no patches to draw a time for"
+        elif not model.accepts_patch_times:
+            problem = "accepts one time for the whole image only"
+        if problem is not None:
+            hint = "Use a network with a time for each patch, such as the ViT with `model.conditioning=adaln`"
+            raise BadInput("model", f"{type(model).__name__} {problem}", hint)
 
     def period(self, batch_size: int) -> int:
         """Always 1: all images are treated alike."""

@@ -28,6 +28,11 @@ class Unified(AbstractObjective):
         return any(part.denoises for part in self._present)
 
     @property
+    def sees_clean_images(self) -> bool:
+        """Whether a part with a positive share does not noise its images."""
+        return any(part.sees_clean_images for part in self._present)
+
+    @property
     def hides(self) -> bool:
         """Whether a part with a positive share hides patches."""
         return any(part.hides for part in self._present)
@@ -68,6 +73,11 @@ class Unified(AbstractObjective):
             total = total + loss * (count / size)
             metrics |= {f"{name}/loss": loss} | {f"{name}/{key}": value for key, value in terms.items()}
         return total, metrics
+
+    def require_suitable(self, model: AbstractModel, path: AbstractPath) -> None:
+        """Raises `BadInput` as the parts with a positive share do."""
+        for part in self._present:
+            part.require_suitable(model, path)
 
     def period(self, batch_size: int) -> int:
         """Returns the length of one row of the split (see `split_by_period`)."""

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from umd_eqx.core.errors import BadInput
 from umd_eqx.core.masking import View, hidden_pixels, num_kept, ratios
 from umd_eqx.core.paths import AbstractPath
-from umd_eqx.core.predictions import AbstractPrediction, Head
+from umd_eqx.core.predictions import LEARNED_WITHOUT_NOISE, AbstractPrediction, Head
 from umd_eqx.core.types import NO_CLASS, Batch, Image, Metrics, Scalar, Time
 from umd_eqx.models import AbstractModel, AbstractPatchModel, Group, num_patches_of
 from umd_eqx.models.base import over_rows
@@ -50,6 +50,11 @@ class MaskedDenoising(AbstractObjective):
         return self.noised
 
     @property
+    def sees_clean_images(self) -> bool:
+        """Whether images are not noised."""
+        return not self.noised
+
+    @property
     def hides(self) -> bool:
         """Whether patches are hidden, that is, whether `mask_ratio` is positive."""
         return self.mask_ratio > 0
@@ -73,18 +78,12 @@ class MaskedDenoising(AbstractObjective):
         """Returns the inputs of the network for a batch in rows: images (noised or clean), conditioning and views.
 
         The predictions are NaN for a label that is not a class of the network.
-
-        **Raises:** `BadInput` naming `model.prediction` if a network that does not predict the clean image is
-        trained without noise: v of a clean image does not depend on the image.
         """
         n = num_patches_of(model)
         kept = num_kept(n, self.mask_ratio)
         views = over_rows(lambda order: View(order, kept))(draw.order) if kept < n else None
         no_class = jnp.full_like(batch.label, NO_CLASS)
         if not self.noised:
-            if model.prediction not in ("x0_eps", "x0"):
-                problem = f"{model.prediction} cannot be learned on images without noise"
-                raise BadInput("model.prediction", problem, "Use x0 or x0_eps, or an objective that noises images")
             return Group(jnp.asarray(batch.image), over_rows(model.cond)(no_class), views)
         x_t = over_rows(path.interpolate)(batch.image, draw.eps, draw.t)
         y = jnp.where(draw.drop_label, no_class, mark_invalid_labels(jnp.asarray(batch.label), model.num_classes))
@@ -113,6 +112,12 @@ class MaskedDenoising(AbstractObjective):
         means = jnp.mean(errors.reshape(-1, len(self.terms)), axis=0)
         metrics = {term.name: mean for term, mean in zip(self.terms, means, strict=True)}
         return jnp.dot(jnp.asarray([term.weight for term in self.terms], means.dtype), means), metrics
+
+    def require_suitable(self, model: AbstractModel, path: AbstractPath) -> None:
+        """Raises `BadInput` if images are without noise and the network predicts what cannot be learned on them."""
+        if not self.noised and model.prediction not in LEARNED_WITHOUT_NOISE:
+            problem = f"{model.prediction} cannot be learned on images without noise"
+            raise BadInput("model.prediction", problem, "Use x0 or x0_eps, or an objective that noises images")
 
     def period(self, batch_size: int) -> int:
         """Always 1: all images are treated alike."""

@@ -1,6 +1,7 @@
 """The objective of a tokenizer: reconstruction of the image from a regularised latent."""
 
 import math
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -52,6 +53,12 @@ class Tokenizing(AbstractCleanObjective):
         terms = jax.tree.map(jnp.mean, jax.vmap(of_image)(jnp.asarray(batch.image), draw))
         total = terms["reconstruction"] + self.kl_weight * terms["kl"]
         return total + self.perceptual_weight * terms.get("perceptual", 0.0), terms
+
+    def require_suitable(self, model: Any, path: AbstractPath) -> None:
+        """Raises `BadInput` naming `model` unless it is an `AbstractTokenizer`."""
+        if not isinstance(model, AbstractTokenizer):
+            problem = f"{type(model).__name__} is not a tokenizer"
+            raise BadInput("model", problem, "Use an AbstractTokenizer, or another objective")
 
     def validate(self, num_patches: int, batch_size: int) -> None:
         """Raises `BadInput` for a weight that is negative or not finite."""

@@ -78,6 +78,7 @@ class Built:
         Raises `BadInput` if the network cannot be built for these data, or lacks what training or an evaluator needs.
         """
         state = eqx.filter_eval_shape(self._init)
+        self.config.objective.require_suitable(state.model, self.config.path)
         require_measurable(state.model, self.config.eval)
         return state
 

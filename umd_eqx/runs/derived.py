@@ -4,12 +4,13 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from umd_eqx.core.predictions import LEARNED_WITHOUT_NOISE
 from umd_eqx.eval import AbstractEvaluator, Denoising, FewShot, Generation, Reconstruction
 from umd_eqx.objectives import AbstractObjective, Unified, denoising, masked_reconstruction
 from umd_eqx.recipes.config import CheckpointConfig, Config, DataConfig, LogConfig
 from umd_eqx.recipes.dump import load
 from umd_eqx.recipes.pretrain import PUBLISHED_NOISY_TIME, objective_evaluators
-from umd_eqx.runs.pretrained import Pretrained
+from umd_eqx.runs.pretrained import Pretrained, recorded_objective
 from umd_eqx.sampling import DDIM, DPMSolverPP
 from umd_eqx.training.optim import AbstractOptimiser, EmaConfig
 
@@ -35,16 +36,16 @@ def derived_recipe(source: Pretrained, trained: Mapping[str, Any], types: Iterab
     **Arguments:**
 
     - `source`: the network.
-    - `trained`: the configuration of its run, as written by `umd_eqx.recipes.dump`. The objective and the evaluators
-        may be user-defined classes, since they are not loaded.
-    - `types`: user-defined classes, for the optimiser.
+    - `trained`: the configuration of its run, as written by `umd_eqx.recipes.dump`. The evaluators may be user-defined
+        classes, since they are not loaded.
+    - `types`: user-defined classes, for the optimiser and the objective. An objective that cannot be read counts as one
+        that sees clean images.
 
     **Raises:** `BadInput` if the optimiser or the intervals cannot be read.
     """
     optim: AbstractOptimiser = load(trained["optim"], types)
-    clean = sees_clean_images(trained["objective"])
     objective: AbstractObjective = denoising()
-    if clean:
+    if _saw_clean_images(source, trained, types):
         objective = Unified(denoising(), masked_reconstruction(), no_noise_prob=CLEAN_FRACTION)
     epochs = None if optim.epochs is None else optim.epochs / EPOCH_DIVISOR
     steps = None if optim.steps is None else round(STEP_FACTOR * optim.steps)
@@ -66,17 +67,6 @@ def derived_recipe(source: Pretrained, trained: Mapping[str, Any], types: Iterab
     )
 
 
-def sees_clean_images(objective: Mapping[str, Any]) -> bool:
-    """Whether an objective, given as a dump, trains on images without noise. True for unknown objectives."""
-    match objective.get("type"):
-        case "MaskedDenoising":
-            return not objective["noised"]
-        case "Unified":
-            return objective["no_noise_prob"] > 0
-        case _:
-            return True
-
-
 def recorded_probe(trained: Mapping[str, Any]) -> FewShot | None:
     """The few-shot probe in a run's configuration, given as a dump; None if it has none.
 
@@ -84,6 +74,12 @@ def recorded_probe(trained: Mapping[str, Any]) -> FewShot | None:
     """
     evaluators = trained.get("eval") or {}
     return next((load(dumped) for dumped in evaluators.values() if dumped["type"] == FewShot.__name__), None)
+
+
+def _saw_clean_images(source: Pretrained, trained: Mapping[str, Any], types: Iterable[type]) -> bool:
+    objective = recorded_objective(trained, types)
+    learnable = source.model.prediction in LEARNED_WITHOUT_NOISE
+    return learnable and (objective is None or objective.sees_clean_images)
 
 
 def _changed(optim: AbstractOptimiser, **fields: Any) -> AbstractOptimiser:

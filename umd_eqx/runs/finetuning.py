@@ -59,13 +59,16 @@ def follow(
     - `start`, `source`: as returned by `start_from`.
     - `types`: user-defined classes that the run's configuration may contain.
 
-    **Raises:** `BadInput` if there is no recipe for the system of an export.
+    **Raises:** `BadInput` if there is no recipe for the system of an export, or for any network of its type.
     """
     if not isinstance(source.config, ModelConfig):
         problem = f"there is no fine-tuning recipe for {source.config.title}"
         raise BadInput("from", problem, "Write one: a Config with a Start (umd_eqx.recipes.config.Start)")
     if name is not None:
         return name, dataclasses.replace(presets[name](), start=start)
+    if source.config.prediction == "u":
+        problem = "there is no fine-tuning recipe for a network of average velocities"
+        raise BadInput("from", problem, "Train it with labels (preset mean-flow)")
     name = source.preset if source.preset in presets else f"{source.preset.removesuffix('-ft')}-ft"
     if name not in presets and source.trained is not None:
         return name, dataclasses.replace(derived_recipe(source, source.trained, types), start=start)

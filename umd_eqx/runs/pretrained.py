@@ -22,7 +22,6 @@ from umd_eqx.core.tensors import fill, named_leaves
 from umd_eqx.core.types import DataSpec, LatentSpec, same_tokenizer
 from umd_eqx.models import AbstractModel
 from umd_eqx.models.config import AbstractModelConfig
-from umd_eqx.models.extractors.configs import FashionClassifierConfig
 from umd_eqx.models.tokenizers.base import AbstractTokenizer
 from umd_eqx.objectives import AbstractObjective, denoising
 from umd_eqx.recipes.build import Built, build
@@ -211,29 +210,34 @@ def _from_run(
     parts["optim"] = dataclasses.replace(parts["optim"], accumulate=1)
     config = Config(objective=denoising(), **parts)
     built = build(dataclasses.replace(config, data=_with_divisible_batch_size(config.data)), spec)
-    if not isinstance(built.abstract_state().model, AbstractModel):
-        if isinstance(parts["model"], FashionClassifierConfig):
-            problem = f"{location} holds a classifier, not an auto-encoder"
-            raise BadInput(field, problem, "Pass a run of pretrain.py or finetune.py")
-        problem = f"{location} holds a tokenizer, not an auto-encoder"
-        raise BadInput(field, problem, "Pass it to `tokenizer`, and a run of pretrain.py or finetune.py here")
+    network = built.abstract_state().model
+    if not isinstance(network, AbstractModel):
+        problem = f"{location} holds {parts['model'].title}, which is not a network that predicts images"
+        hint = "Pass a run of pretrain.py or finetune.py"
+        if isinstance(network, AbstractTokenizer):
+            hint = "Pass it to `tokenizer`, and a run of pretrain.py or finetune.py here"
+        raise BadInput(field, problem, hint)
     step, state = restore_newest(built, location, field, warn)
     average = state.ema if weights == "ema" else None
     model = state.model if average is None else average
     assert isinstance(model, AbstractModel)
     kind = "raw" if average is None else "ema"
-    denoises = _denoises(kept["config"].get("objective"), types)
+    objective = recorded_objective(kept["config"], types)
+    denoises = None if objective is None else objective.denoises
     rest = (config.data, spec, kept["preset"], step, kind, latents, denoises, kept["config"])
     return Pretrained(model, parts["model"], config.path, *rest)
 
 
-def _denoises(objective: Any, types: tuple[type, ...]) -> bool | None:
-    """Whether the objective in a `config.json` noises images. None if it is unknown or cannot be read."""
+def recorded_objective(trained: Mapping[str, Any], types: Iterable[type] = ()) -> AbstractObjective | None:
+    """The objective of a run, given its configuration as plain data. None if it is unknown or cannot be read.
+
+    `types` are user-defined classes that it may be made of.
+    """
     try:
-        found = load(objective, types)
+        found = load(trained.get("objective"), types)
     except (ValueError, TypeError, AttributeError):
         return None
-    return found.denoises if isinstance(found, AbstractObjective) else None
+    return found if isinstance(found, AbstractObjective) else None
 
 
 def restore_newest(built: Built, run_dir: Path, field: str, warn: Callable[[str], None]) -> tuple[int, TrainState]:

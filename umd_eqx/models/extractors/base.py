@@ -1,7 +1,7 @@
 """The interface of feature extractors, frozen networks with which sets of images are compared."""
 
 import abc
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
@@ -22,10 +22,12 @@ class AbstractExtractor(eqx.Module):
     """Base class for frozen classifiers used as feature extractors, one image at a time: use `jax.vmap`.
 
     `name` is "inception" only for Inception-v3 with the weights of the published FID; distances computed with any other
-    extractor are never called FID (`umd_eqx.eval.measure.metric_names`).
+    extractor are never called FID (`umd_eqx.eval.measure.metric_names`). `trained_on` is the name of the data set
+    (`DataSpec.name`) whose classes its logits are; None if it is used for images of any kind.
     """
 
     name: eqx.AbstractVar[str]
+    trained_on: ClassVar[str | None] = None
 
     @abc.abstractmethod
     def __call__(self, image: Float[Array, "h w c"]) -> Activations:

@@ -4,6 +4,7 @@ On Fashion-MNIST, the features of the small classifier are used instead of Incep
 """
 
 import abc
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -71,6 +72,7 @@ class FashionClassifier(AbstractExtractor, AbstractClassifier):
     hidden: Linear
     head: Linear
     name: str = eqx.field(static=True, default="fashion")
+    trained_on: ClassVar[str | None] = "fashion_mnist"
 
     @classmethod
     def init(cls, num_classes: int, *, key: PRNGKeyArray) -> "FashionClassifier":

@@ -85,6 +85,11 @@ class AutoEncoder(AbstractPatchModel):
     dtype: str = eqx.field(static=True)
     prediction: PredictionType = eqx.field(static=True, default="x0_eps")
 
+    @property
+    def accepts_patch_times(self) -> bool:
+        """Whether the blocks are conditioned by AdaLN: one token cannot hold the times of all patches."""
+        return self.encoder.conditioning.accepts_per_token
+
     def cond(self, y: Label = NO_CLASS) -> AbstractCond:
         """Returns the conditioning for a clean image, in the type that its embedders accept: time 0 and the label."""
         return self.condition.cond(y)

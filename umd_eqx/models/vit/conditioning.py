@@ -22,6 +22,11 @@ class AbstractConditioning(eqx.Module):
 
     layers: eqx.AbstractVar[PyTree]
 
+    @property
+    def accepts_per_token(self) -> bool:
+        """Whether c may be given for each token. True unless overridden."""
+        return True
+
     @abc.abstractmethod
     def prepare(self, c: Embedded) -> Embedded:
         """Returns the part of the computation on c that all blocks share."""
@@ -84,6 +89,11 @@ class Token(AbstractConditioning):
 
     project: Linear | None = None
     layers: None = None
+
+    @property
+    def accepts_per_token(self) -> bool:
+        """Always False: there is one token for all others."""
+        return False
 
     @classmethod
     def init(cls, condition: int, width: int, *, key: PRNGKeyArray) -> "Token":
