@@ -198,7 +198,7 @@ def measure(options: Options, name: Name) -> dict[str, Any]:
         sys.exit(f"error: {name}: the images of sampler and loop differ by {difference:.1e}")
     calls = {"sampler": lambda: ours(*arguments), "scan": lambda: hand(*arguments), "forward": passes}
     ms = min_ms(calls, options.rounds)
-    evaluations = sampler.evaluations(denoiser_of(model, labels))
+    evaluations = sampler.evaluations(denoiser_of(model, labels[0]))
     assert evaluations is not None
     forward_ms = ms["forward"] / FORWARD_PASSES
     return {

@@ -79,4 +79,4 @@ def test_the_least_time_leaves_out_the_first_call(latents, monkeypatch):
 def test_numbers_that_cannot_work_are_refused(latents, words):
     with pytest.raises(BadInput) as error:
         latents.run(words)
-    assert error.value.field == words[0]
+    assert f"--{error.value.field}" == words[0]

@@ -62,4 +62,4 @@ def test_programs_that_are_alike_are_compiled_once(memory, monkeypatch):
 def test_words_that_cannot_work_are_refused(memory, words):
     with pytest.raises(BadInput) as error:
         memory.run(words)
-    assert error.value.field == words[0]
+    assert f"--{error.value.field}" == words[0]

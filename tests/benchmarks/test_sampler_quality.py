@@ -74,19 +74,19 @@ def test_a_sampler_makes_the_most_steps_that_its_calls_allow(quality):
 
 
 @pytest.mark.parametrize(
-    ("words", "flag"),
+    ("words", "field"),
     [
-        (["--samples", "9"], "--samples"),
-        (["--calls", "0"], "--calls"),
-        (["--plot", "nowhere/plot.png"], "--plot"),
-        (["--json", "nowhere/rows.json"], "--json"),
+        (["--samples", "9"], "samples"),
+        (["--calls", "0"], "calls"),
+        (["--plot", "nowhere/plot.png"], "plot"),
+        (["--json", "nowhere/rows.json"], "json"),
     ],
 )
-def test_numbers_that_cannot_work_are_refused_before_anything_is_measured(quality, monkeypatch, tmp_path, words, flag):
+def test_numbers_that_cannot_work_are_refused_before_anything_is_measured(quality, monkeypatch, tmp_path, words, field):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(BadInput) as error:
         quality.main(words)
-    assert error.value.field == flag
+    assert error.value.field == field
 
 
 def test_a_network_without_labels_is_refused(quality, exported):

@@ -72,4 +72,4 @@ def test_the_least_time_leaves_out_the_first_round(sampling, monkeypatch):
 def test_numbers_that_cannot_work_are_refused(sampling, words):
     with pytest.raises(BadInput) as error:
         sampling.main(words)
-    assert error.value.field == words[0]
+    assert f"--{error.value.field}" == words[0]

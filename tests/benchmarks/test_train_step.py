@@ -78,11 +78,11 @@ def test_a_pytorch_network_that_differs_is_not_compared(train_step, monkeypatch)
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--steps", "0"], "--steps: 0 is too small. Use 1 or more"),
-        (["--batch", "1"], "--objective.no-noise-prob: 0.5 of a batch of 1 is less than one image"),
+        (["--steps", "0"], "steps: 0 is too small. Use 1 or more"),
+        (["--batch", "1"], "objective.no_noise_prob: 0.5 of a batch of 1 is less than one image"),
         (["--size", "10"], "a patch size of 4 does not divide an image of 10 x 10 pixels"),
-        (["--json", "/nowhere/rows.json"], "--json: there is no folder /nowhere"),
-        (["--torch"], '--torch: PyTorch is not installed. Run pip install -e ".[parity]", or omit the flag'),
+        (["--json", "/nowhere/rows.json"], "json: there is no folder /nowhere"),
+        (["--torch"], 'torch: PyTorch is not installed. Run pip install -e ".[parity]", or omit the flag'),
     ],
 )
 def test_bad_input_is_named(train_step, monkeypatch, words, message):

@@ -193,10 +193,10 @@ def test_the_flags_of_the_sampling_commands_are_flat(words, sampler):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("--eta 0", "--eta: dpmpp has no such setting. Omit it, or choose a type that has it: --sampler ddim"),
-        ("--rtol 1e-2", "--rtol: dpmpp has no such setting. .*--sampler tsit5"),
-        ("--sampler dopri5 --grid edm", "--grid: dopri5 has no such setting"),
-        ("--grid edm --grid.sigma-max 9 --grid.base 3", "--grid.base: edm has no such setting. .*--grid shifted"),
+        ("--eta 0", "eta: dpmpp has no such setting. Omit it, or choose a type that has it: `sampler=ddim`"),
+        ("--rtol 1e-2", "rtol: dpmpp has no such setting. .*`sampler=tsit5`"),
+        ("--sampler dopri5 --grid edm", "grid: dopri5 has no such setting"),
+        ("--grid edm --grid.sigma-max 9 --grid.base 3", "grid.base: edm has no such setting. .*`grid=shifted`"),
     ],
 )
 def test_a_flag_of_another_sampler_is_refused(words, said):

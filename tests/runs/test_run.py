@@ -251,7 +251,7 @@ class TestBrokenImages:
 
 def test_several_processes_are_refused_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr("jax.process_count", lambda: 2)
-    with pytest.raises(BadInput, match=r"jax\.distributed: this run was started as 2 processes") as refused:
+    with pytest.raises(BadInput, match=r"jax\.process_count\(\): this run was started as 2 processes") as refused:
         run(QUIET, run_dir=tmp_path / "run", preset="tiny")
     assert "\n" not in str(refused.value)
     assert list(tmp_path.iterdir()) == []
