@@ -48,7 +48,7 @@ def test_supervised_training_learns_and_resumes(called, here):
     last = numbers(here / "whole")[-1]
     assert last["eval/accuracy/recognised"] > 0.35  # chance has 0.1
     assert (here / "whole" / "report.html").exists()
-    with pytest.raises(BadInput, match="holds a classifier, not an auto-encoder"):
+    with pytest.raises(BadInput, match="is not a network that predicts images"):
         from_pretrained(here / "whole")
 
 

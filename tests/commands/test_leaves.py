@@ -92,7 +92,7 @@ def test_an_optimiser_keeps_the_schedule():
     recipe = umd().optim
     muon = chosen(umd(), "--optim", "muon")[0].optim
     assert type(muon) is Muon
-    shared = [field.name for field in dataclasses.fields(AdamW)]
+    shared = [field.name for field in dataclasses.fields(AdamW) if field.name != "layer_decay"]
     assert {name: getattr(muon, name) for name in shared} == {name: getattr(recipe, name) for name in shared}
     lars = chosen(umd(), "--optim", "lars")[0].optim
     assert (lars.steps, lars.warmup, lars.lr_batch_size) == (recipe.steps, recipe.warmup, None)

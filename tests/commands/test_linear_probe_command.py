@@ -143,5 +143,5 @@ def test_the_published_recipe_has_the_published_numbers():
 def test_a_run_of_a_probe_is_not_a_network_to_sample_from(called, here, exported):
     code, _, _ = called(linear_probe, "--run", exported(), "--run-dir", "p", *QUICK, "--limit-steps", "1")
     assert code == 0
-    with pytest.raises(BadInput, match="holds a classifier, not an auto-encoder"):
+    with pytest.raises(BadInput, match="is not a network that predicts images"):
         from_pretrained(here / "p")

@@ -50,7 +50,7 @@ def with_tokens(model: AutoEncoder, x: Any, cond: AbstractCond, view: View | Non
     """(prediction, what comes out of the encoder: class tokens, registers, visible patches) of one image."""
     encoded = []
 
-    def encoder(packed: Packed, c: Embedded) -> Packed:
+    def encoder(packed: Packed, c: Embedded, branches: None = None) -> Packed:
         encoded.append(model.encoder(packed, c))
         return encoded[-1]
 

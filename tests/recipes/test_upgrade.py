@@ -32,7 +32,8 @@ def today():
         "published": dataclasses.replace(generation, sampler=PUBLISHED_SAMPLER, every=25_000, samples=10_240),
     }
     optim = dataclasses.replace(config.optim, accumulate=2, mu_dtype="bfloat16")
-    return dataclasses.replace(config, optim=optim, eval=config.eval | more)
+    data = dataclasses.replace(config.data, max_broken=100)
+    return dataclasses.replace(config, data=data, optim=optim, eval=config.eval | more)
 
 
 def test_a_kept_configuration_loads_as_that_of_today(today):

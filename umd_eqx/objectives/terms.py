@@ -1,6 +1,6 @@
 """Masked denoising, defined by a table of terms: which quantity is predicted on which patches, with which weight."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -113,8 +113,10 @@ class MaskedDenoising(AbstractObjective):
         metrics = {term.name: mean for term, mean in zip(self.terms, means, strict=True)}
         return jnp.dot(jnp.asarray([term.weight for term in self.terms], means.dtype), means), metrics
 
-    def require_suitable(self, model: AbstractModel, path: AbstractPath) -> None:
-        """Raises `BadInput` if images are without noise and the network predicts what cannot be learned on them."""
+    def require_suitable(self, model: Any, path: AbstractPath) -> None:
+        """Raises `BadInput` if the network does not predict images, or cannot learn its prediction from clean ones."""
+        if not isinstance(model, AbstractModel):
+            raise BadInput("model", f"{type(model).__name__} does not predict images", "Use a network that does")
         if not self.noised and model.prediction not in LEARNED_WITHOUT_NOISE:
             problem = f"{model.prediction} cannot be learned on images without noise"
             raise BadInput("model.prediction", problem, "Use x0 or x0_eps, or an objective that noises images")

@@ -210,7 +210,7 @@ def _from_run(
     parts["optim"] = dataclasses.replace(parts["optim"], accumulate=1)
     config = Config(objective=denoising(), **parts)
     built = build(dataclasses.replace(config, data=_with_divisible_batch_size(config.data)), spec)
-    network = built.abstract_state().model
+    network = eqx.filter_eval_shape(built.init_model)
     if not isinstance(network, AbstractModel):
         problem = f"{location} holds {parts['model'].title}, which is not a network that predicts images"
         hint = "Pass a run of pretrain.py or finetune.py"
