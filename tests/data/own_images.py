@@ -89,3 +89,9 @@ KINDS: dict[str, Callable[[Path, Labelled], Path]] = {
 def shuffled(images: Iterable, seed: int) -> list:
     some = list(images)
     return [some[i] for i in np.random.default_rng(seed).permutation(len(some))]
+
+
+def tar_with(path: Path, *members: tuple[str, bytes]) -> None:
+    with tarfile.open(path, "w") as tar:
+        for name, content in members:
+            add(tar, name, content)

@@ -13,11 +13,15 @@ from faults.tiny import compilation_cache as compilation_cache
 from umd_eqx.commands.cli import exit_with, main
 from umd_eqx.commands.encode_latents import EncodedData, encode_latents
 from umd_eqx.commands.evaluate import evaluate
+from umd_eqx.core.errors import BadInput
 from umd_eqx.core.sharding import make_mesh
+from umd_eqx.core.types import DataSpec
 from umd_eqx.data.source_configs import TFDS
 from umd_eqx.eval import FewShot
 from umd_eqx.latents.store import LatentSource
+from umd_eqx.objectives import Classification, LinearProbing
 from umd_eqx.recipes.config import Config
+from umd_eqx.runs.fitting import without_labels
 
 PROBE = FewShot(every=4, shots=2, seeds=1, knn=3)
 
@@ -89,3 +93,10 @@ def test_latents_of_images_of_every_kind_are_encoded(tmp_path, monkeypatch):
     latents = LatentSource("latents")
     assert (latents.manifest.settings.name, len(latents), latents.spec.num_classes) == ("some", 18, 0)
     assert latents[3]["label"] == -1
+
+
+@pytest.mark.parametrize("objective", [Classification(), LinearProbing()])
+def test_an_objective_that_needs_labels_is_refused_without_them(objective):
+    spec = DataSpec("some", 10, 5, 28, 28, 1, 0)
+    with pytest.raises(BadInput, match="some has no labels to classify"):
+        without_labels(dataclasses.replace(recipe(), objective=objective), spec)

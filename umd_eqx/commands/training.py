@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import functools
 import inspect
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -10,6 +11,7 @@ from typing import Annotated
 
 import tyro
 
+from umd_eqx.commands.leaves import KINDS, parse, with_types
 from umd_eqx.core.errors import BadInput, disk_errors, require_writable
 from umd_eqx.core.files import save_json
 from umd_eqx.recipes.config import Config
@@ -18,6 +20,7 @@ from umd_eqx.recipes.pretrain import Preset
 from umd_eqx.runs.dryrun import dry_run
 from umd_eqx.runs.resolved import Resolved, resolve, with_latents_of
 from umd_eqx.runs.run import run
+from umd_eqx.runs.workspace import default_run_dir
 
 BOOLEAN_FLAGS = (
     *("--dry-run", "--print-config", "--log.wandb", "--data.flip", "--model.labels", "--model.scan"),
@@ -80,6 +83,35 @@ def train(
         if command.json is not None:
             save_json(command.json, [{"preset": preset, "run_dir": str(outcome.run_dir), **outcome.last}])
     return outcome.exit_code
+
+
+def train_preset(
+    words: list[str],
+    presets: Mapping[str, Preset],
+    types: Mapping[str, type] | None,
+    *,
+    what: str,
+    prefix: str = "",
+) -> int:
+    """Parses the flags over a preset, and trains from scratch. Returns the exit code.
+
+    **Arguments:**
+
+    - `words`: the command-line arguments; the first is a preset unless it is a flag.
+    - `presets`: recipes by name; the first is the default.
+    - `types`: user-defined classes by the names that flags use.
+    - `what`: the first sentence of `--help`.
+    - `prefix`: precedes the preset in the name of the default run directory.
+
+    **Raises:** `BadInput` naming the invalid field.
+    """
+    types = types or {}
+    name, flags = split_preset(presets, words)
+    recipe = presets[name]()
+    description = describe_presets(what, presets, name)
+    command = parse(Command, flags, with_types(KINDS, types), default=Command(recipe), description=description)
+    directory_for = functools.partial(default_run_dir, f"{prefix}{name}")
+    return train(command, name, recipe, directory_for, types.values())
 
 
 def split_preset(presets: Mapping[str, Preset], arguments: Sequence[str]) -> tuple[str, list[str]]:

@@ -126,7 +126,7 @@ class Dataset:
         return tuple(self._builder.info.splits)
 
     def describe(self, train_split: str, test_split: str) -> DataSpec:
-        """See the function `describe`."""
+        """Returns the `DataSpec` of two splits, as the function `describe` does."""
         num_train = count_images(self._builder, train_split, "data.train_split")
         return spec_of(self._builder, self._name, num_train, count_images(self._builder, test_split, "data.test_split"))
 
@@ -138,7 +138,7 @@ class Dataset:
         return digest_of_files([(name, os.fspath(self._folder / name)) for name in held])
 
     def open(self, split: str, *, field: str = "data.train_split") -> "TfdsSource":
-        """See `open_source`."""
+        """Opens a split, or a part of one. Raises `BadInput` naming `field` for an unknown or empty split."""
         return TfdsSource(self._folder, split, name=self._name, field=field, builder=self._builder)
 
 

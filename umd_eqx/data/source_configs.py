@@ -106,11 +106,11 @@ class TFDS(AbstractSource):
         return self._dataset.splits
 
     def describe(self, train_split: str, test_split: str) -> DataSpec:
-        """See `umd_eqx.data.source.describe`."""
+        """Returns the `DataSpec` of two splits without opening an image."""
         return self._dataset.describe(train_split, test_split)
 
     def open(self, split: str, *, field: str = "data.train_split") -> DataSource:
-        """See `umd_eqx.data.source.open_source`."""
+        """Opens a split, or a part of one. Raises `BadInput` naming `field` for an unknown or empty split."""
         return self._dataset.open(split, field=field)
 
     def digest(self) -> str:

@@ -71,6 +71,11 @@ class AbstractObjective(eqx.Module):
         return True
 
     @property
+    def needs_labels(self) -> bool:
+        """Whether every image needs a label. False unless overridden."""
+        return False
+
+    @property
     def hides(self) -> bool:
         """Whether patches are hidden, which reconstruction metrics require. True unless overridden."""
         return True
@@ -93,11 +98,11 @@ class AbstractObjective(eqx.Module):
 
 
 class AbstractCleanObjective(AbstractObjective):
-    """Base class for objectives on whole, clean images: nothing is noised, and no patch is hidden."""
+    """Base class for objectives that predict no image from noise or from a part of it, such as classification."""
 
     @property
     def denoises(self) -> bool:
-        """Always False: images are not noised."""
+        """Always False: nothing is denoised."""
         return False
 
     @property
@@ -107,7 +112,7 @@ class AbstractCleanObjective(AbstractObjective):
 
     @property
     def predicts_visible_x0(self) -> bool:
-        """Always False: there are no noised images."""
+        """Always False: no image is predicted from a noised one."""
         return False
 
     def period(self, batch_size: int) -> int:

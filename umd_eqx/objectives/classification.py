@@ -43,6 +43,11 @@ class Classification(AbstractCleanObjective):
     cutmix: float = eqx.field(static=True, default=0.0)
     """Parameter of the Beta distribution of CutMix. 0: no CutMix. With both, each image is mixed in one of the ways."""
 
+    @property
+    def needs_labels(self) -> bool:
+        """Always True: the labels are the targets."""
+        return True
+
     def draw(
         self, key: PRNGKeyArray, model: AbstractClassifier, path: AbstractPath, shape: tuple[int, ...]
     ) -> ClassificationDraw:

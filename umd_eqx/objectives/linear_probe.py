@@ -10,10 +10,10 @@ from umd_eqx.core.errors import BadInput
 from umd_eqx.core.paths import AbstractPath
 from umd_eqx.core.types import Batch, Image, Metrics, Scalar
 from umd_eqx.models.vit.probes import LinearProbe
-from umd_eqx.objectives.base import AbstractObjective
+from umd_eqx.objectives.base import AbstractCleanObjective
 
 
-class LinearProbing(AbstractObjective):
+class LinearProbing(AbstractCleanObjective):
     """The mean of -log p(label) over a batch, and `accuracy`, the share of its images that are classified correctly.
 
     Trains the head of a `LinearProbe`. Features are normalised by their mean and (biased) variance over the batch, as
@@ -26,19 +26,9 @@ class LinearProbing(AbstractObjective):
     not trained on clean images."""
 
     @property
-    def denoises(self) -> bool:
-        """Always False: nothing is denoised, although the images may be noised."""
-        return False
-
-    @property
-    def hides(self) -> bool:
-        """Always False: no patches are hidden."""
-        return False
-
-    @property
-    def predicts_visible_x0(self) -> bool:
-        """Always False: no image is predicted."""
-        return False
+    def needs_labels(self) -> bool:
+        """Always True: the labels are the targets."""
+        return True
 
     def draw(
         self, key: PRNGKeyArray, model: LinearProbe, path: AbstractPath, shape: tuple[int, ...]

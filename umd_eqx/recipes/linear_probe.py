@@ -1,25 +1,23 @@
-"""The recipes of linear probes on frozen features, trained on all labelled images (reference.md, section 5)."""
+"""The recipes of linear probes on frozen features, trained on all labelled images."""
 
 from umd_eqx.core.paths import Clean
-from umd_eqx.data.source_configs import TFDS
 from umd_eqx.eval import ProbeAccuracy
 from umd_eqx.models import ModelConfig
 from umd_eqx.models.vit.probes import LinearProbeConfig
 from umd_eqx.objectives import LinearProbing
 from umd_eqx.recipes.config import CheckpointConfig, Config, DataConfig, LogConfig
-from umd_eqx.recipes.pretrain import FASHION_MNIST, IMAGENET, Preset
-from umd_eqx.training.optim import EmaConfig
+from umd_eqx.recipes.pretrain import FASHION_MNIST, Preset, imagenet64_data
+from umd_eqx.training.optim import UNCLIPPED, EmaConfig
 from umd_eqx.training.optimisers import LARS
 from umd_eqx.training.trainable import Only
-
-UNCLIPPED = 1e6
-"""A maximum gradient norm that is never reached: the published probe does not clip gradients."""
 
 HEAD = Only(("head",))
 
 
 def linear_probe() -> Config:
-    """The published linear probe: LARS, 100 epochs, batch size 4096, the class tokens as features.
+    """The published linear probe: LARS, 100 epochs, batch size 4096, the class tokens as features, no clipping.
+
+    As in the code of the paper (arXiv 2406.17688).
 
     The differences from the published code: the trust ratio and the weight decay of LARS apply to the kernel and not to
     the bias, and the moments at evaluation are those of a pass over the training images instead of running averages.
@@ -28,17 +26,7 @@ def linear_probe() -> Config:
         model=LinearProbeConfig(network=ModelConfig(variant="B/4", class_token_std=0.0)),
         objective=LinearProbing(),
         path=Clean(),
-        data=DataConfig(
-            source=TFDS("imagenet2012"),
-            train_split="train[:99%]",
-            test_split="validation",
-            size=64,
-            area_min=80.0,
-            flip=True,
-            batch_size=4096,
-            eval_batch_size=1024,
-            expected=IMAGENET,
-        ),
+        data=imagenet64_data(area_min=80.0, batch_size=4096),
         optim=LARS(lr=0.1, epochs=100.0, warmup=0.05, weight_decay=5e-5, clip=UNCLIPPED),
         trainable=HEAD,
         ema=EmaConfig(rate=None),

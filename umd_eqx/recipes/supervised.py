@@ -1,13 +1,12 @@
 """The recipes of supervised training from scratch."""
 
 from umd_eqx.core.paths import Clean
-from umd_eqx.data.source_configs import TFDS
 from umd_eqx.eval import Accuracy
 from umd_eqx.models import ModelConfig
 from umd_eqx.models.vit.classifiers import ViTClassifierConfig
 from umd_eqx.objectives import Classification
 from umd_eqx.recipes.config import CheckpointConfig, Config, DataConfig, LogConfig
-from umd_eqx.recipes.pretrain import FASHION_MNIST, IMAGENET, Preset
+from umd_eqx.recipes.pretrain import FASHION_MNIST, Preset, imagenet64_data
 from umd_eqx.training.optim import EmaConfig
 from umd_eqx.training.optimisers import AdamW
 
@@ -34,17 +33,7 @@ def s4_in64() -> Config:
         model=ViTClassifierConfig(network=ModelConfig(variant="S/4", conditioning="token", class_tokens=1)),
         objective=Classification(mixup=0.2),
         path=Clean(),
-        data=DataConfig(
-            source=TFDS("imagenet2012"),
-            train_split="train[:99%]",
-            test_split="validation",
-            size=64,
-            area_min=5.0,
-            flip=True,
-            batch_size=1024,
-            eval_batch_size=1024,
-            expected=IMAGENET,
-        ),
+        data=imagenet64_data(area_min=5.0, batch_size=1024),
         optim=AdamW(
             lr=1e-3,
             lr_batch_size=1024,

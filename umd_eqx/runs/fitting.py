@@ -6,20 +6,19 @@ from collections.abc import Callable
 from umd_eqx.core.errors import BadInput
 from umd_eqx.core.types import DataSpec
 from umd_eqx.models import ModelConfig
-from umd_eqx.objectives import Classification
 from umd_eqx.recipes.config import Config
 from umd_eqx.runs.resolved import Resolved
 
 
-def fit_to_data(resolved: Resolved, say: Callable[[str], None] = print) -> Resolved:
+def fit_to_data(resolved: Resolved, notify: Callable[[str], None] = print) -> Resolved:
     """Returns a resolved configuration as it is trained: identified (`Resolved.identified`), and `without_labels`.
 
-    `say` is told what is left out. Raises `BadInput` as these do.
+    `notify` is told what is left out. Raises `BadInput` as these do.
     """
     spec = resolved.data.spec
     config, left_out = without_labels(resolved.config, spec)
     if left_out:
-        say(f"note: {spec.name} has no labels, so there is no {' and '.join(left_out)}")
+        notify(f"note: {spec.name} has no labels, so there is no {' and '.join(left_out)}")
     return dataclasses.replace(resolved, config=config).identified()
 
 
@@ -35,7 +34,7 @@ def without_labels(config: Config, spec: DataSpec) -> tuple[Config, list[str]]:
     """
     if spec.num_classes:
         return config, []
-    if isinstance(config.objective, Classification):
+    if config.objective.needs_labels:
         raise BadInput("data.source.dir", f"{spec.name} has no labels to classify", "Use images with labels")
     left_out = [f"evaluation {name}" for name, evaluator in config.eval.items() if evaluator.needs_labels]
     kept = {name: evaluator for name, evaluator in config.eval.items() if not evaluator.needs_labels}

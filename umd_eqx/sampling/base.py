@@ -2,6 +2,7 @@
 
 import abc
 
+import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -120,6 +121,30 @@ def initial_state(path: AbstractPath, times: Float64[np.ndarray, "k"], noise: Im
     if isinstance(path, AbstractDiscretePath):
         return noise
     return noise * jnp.asarray(levels(path, times[:1])[1][0], noise.dtype)
+
+
+def solve_on_grid(
+    terms: diffrax.AbstractTerm, solver: diffrax.AbstractSolver, ts: Float[Array, "n"], x: Image, *, all_states: bool
+) -> States:
+    """Returns the solution of a differential equation at increasing or decreasing times `ts`, or only at the last.
+
+    The solver takes one step between two times, from the state `x` at the first.
+    """
+    solution = diffrax.diffeqsolve(
+        terms,
+        solver,
+        t0=ts[0],
+        t1=ts[-1],
+        dt0=None,
+        y0=x,
+        saveat=diffrax.SaveAt(ts=ts) if all_states else diffrax.SaveAt(t1=True),
+        stepsize_controller=diffrax.StepTo(ts=ts),
+        adjoint=diffrax.ForwardMode(),
+        max_steps=len(ts) - 1,
+        throw=False,  # checking would cost as much as a small network
+    )
+    assert solution.ys is not None
+    return solution.ys
 
 
 def require_smooth(path: AbstractPath, sampler: str) -> AbstractSmoothPath:

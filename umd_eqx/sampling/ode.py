@@ -17,7 +17,14 @@ from jaxtyping import Array, Float, Float64, Int, PRNGKeyArray
 from umd_eqx.core.errors import BadInput, member
 from umd_eqx.core.predictions import Head
 from umd_eqx.core.types import Image
-from umd_eqx.sampling.base import AbstractGridSampler, AbstractSampler, States, initial_state, require_smooth
+from umd_eqx.sampling.base import (
+    AbstractGridSampler,
+    AbstractSampler,
+    States,
+    initial_state,
+    require_smooth,
+    solve_on_grid,
+)
 from umd_eqx.sampling.denoisers import AbstractDenoiser
 from umd_eqx.sampling.fields import require_steps
 from umd_eqx.sampling.grids import AbstractGrid, EDMGrid, UniformGrid
@@ -63,21 +70,8 @@ class AbstractFixedStepODE(AbstractGridSampler):
         x, ts = initial_state(denoiser.path, times, noise), jnp.asarray(times, noise.dtype)
         if len(times) == 1:
             return x[None]
-        solution = diffrax.diffeqsolve(
-            diffrax.ODETerm(flow(self.clipped(denoiser))),
-            self.solver,
-            t0=ts[0],
-            t1=ts[-1],
-            dt0=None,
-            y0=x,
-            saveat=diffrax.SaveAt(ts=ts) if all_states else diffrax.SaveAt(t1=True),
-            stepsize_controller=diffrax.StepTo(ts=ts),
-            adjoint=diffrax.ForwardMode(),
-            max_steps=len(times) - 1,
-            throw=False,  # checking would cost as much as a small network
-        )
-        assert solution.ys is not None
-        return solution.ys
+        term = diffrax.ODETerm(flow(self.clipped(denoiser)))
+        return solve_on_grid(term, self.solver, ts, x, all_states=all_states)
 
 
 class Euler(AbstractFixedStepODE):

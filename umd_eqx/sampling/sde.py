@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Float64, PRNGKeyArray
 from umd_eqx.core.paths import AbstractPath, AbstractSmoothPath
 from umd_eqx.core.predictions import Head
 from umd_eqx.core.types import Image, Scalar, Time
-from umd_eqx.sampling.base import AbstractGridSampler, States, initial_state, require_smooth
+from umd_eqx.sampling.base import AbstractGridSampler, States, initial_state, require_smooth, solve_on_grid
 from umd_eqx.sampling.denoisers import AbstractDenoiser, Ends
 from umd_eqx.sampling.grids import AbstractGrid, EDMGrid, Times
 from umd_eqx.sampling.levels import levels
@@ -81,21 +81,8 @@ class ReverseSDE(AbstractGridSampler):
 
         us = jnp.asarray(-times, x.dtype)
         brownian = diffrax.UnsafeBrownianPath(shape=eqx.filter_eval_shape(lambda: x), key=key)
-        solution = diffrax.diffeqsolve(
-            diffrax.MultiTerm(diffrax.ODETerm(drift), diffrax.ControlTerm(diffusion, brownian)),
-            diffrax.Euler(),
-            t0=us[0],
-            t1=us[-1],
-            dt0=None,
-            y0=x,
-            saveat=diffrax.SaveAt(ts=us) if all_states else diffrax.SaveAt(t1=True),
-            stepsize_controller=diffrax.StepTo(ts=us),
-            adjoint=diffrax.ForwardMode(),
-            max_steps=len(times) - 1,
-            throw=False,
-        )
-        assert solution.ys is not None
-        return solution.ys
+        terms = diffrax.MultiTerm(diffrax.ODETerm(drift), diffrax.ControlTerm(diffusion, brownian))
+        return solve_on_grid(terms, diffrax.Euler(), us, x, all_states=all_states)
 
 
 def _squared_diffusion(path: AbstractSmoothPath, t: Time) -> Scalar:

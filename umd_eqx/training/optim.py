@@ -19,6 +19,9 @@ NO_DECAY = frozenset({"bias", "class_tokens", "registers", "mask_token"})
 STACKED = ("blocks", "layers")
 """Attributes of a network whose leaves have a leading depth axis."""
 
+UNCLIPPED = 1e6
+"""A maximum gradient norm that is never reached, for recipes that do not clip gradients."""
+
 
 @dataclasses.dataclass(frozen=True)
 class AbstractOptimiser(abc.ABC):

@@ -10,12 +10,10 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from umd_eqx.core.errors import BadInput
 from umd_eqx.core.types import FeatureKind, Image
 from umd_eqx.models.base import AbstractModel
-from umd_eqx.models.config import AbstractModelConfig
 from umd_eqx.models.extractors.classifier import AbstractClassifier
 from umd_eqx.models.vit.autoencoder import AutoEncoder
+from umd_eqx.models.vit.encoders import AbstractEncoderConfig, encoder_of
 from umd_eqx.models.vit.layers import Linear
-from umd_eqx.models.vit.probes import encoder_of
-from umd_eqx.models.vit.variants import ModelConfig
 from umd_eqx.models.vit.warm_start import warm_start
 
 
@@ -49,10 +47,9 @@ class ViTClassifier(AbstractClassifier):
 
 
 @dataclasses.dataclass(frozen=True)
-class ViTClassifierConfig(AbstractModelConfig):
+class ViTClassifierConfig(AbstractEncoderConfig):
     """The configuration of a ViT classifier: that of the network, and of the linear layer."""
 
-    network: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     features: FeatureKind = "patches"
     """Features to classify: the mean of the class tokens, the mean of the patches (global pooling), or both."""
     head_std: float = 0.0
@@ -65,16 +62,6 @@ class ViTClassifierConfig(AbstractModelConfig):
     def title(self) -> str:
         """The variant of the network, with `classifier`."""
         return f"{self.network.title} classifier"
-
-    @property
-    def class_conditional(self) -> bool:
-        """Always False: the label is the prediction target, not an input."""
-        return False
-
-    @property
-    def precision(self) -> str:
-        """The dtype of the network's tokens."""
-        return self.network.precision
 
     def validate(self, size: int, field: str = "model.network.variant") -> None:
         """Raises `BadInput` if a value is invalid, or the network does not fit images of `size` x `size`."""
@@ -92,7 +79,7 @@ class ViTClassifierConfig(AbstractModelConfig):
         self.validate(size)
         network_key, head_key = jax.random.split(key)
         backbone = encoder_of(self.network.build(size, channels, num_classes, key=network_key))
-        width = self.network.sizes()[0].width * (2 if self.features == "both" else 1)
+        width = self.num_features(self.features)
         kernel = jax.random.normal(head_key, (width, num_classes), jnp.float32) * self.head_std
         head = Linear(kernel, jnp.zeros(num_classes, jnp.float32))
         return ViTClassifier(backbone, head, self.features, self.drop_path)

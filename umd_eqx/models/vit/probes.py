@@ -9,10 +9,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from umd_eqx.core.errors import BadInput
 from umd_eqx.core.types import FeatureKind, Image, NetworkTime
 from umd_eqx.models.base import AbstractModel, AbstractPatchModel
-from umd_eqx.models.config import AbstractModelConfig
-from umd_eqx.models.vit.autoencoder import AutoEncoder
+from umd_eqx.models.vit.encoders import AbstractEncoderConfig, encoder_of
 from umd_eqx.models.vit.layers import Linear
-from umd_eqx.models.vit.variants import ModelConfig
 from umd_eqx.models.vit.warm_start import warm_start
 
 VARIANCE_EPS = 1e-5
@@ -44,10 +42,9 @@ class LinearProbe(eqx.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class LinearProbeConfig(AbstractModelConfig):
+class LinearProbeConfig(AbstractEncoderConfig):
     """The configuration of a linear probe: that of the network, and of the linear layer."""
 
-    network: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     network_classes: int | None = None
     """Number of classes of the network's label table, if it has one (`network.labels`)."""
     features: FeatureKind = "class_tokens"
@@ -57,16 +54,6 @@ class LinearProbeConfig(AbstractModelConfig):
     def title(self) -> str:
         """The variant of the network, with `probe`."""
         return f"{self.network.title} probe"
-
-    @property
-    def class_conditional(self) -> bool:
-        """Always False: the label is the prediction target, not an input."""
-        return False
-
-    @property
-    def precision(self) -> str:
-        """The dtype of the network's tokens. Features are normalised in float32."""
-        return self.network.precision
 
     def validate(self, size: int, field: str = "model.network.variant") -> None:
         """Raises `BadInput` if the network is invalid for images of `size` x `size`."""
@@ -80,22 +67,10 @@ class LinearProbeConfig(AbstractModelConfig):
         self.validate(size)
         network_key, head_key = jax.random.split(key)
         backbone = encoder_of(self.network.build(size, channels, self.network_classes or 0, key=network_key))
-        width = self.network.sizes()[0].width * (2 if self.features == "both" else 1)
+        width = self.num_features(self.features)
         return LinearProbe(backbone, Linear.init(width, num_classes, key=head_key), self.features)
 
     def start(self, fresh: eqx.Module, source: AbstractModel) -> LinearProbe:
         """Returns `fresh` with all weights of `source` but those of its decoder. Raises `BadInput` naming `from`."""
         assert isinstance(fresh, LinearProbe)
         return LinearProbe(warm_start(fresh.backbone, source, anew=()), fresh.head, fresh.features)
-
-
-def encoder_of(network: AutoEncoder) -> AutoEncoder:
-    """Returns the network without the parameters of its decoder, which `represent` does not use.
-
-    Calling the result itself, to predict images, is an error.
-    """
-
-    def decoder(network: AutoEncoder) -> list[object]:
-        return [network.bridge, network.mask_token, network.decoder_positions, network.decoder, network.head]
-
-    return eqx.tree_at(decoder, network, [None] * 5, is_leaf=lambda leaf: leaf is None)
