@@ -131,12 +131,24 @@ def test_a_missing_or_damaged_file_is_refused(grey_root, tmp_path):
     refused("data.source.dir", open_source, "tiny", str(tmp_path), "test")
 
 
-def test_a_data_set_without_labelled_images_is_refused(tmp_path):
+@pytest.mark.parametrize("limit", [0, 2**20])
+def test_images_without_labels_have_no_class(tmp_path, limit):
+    features = tfds.features.FeaturesDict({"image": tfds.features.Image(shape=(4, 4, 1), encoding_format="png")})
+    images = [picture(i, 4, 4, 1) for i in range(3)]
+    folder = write(tmp_path, {"train": [{"image": encode(image)} for image in images]}, features)
+    source = TfdsSource(folder, "train", memory_limit=limit)
+    assert (source.spec.num_classes, source.labels(np.arange(3)).tolist()) == (0, [-1] * 3)
+    for i in (2, 0, 2, 1):
+        example = source[i]
+        np.testing.assert_array_equal(example["image"], images[i])
+        assert example["label"] == -1
+
+
+def test_a_data_set_without_images_or_whose_labels_are_no_classes_is_refused(tmp_path):
     image = tfds.features.Image(shape=(4, 4, 1), encoding_format="png")
     label = tfds.features.ClassLabel(num_classes=2)
     record = encode(picture(0, 4, 4, 1))
     cases = {
-        "unlabelled": ({"image": image}, {"image": record}),
         "textual": ({"image": image, "label": tfds.features.Text()}, {"image": record, "label": "cat"}),
         "pictureless": ({"picture": image, "label": label}, {"picture": record, "label": 0}),
     }

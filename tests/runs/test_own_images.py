@@ -6,7 +6,9 @@ import json
 import jax
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from data.own_images import KINDS, as_npz, drawn
+from data.tiny_sets import encode, write
 from faults.tiny import arrays, assert_equal_bit_for_bit, on_one_device, rows, tiny
 from faults.tiny import compilation_cache as compilation_cache
 
@@ -81,6 +83,16 @@ def test_images_without_labels_are_trained_on_and_it_is_said_what_is_left_out(tm
     with pytest.raises(SystemExit):
         exit_with(evaluate, ["--run", str(tmp_path / "run"), "--benchmark", "probe"])
     assert "some has no labels to probe for" in capsys.readouterr().err
+
+
+def test_a_tfds_data_set_without_labels_is_trained_on(tmp_path, capsys):
+    features = tfds.features.FeaturesDict({"image": tfds.features.Image(shape=(8, 8, 1), encoding_format="png")})
+    records = [{"image": encode(image)} for image, _ in drawn(40)]
+    write(tmp_path, {"train": records, "test": records[:10]}, features)
+    words = ("--data.name", "tiny", "--data.dir", str(tmp_path), "--run-dir", str(tmp_path / "run"))
+    assert pretrained("tiny", *words, "--limit-steps", "4") == 0
+    assert "note: tiny has no labels, so there is no evaluation fewshot\n" in capsys.readouterr().out
+    assert all(np.isfinite(row["train/loss"]) for row in rows(tmp_path / "run"))
 
 
 def test_latents_of_images_of_every_kind_are_encoded(tmp_path, monkeypatch):

@@ -38,18 +38,24 @@ def count_images(builder: Any, split: str, field: str) -> int:
 
 
 def spec_of(builder: Any, name: str, num_train: int, num_test: int) -> DataSpec:
-    """Returns the `DataSpec` of a data set. Raises `BadInput` if it has no labelled uint8 images."""
+    """Returns the `DataSpec` of a data set, with 0 classes if it has no feature `label`.
+
+    **Raises:** `BadInput` naming `data.source.name` if it has no uint8 images, or labels that are not classes.
+    """
     features: Any = builder.info.features
     features = dict(features.items()) if isinstance(features, tfds.features.FeaturesDict) else {}
     image, label = features.get("image"), features.get("label")
-    if not (
-        isinstance(image, tfds.features.Image) and isinstance(label, tfds.features.ClassLabel) and label.num_classes
-    ):
-        problem = f"{name} has no labelled images (features 'image' and 'label', an Image and a ClassLabel)"
-        raise BadInput("data.source.name", problem, "Use another data set, or prepare it with these two features")
+    if not isinstance(image, tfds.features.Image):
+        problem = f"{name} has no images (a feature 'image' of the type Image)"
+        raise BadInput("data.source.name", problem, "Use another data set, or prepare it with this feature")
+    if label is not None and not (isinstance(label, tfds.features.ClassLabel) and label.num_classes):
+        problem = f"the labels of {name} are not classes (the feature 'label' is a {type(label).__name__})"
+        hint = "Use another data set, or prepare it with a ClassLabel or without the feature 'label'"
+        raise BadInput("data.source.name", problem, hint)
     dtype = np.dtype(cast(Any, image.np_dtype))
     if dtype != np.uint8:
         problem = f"{name} has {dtype} images, and only uint8 is supported"
         raise BadInput("data.source.name", problem, "Prepare it with 8-bit images")
     height, width, channels = cast(tuple[int | None, ...], image.shape)
-    return DataSpec(name, num_train, num_test, height, width, 1 if channels == 1 else 3, label.num_classes)
+    num_classes = 0 if label is None else label.num_classes or 0
+    return DataSpec(name, num_train, num_test, height, width, 1 if channels == 1 else 3, num_classes)

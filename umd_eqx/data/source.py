@@ -1,4 +1,4 @@
-"""Labelled images by index, read from TFDS data sets without TensorFlow."""
+"""Images and their labels by index, read from TFDS data sets without TensorFlow."""
 
 import functools
 import io
@@ -14,7 +14,7 @@ from jaxtyping import Int, UInt8
 from PIL import Image
 
 from umd_eqx.core.errors import BadInput
-from umd_eqx.core.types import DataSpec
+from umd_eqx.core.types import NO_CLASS, DataSpec
 from umd_eqx.data.content import digest_of_files
 from umd_eqx.data.description import count_images, open_builder, spec_of
 from umd_eqx.data.folders import find_dataset, one_line
@@ -23,6 +23,9 @@ from umd_eqx.data.tfrecords import records_of
 
 _BLOCK = 32
 """The number of records read together: large enough to be fast, small enough not to delay the first batches."""
+
+_MISSING = -2
+"""Takes the place of the label of an image that is not cached."""
 
 
 class Example(TypedDict):
@@ -196,7 +199,7 @@ class TfdsSource:
         decoders = {key: tfds.decode.SkipDecoding() for key in pictures}
         try:
             self._records = records_of(builder, existing_split(split, builder.info.splits), decoders)
-            first_label = int(self._records[0]["label"])
+            first_label = int(self._records[0].get("label", 0))
         except BadInput:
             raise
         except Exception as error:  # TFDS and array_record raise many types, all caused by the files
@@ -208,12 +211,10 @@ class TfdsSource:
 
     def _make_room(self, memory_limit: int) -> tuple[np.ndarray | None, np.ndarray | None]:
         spec = self.spec
-        if spec.height is None or spec.width is None:
+        shape = (self._length, spec.height or 0, spec.width or 0, spec.channels)
+        if 0 in shape or np.prod(shape, dtype=np.int64) > memory_limit:
             return None, None
-        shape = (self._length, spec.height, spec.width, spec.channels)
-        if np.prod(shape, dtype=np.int64) > memory_limit:
-            return None, None
-        return np.empty(shape, np.uint8), np.full(self._length, -1, np.int64)
+        return np.empty(shape, np.uint8), np.full(self._length, _MISSING, np.int64)
 
     def __reduce__(self) -> tuple[Callable[..., "TfdsSource"], tuple[Any, ...]]:
         return _reopen, self._arguments
@@ -226,7 +227,7 @@ class TfdsSource:
             raise IndexError(f"{index} is not in 0 .. {self._length - 1}")
         if self._pixels is None or self._labels is None:
             return self._decode(index, self._record(index))
-        if self._labels[index] < 0:
+        if self._labels[index] == _MISSING:
             self._fill(index, self._pixels, self._labels)
         image = self._pixels[index]
         image.flags.writeable = False
@@ -237,6 +238,8 @@ class TfdsSource:
 
         The class is -1 if a record cannot be read, or its label is not in 0 .. `spec.num_classes` - 1.
         """
+        if not self.spec.num_classes:
+            return np.full(len(indices), NO_CLASS, np.int64)
         return np.concatenate([self._labels_of(block) for block in np.split(indices, range(4096, len(indices), 4096))])
 
     def _labels_of(self, indices: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
@@ -261,7 +264,7 @@ class TfdsSource:
             raise BrokenImage(i, one_line(error)) from error
 
     def _decode(self, i: int, record: Mapping[str, Any]) -> Example:
-        label = require_class(i, int(record["label"]), self.spec.num_classes)
+        label = require_class(i, int(record.get("label", NO_CLASS)), self.spec.num_classes)
         try:
             image = decode_image(record["image"], self.spec.channels)
         except MemoryError:
@@ -276,7 +279,7 @@ class TfdsSource:
     def _fill(self, index: int, pixels: np.ndarray, labels: np.ndarray) -> None:
         """Caches image `index` and its neighbours: a record read alone costs 20 times as much as in a block."""
         start = index - index % _BLOCK
-        missing = [i for i in range(start, min(start + _BLOCK, self._length)) if labels[i] < 0]
+        missing = [i for i in range(start, min(start + _BLOCK, self._length)) if labels[i] == _MISSING]
         try:
             records = self._records.__getitems__(missing)
         except Exception:  # one of them cannot be read, but not necessarily the requested one
