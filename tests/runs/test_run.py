@@ -79,7 +79,7 @@ def test_every_evaluation_is_made_when_it_is_due_and_at_the_end(done):
 def test_what_a_run_leaves_behind_can_be_read(done):
     assert {path.name for path in done.iterdir()} == {
         *(".lock", "checkpoints", "config.json", "environment.json"),
-        *("metrics.jsonl", "pictures", "report.html"),
+        *("metrics.jsonl", "pictures", "report.html", "results.json"),
     }
     facts = json.loads((done / "environment.json").read_text())
     assert (facts["preset"], facts["steps"]) == ("tiny", 12)

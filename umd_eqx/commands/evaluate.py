@@ -109,7 +109,7 @@ def evaluate(words: list[str], types: Types | None = None) -> int:
         "warnings": [*warnings, *([unknown] if unknown else [])],
     }
     _print(protocol, found)
-    _save(command, protocol, source, result)
+    _save(command, protocol, source, result, types)
     return 0
 
 
@@ -171,9 +171,11 @@ def _print(protocol: Protocol, found: dict[str, float]) -> None:
         print(f"  {name:{width}}{value:.4f}")
 
 
-def _save(command: EvaluateCommand, protocol: Protocol, source: Pretrained, result: dict[str, Any]) -> None:
+def _save(
+    command: EvaluateCommand, protocol: Protocol, source: Pretrained, result: dict[str, Any], types: Types
+) -> None:
     scale_name = f"cfg{command.flags.scale(source):g}"
     settled = {name: result[name] for name in ("sampler", "guidance", "weights", "extractor", "reference")}
     kind = f"{protocol.name}-{result['sampler']['name']}-{scale_name}"
     name = f"{kind}-{source.weights}-step{source.step}-{settings_hash(settled)}"
-    save_result(result, name, command.flags.run, command.json)
+    save_result(result, name, command.flags.run, command.json, types.values())

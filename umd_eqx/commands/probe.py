@@ -78,7 +78,8 @@ def measure_probe(words: list[str], types: Mapping[str, type] | None = None) -> 
     require_representation(source.model, "run")
     result = _measured(command, source)
     settled = {name: result[name] for name in ("settings", "seed", "weights", "data", "tokenizer")}
-    save_result(result, f"probe-{source.weights}-step{source.step}-{settings_hash(settled)}", command.run, command.json)
+    name = f"probe-{source.weights}-step{source.step}-{settings_hash(settled)}"
+    save_result(result, name, command.run, command.json, (types or {}).values())
     return 0
 
 

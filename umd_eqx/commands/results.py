@@ -1,6 +1,6 @@
 """Shared by the benchmarks of `experiments/evaluate.py`: opening the images and writing the results."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,10 @@ from umd_eqx.core.errors import BadInput, disk_errors
 from umd_eqx.core.files import save_json
 from umd_eqx.core.hashes import sha256_of_json
 from umd_eqx.data.broken import CountBroken, SkipBroken
+from umd_eqx.report import write_results
+from umd_eqx.report.results import results
 from umd_eqx.runs.pretrained import Pretrained
+from umd_eqx.runs.recorded import recorded_run
 
 
 def open_data(source: Pretrained, data_dir: str | None) -> tuple[SkipBroken, CountBroken]:
@@ -32,16 +35,31 @@ def settings_hash(settled: Mapping[str, Any]) -> str:
     return sha256_of_json(settled)[:8]
 
 
-def save_result(result: Mapping[str, Any], name: str, run: str | None, file: str | None) -> None:
+def save_result(
+    result: Mapping[str, Any], name: str, run: str | None, file: str | None, types: Iterable[type] = ()
+) -> None:
     """Writes a result to `file` and, if `run` is a run directory, to `eval/<name>.json` in it.
+
+    The run's `results.json` is updated; `file` also holds the results of the run under "run" (`of_run`). `types` are
+    user-defined classes that the run's configuration may contain.
 
     Raises `BadInput` if the disk is full.
     """
-    locations = [] if file is None else [Path(file)]
-    if run is not None and (Path(run) / "config.json").exists():
-        locations.append(Path(run) / "eval" / f"{name}.json")
-    for location in locations:
+    contents = {} if file is None else {Path(file): dict(result) | of_run(run, types)}
+    in_run = run is not None and (Path(run) / "config.json").exists()
+    if run is not None and in_run:
+        contents[Path(run) / "eval" / f"{name}.json"] = dict(result)
+    for location, content in contents.items():
         with disk_errors(location.parent):
             location.parent.mkdir(parents=True, exist_ok=True)
-            save_json(location, [result])
+            save_json(location, [content])
         print(f"result: {location}")
+    if run is not None and in_run:
+        with disk_errors(run):
+            write_results(recorded_run(run, types))
+
+
+def of_run(run: str | None, types: Iterable[type] = ()) -> dict[str, Any]:
+    """The results of a run, with its whole recipe, as the entry "run" of a result; None for anything but a run."""
+    is_run = run is not None and (Path(run) / "config.json").exists()
+    return {"run": results(recorded_run(run, types)) if run is not None and is_run else None}

@@ -13,6 +13,7 @@ import tyro
 from jaxtyping import Int
 
 from umd_eqx.commands.leaves import parse
+from umd_eqx.commands.results import of_run
 from umd_eqx.commands.sampling import Flags, SamplingFlags, Types, sampling_kinds
 from umd_eqx.core.errors import BadInput, disk_errors, require_writable
 from umd_eqx.core.files import save_json
@@ -43,7 +44,7 @@ class Sample:
     trajectory: Annotated[str | None, tyro.conf.arg(aliases=["--film"])] = None
     """Also write the denoising trajectories of the first samples to this file, one per row."""
     json: str | None = None
-    """Write a summary to this JSON file: images, seconds, network evaluations."""
+    """Write a summary to this JSON file: images, seconds, network evaluations, and the results of the run."""
 
 
 def sample(words: list[str], types: Types | None = None) -> int:
@@ -90,7 +91,7 @@ def sample(words: list[str], types: Types | None = None) -> int:
             save_png(command.trajectory, trajectories)
         if command.json is not None:
             figures = {"images": command.num, "seconds": seconds, "evaluations": sampler.evaluations(denoiser)}
-            save_json(command.json, [figures])
+            save_json(command.json, [figures | of_run(flags.run, types.values())])
     print(f"{command.num} images in {seconds:.1f} s, compilation included: {command.out}")
     return 0
 

@@ -17,6 +17,7 @@ from umd_eqx.core.files import save_json
 from umd_eqx.recipes.config import Config
 from umd_eqx.recipes.dump import dump
 from umd_eqx.recipes.pretrain import Preset
+from umd_eqx.report import read_results
 from umd_eqx.runs.dryrun import dry_run
 from umd_eqx.runs.resolved import Resolved, resolve, with_latents_of
 from umd_eqx.runs.run import run
@@ -46,7 +47,7 @@ class Command:
     print_config: bool = False
     """Print the full configuration as JSON, then exit."""
     json: str | None = None
-    """Write the last value of each metric to this JSON file at the end of the run."""
+    """Write results.json, with the last value of each metric by its name, to this JSON file at the end of the run."""
 
 
 def train(
@@ -81,7 +82,8 @@ def train(
     with disk_errors(directory):
         outcome = run(resolved, preset=preset, recipe=recipe, types=types, **options)
         if command.json is not None:
-            save_json(command.json, [{"preset": preset, "run_dir": str(outcome.run_dir), **outcome.last}])
+            found = read_results(outcome.run_dir) or {}
+            save_json(command.json, [{**found, "preset": preset, "run_dir": str(outcome.run_dir), **outcome.last}])
     return outcome.exit_code
 
 

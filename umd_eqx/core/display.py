@@ -67,6 +67,7 @@ class Display:
     - `preferred`: values of `line` in order of preference. If none of them was measured, the first candidate is used.
     - `baseline`: a pattern of the lines that do not depend on the network, drawn as horizontal lines.
     - `percent`: a pattern of the metrics that are percentages.
+    - `higher`, `lower`: patterns of the metrics of which a higher or a lower value is better.
     - `warning`: the text below the charts if a metric that matches the pattern `warned` was measured.
     """
 
@@ -78,6 +79,8 @@ class Display:
     preferred: tuple[str, ...] = ()
     baseline: str | None = None
     percent: str | None = None
+    higher: str | None = None
+    lower: str | None = None
     warned: str | None = None
     warning: str | None = None
 
@@ -88,6 +91,12 @@ class Display:
     def is_percent(self, number: str) -> bool:
         """Whether a metric is a percentage."""
         return self.percent is not None and re.fullmatch(self.percent, number) is not None
+
+    def better(self, number: str) -> Literal["higher", "lower"] | None:
+        """Returns which values of a metric are better, or None where that is not known."""
+        if self.higher is not None and re.fullmatch(self.higher, number):
+            return "higher"
+        return "lower" if self.lower is not None and re.fullmatch(self.lower, number) else None
 
     def headline_of(self, numbers: Sequence[str]) -> tuple[str, str] | None:
         """Returns the name of the headline metric among those of an evaluation, with its `line`; None without one."""

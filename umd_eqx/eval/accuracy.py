@@ -58,7 +58,7 @@ class Accuracy(AbstractEvaluator):
     def display(self, data: str | None = None) -> Display:
         """Returns a chart of the accuracy against the step."""
         chart = Chart("accuracy", "Test images classified correctly", r"(?P<line>recognised)", "share")
-        return Display((Section("Test accuracy", (chart,), leading=True),))
+        return Display((Section("Test accuracy", (chart,), leading=True),), higher="recognised")
 
     def programs(self, model: AbstractClassifier, context: EvalContext) -> dict[str, Program]:
         """Returns the classification of one batch."""

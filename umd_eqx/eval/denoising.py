@@ -97,7 +97,7 @@ class Denoising(AbstractEvaluator):
         pattern, x_label = r"(?P<line>.+)/t(?P<x>[0-9]*\.?[0-9]+)", "noise level t  (0 clean, 1 noise)"
         chart = Chart("denoising", "Squared error", pattern, x_label=x_label, folded="by noise level")
         caption = "Denoising. In each row: image, then noised and denoised, at growing noise levels"
-        return Display((Section("Denoising", (chart,)),), {"pictures": caption})
+        return Display((Section("Denoising", (chart,)),), {"pictures": caption}, lower=pattern)
 
     def programs(self, model: AbstractModel, context: EvalContext) -> dict[str, Program]:
         """Returns the denoising of one batch at one level."""

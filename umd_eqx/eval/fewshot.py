@@ -96,6 +96,7 @@ class FewShot(AbstractEvaluator):
             preferred=(*([] if self.headline is None else [self.headline]), *self.features),
             baseline=f"{RAW_PIXELS}.*",
             percent=r".+/(top1\w*|knn)",
+            higher=r".+/(top1\w*|knn)",
         )
 
     def is_baseline(self, name: str) -> bool:

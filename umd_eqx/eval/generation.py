@@ -19,6 +19,7 @@ from umd_eqx.eval.activations import BATCH, activate_batch
 from umd_eqx.eval.base import AbstractEvaluator, EvalContext, Evaluate, decode_batch, decoded, require
 from umd_eqx.eval.extractors import ExtractorName, choose_extractor, domain_warning, extractor_shapes
 from umd_eqx.eval.generation_metrics import ReferenceStatistics, measure_generation, report_progress
+from umd_eqx.eval.measure import HIGHER_IS_BETTER, LOWER_IS_BETTER
 from umd_eqx.eval.pictures import grid
 from umd_eqx.eval.protocol import ADM50K, UMD10K, scale
 from umd_eqx.models import AbstractModel
@@ -146,6 +147,8 @@ class Generation(AbstractEvaluator):
         return Display(
             (Section("Generation", charts),),
             captions,
+            higher=HIGHER_IS_BETTER,
+            lower=LOWER_IS_BETTER,
             warned=r".+/fd_fashion",
             warning=None if data is None else domain_warning(FashionClassifier, data),
         )

@@ -82,6 +82,7 @@ class ProbeAccuracy(AbstractEvaluator):
             headline=r"(?P<line>top1)",
             headline_text="top-1",
             percent="top1",
+            higher="top1",
         )
 
 

@@ -7,6 +7,13 @@ from umd_eqx.eval.distances import frechet_distance, kid
 from umd_eqx.eval.scores import density_coverage, inception_score, precision_recall
 
 
+HIGHER_IS_BETTER = r"(.+/)?(recognised|(is|precision|recall|density|coverage)(_(?!std)\w+)?)"
+"""A pattern of the metrics of generated images of which higher values are better (`Display.higher`)."""
+
+LOWER_IS_BETTER = r"(.+/)?(not_finite|(fid|fd|kid)(_(?!std)\w+)?)"
+"""A pattern of those of which lower values are better."""
+
+
 class MetricNames(NamedTuple):
     """The name of each metric in reports and result files."""
 

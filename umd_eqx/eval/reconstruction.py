@@ -91,7 +91,7 @@ class Reconstruction(AbstractEvaluator):
     def display(self, data: str | None = None) -> Display:
         """Returns a caption of the image grid; the scalars are in the report's table."""
         caption = "Masked reconstruction. Rows: image, visible patches, prediction, image with predicted hidden patches"
-        return Display(captions={"pictures": caption})
+        return Display(captions={"pictures": caption}, lower="(latent_)?error")
 
     def programs(self, model: AbstractPatchModel, context: EvalContext) -> dict[str, Program]:
         """Returns the reconstruction of one batch."""

@@ -74,7 +74,8 @@ class TokenizerQuality(AbstractEvaluator):
 
     def display(self, data: str | None = None) -> Display:
         """Returns a caption of the image grid; the scalars are in the report's table."""
-        return Display(captions={"pictures": "Images, and below each its reconstruction from the latent"})
+        caption = "Images, and below each its reconstruction from the latent"
+        return Display(captions={"pictures": caption}, higher="psnr|codes_used|perplexity", lower="error")
 
     def programs(self, model: AbstractTokenizer, context: EvalContext) -> dict[str, Program]:
         """Returns the encoding and decoding of one batch."""

@@ -3,6 +3,9 @@
 from umd_eqx.report.metrics import MetricsFile as MetricsFile
 from umd_eqx.report.metrics import insert_row as insert_row
 from umd_eqx.report.metrics import read_metrics as read_metrics
+from umd_eqx.report.results import read_results as read_results
+from umd_eqx.report.results import write_report as write_report
+from umd_eqx.report.results import write_results as write_results
 from umd_eqx.report.rundir import RunDirectory as RunDirectory
 from umd_eqx.report.sinks import Pictures as Pictures
 from umd_eqx.report.sinks import Wandb as Wandb

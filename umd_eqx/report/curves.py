@@ -11,6 +11,9 @@ import numpy as np
 SERIES = 6
 """The number of colours of lines: `--series-0` .. `--series-5` of the style sheet of the page."""
 
+COUNTS = ("step", "images seen")
+"""The labels of horizontal axes of integers, which are written as 1k or 2M."""
+
 # matplotlib draws with colours that nothing else uses, which are then replaced by the variables of the page.
 _INK, _RULE = "#0a0b0c", "#0a0b0d"
 _SERIES = tuple(f"#0a0b{16 + index:02x}" for index in range(SERIES))
@@ -139,7 +142,7 @@ def _style_frame(axes: Any) -> None:
 def _style_x_axis(axes: Any, label: str, ticks: int) -> None:
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
-    steps = label == "step"
+    steps = label in COUNTS
     axes.xaxis.set_major_locator(MaxNLocator(nbins=ticks, steps=[1, 2, 2.5, 5, 10], integer=steps))
     if steps:
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from umd_eqx.core.display import Display
 from umd_eqx.report.metrics import read_metrics
@@ -105,6 +105,21 @@ class RunDirectory:
         """Returns how the metrics of an evaluation are displayed."""
         # An evaluation repeated with other settings has these in brackets after its name.
         return self.displays.get(evaluation.partition("[")[0], Display())
+
+    def better(self, name: str) -> Literal["higher", "lower"] | None:
+        """Returns which values of a metric are better: of losses lower ones, and of evaluations as they declare.
+
+        **Arguments:**
+
+        - `name`: the whole name of the metric.
+        """
+        kind, _, rest = name.partition("/")
+        if kind == "train":
+            return "lower" if rest == "loss" else None
+        if kind != "eval":
+            return None
+        evaluation, _, number = rest.removeprefix("untrained/").partition("/")
+        return self.display(evaluation).better(number)
 
     def headlines(self) -> dict[str, str]:
         """Returns the names and descriptions of the headline metrics of the run, at most one per evaluation.

@@ -23,8 +23,8 @@ _MAX_PANELS = 18
 _HEADLINE = " (headline)"
 
 
-class _Item(NamedTuple):
-    """An entry of a legend."""
+class Item(NamedTuple):
+    """An entry of a legend: its line, and a value that follows the line's label, which may be empty."""
 
     line: Line
     value: str
@@ -53,7 +53,7 @@ def _section(run: RunDirectory, evaluation: str, section: Section) -> str:
         return ""
     sizes = (_MAIN, _SIDE) if len(drawn) == 2 else (_WIDE,) * len(drawn)
     cards = [
-        _card(title, lines, f"{_slug(evaluation)}-{one.name}", size, legend, x_label=one.x_label, unit=one.unit)
+        card(title, lines, f"{_slug(evaluation)}-{one.name}", size, legend, x_label=one.x_label, unit=one.unit)
         for (one, title, lines, legend, _), size in zip(drawn, sizes, strict=True)
     ]
     every = [line for _, _, lines, _, _ in drawn for line in lines]
@@ -71,7 +71,7 @@ def _section(run: RunDirectory, evaluation: str, section: Section) -> str:
     return f"<section>\n<h2>{escape(section.title)}</h2>\n{charts}{text}</section>\n"
 
 
-def _drawn(run: RunDirectory, evaluation: str, asked: Chart) -> tuple[str, list[Line], list[_Item], int] | None:
+def _drawn(run: RunDirectory, evaluation: str, asked: Chart) -> tuple[str, list[Line], list[Item], int] | None:
     """Returns title, lines, legend and last step of a chart, or None if there is nothing to draw."""
     prefix = f"eval/{evaluation}/"
     found = {
@@ -85,7 +85,7 @@ def _drawn(run: RunDirectory, evaluation: str, asked: Chart) -> tuple[str, list[
         return None
     title = asked.title.format(**next(iter(found.values())).groupdict())
     values = {"percent": "{:.1f}%", "share": "{:.3g}", "": "{:.3g}"}[asked.unit]
-    legend = [_Item(line, "" if asked.against_x else values.format(_last(line))) for line in lines if line.label]
+    legend = [Item(line, "" if asked.against_x else values.format(_last(line))) for line in lines if line.label]
     return title, lines, legend, step
 
 
@@ -142,9 +142,9 @@ def training(run: RunDirectory) -> str:
         line = Line(label, x, running_mean(y, usual_window(len(y))), series)
         if drawable([line]):
             lines += [Line("", x, y, series, "raw"), line]
-            legend.append(_Item(line, f"{_last(line):.4g}"))
+            legend.append(Item(line, f"{_last(line):.4g}"))
     if lines:
-        cards.append(f'<div class="headline">\n{_card("Loss", lines, "loss", _WIDE, legend, may_be_log=True)}</div>\n')
+        cards.append(f'<div class="headline">\n{card("Loss", lines, "loss", _WIDE, legend, may_be_log=True)}</div>\n')
     small = []
     ordered = [*(name for name in _TITLES if name in names), *(n for n in names if n not in _TITLES)]
     for index, name in enumerate([name for name in ordered if name not in losses][:_MAX_PANELS]):
@@ -154,7 +154,7 @@ def training(run: RunDirectory) -> str:
         lines = [Line("", x, y, 0)] if steady else [Line("", x, y, 0, "raw"), Line("", x, running_mean(y, window), 0)]
         if drawable(lines):
             title = _TITLES.get(name, name)
-            small.append(_card(title, lines, f"small-{index}", _SMALL, (), unit="share" if name in _SHARES else ""))
+            small.append(card(title, lines, f"small-{index}", _SMALL, (), unit="share" if name in _SHARES else ""))
     if small:
         cards.append(f'<div class="small">\n{"".join(small)}</div>\n')
     return f"<section>\n<h2>Training</h2>\n{''.join(cards)}</section>\n" if cards else ""
@@ -223,26 +223,44 @@ def _last(line: Line) -> float:
     return next(value for value in reversed(line.y) if math.isfinite(value))
 
 
-def _card(
+def card(
     title: str,
     lines: Sequence[Line],
     name: str,
     size: tuple[int, int],
-    legend: Sequence[_Item],
+    legend: Sequence[Item],
     *,
     x_label: str = "step",
     unit: Literal["", "percent", "share"] = "",
     may_be_log: bool = False,
 ) -> str:
-    """Returns a chart with title and legend; with `may_be_log`, the axis is logarithmic for a large range of values."""
+    """Returns a chart with title and legend, as HTML.
+
+    **Arguments:**
+
+    - `title`: plain text.
+    - `lines`, `name`, `size`, `x_label`, `unit`: as for `umd_eqx.report.curves.chart`.
+    - `legend`: the entries of the legend; there is none if it is empty.
+    - `may_be_log`: whether the vertical axis is logarithmic if the values have a large range.
+    """
     values = [value for line in lines for value in line.y if math.isfinite(value)]
     log = may_be_log and min(values) > 0 and max(values) > 8 * min(values)
     svg = chart(lines, title=escape(title), name=name, size=size, x_label=x_label, unit=unit, log=log)
+    key = legend_list(legend)
+    kind = "chart wide" if size == _WIDE else "chart"
+    return f'<figure class="{kind}">\n<figcaption>{escape(title)}</figcaption>\n{key}{svg}\n</figure>\n'
+
+
+def legend_list(legend: Sequence[Item]) -> str:
+    """Returns a legend as HTML, empty without entries.
+
+    **Arguments:**
+
+    - `legend`: the entries.
+    """
     entries = "".join(
         f'<li><span class="swatch {line.style} s{"t" if line.series is None else line.series % SERIES}"></span>'
         f"{escape(line.label)}{f' <b>{escape(value)}</b>' if value else ''}</li>\n"
         for line, value in legend
     )
-    key = f'<ul class="legend">\n{entries}</ul>\n' if entries else ""
-    kind = "chart wide" if size == _WIDE else "chart"
-    return f'<figure class="{kind}">\n<figcaption>{escape(title)}</figcaption>\n{key}{svg}\n</figure>\n'
+    return f'<ul class="legend">\n{entries}</ul>\n' if entries else ""

@@ -5,7 +5,6 @@ then of `config.json`, then of its `"config"`: `preset`, `name`, `steps` (the la
 `device` and `command` (a string or a list of words). Missing facts are omitted.
 """
 
-import base64
 import json
 import math
 import shlex
@@ -13,10 +12,11 @@ import statistics
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from umd_eqx.core.files import write_atomically
 from umd_eqx.report.curves import running_mean, usual_window
+from umd_eqx.report.pictures import Picture, captions, figure, picture_files, read_picture, step_of
 from umd_eqx.report.rundir import RunDirectory
 from umd_eqx.report.stylesheet import STYLE
 from umd_eqx.report.terminal import duration
@@ -27,8 +27,6 @@ PICTURE_BYTES = 5_500_000
 
 MAX_EARLIER = 6
 """The maximum number of earlier versions of a picture on the page."""
-
-_PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def write_webpage(run: RunDirectory) -> Path:
@@ -51,15 +49,27 @@ def write_webpage(run: RunDirectory) -> Path:
         _pictures(run),
         _reproduce(run),
     )
+    path = run.path / "report.html"
+    write_atomically(path, document(_name(run), parts))
+    return path
+
+
+def document(title: str, parts: Sequence[str], style: str = "") -> bytes:
+    """Returns a whole page, without external resources.
+
+    **Arguments:**
+
+    - `title`: plain text.
+    - `parts`: the HTML of its sections.
+    - `style`: rules in addition to those of `STYLE`.
+    """
     page = (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<title>{escape(_name(run))}</title>\n<link rel="icon" href="data:,">\n'
-        f"<style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n{''.join(parts)}</main>\n</body>\n</html>\n"
+        f'<title>{escape(title)}</title>\n<link rel="icon" href="data:,">\n'
+        f"<style>\n{STYLE}{style}</style>\n</head>\n<body>\n<main>\n{''.join(parts)}</main>\n</body>\n</html>\n"
     )
-    path = run.path / "report.html"
-    write_atomically(path, page.encode("utf-8", "replace"))
-    return path
+    return page.encode("utf-8", "replace")
 
 
 def _name(run: RunDirectory) -> str:
@@ -108,48 +118,31 @@ def _facts(run: RunDirectory) -> dict[str, str]:
     return facts
 
 
-class _Picture(NamedTuple):
-    name: str
-    step: str
-    data: bytes
-
-
-def _captions(run: RunDirectory) -> dict[str, str]:
-    """Returns the captions of the pictures of the evaluations, by the names of their folders."""
-    captions = {}
-    for evaluation, display in run.displays.items():
-        captions |= {f"{evaluation}-{name}": text for name, text in display.captions.items()}
-    return captions
-
-
 def _pictures(run: RunDirectory) -> str:
     """Returns the newest version of each picture at full width, and earlier ones folded, as far as the limit allows.
 
     The newest versions take precedence.
     """
-    found: dict[str, list[Path]] = {}
-    captions = _captions(run)
-    for path in sorted((run.path / "pictures").glob("*/*.png")):
-        found.setdefault(path.parent.name, []).append(path)
+    found, texts = picture_files(run), captions(run)
     newest = {name: paths[-1] for name, paths in found.items()}
     earlier = {name: _spread(paths[:-1], MAX_EARLIER) for name, paths in found.items()}
     room = PICTURE_BYTES
-    shown: dict[Path, _Picture] = {}
-    wanted = [*newest.values(), *sorted((p for paths in earlier.values() for p in paths), key=_step, reverse=True)]
+    shown: dict[Path, Picture] = {}
+    wanted = [*newest.values(), *sorted((p for paths in earlier.values() for p in paths), key=step_of, reverse=True)]
     for path in wanted:
-        picture = _read_picture(path)
+        picture = read_picture(path)
         if picture is not None and len(picture.data) <= room:
             room -= len(picture.data)
             shown[path] = picture
     figures = []
     for name, path in newest.items():
         old = [shown[one] for one in earlier[name] if one in shown]
-        figure = _figure(shown[path], f"{captions.get(name, name)}, step {_step(path):,}") if path in shown else ""
+        block = figure(shown[path], f"{texts.get(name, name)}, step {step_of(path):,}") if path in shown else ""
         if old:
-            strip = "".join(_figure(picture, f"step {int(picture.step):,}") for picture in old)
-            figure += f'<details>\n<summary>Earlier: {escape(name)}</summary>\n<div class="strip">\n{strip}</div>\n'
-            figure += "</details>\n"
-        figures.append(f'<div class="picture">\n{figure}</div>\n' if figure else "")
+            strip = "".join(figure(picture, f"step {picture.step:,}") for picture in old)
+            block += f'<details>\n<summary>Earlier: {escape(name)}</summary>\n<div class="strip">\n{strip}</div>\n'
+            block += "</details>\n"
+        figures.append(f'<div class="picture">\n{block}</div>\n' if block else "")
     if not any(figures):
         return ""
     left_out = sum(map(len, found.values())) - len(shown)
@@ -157,32 +150,11 @@ def _pictures(run: RunDirectory) -> str:
     return f'<section>\n<h2>Pictures</h2>\n<div class="pictures">\n{"".join(figures)}</div>\n{note}</section>\n'
 
 
-def _step(path: Path) -> int:
-    return int(path.stem) if path.stem.isdecimal() else 0
-
-
 def _spread(paths: Sequence[Path], count: int) -> list[Path]:
     """Returns `count` paths, evenly spread, including the first and the last."""
     if len(paths) <= count:
         return list(paths)
     return [paths[round(index * (len(paths) - 1) / (count - 1))] for index in range(count)]
-
-
-def _read_picture(path: Path) -> _Picture | None:
-    try:
-        data = path.read_bytes()
-    except OSError:
-        return None
-    return _Picture(path.parent.name, f"{_step(path)}", data) if data.startswith(_PNG) else None
-
-
-def _figure(picture: _Picture, caption: str) -> str:
-    source = base64.b64encode(picture.data).decode()
-    alt = escape(f"{picture.name} at step {picture.step}")
-    return (
-        f'<figure><img src="data:image/png;base64,{source}" alt="{alt}">'
-        f"<figcaption>{escape(caption)}</figcaption></figure>\n"
-    )
 
 
 def _reproduce(run: RunDirectory) -> str:

@@ -21,7 +21,7 @@ from umd_eqx.models.tokenizers.base import AbstractTokenizer
 from umd_eqx.recipes.build import Built, build
 from umd_eqx.recipes.config import Config
 from umd_eqx.recipes.dump import dump
-from umd_eqx.report import MetricsFile, RunDirectory, Terminal, Wandb, results_table, write_webpage
+from umd_eqx.report import MetricsFile, RunDirectory, Terminal, Wandb, results_table, write_report
 from umd_eqx.runs.batches import run_batches
 from umd_eqx.runs.finishing import finish
 from umd_eqx.runs.fitting import fit_to_data
@@ -172,7 +172,7 @@ class _Run:
                     terminal.warn(f"{len(found)} {name} images could not be read and were skipped: {some}")
             terminal.phase("saving", step)
             checkpoints.wait()
-            write_webpage(shown)
+            write_report(shown)
         if step == self.stop_at:
             self._finish(step, lambda: (step, state))
         return self._report_outcome(shown, step, stop.signal_name if step < self.stop_at else None)
@@ -267,7 +267,7 @@ class _Run:
             shown = self._measure(changed, shown, trained)
         self._finish(step, trained)
         print(results_table(shown.rows, shown.headlines()))
-        print(f"\nreport: {write_webpage(shown)}")
+        print(f"\nreport: {write_report(shown)}")
         return Outcome(self.directory, step, None, shown.last_values())
 
     def _finish(self, step: int, trained: Callable[[], tuple[int, TrainState]]) -> None:

@@ -12,7 +12,16 @@ from jaxtyping import PRNGKeyArray
 from umd_eqx.core.errors import BadInput
 from umd_eqx.core.types import Batch, Metrics
 from umd_eqx.eval import AbstractEvaluator, Evaluate
-from umd_eqx.report import MetricsFile, Pictures, RunDirectory, Terminal, Wandb, save_pictures, write_webpage
+from umd_eqx.report import (
+    MetricsFile,
+    Pictures,
+    RunDirectory,
+    Terminal,
+    Wandb,
+    save_pictures,
+    write_results,
+    write_webpage,
+)
 from umd_eqx.training.checkpoint import Checkpoints
 from umd_eqx.training.signals import Stop
 from umd_eqx.training.step import Parts, TrainState, train_step
@@ -92,11 +101,16 @@ class Sinks:
         self.run, self.terminal, self.metrics, self.wandb = run, terminal, metrics, wandb
 
     def write(self, step: int, row: Row, pictures: Pictures) -> None:
-        """Writes the metrics and image grids of one step, and the web page if there are image grids."""
+        """Writes the metrics and image grids of one step.
+
+        After an evaluation, also writes `results.json`, and the web page if there are image grids.
+        """
         self.metrics.append(step, row)
         self.terminal.update(step, row)
         if self.wandb is not None:
             self.wandb.log(step, row)
+        if any(name.startswith("eval/") for name in row):
+            write_results(self.run)
         if pictures:
             save_pictures(self.run.path, step, pictures)
             write_webpage(self.run)
