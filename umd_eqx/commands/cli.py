@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
 
+from umd_eqx.commands.compare import compare_runs
 from umd_eqx.commands.evaluate import evaluate
 from umd_eqx.commands.export import export_weights
 from umd_eqx.commands.finetune import finetune
@@ -14,6 +15,7 @@ from umd_eqx.commands.finetune_classifier import finetune_classifier
 from umd_eqx.commands.linear_probe import linear_probe
 from umd_eqx.commands.pretrain import pretrain
 from umd_eqx.commands.sample import sample
+from umd_eqx.commands.table import tabulate_runs
 from umd_eqx.core.errors import BadInput
 from umd_eqx.recipes.dump import as_flag
 from umd_eqx.recipes.pretrain import Preset
@@ -21,7 +23,7 @@ from umd_eqx.training.signals import EXIT_INTERRUPTED, end_interrupted
 
 EXIT_BAD_INPUT = 2
 FIELD = r"[a-z]\w*(?:\.\w+)*"
-NO_FLAG = ("config.json", "labels", "preset", "types")
+NO_FLAG = ("config.json", "labels", "preset", "runs", "types")
 """Subjects of errors that are not set by a flag: a file, and arguments of functions."""
 INTERRUPTED = "interrupted: the last checkpoint, if any, is unchanged"
 
@@ -38,8 +40,8 @@ def main(
 
     - `presets`: recipes by name; the first is the default. Add your own: `main({**PRETRAIN, "mine": recipe})`.
     - `arguments`: the command-line arguments, without the program name. `sample`, `finetune`, `evaluate`,
-        `linear-probe`, `finetune-classifier` or `export` as the first argument runs that command, unless a preset has
-        that name.
+        `linear-probe`, `finetune-classifier`, `export`, `compare` or `table` as the first argument runs that command,
+        unless a preset has that name.
     - `types`: your own samplers, grids, optimisers, data sources, paths, objectives, evaluators and networks by name.
         `--sampler NAME`, `--optim NAME` and so on select them, and these commands can load runs that were trained
         with them.
@@ -52,6 +54,8 @@ def main(
         "finetune-classifier": functools.partial(finetune_classifier, types=types),
         "linear-probe": functools.partial(linear_probe, types=types),
         "export": functools.partial(export_weights, types=types),
+        "compare": functools.partial(compare_runs, types=types),
+        "table": functools.partial(tabulate_runs, types=types),
     }
 
     def command(words: list[str]) -> int:

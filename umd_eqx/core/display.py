@@ -36,6 +36,10 @@ class Chart:
         """Whether lines are drawn against a number in the metrics' names instead of the step."""
         return "x" in re.compile(self.pattern).groupindex
 
+    def folds(self, number: str) -> bool:
+        """Whether a metric, by its name within the evaluation, is one of those that are collapsed in the table."""
+        return self.folded is not None and re.fullmatch(self.pattern, number) is not None
+
 
 @dataclasses.dataclass(frozen=True)
 class Section:

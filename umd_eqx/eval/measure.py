@@ -6,7 +6,6 @@ from umd_eqx.eval.activations import Features
 from umd_eqx.eval.distances import frechet_distance, kid
 from umd_eqx.eval.scores import density_coverage, inception_score, precision_recall
 
-
 HIGHER_IS_BETTER = r"(.+/)?(recognised|(is|precision|recall|density|coverage)(_(?!std)\w+)?)"
 """A pattern of the metrics of generated images of which higher values are better (`Display.higher`)."""
 

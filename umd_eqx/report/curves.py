@@ -25,14 +25,15 @@ class Line(NamedTuple):
     - `label`: the name in the legend; empty for a line without an entry.
     - `x`, `y`: the points, of equal number; a NaN leaves a gap.
     - `series`: the index of the colour, 0 or more (colours repeat after `SERIES`); None is the colour of the text.
-    - `style`: `"solid"`, `"raw"` (thin and pale, for drawing below a smoothed line), `"dashed"` or `"dotted"`.
+    - `style`: `"solid"`, `"raw"` (thin and pale, for drawing below a smoothed line), `"thin"` (thin and less pale, for
+      one of several runs), `"dashed"` or `"dotted"`.
     """
 
     label: str
     x: Sequence[float]
     y: Sequence[float]
     series: int | None = 0
-    style: Literal["solid", "raw", "dashed", "dotted"] = "solid"
+    style: Literal["solid", "raw", "thin", "dashed", "dotted"] = "solid"
 
 
 def usual_window(points: int) -> int:
@@ -120,8 +121,8 @@ def _plot(axes: Any, line: Line) -> None:
         y,
         color=_INK if line.series is None else _SERIES[line.series % SERIES],
         linestyle={"dashed": (0, (6, 4)), "dotted": (0, (1.2, 3))}.get(line.style, "-"),
-        linewidth={"raw": 0.9, "solid": 2.0}.get(line.style, 1.4),
-        alpha=0.28 if line.style == "raw" else 1.0,
+        linewidth={"raw": 0.9, "thin": 0.9, "solid": 2.0}.get(line.style, 1.4),
+        alpha={"raw": 0.28, "thin": 0.6}.get(line.style, 1.0),
         marker="o" if len(x) <= 40 and (solid or len(x) == 1) else None,
         markersize=4.5,
         clip_on=line.style == "raw",

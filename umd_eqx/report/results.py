@@ -41,7 +41,8 @@ def results(run: RunDirectory) -> dict[str, Any]:
     - `history`: the file, in the run directory, with the values of all steps.
     """
     config = run.config if isinstance(run.config, Mapping) else {}
-    recipe = config.get("config") if isinstance(config.get("config"), Mapping) else {}
+    recorded = config.get("config")
+    recipe = recorded if isinstance(recorded, Mapping) else {}
     step = run.rows[-1]["step"] if run.rows else None
     names = dict.fromkeys(name for row in run.rows for name in row if name != "step")
     batch_size = _entry(_entry(recipe, "data"), "batch_size")

@@ -201,7 +201,7 @@ def _folded(run: RunDirectory, evaluation: str, number: str) -> str | None:
     """Returns the title under which a metric is folded, or None if it is not folded."""
     for section in run.display(evaluation).sections:
         for one in section.charts:
-            if one.folded is not None and re.fullmatch(one.pattern, number):
+            if one.folds(number):
                 again = evaluation.partition("[")
                 return f"{section.title}{again[1]}{again[2]}, {one.folded}"
     return None
