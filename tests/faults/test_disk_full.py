@@ -65,6 +65,7 @@ def fill_up(patch: pytest.MonkeyPatch, pattern: str) -> None:
         r"environment\.json\..*",
         r"00000003\.png\..*",
         r"report\.html\..*",
+        r"results\.json\..*",
     ],
 )
 def test_a_full_disk_is_one_line_and_the_run_goes_on_from_its_last_checkpoint(

@@ -2,11 +2,11 @@
 
 import json
 import re
-from html.parser import HTMLParser
 
 import matplotlib as mpl
 import numpy as np
 import pytest
+from report.pages import Page
 
 from umd_eqx.core.display import Chart, Display, Section
 from umd_eqx.eval import Denoising, FewShot, Generation
@@ -14,42 +14,6 @@ from umd_eqx.report import MetricsFile, save_pictures
 from umd_eqx.report.curves import running_mean, sparkline
 from umd_eqx.report.rundir import RunDirectory
 from umd_eqx.report.webpage import write_webpage
-
-VOID = {"meta", "link", "img", "br", "hr"}
-
-
-class Page(HTMLParser):
-    """Checks that elements nest and ids are unique, and gathers what the page refers to."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.ids, self.references, self.tags, self.text = [], [], [], [], ""
-        self.feed(text)
-        self.close()
-        assert self.open == []
-        assert len(self.ids) == len(set(self.ids))
-
-    def handle_starttag(self, tag, attrs):
-        self.handle_startendtag(tag, attrs)
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append(tag)
-        values = dict(attrs)
-        if "id" in values:
-            self.ids.append(values["id"])
-        self.references += [
-            values[name] for name in ("src", "href", "xlink:href", "srcset", "action") if name in values
-        ]
-        self.references += re.findall(r"url\(([^)]*)\)", " ".join(value or "" for value in values.values()))
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text += data
-
 
 EVALUATORS = {"fewshot": FewShot(), "denoising": Denoising(), "generation": Generation()}
 

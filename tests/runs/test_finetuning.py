@@ -108,8 +108,12 @@ def test_the_command_trains_measures_and_goes_on_where_it_stopped(source, capsys
     figures = source.parent / "figures.json"
     assert called("--from", str(source), *CHEAP, "--json", str(figures)) == 0
     out = capsys.readouterr().out
-    assert "eval/generation/umd10k@10/cfg1/fd_fashion" in json.loads(figures.read_text())[0]
+    (result,) = json.loads(figures.read_text())
+    distance = "eval/generation/umd10k@10/cfg1/fd_fashion"
     directory = source.parent / "small-ft"
+    assert result["recipe"] == json.loads((directory / "config.json").read_text())["config"]
+    assert (result["run_dir"], result[distance]) == (str(directory), result["metrics"][distance]["final"])
+    assert result["metrics"][distance]["better"] == "lower"
     assert f"report: {directory / 'report.html'}" in out
     last = rows(directory)[-1]
     assert last["step"] == 2

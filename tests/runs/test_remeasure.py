@@ -141,6 +141,13 @@ def test_the_probe_of_a_finished_run_is_that_of_the_run(finished, tmp_path, caps
     assert other["weights"] != result["weights"]
     kept = [json.loads(path.read_text())[0] for path in (finished / "eval").glob("probe-*.json")]
     assert sorted(it["settings"]["shots"] for it in kept) == [2, 3]
+    # The results of the run have both, and the file has those of the run, with its whole recipe.
+    found = json.loads((finished / "results.json").read_text())
+    assert sorted(it["settings"]["shots"] for it in found["measurements"].values()) == [2, 3]
+    assert found["metrics"]["eval/fewshot/both/top1"]["final"] == own["both/top1"]
+    assert found["metrics"]["eval/fewshot/both/top1"]["better"] == "higher"
+    recipe = json.loads((finished / "config.json").read_text())["config"]
+    assert found["recipe"] == result["run"]["recipe"] == recipe
 
 
 def test_for_the_line_to_beat_only_a_model_is_built_and_no_second_training_state(tmp_path, monkeypatch):

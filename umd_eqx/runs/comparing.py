@@ -214,9 +214,7 @@ def _group(
     names = (plain, runs[0][0], f"{runs[0][0]} ({len(taken) + 1})")
     batch_size = settings.get("data.batch_size")
     return Group(
-        name=next(
-            name for name in (plain, runs[0][0], f"{runs[0][0]} ({len(taken) + 1})") if name and name not in taken
-        ),
+        name=next(name for name in names if name and name not in taken),
         runs=tuple(run for _, run in runs),
         labels=tuple(label for label, _ in runs),
         seeds=tuple(seeds),
