@@ -9,10 +9,11 @@ from runs.fabricated import fabricate
 
 from umd_eqx.core.errors import BadInput
 from umd_eqx.core.files import save_json
+from umd_eqx.core.types import LatentSpec
 from umd_eqx.data.source_configs import TFDS, Images
 from umd_eqx.recipes.config import Start
 from umd_eqx.recipes.pretrain import mae, umd
-from umd_eqx.report.comparison import best_groups, metrics_of, spread
+from umd_eqx.report.comparison import UNSET, best_groups, metrics_of, spread
 from umd_eqx.runs.comparing import compare
 
 TOP1 = "eval/fewshot/both/top1"
@@ -87,6 +88,16 @@ def test_runs_that_started_from_seeds_of_one_recipe_are_a_group(tmp_path):
     assert found.groups[0].settings["start.optim.steps"] == 2000
     assert found.groups[1].settings["start.optim.steps"] == 4000
     assert found.groups[2].settings["start.digest"] == "digest 3"
+
+
+def test_a_part_that_only_some_recipes_have_is_shown_by_its_type(tmp_path):
+    latents = fabricate(tmp_path / "latents", changed(latent=LatentSpec(4, 4)), {TOP1: 1.0})
+    pixels = fabricate(tmp_path / "pixels", umd(), {TOP1: 1.0})
+    for paths in ((latents, pixels), (pixels, latents)):
+        shown = {group.name: group.settings for group in compare(paths).groups}
+        assert shown["latents"]["latent"] == "LatentSpec"
+        assert shown["pixels"]["latent"] is None
+        assert (shown["latents"]["latent.factor"], shown["pixels"]["latent.factor"]) == (4, UNSET)
 
 
 def test_what_should_be_known_is_said(tmp_path):

@@ -22,7 +22,8 @@ _TIMES = ((3600.0, "hours"), (60.0, "minutes"), (1.0, "seconds"))
 def comparison_curves(comparison: Comparison) -> str:
     """Returns the section with the curves of a comparison as HTML, empty if no metric has two points.
 
-    The loss comes first, then the headlines. The charts are drawn against each of `AXES`; the style sheet shows one.
+    The loss comes first, then the headlines and other main metrics. The charts are drawn against each of `AXES`; the
+    style sheet shows one.
 
     **Arguments:**
 
@@ -31,7 +32,7 @@ def comparison_curves(comparison: Comparison) -> str:
     groups = comparison.groups[:MAX_DRAWN]
     metrics = metrics_of(run for group in groups for run in group.runs)
     metrics = [metric for metric in metrics if not metric.folded and _has_curve(groups, metric.name)]
-    metrics.sort(key=lambda metric: (metric.headline is None, metric.better is None))
+    metrics.sort(key=lambda metric: (metric.headline is None, not metric.main, metric.better is None))
     names = [("train/loss", "Loss", "")] if any("train/loss" in run.names() for g in groups for run in g.runs) else []
     names += [(m.name, m.name.removeprefix("eval/"), "percent" if m.percent else "") for m in metrics]
     blocks, any_card = [], False
@@ -51,15 +52,19 @@ def comparison_curves(comparison: Comparison) -> str:
         for axis, key in _AXIS_IDS.items()
     )
     legend = legend_list([Item(Line(g.name, [], [], i, _style(i)), count_of(g)) for i, g in enumerate(groups)])
+    notes = _notes(len(comparison.groups) - len(groups), len(names) - MAX_CHARTS)
+    body = f"{buttons}{legend}{''.join(blocks)}{notes}"
+    return f'<section class="axes">\n<h2>Curves</h2>\n{body}</section>\n'
+
+
+def _notes(more_groups: int, more_metrics: int) -> str:
     notes = ["Thin: the runs of a group; thick: their mean at the steps that all of them have."]
-    notes += [f"Of {len(comparison.groups)} groups the first {MAX_DRAWN} are drawn."] * (
-        len(comparison.groups) > MAX_DRAWN
-    )
-    notes += [f"{len(names) - MAX_CHARTS} more metrics are in the tables."] * (len(names) > MAX_CHARTS)
-    text = (
-        f'<p class="note">{" ".join(notes)} The loss is smoothed; losses of different objectives differ in scale.</p>\n'
-    )
-    return f'<section class="axes">\n<h2>Curves</h2>\n{buttons}{legend}{"".join(blocks)}{text}</section>\n'
+    if more_groups > 0:
+        notes.append(f"Of {MAX_DRAWN + more_groups} groups the first {MAX_DRAWN} are drawn.")
+    if more_metrics > 0:
+        notes.append(f"{more_metrics} more metrics are in the tables.")
+    notes.append("The loss is smoothed; losses of different objectives differ in scale.")
+    return f'<p class="note">{" ".join(notes)}</p>\n'
 
 
 def _has_curve(groups: Sequence[Group], name: str) -> bool:

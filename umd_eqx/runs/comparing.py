@@ -113,7 +113,8 @@ def compare(paths: Sequence[str | os.PathLike[str]], types: Iterable[type] = ())
     names = [name for name in dict.fromkeys(n for own in settings.values() for n in own) if _differs(name, settings)]
     groups = []
     for key, runs in members.items():
-        shown = {as_flag(name): settings[key].get(name, UNSET) for name in names}
+        shown = dict.fromkeys(map(as_flag, names), UNSET)
+        shown |= {as_flag(name): settings[key][name] for name in names if name in settings[key]}
         if "data" in shown:
             shown["data"] = _images(runs[0][1].config["config"])
         groups.append(_group(runs, settings[key], shown, {group.name for group in groups}))
