@@ -8,8 +8,7 @@ from umd_eqx.core.errors import BadInput, disk_errors
 from umd_eqx.core.files import save_json
 from umd_eqx.core.hashes import sha256_of_json
 from umd_eqx.data.broken import CountBroken, SkipBroken
-from umd_eqx.report import write_results
-from umd_eqx.report.results import results
+from umd_eqx.report.results import RESULTS, measurements, read_results, results
 from umd_eqx.runs.pretrained import Pretrained
 from umd_eqx.runs.recorded import recorded_run
 
@@ -40,26 +39,32 @@ def save_result(
 ) -> None:
     """Writes a result to `file` and, if `run` is a run directory, to `eval/<name>.json` in it.
 
-    The run's `results.json` is updated; `file` also holds the results of the run under "run" (`of_run`). `types` are
-    user-defined classes that the run's configuration may contain.
+    The measurements in the run's `results.json` are updated; `file` also holds the results of the run under "run", as
+    `of_run` returns them. `types` are user-defined classes that the run's configuration may contain.
 
     Raises `BadInput` if the disk is full.
     """
-    contents = {} if file is None else {Path(file): dict(result) | of_run(run, types)}
-    in_run = run is not None and (Path(run) / "config.json").exists()
-    if run is not None and in_run:
-        contents[Path(run) / "eval" / f"{name}.json"] = dict(result)
-    for location, content in contents.items():
-        with disk_errors(location.parent):
-            location.parent.mkdir(parents=True, exist_ok=True)
-            save_json(location, [content])
-        print(f"result: {location}")
-    if run is not None and in_run:
+    found = of_run(run, types)
+    if run is not None and found is not None:
+        kept = Path(run) / "eval" / f"{name}.json"
         with disk_errors(run):
-            write_results(recorded_run(run, types))
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            save_json(kept, [result])
+            found["measurements"] = measurements(run)
+            save_json(Path(run) / RESULTS, found)
+        print(f"result: {kept}")
+    if file is not None:
+        with disk_errors(Path(file).parent):
+            Path(file).parent.mkdir(parents=True, exist_ok=True)
+            save_json(file, [{**result, "run": found}])
+        print(f"result: {file}")
 
 
-def of_run(run: str | None, types: Iterable[type] = ()) -> dict[str, Any]:
-    """The results of a run, with its whole recipe, as the entry "run" of a result; None for anything but a run."""
-    is_run = run is not None and (Path(run) / "config.json").exists()
-    return {"run": results(recorded_run(run, types)) if run is not None and is_run else None}
+def of_run(run: str | None, types: Iterable[type] = ()) -> dict[str, Any] | None:
+    """The results of a run, with its whole recipe; None for anything but a run directory.
+
+    They are those in its `results.json`, or are gathered from its other files if a version without them trained it.
+    """
+    if run is None or not (Path(run) / "config.json").exists():
+        return None
+    return read_results(run) or results(recorded_run(run, types))

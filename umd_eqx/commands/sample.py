@@ -91,7 +91,7 @@ def sample(words: list[str], types: Types | None = None) -> int:
             save_png(command.trajectory, trajectories)
         if command.json is not None:
             figures = {"images": command.num, "seconds": seconds, "evaluations": sampler.evaluations(denoiser)}
-            save_json(command.json, [figures | of_run(flags.run, types.values())])
+            save_json(command.json, [{**figures, "run": of_run(flags.run, types.values())}])
     print(f"{command.num} images in {seconds:.1f} s, compilation included: {command.out}")
     return 0
 
