@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from umd_eqx.core.files import write_atomically
 from umd_eqx.report.curves import running_mean, usual_window
+from umd_eqx.report.heatmap import heat_maps
 from umd_eqx.report.rundir import RunDirectory
 from umd_eqx.report.stylesheet import STYLE
 from umd_eqx.report.terminal import duration
@@ -45,6 +46,7 @@ def write_webpage(run: RunDirectory) -> Path:
     parts = (
         _header(run),
         sections(run, leading=True),
+        heat_maps(run),
         training(run),
         sections(run, leading=False),
         evaluations(run),
