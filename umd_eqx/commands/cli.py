@@ -10,8 +10,10 @@ from typing import NoReturn
 from umd_eqx.commands.compare import compare_runs
 from umd_eqx.commands.evaluate import evaluate
 from umd_eqx.commands.export import export_weights
+from umd_eqx.commands.features import write_features
 from umd_eqx.commands.finetune import finetune
 from umd_eqx.commands.finetune_classifier import finetune_classifier
+from umd_eqx.commands.layers import probe_layers
 from umd_eqx.commands.linear_probe import linear_probe
 from umd_eqx.commands.pretrain import pretrain
 from umd_eqx.commands.sample import sample
@@ -39,9 +41,9 @@ def main(
     **Arguments:**
 
     - `presets`: recipes by name; the first is the default. Add your own: `main({**PRETRAIN, "mine": recipe})`.
-    - `arguments`: the command-line arguments, without the program name. `sample`, `finetune`, `evaluate`,
-        `linear-probe`, `finetune-classifier`, `export`, `compare` or `table` as the first argument runs that command,
-        unless a preset has that name.
+    - `arguments`: the command-line arguments, without the program name. `sample`, `finetune`, `evaluate`, `features`,
+        `layers`, `linear-probe`, `finetune-classifier`, `export`, `compare` or `table` as the first argument runs that
+        command, unless a preset has that name.
     - `types`: your own samplers, grids, optimisers, data sources, paths, objectives, evaluators and networks by name.
         `--sampler NAME`, `--optim NAME` and so on select them, and these commands can load runs that were trained
         with them.
@@ -52,6 +54,8 @@ def main(
         "finetune": functools.partial(finetune, types=types),
         "evaluate": functools.partial(evaluate, types=types),
         "finetune-classifier": functools.partial(finetune_classifier, types=types),
+        "features": functools.partial(write_features, types=types),
+        "layers": functools.partial(probe_layers, types=types),
         "linear-probe": functools.partial(linear_probe, types=types),
         "export": functools.partial(export_weights, types=types),
         "compare": functools.partial(compare_runs, types=types),

@@ -61,8 +61,8 @@ def measure_probe(words: list[str], types: Mapping[str, type] | None = None) -> 
 
     **Raises:** `BadInput` naming the invalid flag.
     """
-    recorded = _recorded(flag_value(words, "--run"))
-    settings, seed = _recorded_settings(recorded)
+    recorded = recorded_config(flag_value(words, "--run"))
+    settings, seed = recorded_settings(recorded)
     default = Probe(settings=settings, seed=seed)
     description = "Probe the representation of a trained network."
     command = tyro.cli(Probe, default=default, args=words, description=description)
@@ -83,16 +83,16 @@ def measure_probe(words: list[str], types: Mapping[str, type] | None = None) -> 
     return 0
 
 
-def _recorded(run: str | None) -> dict[str, Any] | None:
-    """The content of a run's `config.json`; None if it cannot be read, which `from_pretrained` reports."""
+def recorded_config(run: str | None) -> dict[str, Any] | None:
+    """Returns the content of a run's `config.json`; None if it cannot be read, which `from_pretrained` reports."""
     try:
         return None if run is None else json.loads((Path(run) / "config.json").read_text())
     except (OSError, ValueError):
         return None
 
 
-def _recorded_settings(recorded: Mapping[str, Any] | None) -> tuple[ProbeSettings, int]:
-    """The settings of a run's own probe and its seed, or the defaults if the run does not record them."""
+def recorded_settings(recorded: Mapping[str, Any] | None) -> tuple[ProbeSettings, int]:
+    """Returns the settings of a run's own probe and its seed, or the defaults if the run does not record them."""
     try:
         config = {} if recorded is None else recorded["config"]
         own, seed = recorded_probe(config), config.get("seed", 0)
@@ -137,6 +137,7 @@ def _measured(command: Probe, source: Pretrained) -> dict[str, Any]:
         "tokenizer": None if source.latents is None else source.latents.spec.digest,
         "data": data | {"sha256": [source_hash(train), source_hash(test)]},
         "precision": source.config.precision,
+        "recipe": source.trained,
         "batch_size": size,
         "versions": {name: importlib.metadata.version(name) for name in ("umd_eqx", "jax", "numpy")},
         "seconds": time.perf_counter() - began,

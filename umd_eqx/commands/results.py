@@ -8,6 +8,7 @@ from umd_eqx.core.errors import BadInput, disk_errors
 from umd_eqx.core.files import save_json
 from umd_eqx.core.hashes import sha256_of_json
 from umd_eqx.data.broken import CountBroken, SkipBroken
+from umd_eqx.report import write_webpage
 from umd_eqx.report.results import RESULTS, measurements, read_results, results
 from umd_eqx.runs.pretrained import Pretrained
 from umd_eqx.runs.recorded import recorded_run
@@ -68,3 +69,16 @@ def of_run(run: str | None, types: Iterable[type] = ()) -> dict[str, Any] | None
     if run is None or not (Path(run) / "config.json").exists():
         return None
     return read_results(run) or results(recorded_run(run, types))
+
+
+def show_in_report(run: str | None, types: Iterable[type] = ()) -> None:
+    """Writes the report of a run again, with the tables of all results; nothing for anything but a run directory.
+
+    `types` are user-defined classes that the run's configuration may contain.
+
+    Raises `BadInput` if the disk is full, or `metrics.jsonl` is corrupt.
+    """
+    if run is None or not (Path(run) / "config.json").exists():
+        return
+    with disk_errors(run):
+        print(f"report: {write_webpage(recorded_run(run, types))}")

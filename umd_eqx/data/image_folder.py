@@ -168,12 +168,16 @@ class FolderSource:
         """Returns the classes of the given images, from the names of their folders. No file is opened."""
         return self._labels[indices]
 
+    def path_of(self, index: int) -> str:
+        """Returns the path of the file of an image."""
+        return os.path.join(self._paths[self._files.folders[index]], self._files.names[index])
+
     def __getitem__(self, index: int) -> Example:
         """Image `index`. Raises `BrokenImage` if its file cannot be read or decoded."""
         if not 0 <= index < len(self):
             raise IndexError(f"{index} is not in 0 .. {len(self) - 1}")
         label = require_class(index, int(self._labels[index]), self.spec.num_classes)
-        path = os.path.join(self._paths[self._files.folders[index]], self._files.names[index])
+        path = self.path_of(index)
         try:
             with open(path, "rb") as file:
                 image = decode_image(file.read(), self.spec.channels)

@@ -52,8 +52,15 @@ class NpzRecords(Records):
 
     def place(self, row: int) -> str:
         """Returns the file of a row, and its number there."""
+        return " at row ".join(self._file_and_row(row))
+
+    def path(self, row: int) -> str:
+        """Returns the file of a row, followed by its number there."""
+        return "/".join(self._file_and_row(row))
+
+    def _file_and_row(self, row: int) -> tuple[str, str]:
         file = int(np.searchsorted(self._starts, row, side="right")) - 1
-        return f"{self._paths[file]} at row {row - self._starts[file]}"
+        return self._paths[file], str(row - self._starts[file])
 
     def key(self, row: int) -> str:
         """Returns the number of a row."""

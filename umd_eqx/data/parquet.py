@@ -71,9 +71,16 @@ class ParquetRecords(Records):
 
     def place(self, row: int) -> str:
         """Returns the file of a row, and its number there."""
+        return " at row ".join(self._file_and_row(row))
+
+    def path(self, row: int) -> str:
+        """Returns the file of a row, followed by its number there."""
+        return "/".join(self._file_and_row(row))
+
+    def _file_and_row(self, row: int) -> tuple[str, str]:
         group = int(np.searchsorted(self._starts, row, side="right")) - 1
         file, _, first = self._groups[group]
-        return f"{self._paths[file]} at row {first + row - int(self._starts[group])}"
+        return self._paths[file], str(first + row - int(self._starts[group]))
 
     def key(self, row: int) -> str:
         """Returns the number of a row."""

@@ -41,6 +41,13 @@ class Records(abc.ABC):
     def place(self, row: int) -> str:
         """Returns where a row is, for messages: its file and its offset or number in the file."""
 
+    def path(self, row: int) -> str:
+        """Returns the path of a row: that of its file or, in a file of several images, that followed by its name there.
+
+        By default, `place`.
+        """
+        return self.place(row)
+
     @abc.abstractmethod
     def key(self, row: int) -> str:
         """Returns the name of a row, which does not depend on the location of the files."""
@@ -107,6 +114,10 @@ class RecordSource:
         """Returns the classes of the given images, -1 where the label is not a class. No image is read."""
         labels = self._labels[indices]
         return np.where((labels >= 0) & (labels < self.spec.num_classes), labels, NO_CLASS)
+
+    def path_of(self, index: int) -> str:
+        """Returns the path of an image (`Records.path`)."""
+        return self._records[self._which[index]].path(int(self._rows[index]))
 
     def __getitem__(self, index: int) -> Example:
         """Image `index`. Raises `BrokenImage` if it cannot be read or decoded, or if its label is not a class."""

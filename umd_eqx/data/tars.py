@@ -73,6 +73,10 @@ class TarRecords(Records):
         """Returns the file of a row, its offset in bytes, and its key."""
         return f"{self._paths[self._file[row]]} at byte {self._offsets[row]} ({self._keys[row]})"
 
+    def path(self, row: int) -> str:
+        """Returns the file of a row, followed by its key."""
+        return f"{self._paths[self._file[row]]}/{self._keys[row]}"
+
     def key(self, row: int) -> str:
         """Returns the key of a row."""
         return self._keys[row]

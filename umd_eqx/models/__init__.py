@@ -1,5 +1,6 @@
 """The networks that this package trains."""
 
+from umd_eqx.models.base import AbstractLayeredModel as AbstractLayeredModel
 from umd_eqx.models.base import AbstractModel as AbstractModel
 from umd_eqx.models.base import AbstractPatchModel as AbstractPatchModel
 from umd_eqx.models.base import Group as Group

@@ -81,6 +81,27 @@ class AbstractPatchModel(AbstractModel):
         """Returns the encoder's representation of the whole image."""
 
 
+class AbstractLayeredModel(AbstractPatchModel):
+    """Base class for networks on image patches that are made of layers, each of which represents the image.
+
+    Layers are numbered from 1, in the order from the input to the output.
+    """
+
+    @property
+    @abc.abstractmethod
+    def layers(self) -> tuple[str, ...]:
+        """The names of the layers, in order."""
+
+    @property
+    @abc.abstractmethod
+    def represented_layer(self) -> int:
+        """The number of the layer whose representation `represent` returns."""
+
+    @abc.abstractmethod
+    def represent_layers(self, x: Image, cond: AbstractCond) -> tuple[Representation, ...]:
+        """Returns the representation of the whole image after each layer, in one pass; widths may differ."""
+
+
 def num_patches_of(model: AbstractModel) -> int:
     """Returns the number of patches in a mask for `model`; 1 for a network without patches."""
     return model.num_patches if isinstance(model, AbstractPatchModel) else 1

@@ -1,5 +1,6 @@
 """Reporting of a run: terminal output, metrics, pictures, the HTML page and Weights & Biases."""
 
+from umd_eqx.report.heatmap import HeatMap as HeatMap
 from umd_eqx.report.metrics import MetricsFile as MetricsFile
 from umd_eqx.report.metrics import insert_row as insert_row
 from umd_eqx.report.metrics import read_metrics as read_metrics

@@ -19,6 +19,10 @@ _INK, _RULE = "#0a0b0c", "#0a0b0d"
 _SERIES = tuple(f"#0a0b{16 + index:02x}" for index in range(SERIES))
 
 
+INK = _INK
+"""The colour of text in figures for `svg_of`, which becomes that of the page."""
+
+
 class Line(NamedTuple):
     """One line of a chart.
 
@@ -110,6 +114,17 @@ def chart(
     axes.set_xlim(*_limits(lines))
     _style_x_axis(axes, x_label, ticks=max(3, width // 110))
     _style_y_axis(axes, unit, decades=_decades(lines) if log else None)
+    return svg_of(figure, title, name, size)
+
+
+def svg_of(figure: Any, title: str, name: str, size: tuple[int, int]) -> str:
+    """Returns a matplotlib figure as an `<svg>` element, with the fonts and text colours of the page.
+
+    **Arguments:**
+
+    - `figure`: the figure, of `size` at 72 dots per inch.
+    - `title`, `name`, `size`: as for `chart`.
+    """
     return _for_page(_svg(figure, name), title, name, size)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from umd_eqx.core.files import write_atomically
 from umd_eqx.report.curves import running_mean, usual_window
+from umd_eqx.report.heatmap import heat_maps
 from umd_eqx.report.pictures import Picture, captions, figure, picture_files, read_picture, step_of
 from umd_eqx.report.rundir import RunDirectory
 from umd_eqx.report.stylesheet import STYLE
@@ -43,6 +44,7 @@ def write_webpage(run: RunDirectory) -> Path:
     parts = (
         _header(run),
         sections(run, leading=True),
+        heat_maps(run),
         training(run),
         sections(run, leading=False),
         evaluations(run),

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from umd_eqx.core.masking import View, hide, patchify, restore, unpatchify
 from umd_eqx.core.predictions import AbstractPrediction, PredictionType, VPrediction, X0EpsPrediction, X0Prediction
 from umd_eqx.core.types import NO_CLASS, AbstractCond, Image, Label, Representation, Tokens, Vector
-from umd_eqx.models.base import AbstractPatchModel, Group, over_rows
+from umd_eqx.models.base import AbstractLayeredModel, Group, over_rows
 from umd_eqx.models.vit.blocks import modulate
 from umd_eqx.models.vit.embedders import AbstractCondEmbedder
 from umd_eqx.models.vit.layers import Linear
@@ -57,7 +57,7 @@ class _EmbeddedConds(NamedTuple):
     head: Embedded
 
 
-class AutoEncoder(AbstractPatchModel):
+class AutoEncoder(AbstractLayeredModel):
     """The network of all published systems, built by `ModelConfig.build` or, from published weights, `from_reference`.
 
     `bridge` projects from the encoder's width to the decoder's; it is None if they are equal, as in the paper.
@@ -122,9 +122,35 @@ class AutoEncoder(AbstractPatchModel):
         `branches` are factors of the residual branches of the encoder's blocks (`Stack`). None: 1.
         """
         group = _group_of_one(x, cond, None)
-        tokens = self._encode([group], self._embed_conds([group]).encoder, branches).tokens[0]  # k + n, d
-        k, first = self.class_tokens.shape[0], self._first_patch
-        return Representation(_mean(tokens[:k]), _mean(tokens[first:]))
+        return self._encoder_means(self._encode([group], self._embed_conds([group]).encoder, branches))
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The names of the blocks: `encoder 1`, `encoder 2`, ..., `decoder 1`, ..."""
+        stacks = {"encoder": self.encoder, "decoder": self.decoder}
+        return tuple(f"{name} {n}" for name, stack in stacks.items() for n in range(1, 1 + stack.depth))
+
+    @property
+    def represented_layer(self) -> int:
+        """The number of the last block of the encoder."""
+        return self.encoder.depth
+
+    def represent_layers(self, x: Image, cond: AbstractCond) -> tuple[Representation, ...]:
+        """Returns the representation after each block of the encoder and of the decoder, every patch being visible.
+
+        Each is taken after the last LayerNorm of the encoder or of the decoder, because every block normalises its
+        input: for all but the last block, the scale and bias of that LayerNorm are those of another block, but a probe
+        that standardises features ignores them. The decoder has one token in the place of the class tokens.
+        """
+        group = _group_of_one(x, cond, None)
+        c = self._embed_conds([group])
+        encoded, before = self.encoder.read_each(self._encoder_input([group]), c.encoder, self._encoder_means)
+        _, after = self.decoder.read_each(self._decoder_input(encoded, [group]), c.decoder, _decoder_means)
+        return (*_unstacked(before), *_unstacked(after))
+
+    def _encoder_means(self, packed: Packed) -> Representation:
+        k, tokens = self.class_tokens.shape[0], packed.tokens[0]
+        return Representation(_mean(tokens[:k]), _mean(tokens[self._first_patch :]))
 
     def _embed_conds(self, groups: Sequence[Group]) -> _EmbeddedConds:
         per_patch = {group.cond.t.ndim == 3 for group in groups}
@@ -152,7 +178,11 @@ class AutoEncoder(AbstractPatchModel):
         return over_rows(of_image)(group.cond, group.views)
 
     def _encode(self, groups: Sequence[Group], c: Embedded, branches: Float[Array, "depth 2"] | None = None) -> Packed:
-        """Returns class tokens, registers and visible patches in the order of their view, after the last LayerNorm.
+        """Returns class tokens, registers and visible patches in the order of their view, after the last LayerNorm."""
+        return self.encoder(self._encoder_input(groups), c, branches)
+
+    def _encoder_input(self, groups: Sequence[Group]) -> Packed:
+        """Returns class tokens, registers and embedded visible patches.
 
         Raises `ValueError` if the images do not have the network's image shape.
         """
@@ -175,7 +205,7 @@ class AutoEncoder(AbstractPatchModel):
             tokens.append(jnp.concatenate([first, visible], axis=2))
             places.append(jnp.pad(where, ((0, 0), (0, 0), (len(learned), 0), (0, 0))))
         segments = tuple(Segment(*values.shape[1:3]) for values in tokens)
-        return self.encoder(Packed(pack(tokens), pack(places), segments), c, branches)
+        return Packed(pack(tokens), pack(places), segments)
 
     def _decoder_input(self, encoded: Packed, groups: Sequence[Group]) -> Packed:
         k = self.class_tokens.shape[0]
@@ -221,6 +251,14 @@ class AutoEncoder(AbstractPatchModel):
 def _group_of_one(x: Image, cond: AbstractCond, view: View | None) -> Group:
     cond, views = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None, None], (cond, view))
     return Group(x[None, None], cond, views)
+
+
+def _decoder_means(packed: Packed) -> Representation:
+    return Representation(packed.tokens[0, 0].astype(jnp.float32), _mean(packed.tokens[0, 1:]))
+
+
+def _unstacked(stacked: Representation) -> tuple[Representation, ...]:
+    return tuple(map(Representation, stacked.class_tokens, stacked.patches))
 
 
 def _mean(tokens: Tokens) -> Vector:

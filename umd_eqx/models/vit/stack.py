@@ -1,9 +1,11 @@
 """A stack of transformer blocks, scanned or unrolled, with selectable rematerialisation."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from umd_eqx.models.vit.blocks import Block, BlockConfig
@@ -45,26 +47,60 @@ class Stack(eqx.Module):
         blocks = eqx.filter_vmap(lambda k: Block.init(width, heads, block, key=k))(jax.random.split(key, depth))
         return cls(blocks, conditioning, LayerNorm.init(width), scan, remat)
 
+    @property
+    def depth(self) -> int:
+        """The number of blocks."""
+        return self.blocks.norm1.scale.shape[0]
+
     def __call__(self, packed: Packed, c: Embedded, branches: Float[Array, "depth 2"] | None = None) -> Packed:
         """Applies all blocks and the last LayerNorm to the tokens.
 
         `branches` are factors of the residual branches of each block, attention and MLP. None: 1.
         """
+        tokens, _ = self._apply(packed, c, lambda _: None, branches)
+        return packed.with_tokens(self.norm(tokens))
+
+    def read_each(self, packed: Packed, c: Embedded, read: Callable[[Packed], PyTree]) -> tuple[Packed, PyTree]:
+        """Applies the stack, and also reads the tokens after each block.
+
+        The last LayerNorm is applied to whatever is read, as every block normalises its input. Only the results of
+        `read` are kept in memory.
+
+        **Arguments:**
+
+        - `read`: a function of the normalised tokens after a block.
+
+        **Returns:** the result of `__call__`, and the results of `read`, arrays with a leading axis of the depth. The
+        last of them is that of `read` on the result of `__call__`.
+        """
+        tokens, before = self._apply(packed, c, lambda tokens: read(packed.with_tokens(self.norm(tokens))), None)
+        result = packed.with_tokens(self.norm(tokens))
+        after = jax.tree.map(lambda each, last: jnp.concatenate([each[1:], last[None]]), before, read(result))
+        return result, after
+
+    def _apply(
+        self, packed: Packed, c: Embedded, read: Callable[[Array], PyTree], branches: Float[Array, "depth 2"] | None
+    ) -> tuple[Float[Array, "rows length d"], PyTree]:
+        """Returns the tokens after the last block, and the results of `read` before each block, stacked.
+
+        Reading before a block leaves a scanned block as it is compiled without, and so the rounding of its result.
+        """
         prepared = self.conditioning.prepare(c)
         arrays, static = eqx.partition((self.blocks, self.conditioning.layers, branches), eqx.is_array)
 
-        def step(tokens: Array, layer_arrays: PyTree) -> tuple[Array, None]:
+        def step(tokens: Array, layer_arrays: PyTree) -> tuple[Array, PyTree]:
             block, layer, own = eqx.combine(layer_arrays, static)
-            return self.conditioning.apply(block, layer, prepared, packed.with_tokens(tokens), own).tokens, None
+            after = self.conditioning.apply(block, layer, prepared, packed.with_tokens(tokens), own).tokens
+            return after, read(tokens)
 
         step = _rematerialised(step, self.remat, scan=self.scan)
-        tokens = packed.tokens
         if self.scan:
-            tokens, _ = jax.lax.scan(step, tokens, arrays)
-        else:
-            for layer_arrays in _unstacked(arrays, self.blocks.norm1.scale.shape[0]):
-                tokens, _ = step(tokens, layer_arrays)
-        return packed.with_tokens(self.norm(tokens))
+            return jax.lax.scan(step, packed.tokens, arrays)
+        tokens, found = packed.tokens, []
+        for layer_arrays in _unstacked(arrays, self.depth):
+            tokens, one = step(tokens, layer_arrays)
+            found.append(one)
+        return tokens, jax.tree.map(lambda *each: jnp.stack(each), *found)
 
 
 def _unstacked(arrays: PyTree, depth: int) -> list[PyTree]:
