@@ -46,7 +46,7 @@ class Prepare:
     """Number of unreadable images of each split that are left out. More is an error. None: 1 % of the split, and at
     least 10."""
     json: str | None = None
-    """Write a summary to this JSON file: images, broken and converted ones, bytes, SHA-256, seconds, images per second."""
+    """Write a summary to this JSON file: images, broken and converted ones, bytes, SHA-256, seconds, images/s."""
 
 
 def prepare_data(words: list[str]) -> int:

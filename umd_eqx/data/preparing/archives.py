@@ -123,13 +123,11 @@ def nested(path: str) -> dict[str, tuple[str, int, int]]:
     return found
 
 
-class _Found(list[tuple[int, int, int, str, int]]):
-    """Images as they are found: index of the file, offset, size, name, label."""
-
-    def records(self, paths: Sequence[str], num_classes: int) -> MemberRecords:
-        which, offsets, sizes, keys, labels = zip(*self, strict=True)
-        columns = (np.array(column, np.int64) for column in (which, offsets, sizes))
-        return MemberRecords(paths, *columns, keys, np.array(labels, np.int64), num_classes)
+def _records(found: list[tuple[int, int, int, str, int]], paths: Sequence[str], num_classes: int) -> MemberRecords:
+    """Returns images from the index of the file, the offset, the size, the name and the label of each."""
+    columns = [np.array([row[i] for row in found], np.int64) for i in (0, 1, 2, 4)]
+    which, offsets, sizes, labels = columns
+    return MemberRecords(paths, which, offsets, sizes, [row[3] for row in found], labels, num_classes)
 
 
 def class_archives(archives: dict[str, tuple[str, int, int]]) -> tuple[MemberRecords, tuple[str, ...]]:
@@ -141,7 +139,7 @@ def class_archives(archives: dict[str, tuple[str, int, int]]) -> tuple[MemberRec
     """
     classes = tuple(sorted(archives))
     paths = list(dict.fromkeys(archives[name][0] for name in classes))
-    numbers, found = {path: number for number, path in enumerate(paths)}, _Found()
+    numbers, found = {path: number for number, path in enumerate(paths)}, []
     for label, name in enumerate(classes):
         path, start, end = archives[name]
         images = [] if start == end else [info for info in members(path, start, end) if is_image(info.name)]
@@ -150,7 +148,7 @@ def class_archives(archives: dict[str, tuple[str, int, int]]) -> tuple[MemberRec
             raise BadInput("src", problem, "Copy its tar file again.")
         for info in images:
             found.append((numbers[path], info.offset_data, info.size, f"{name}/{os.path.basename(info.name)}", label))
-    return found.records(paths, len(classes)), classes
+    return _records(found, paths, len(classes)), classes
 
 
 def flat_archive(path: str) -> MemberRecords:
@@ -158,8 +156,8 @@ def flat_archive(path: str) -> MemberRecords:
     images = [info for info in members(path) if is_image(info.name)]
     if not images:
         raise BadInput("src", f"{path} contains no images", "Give the original archive.")
-    found = _Found((0, info.offset_data, info.size, os.path.basename(info.name), -1) for info in images)
-    return found.records([path], 0)
+    found = [(0, info.offset_data, info.size, os.path.basename(info.name), -1) for info in images]
+    return _records(found, [path], 0)
 
 
 def is_image(name: str) -> bool:

@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import tensorflow_datasets as tfds
+from etils import epath
 from tensorflow_datasets.core import dataset_info, file_adapters, naming
+from tensorflow_datasets.core.splits import SplitDict
 
 from umd_eqx.core.errors import BadInput
 from umd_eqx.core.files import replacing, save_json
 from umd_eqx.core.hashes import sha256_of
+from umd_eqx.data.prepared import MANIFEST, read_manifest
 from umd_eqx.data.preparing.originals import Originals
 from umd_eqx.data.preparing.shards import PROGRESS, Facts, Settings, content_hash, features_of
 
-MANIFEST = "manifest.json"
 SETTINGS = "settings.json"
 FORMAT = 1
 """The format of the manifest and of the settings of an unfinished preparation."""
@@ -81,16 +83,6 @@ def prepared_settings(folder: Path) -> dict[str, Any] | None:
     return found
 
 
-def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """Returns the manifest of a prepared data set, or None if there is none that can be read.
-
-    Its entries are `settings`, `sha256` (a hash of all files), `files` (`umd_eqx.data.preparing.shards.ensure_shard`),
-    `images` by split, and `departures` from the data set that it is named after.
-    """
-    found = _read(Path(folder) / MANIFEST)
-    return found if found is not None and {"settings", "files", "sha256", "images"} <= found.keys() else None
-
-
 def finish(
     folder: Path, settings: Settings, originals: Originals, files: Iterable[Facts], departures: list[str]
 ) -> dict[str, Any]:
@@ -136,9 +128,7 @@ def _portable(facts: Facts) -> Facts:
     return held | {"broken": [entry[:2] for entry in facts["broken"]]}
 
 
-def _write_metadata(
-    target: Path, folder: Path, settings: Settings, originals: Originals, files: list[Facts]
-) -> None:
+def _write_metadata(target: Path, folder: Path, settings: Settings, originals: Originals, files: list[Facts]) -> None:
     """Writes what TFDS reads: `dataset_info.json`, `features.json` and the names of the classes."""
     identity = dataset_info.DatasetIdentity(
         name=settings.name, version=tfds.core.Version(settings.version), data_dir=os.fspath(folder), module_name=""
@@ -157,7 +147,7 @@ def _write_metadata(
     for split in originals.splits:
         mine = [facts for facts in files if facts["split"] == split]
         template = naming.ShardedFileTemplate(
-            data_dir=folder,
+            data_dir=epath.Path(folder),
             template=naming.DEFAULT_FILENAME_TEMPLATE,
             dataset_name=settings.name,
             split=split,
@@ -167,7 +157,7 @@ def _write_metadata(
         splits.append(
             tfds.core.SplitInfo(name=split, shard_lengths=lengths, num_bytes=size, filename_template=template)
         )
-    info.set_splits(tfds.core.splits.SplitDict(splits))
+    info.set_splits(SplitDict(splits))
     info.write_to_directory(target)
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from umd_eqx.core.errors import BadInput
 from umd_eqx.data.broken import most_broken
-from umd_eqx.data.preparing.manifest import claim, finish, is_finished, read_manifest
+from umd_eqx.data.prepared import read_manifest
+from umd_eqx.data.preparing.manifest import claim, finish, is_finished
 from umd_eqx.data.preparing.originals import Originals
 from umd_eqx.data.preparing.shards import PROGRESS, Facts, Settings, Stopped, estimated_bytes, shards_of
 from umd_eqx.data.preparing.workers import Work, write_all
@@ -104,10 +105,12 @@ def prepare(
 
 def _require_space(originals: Originals, settings: Settings, folder: Path, there: set[str]) -> None:
     """Raises `BadInput` naming `out` if the disk of a folder has too little space for the files that are missing."""
+    missing = dict.fromkeys(originals.splits, 0)
+    for shard in shards_of(settings, originals):
+        missing[shard.split] += 0 if shard.name in there else shard.stop - shard.start
     need = 0
     for split, some in originals.splits.items():
-        missing = sum(s.stop - s.start for s in shards_of(settings, originals) if s.split == split and s.name not in there)
-        need += estimated_bytes(settings, some, originals.channels) * missing // max(len(some.rows), 1)
+        need += estimated_bytes(settings, some, originals.channels) * missing[split] // max(len(some.rows), 1)
     free = shutil.disk_usage(folder).free
     if free < need:
         problem = f"the disk of {folder} has {free / 1e9:,.1f} GB free, but up to {need / 1e9:,.1f} GB are needed"

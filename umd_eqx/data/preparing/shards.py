@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -145,7 +145,7 @@ def _records(
 ) -> tuple[list[bytes], Facts]:
     """Returns the records of a file, and facts about it. Images are read in the order in which they lie."""
     some, features = originals.splits[shard.split], features_of(settings, originals, ())
-    serialiser = ExampleSerializer(features.get_serialized_info())
+    serialiser = ExampleSerializer(cast(Any, features.get_serialized_info()))
     records: dict[int, bytes] = {}
     broken: dict[int, list[str]] = {}
     converted: dict[int, list[str]] = {}

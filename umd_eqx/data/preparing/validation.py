@@ -2,10 +2,10 @@
 
 | file | content | order |
 |---|---|---|
-| `imagenet_2012_validation_synset_labels.txt` and the like | a class in each line | that of the sorted names of the images |
+| `imagenet_2012_validation_synset_labels.txt` and the like | a class in each line | that of the images' names |
 | `LOC_val_solution.csv` | name of an image, class, ... | any |
 | `val.txt` of Caffe | name of an image, number of its class from 0 | any |
-| `ILSVRC2012_validation_ground_truth.txt` | a number, `ILSVRC2012_ID`, in each line | that of the sorted names |
+| `ILSVRC2012_validation_ground_truth.txt` | a number, `ILSVRC2012_ID`, in each line | that of the images' names |
 
 The numbers of the last are not those of the sorted WordNet ids: they can only be read with the development kit.
 """

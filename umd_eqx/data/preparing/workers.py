@@ -4,7 +4,7 @@ import dataclasses
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from multiprocessing import connection
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,9 @@ class Work:
         return ensure_shard(self.settings, self.originals, shard, self.folder, known, seen, stopped)
 
 
-def write_all(work: Work, workers: int, seen: Callable[[int], None], stopped: Callable[[], bool]) -> Iterator[Facts]:
+def write_all(
+    work: Work, workers: int, seen: Callable[[int], None], stopped: Callable[[], bool]
+) -> Generator[Facts, None, None]:
     """Writes files and yields the facts about each, in the order in which they are finished.
 
     **Arguments:** the number of processes; with one, this process writes. `seen` is called with a number of further
