@@ -36,7 +36,7 @@ class Prepare:
     resize: Resize = "box"
     """How they are downsampled: box averages the whole image (as the ImageNet64 of arXiv 1707.08819), adm crops the
     centre as ADM does."""
-    labels: str | None = None
+    validation_labels: str | None = None
     """File of the labels of ImageNet's validation images. None: it is found beside them."""
     workers: int = os.cpu_count() or 1
     """Number of processes. The result does not depend on it."""
@@ -58,7 +58,7 @@ def prepare_data(words: list[str]) -> int:
     command = tyro.cli(Prepare, args=words, description=what)
     _validate(command)
     print(f"looking for images in {command.src}", flush=True)
-    originals = find_originals(command.src, command.labels)
+    originals = find_originals(command.src, command.validation_labels)
     version = VERSION if command.name == IMAGENET else "1.0.0"
     resize = None if command.size is None else command.resize
     settings = Settings(command.name, version, command.size, resize, command.per_shard, fingerprint(originals))

@@ -85,7 +85,7 @@ def test_a_file_may_be_given_and_wins(tmp_path):
     (tmp_path / "val_labels.txt").write_text("\n".join([CLASSES[0]] * 4))
     (tmp_path / "mine").write_text("\n".join(label for _, label in BY_NAME))
     assert read(tmp_path, str(tmp_path / "mine")) == WANTED
-    with pytest.raises(BadInput, match=r"^labels: there is no file"):
+    with pytest.raises(BadInput, match=r"^validation_labels: there is no file"):
         read(tmp_path, str(tmp_path / "nowhere"))
 
 

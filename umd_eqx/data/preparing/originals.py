@@ -58,7 +58,7 @@ def find_originals(src: str, labels: str | None = None) -> Originals:
 
     **Arguments:** a local folder or file; `labels` is the file of the labels of ImageNet's validation images.
 
-    **Raises:** `BadInput` naming `src` or `labels` if there are no labelled images, or if they cannot be read.
+    **Raises:** `BadInput` naming `src` or `validation_labels` if there are no labelled images, or if they cannot be read.
     """
     src = os.path.expanduser(src)
     if not os.path.exists(src):
@@ -67,7 +67,7 @@ def find_originals(src: str, labels: str | None = None) -> Originals:
         found = _imagenet(src, labels)
         if found is None:
             if labels is not None:
-                raise BadInput("labels", f"{src} has no validation images without labels", "Omit it")
+                raise BadInput("validation_labels", f"{src} has no validation images without labels", "Omit it")
             if holds_tfds(src):
                 raise BadInput("src", f"{src} holds a prepared data set", "Train on it with --data.dir, as it is")
             found = _collection(src)

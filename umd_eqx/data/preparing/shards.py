@@ -135,7 +135,7 @@ def ensure_shard(
     path = folder / shard.name
     with replacing(path) as unfinished:
         _write(unfinished, records)
-    known["sha256"] = _hash(path, stopped)
+    known["sha256"] = _hash(path, lambda: False)
     save_json(folder / PROGRESS / f"{shard.name}.json", known)
     return {**known, "kept": False}
 

@@ -27,7 +27,7 @@ _Row = tuple[int, str]
 """The number of a line, and its content."""
 
 _NAMED = re.compile(r"(val.*(label|synset|solution|truth)|val\.txt$|ground_truth).*", re.IGNORECASE)
-_HINT = "Give the file of labels, `labels=imagenet_2012_validation_synset_labels.txt` for example: a class in each line"
+_HINT = "Give the file of labels, `validation_labels=imagenet_2012_validation_synset_labels.txt` for example: a class in each line"
 
 
 def validation_labels(
@@ -43,11 +43,11 @@ def validation_labels(
     - `file`: the file of labels; None searches for it. If there is none, and the images are the 50,000 of ImageNet
         2012, their labels are those that TFDS knows.
 
-    **Raises:** `BadInput` naming `src` or `labels`, with file and line, if there are no labels, more or fewer than
+    **Raises:** `BadInput` naming `src` or `validation_labels`, with file and line, if there are no labels, more or fewer than
     images, or if a label is not a class.
     """
     if file is not None and not os.path.isfile(file):
-        raise BadInput("labels", f"there is no file {file}", _HINT)
+        raise BadInput("validation_labels", f"there is no file {file}", _HINT)
     file = _search(folder) if file is None else file
     if file is None:
         official = official_validation_labels(names)
@@ -87,7 +87,7 @@ def _read(file: str) -> str:
         with open(file, encoding="utf-8") as opened:
             return opened.read()
     except (OSError, UnicodeDecodeError) as error:
-        raise BadInput("labels", f"{file} cannot be read ({one_line(error)})", _HINT) from error
+        raise BadInput("validation_labels", f"{file} cannot be read ({one_line(error)})", _HINT) from error
 
 
 def _by_name(file: str, rows: list[_Row], names: Sequence[str], classes: Collection[str] | None) -> list[_Row] | None:

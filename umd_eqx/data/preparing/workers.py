@@ -4,6 +4,7 @@ import dataclasses
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from multiprocessing import connection
 from pathlib import Path
@@ -15,6 +16,9 @@ from umd_eqx.data.preparing.shards import Facts, Settings, Shard, Stopped, ensur
 
 _REPORT = 16
 """A process reports its progress after so many images."""
+
+_GRACE = 2.0
+"""Seconds that processes have to end by themselves."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,10 +70,11 @@ def _in_processes(
         yield from _received(processes, seen, stopped)
     finally:
         stop.set()
+        end = time.monotonic() + _GRACE
         for channel, process in processes.items():
             channel.close()
-            process.join(10)
-            process.kill()
+            process.join(max(0.0, end - time.monotonic()))
+            process.kill()  # what it was writing has another name than a complete file
             process.join()
 
 
