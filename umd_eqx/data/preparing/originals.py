@@ -58,7 +58,8 @@ def find_originals(src: str, labels: str | None = None) -> Originals:
 
     **Arguments:** a local folder or file; `labels` is the file of the labels of ImageNet's validation images.
 
-    **Raises:** `BadInput` naming `src` or `validation_labels` if there are no labelled images, or if they cannot be read.
+    **Raises:** `BadInput` naming `src` or `validation_labels` if there are no labelled images, or if they cannot be
+    read.
     """
     src = os.path.expanduser(src)
     if not os.path.exists(src):

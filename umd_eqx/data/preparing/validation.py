@@ -27,7 +27,7 @@ _Row = tuple[int, str]
 """The number of a line, and its content."""
 
 _NAMED = re.compile(r"(val.*(label|synset|solution|truth)|val\.txt$|ground_truth).*", re.IGNORECASE)
-_HINT = "Give the file of labels, `validation_labels=imagenet_2012_validation_synset_labels.txt` for example: a class in each line"
+_HINT = "Give a file with a class in each line: `validation_labels=imagenet_2012_validation_synset_labels.txt`"
 
 
 def validation_labels(
@@ -43,8 +43,8 @@ def validation_labels(
     - `file`: the file of labels; None searches for it. If there is none, and the images are the 50,000 of ImageNet
         2012, their labels are those that TFDS knows.
 
-    **Raises:** `BadInput` naming `src` or `validation_labels`, with file and line, if there are no labels, more or fewer than
-    images, or if a label is not a class.
+    **Raises:** `BadInput` naming `src` or `validation_labels`, with file and line, if there are no labels, more or
+    fewer than images, or if a label is not a class.
     """
     if file is not None and not os.path.isfile(file):
         raise BadInput("validation_labels", f"there is no file {file}", _HINT)
