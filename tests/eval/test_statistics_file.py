@@ -18,14 +18,17 @@ from umd_eqx.eval.statistics_file import load_statistics, save_statistics
 PROTOCOL = dataclasses.replace(scale(UMD10K, 40), reference_rows=30)
 
 
-def resized(source: Source, resize: str | None) -> Source:
-    source.spec = source.spec._replace(resize=resize)
-    return source
+class Resized(Source):
+    """Images that were downsampled when they were prepared."""
+
+    def __init__(self, images: Source, resize: str | None):
+        super().__init__(images.images, images.labels(np.arange(len(images))))
+        self.resize = resize
 
 
 def reference(resize: str | None = "box", seed: int = 1, protocol=PROTOCOL, extractor=None, **options):
     extractor = Rows() if extractor is None else extractor
-    train, test = resized(blobs(48, 0), resize), resized(blobs(44, seed), resize)
+    train, test = Resized(blobs(48, 0), resize), Resized(blobs(44, seed), resize)
     return ReferenceStatistics(context(train, test, devices=1), protocol, extractor, **options)
 
 

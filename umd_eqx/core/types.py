@@ -117,10 +117,7 @@ class Representation(eqx.Module):
 
 
 class DataSpec(NamedTuple):
-    """The properties of a data set that other modules depend on. Sizes are None if the images differ in size.
-
-    `resize` is the name of the resize by which images were downsampled when the data set was prepared; None if unknown.
-    """
+    """The properties of a data set that other modules depend on. Sizes are None if the images differ in size."""
 
     name: str
     num_train: int
@@ -129,7 +126,6 @@ class DataSpec(NamedTuple):
     width: int | None
     channels: int
     num_classes: int
-    resize: str | None = None
 
 
 class LatentSpec(NamedTuple):

@@ -10,7 +10,6 @@ from etils import epath
 from umd_eqx.core.errors import BadInput
 from umd_eqx.core.types import DataSpec
 from umd_eqx.data.folders import one_line
-from umd_eqx.data.prepared import resize_of
 from umd_eqx.data.preparing.canonical import IMAGENET, require_official_order
 from umd_eqx.data.splits import existing_split
 
@@ -63,5 +62,5 @@ def spec_of(builder: Any, name: str, num_train: int, num_test: int) -> DataSpec:
     height, width, channels = cast(tuple[int | None, ...], image.shape)
     if label is not None and name == IMAGENET:
         require_official_order(label.names, os.fspath(builder.data_dir))
-    num_classes, resize = 0 if label is None else label.num_classes or 0, resize_of(builder.data_dir)
-    return DataSpec(name, num_train, num_test, height, width, 1 if channels == 1 else 3, num_classes, resize)
+    num_classes = 0 if label is None else label.num_classes or 0
+    return DataSpec(name, num_train, num_test, height, width, 1 if channels == 1 else 3, num_classes)

@@ -1,7 +1,8 @@
-"""The manifest that `experiments/prepare.py` leaves beside the files of a data set."""
+"""What `experiments/prepare.py` leaves beside the files of a data set: its manifest, and the name of the resize."""
 
 import json
 import os
+import re
 from typing import Any
 
 from etils import epath
@@ -20,8 +21,20 @@ def read_manifest(folder: epath.PathLike) -> dict[str, Any] | None:
     return found if there and isinstance(found["settings"], dict) else None
 
 
-def resize_of(folder: epath.PathLike) -> str | None:
-    """Returns the name of the resize by which the images of a data set were downsampled; None if they were not."""
-    manifest = read_manifest(folder)
-    named = None if manifest is None else manifest["settings"].get("resize")
-    return named if isinstance(named, str) else None
+def description_of(size: int | None, resize: str | None) -> str:
+    """Returns the description of a prepared data set, which TFDS keeps in `dataset_info.json`."""
+    resized = "" if resize is None else f" Downsampled to {size} px by the resize '{resize}'."
+    return f"Images with labels, prepared by umd_eqx.{resized}"
+
+
+def resize_in(description: str) -> str | None:
+    """Returns the name of the resize in the description of a data set; None if its images were not downsampled."""
+    found = re.fullmatch(
+        r"Images with labels, prepared by umd_eqx\. Downsampled to \d+ px by the resize '(\w+)'\.", description
+    )
+    return None if found is None else found[1]
+
+
+def resize_of(source: object) -> str | None:
+    """Returns the name of the resize by which the images of a data source were downsampled; None if it is not known."""
+    return getattr(source, "resize", None)

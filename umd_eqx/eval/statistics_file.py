@@ -14,6 +14,7 @@ import numpy as np
 from umd_eqx.core.errors import BadInput
 from umd_eqx.core.hashes import sha256_of_tree
 from umd_eqx.core.tensors import read_tensors, write_tensors
+from umd_eqx.data.prepared import resize_of
 from umd_eqx.data.source import DataSource
 from umd_eqx.eval.activations import Features
 from umd_eqx.eval.distances import Statistics
@@ -31,7 +32,7 @@ class Origin:
     """What reference statistics depend on.
 
     - `data`: the name of the data set.
-    - `resize`: how its images were downsampled when it was prepared (`DataSpec.resize`); None for original images.
+    - `resize`: how its images were downsampled when it was prepared (`resize_of`); None for original images.
     - `images`: the number of images, and a fingerprint of some of them (`source_hash`).
     - `reference`, `reference_size`, `port`, `rows`: those of the protocol (`Protocol.reference_rows`).
     - `size`: the side in pixels to which the images were resized by `reference_size`.
@@ -55,7 +56,7 @@ class Origin:
         spec = source.spec
         return cls(
             data=spec.name,
-            resize=spec.resize,
+            resize=resize_of(source),
             size=size,
             reference=protocol.reference,
             reference_size=protocol.reference_size,

@@ -30,6 +30,7 @@ from umd_eqx.data.preparing.shards import Settings, fingerprint
 from umd_eqx.data.source import Dataset, decode_image
 from umd_eqx.data.source_configs import TFDS
 from umd_eqx.data.transforms import box_resize
+from umd_eqx.recipes.config import DataConfig
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,7 @@ def test_runs_and_tfds_read_every_image_with_its_label(originals, tmp_path):
     source = TFDS("imagenet2012", str(tmp_path))
     spec = source.describe("train", "validation")
     assert (spec.num_train, spec.num_test, spec.channels, spec.num_classes) == (17, 7, 3, 3)
-    assert (spec.height, spec.resize) == (None, None)
+    assert (spec.height, resize_of(source.open("train"))) == (None, None)
     builder = tfds.builder_from_directory(tmp_path / "imagenet2012" / "5.1.0")
     assert builder.info.features["label"].names == list(CLASSES)
     undecoded = builder.as_data_source("train", decoders={"image": tfds.decode.SkipDecoding()})
@@ -109,9 +110,10 @@ def test_the_manifest_tells_what_was_left_out_and_hashes_all_files(originals, tm
 def test_downsampled_images_are_lossless_and_their_resize_is_known(originals, tmp_path):
     run(originals, tmp_path, size=16)
     files = {name: data for images in training_images().values() for name, data in images.items()}
-    spec = TFDS("imagenet2012", str(tmp_path)).describe("train", "test")
-    assert (spec.height, spec.width, spec.channels, spec.resize) == (16, 16, 3, "box")
-    assert resize_of(tmp_path / "imagenet2012" / "5.1.0") == "box"
+    data = DataConfig(TFDS("imagenet2012", str(tmp_path)), size=16)
+    spec = data.describe()
+    assert (spec.height, spec.width, spec.channels) == (16, 16, 3)
+    assert [resize_of(source) for source in data.open()] == ["box", "box"]
     records = tfds.data_source("imagenet2012", data_dir=tmp_path, split="train")
     assert len(records) == 17
     for record in records:

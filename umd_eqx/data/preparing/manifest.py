@@ -16,7 +16,7 @@ from tensorflow_datasets.core.splits import SplitDict
 from umd_eqx.core.errors import BadInput
 from umd_eqx.core.files import replacing, save_json
 from umd_eqx.core.hashes import sha256_of
-from umd_eqx.data.prepared import MANIFEST, read_manifest
+from umd_eqx.data.prepared import MANIFEST, description_of, read_manifest
 from umd_eqx.data.preparing.originals import Originals
 from umd_eqx.data.preparing.shards import PROGRESS, Facts, Settings, content_hash, features_of
 
@@ -134,12 +134,11 @@ def _write_metadata(target: Path, folder: Path, settings: Settings, originals: O
         name=settings.name, version=tfds.core.Version(settings.version), data_dir=os.fspath(folder), module_name=""
     )
     features = features_of(settings, originals, {kind for facts in files for kind in facts["formats"]})
-    resized = "" if settings.size is None else f" Downsampled to {settings.size} px by the resize {settings.resize!r}."
     info = dataset_info.DatasetInfo(
         builder=identity,
         features=features,
         supervised_keys=("image", "label"),
-        description=f"Images with labels, prepared by umd_eqx.{resized}",
+        description=description_of(settings.size, settings.resize),
         disable_shuffling=False,
     )
     info.set_file_format(file_adapters.FileFormat.ARRAY_RECORD)
