@@ -52,6 +52,8 @@ class EvaluateCommand:
     """The feature extractor. auto: Inception if its weights are found, otherwise the included classifier."""
     inception_weights: str | None = None
     """Safetensors file made by experiments/convert_inception.py. None: the one in the cache folder."""
+    statistics: str | None = None
+    """File of the statistics of the real images (experiments/reference_statistics.py). None: they are computed."""
     baseline: Annotated[bool, tyro.conf.arg(aliases=["--floor"])] = True
     """Also measure as many real training images, the score of a perfect generator, as floor_fid or floor_fd_fashion."""
     json: str | None = None
@@ -92,7 +94,7 @@ def evaluate(words: list[str], types: Types | None = None) -> int:
             notify=terminal.print,
             phase=terminal.phase,
         )
-        reference = ReferenceStatistics(context, protocol, extractor)
+        reference = ReferenceStatistics(context, protocol, extractor, command.statistics)
         real = reference.real.statistics  # first: unreadable images are then reported before hours of sampling
         found = _measured(command, denoiser, sampler, reference, terminal)
     settings = {

@@ -5,6 +5,7 @@ from jaxtyping import Int
 
 from umd_eqx.core.errors import BadInput
 from umd_eqx.core.types import DataSpec
+from umd_eqx.data.prepared import resize_of
 from umd_eqx.data.source import BrokenImage, DataSource, Example
 
 
@@ -34,6 +35,11 @@ class CountBroken:
     def spec(self) -> DataSpec:
         """The description of the data set."""
         return self._source.spec
+
+    @property
+    def resize(self) -> str | None:
+        """How images were downsampled: see `resize_of`."""
+        return resize_of(self._source)
 
     def __len__(self) -> int:
         return len(self._source)
@@ -72,6 +78,11 @@ class SkipBroken:
     def spec(self) -> DataSpec:
         """The description of the data set."""
         return self._source.spec
+
+    @property
+    def resize(self) -> str | None:
+        """How images were downsampled: see `resize_of`."""
+        return resize_of(self._source)
 
     def __len__(self) -> int:
         return len(self._source)

@@ -138,6 +138,10 @@ class Collection:
         counts = [len(self._parts[split].rows) if split in self._parts else 0 for split in ("train", "test")]
         return RecordSource(self._records, part.which, part.rows, self.describe(*counts))
 
+    def parts(self) -> dict[str, tuple[Records, Int[np.ndarray, "n"]]]:
+        """Returns the container of each split, and the rows of its images there, in order."""
+        return {split: (self._records[part.which[0]], part.rows) for split, part in self._parts.items()}
+
     def _part(self, split: str, field: str) -> Part:
         sizes = {name: functools.partial(len, part.rows) for name, part in self._parts.items()}
         chosen = split_parts(split, sizes, field=field, name=self._root)

@@ -1,5 +1,6 @@
 """The metadata of a TFDS data set, read without its images."""
 
+import os
 from typing import Any, cast
 
 import numpy as np
@@ -9,6 +10,7 @@ from etils import epath
 from umd_eqx.core.errors import BadInput
 from umd_eqx.core.types import DataSpec
 from umd_eqx.data.folders import one_line
+from umd_eqx.data.preparing.canonical import IMAGENET, require_official_order
 from umd_eqx.data.splits import existing_split
 
 
@@ -40,7 +42,8 @@ def count_images(builder: Any, split: str, field: str) -> int:
 def spec_of(builder: Any, name: str, num_train: int, num_test: int) -> DataSpec:
     """Returns the `DataSpec` of a data set, with 0 classes if it has no feature `label`.
 
-    **Raises:** `BadInput` naming `data.source.name` if it has no uint8 images, or labels that are not classes.
+    **Raises:** `BadInput` naming `data.source.name` if it has no uint8 images, or labels that are not classes, and
+    naming `data.source.dir` if the classes of ImageNet are in another order.
     """
     features: Any = builder.info.features
     features = dict(features.items()) if isinstance(features, tfds.features.FeaturesDict) else {}
@@ -57,5 +60,7 @@ def spec_of(builder: Any, name: str, num_train: int, num_test: int) -> DataSpec:
         problem = f"{name} has {dtype} images, and only uint8 is supported"
         raise BadInput("data.source.name", problem, "Prepare it with 8-bit images")
     height, width, channels = cast(tuple[int | None, ...], image.shape)
+    if label is not None and name == IMAGENET:
+        require_official_order(label.names, os.fspath(builder.data_dir))
     num_classes = 0 if label is None else label.num_classes or 0
     return DataSpec(name, num_train, num_test, height, width, 1 if channels == 1 else 3, num_classes)

@@ -115,6 +115,8 @@ def _open_folder(root: str) -> dict[str, Records]:
     paths, classes = zip(*listing.folders, strict=True)
     count = len(listing.classes)
     whole = {split: listing.whole(split) for split in listing.splits}
-    return {
-        split: FileRecords(paths, files.names.tolist(), files.folders, classes, count) for split, files in whole.items()
-    }
+    found = {}
+    for split, files in whole.items():
+        found[split] = FileRecords(paths, files.names.tolist(), files.folders, classes, count)
+        found[split].class_names = listing.classes
+    return found

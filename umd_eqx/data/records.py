@@ -23,11 +23,13 @@ class Records(abc.ABC):
     - `labels`: the class of each row as it is stored, not yet checked; `UNREADABLE` where it cannot be read. None if
       the images have no labels.
     - `num_classes`: the number of classes that the files state; None if they state none.
+    - `class_names`: the names of the classes; None if they have none.
     - `size`: height and width of all images, None if they may differ.
     """
 
     labels: Int[np.ndarray, "n"] | None
     num_classes: int | None = None
+    class_names: tuple[str, ...] | None = None
     size: tuple[int, int] | None = None
 
     @abc.abstractmethod

@@ -18,6 +18,7 @@ from umd_eqx.core.types import NO_CLASS, DataSpec
 from umd_eqx.data.content import digest_of_files
 from umd_eqx.data.description import count_images, open_builder, spec_of
 from umd_eqx.data.folders import find_dataset, one_line
+from umd_eqx.data.prepared import resize_in
 from umd_eqx.data.splits import existing_split
 from umd_eqx.data.tfrecords import records_of
 
@@ -193,6 +194,7 @@ class TfdsSource:
         self._length = count_images(builder, split, field)
         whole = [builder.info.splits[s].num_examples if s in builder.info.splits else 0 for s in ("train", "test")]
         self.spec = spec_of(builder, name or builder.info.name, *whole)
+        self.resize = resize_in(builder.info.description or "")
         # All images stay encoded: TFDS would decode with TensorFlow, and features such as masks are not needed.
         features = builder.info.features
         pictures = [key for key in features if isinstance(features[key], tfds.features.Image)]

@@ -134,6 +134,25 @@ def center_crop(image: UInt8[np.ndarray, "h w c"], size: int) -> UInt8[np.ndarra
     return image[top : top + size, left : left + size]
 
 
+def adm_crop(image: UInt8[np.ndarray, "h w c"], size: int) -> UInt8[np.ndarray, "size size c"]:
+    """Resizes and crops as ADM does: see `ADMTransform`."""
+    picture = _to_pillow(image)
+    while min(picture.size) >= 2 * size:
+        picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
+    scale = size / min(picture.size)
+    sides = round(picture.width * scale), round(picture.height * scale)
+    picture = picture.resize(sides, Image.Resampling.BICUBIC)
+    return center_crop(_from_pillow(picture), size)
+
+
+def box_resize(image: UInt8[np.ndarray, "h w c"], size: int) -> UInt8[np.ndarray, "size size c"]:
+    """Resizes the whole image to size x size by averages of boxes, which changes its aspect ratio.
+
+    This is how the downsampled ImageNet of Chrabaszcz et al. 2017 (arXiv 1707.08819) was made.
+    """
+    return _from_pillow(_to_pillow(image).resize((size, size), Image.Resampling.BOX))
+
+
 def _middle(image: UInt8[np.ndarray, "h w c"], size: int) -> UInt8[np.ndarray, "size size c"]:
     """Applies the geometry of all images that are not cropped at random: keeps the aspect ratio, crops the centre."""
     return center_crop(resize_smaller_side(image, size, antialias=False), size)
@@ -219,13 +238,7 @@ class ADMTransform:
 
     def __call__(self, image: UInt8[np.ndarray, "h w c"]) -> Float32[np.ndarray, "size size c"]:
         """Returns the image, in [-1, 1]."""
-        picture = _to_pillow(image)
-        while min(picture.size) >= 2 * self.size:
-            picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
-        scale = self.size / min(picture.size)
-        sides = round(picture.width * scale), round(picture.height * scale)
-        picture = picture.resize(sides, Image.Resampling.BICUBIC)
-        return to_unit_range(center_crop(_from_pillow(picture), self.size))
+        return to_unit_range(adm_crop(image, self.size))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -68,6 +68,8 @@ class Generation(AbstractEvaluator):
     inception_weights: str | None = None
     """A safetensors file with Inception's weights, written by experiments/convert_inception.py. None: the default
     location."""
+    statistics: str | None = None
+    """File of the statistics of the real images (experiments/reference_statistics.py). None: they are computed."""
     columns: int = 8
     """Samples per class in an image grid."""
     frames: int = 10
@@ -96,7 +98,9 @@ class Generation(AbstractEvaluator):
         extractor = choose_extractor(
             self.extractor, self.inception_weights, context.train.spec, context.notify, port=protocol.port
         )
-        reference = ReferenceStatistics(context, protocol, extractor)
+        reference = ReferenceStatistics(context, protocol, extractor, self.statistics, "eval.generation.statistics")
+        if self.statistics is not None:
+            _ = reference.real  # a file that does not fit is refused before training
 
         def evaluate(model: AbstractModel, key: PRNGKeyArray) -> Report:
             scalars: dict[str, float] = {}

@@ -14,6 +14,7 @@ from umd_eqx.eval.base import EvalContext, decoded
 from umd_eqx.eval.distances import frechet_distance
 from umd_eqx.eval.measure import measure
 from umd_eqx.eval.protocol import Protocol, labels_for, to_uint8
+from umd_eqx.eval.statistics_file import Origin, load_statistics
 from umd_eqx.models.extractors.base import AbstractExtractor
 
 SampleFunction = Callable[[Int[np.ndarray, "n"]], Float[np.ndarray, "n h w c"]]
@@ -29,18 +30,31 @@ class ReferenceStatistics:
     - `context`: the data, and the tokenizer that decodes samples.
     - `protocol`: the number of samples, their labels, and the reference split and size.
     - `extractor`: the network that computes the features.
+    - `file`: a file of statistics of these images (`umd_eqx.eval.statistics_file`); None computes them.
+    - `field`: the field that named the file.
     """
 
     context: EvalContext
     protocol: Protocol
     extractor: AbstractExtractor
+    file: str | None = None
+    field: str = "statistics"
+
+    @property
+    def origin(self) -> Origin:
+        """What the statistics depend on."""
+        source = self.context.test if self.protocol.reference == "validation" else self.context.train
+        return Origin.of(source, self.context.size, self.protocol, self.extractor)
 
     @functools.cached_property
     def real(self) -> Features:
-        """The features of all real images of the protocol's split, computed on first access.
+        """The features of all real images of the protocol's split, computed or read on first access.
 
-        Rows are kept for a random subset of `protocol.reference_rows` images only.
+        Rows are kept for a random subset of `protocol.reference_rows` images only. Raises `BadInput` naming `field` if
+        the file was made from anything else.
         """
+        if self.file is not None:
+            return load_statistics(self.file, self.origin, self.field)
         split = "test" if self.protocol.reference == "validation" else "train"
         count = len(self.context.test if split == "test" else self.context.train)
         progress = functools.partial(report_progress, self.context.phase, "features of real images")
