@@ -43,6 +43,14 @@ def test_exact_is_the_transform_of_the_decoded_image_bit_for_bit(sides, channels
     np.testing.assert_array_equal(ours, expected)
 
 
+@pytest.mark.parametrize("size", [16, 28, 64])
+def test_exact_is_bit_for_bit_where_the_crop_is_not_cut_out_first(size):
+    for seed in range(8):
+        content = jpeg(noise(60 + 31 * seed, 300 - 27 * seed, seed=seed))
+        ours, expected = both(TrainTransform(size, 8.0), content, seed)
+        np.testing.assert_array_equal(ours, expected)
+
+
 @pytest.mark.parametrize("area_min", [30.0, 80.0, 100])
 def test_fast_takes_the_same_crop_and_flip(area_min):
     content = jpeg(slopes(360, 500), subsampling=0)

@@ -1,4 +1,6 @@
-"""Decoding of image files, by Pillow and by simplejpeg."""
+"""Decoding of image files, at their size and reduced."""
+
+import io
 
 import numpy as np
 import pytest
@@ -8,7 +10,6 @@ from jpegs import cmyk, jpeg, noise, slopes
 from PIL import Image
 from tiny_sets import encode
 
-from umd_eqx.data import decoding
 from umd_eqx.data.decoding import REDUCTIONS, EncodedImage, decode_image
 
 
@@ -53,13 +54,25 @@ def test_other_formats_are_decoded_whole():
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_region_is_that_of_the_pixels(channels):
+def test_an_image_is_converted_to_the_channels_asked_for(channels):
     for content in (jpeg(noise(31, 44)), encode(noise(31, 44)), cmyk(noise(31, 44)), jpeg(noise(31, 44, 1))):
         image = EncodedImage(content, channels)
-        cut = np.asarray(image.picture(region=(3, 5, 20, 30))).reshape(20, 30, channels)
-        np.testing.assert_array_equal(cut, image.pixels()[3:23, 5:35])
-        np.testing.assert_array_equal(np.asarray(image.picture()).reshape(31, 44, channels), image.pixels())
-        np.testing.assert_array_equal(decode_image(content, channels), image.pixels())
+        mode = "L" if channels == 1 else "RGB"
+        assert image.picture().mode == mode
+        with Image.open(io.BytesIO(content)) as picture:
+            expected = np.asarray(picture.convert(mode)).reshape(31, 44, channels)
+        for _ in range(2):  # also when it was decoded before
+            np.testing.assert_array_equal(image.pixels(), expected)
+        np.testing.assert_array_equal(decode_image(content, channels), expected)
+
+
+def test_of_several_pictures_in_a_file_the_first_is_decoded():
+    first, second = (Image.fromarray(slopes(64, 48)), Image.fromarray(noise(64, 48)))
+    buffer = io.BytesIO()
+    first.save(buffer, "MPO", save_all=True, append_images=[second], quality=95)
+    image = EncodedImage(buffer.getvalue(), 3)
+    assert image.reduction(64, 48, 16, 12) == 4
+    np.testing.assert_allclose(image.pixels(4), slopes(64, 48).reshape(16, 4, 12, 4, 3).mean((1, 3)), atol=5)
 
 
 def test_a_file_cut_short_is_refused_at_any_size():
@@ -76,62 +89,3 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(monkeypatch):
     for content in (jpeg(noise(60, 60)), encode(noise(60, 60))):
         with pytest.raises(Image.DecompressionBombError, match="3600 pixels"):
             EncodedImage(content, 3)
-
-
-class Fake:
-    """A stand-in for simplejpeg, which knows the header and decodes to a constant, or refuses to."""
-
-    def __init__(self, space, size, refuses=False):
-        self.space, self.size, self.refuses = space, size, refuses
-
-    def decode_jpeg_header(self, content):
-        return *self.size, self.space, "444"
-
-    def decode_jpeg(self, content, space, fastdct, fastupsample, height, width, factor):
-        if self.refuses:
-            raise ValueError("corrupt")
-        return np.full((*self.size, 1 if space == "GRAY" else 3), 7, np.uint8)
-
-
-@pytest.mark.parametrize(
-    ("fake", "channels", "used"),
-    [
-        (Fake("YCbCr", (9, 9)), 3, True),
-        (Fake("Gray", (9, 9)), 1, True),
-        (Fake("YCbCr", (9, 9)), 1, False),  # Pillow's grey is not the luma of the file
-        (Fake("CMYK", (9, 9)), 3, False),
-        (Fake("YCbCr", (9, 8)), 3, False),  # of another size than Pillow says
-        (Fake("YCbCr", (9, 9), refuses=True), 3, False),
-    ],
-)
-def test_simplejpeg_decodes_what_it_decodes_as_pillow_does(monkeypatch, fake, channels, used):
-    content = jpeg(noise(9, 9))
-    monkeypatch.setattr(decoding, "_simplejpeg", lambda: None)
-    by_pillow = decode_image(content, channels)
-    monkeypatch.setattr(decoding, "_simplejpeg", lambda: fake)
-    found = decode_image(content, channels)
-    assert found.shape == (9, 9, channels)
-    if used:
-        assert np.all(found == 7)
-    else:
-        np.testing.assert_array_equal(found, by_pillow)
-
-
-def test_simplejpeg_gives_the_pixels_of_pillow_bit_for_bit(monkeypatch):
-    pytest.importorskip("simplejpeg")
-    rng, by_simplejpeg = np.random.default_rng(0), 0
-    for _ in range(300):
-        height, width = rng.integers(1, 70, 2).tolist()
-        grey = rng.random() < 0.2
-        options = {} if grey else {"subsampling": int(rng.integers(3))}
-        options |= {"progressive": bool(rng.random() < 0.3), "restart_marker_blocks": int(rng.integers(5))}
-        content = jpeg(noise(height, width, 1 if grey else 3), int(rng.integers(5, 100)), **options)
-        for channels in (1, 3):
-            image = EncodedImage(content, channels)
-            for s in (s for s in REDUCTIONS if s <= min(height, width)):
-                found = image._by_simplejpeg(s)
-                if found is not None:
-                    by_pillow = np.asarray(image._by_pillow(s)).reshape(found.shape)
-                    np.testing.assert_array_equal(found, by_pillow)
-                    by_simplejpeg += 1
-    assert by_simplejpeg > 500

@@ -34,12 +34,19 @@ def augment_encoded(
     else:
         region, sides = box, (size, size)
     reduction = image.reduction(region.height, region.width, *sides) if transform.decode == "fast" else 1
-    if reduction == 1:
-        picture, part = image.picture(region=region), (0, 0, region.height, region.width)
-    else:
-        # Not cut out: the edges of the crop are between pixels of the reduced image.
+    picture = image.picture(reduction)
+    part = tuple(side / reduction for side in region)  # whose edges may be between pixels of a reduced image
+    if reduction == 1 and not _same_in_place(region, sides):
         top, left, height, width = region
-        picture = image.picture(reduction)
-        part = (top / reduction, left / reduction, height / reduction, width / reduction)
+        picture, part = picture.crop((left, top, left + width, top + height)), (0, 0, height, width)
     pixels = center_crop(resize_extent(picture, part, *sides), size)
     return to_unit_range(pixels[:, ::-1] if mirrored else pixels)
+
+
+def _same_in_place(region: Box, sides: tuple[int, int]) -> bool:
+    """Returns whether a region may be resized without being cut out, which saves a copy, and stay the same to the bit.
+
+    Its pixels are then not interpolated with those around it, since it is not enlarged, and no place is rounded, since
+    the scales are multiples of a power of 2.
+    """
+    return all(new & (new - 1) == 0 and old >= new for old, new in zip(region[2:], sides, strict=True))
