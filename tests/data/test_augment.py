@@ -2,18 +2,20 @@
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jpegs import cmyk, jpeg, noise, slopes
 from PIL import Image
-from tiny_sets import encode
+from tiny_sets import encode, write
 
 from umd_eqx.core.errors import BadInput
+from umd_eqx.core.types import NO_CLASS
 from umd_eqx.data.augment import augment_encoded
 from umd_eqx.data.broken import SkipBroken
 from umd_eqx.data.decoding import EncodedImage, EncodedSource
 from umd_eqx.data.loader import batch_at
-from umd_eqx.data.source import BrokenImage
+from umd_eqx.data.source import BrokenImage, open_source
 from umd_eqx.data.source_configs import ImageFolder, Images
 from umd_eqx.data.transforms import TrainTransform
 
@@ -121,6 +123,29 @@ def test_broken_images_are_skipped_and_counted_alike_in_both_ways(photos, kind):
         np.testing.assert_array_equal(exact.label, fast.label)
         np.testing.assert_allclose(exact.image, fast.image, atol=0.06)
     assert any(not np.array_equal(exact.image, fast.image) for exact, fast in zip(*batches, strict=True))
+
+
+@pytest.mark.parametrize("classes", [0, 3])
+def test_tfds_data_are_decoded_as_needed(tmp_path, classes):
+    contents = [jpeg(slopes(120 + 9 * i, 160 - 7 * i)) for i in range(4)] + [b"nothing"]
+    features = {"image": tfds.features.Image(), "label": tfds.features.ClassLabel(num_classes=3)}
+    names = ("image", "label") if classes else ("image",)
+    records = [{"image": content, "label": i % 3} for i, content in enumerate(contents)]
+    some = [{name: record[name] for name in names} for record in records]
+    write(tmp_path, {"train": some, "test": some}, tfds.features.FeaturesDict({name: features[name] for name in names}))
+    source = open_source("tiny", str(tmp_path), "train")
+    assert isinstance(source, EncodedSource)
+    for i in range(4):
+        example = source.encoded(i)
+        assert example is not None
+        np.testing.assert_array_equal(example.image.pixels(), source[i]["image"])
+        assert example.label == source[i]["label"] == (i % 3 if classes else NO_CLASS)
+    with pytest.raises(BrokenImage, match="image 4 is broken: cannot identify"):
+        source.encoded(4)
+
+
+def test_images_in_memory_are_not_decoded_again(grey_root):
+    assert SkipBroken(open_source("tiny", str(grey_root), "train")).encoded(0) is None
 
 
 @pytest.mark.parametrize("decode", ["exact", "fast"])

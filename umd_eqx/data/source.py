@@ -4,7 +4,7 @@ import functools
 import os
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, TypedDict, runtime_checkable
+from typing import Any, Protocol, TypedDict, TypeVar, runtime_checkable
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -19,6 +19,8 @@ from umd_eqx.data.description import count_images, open_builder, spec_of
 from umd_eqx.data.folders import find_dataset, one_line
 from umd_eqx.data.splits import existing_split
 from umd_eqx.data.tfrecords import records_of
+
+T = TypeVar("T")
 
 _BLOCK = 32
 """The number of records read together: large enough to be fast, small enough not to delay the first batches."""
@@ -249,25 +251,23 @@ class TfdsSource:
         """Returns the example `index` before it is decoded; None if decoded images are cached. See `EncodedSource`."""
         if self._pixels is not None:
             return None
-        record = self._record(index)
-        label = require_class(index, int(record["label"]), self.spec.num_classes)
-        try:
-            image = EncodedImage(record["image"], self.spec.channels)
-        except Exception as error:  # the decoders of Pillow raise various types
-            raise BrokenImage(index, one_line(error)) from error
+        image, label = self._read(index, self._record(index), EncodedImage)
         self._require_size(index, image.height, image.width)
         return EncodedExample(image, label)
 
     def _decode(self, i: int, record: Mapping[str, Any]) -> Example:
+        image, label = self._read(i, record, decode_image)
+        self._require_size(i, image.shape[0], image.shape[1])
+        return {"image": image, "label": label}
+
+    def _read(self, i: int, record: Mapping[str, Any], decode: Callable[[bytes, int], T]) -> tuple[T, int]:
         label = require_class(i, int(record.get("label", NO_CLASS)), self.spec.num_classes)
         try:
-            image = decode_image(record["image"], self.spec.channels)
+            return decode(record["image"], self.spec.channels), label
         except MemoryError:
             raise
         except Exception as error:  # the decoders of Pillow raise various types
             raise BrokenImage(i, one_line(error)) from error
-        self._require_size(i, *image.shape[:2])
-        return {"image": image, "label": label}
 
     def _require_size(self, i: int, height: int, width: int) -> None:
         stated = (self.spec.height, self.spec.width)
