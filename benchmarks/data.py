@@ -7,7 +7,8 @@ the spectrum of photographs). `images_per_s` is per core: images per second of C
 of a pipeline, which a busy machine disturbs less than the time by the clock (`wall_images_per_s`). `ratio` is relative
 to tf.data, or to Pillow where there is no TensorFlow; more than 1 is faster. The pipelines take turns, each in a
 process of its own. TensorFlow and PyTorch may be installed in environments of their own, whose interpreters are given.
-Then the memory of a pipeline is watched for `--memory-seconds`, and its slope printed. CPU times need Linux.
+Then the memory of a pipeline is watched for `--memory-seconds`, and its slope in the second half of the batches
+printed. CPU times need Linux.
 """
 
 import dataclasses
@@ -187,7 +188,8 @@ def main(words: list[str]) -> int:
             watched = run_one(ours, folder, options, options.memory_seconds, batch=min(8, options.batch))
             slope, batches = watched["kb_per_1000_batches"], watched["batches"]
             mb = watched["kb"] / 1024
-            print(f"memory: {slope:+,.0f} KB per 1,000 batches over {batches:,} batches of 8, of {mb:,.0f} MB")
+            size = min(8, options.batch)
+            print(f"memory: {slope:+.1f} KB per 1,000 batches, over {batches // 2:,} batches of {size}; {mb:,.0f} MB")
             rows.append({"pipeline": "memory", "kb_per_1000_batches": slope, "batches": batches, "kb": watched["kb"]})
     if options.json is not None:
         save_json(options.json, rows)

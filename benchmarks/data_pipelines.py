@@ -149,7 +149,10 @@ def resident_kb() -> float:
 
 
 def timed(batches: Iterator[Any], options: argparse.Namespace) -> dict[str, float]:
-    """Draws batches for `options.seconds` and returns how many images in what time, and how the memory grew."""
+    """Draws batches for `options.seconds` and returns how many images in what time.
+
+    The slope of the memory is that of the second half.
+    """
     for _ in range(WARM_UP * options.workers):
         next(batches)
     count, memory, began, cpu = 0, [], time.perf_counter(), cpu_seconds()
@@ -158,7 +161,8 @@ def timed(batches: Iterator[Any], options: argparse.Namespace) -> dict[str, floa
         count += 1
         memory.append(resident_kb())
     seconds, cpu = time.perf_counter() - began, cpu_seconds() - cpu
-    slope = np.polyfit(np.arange(count), memory, 1)[0] if count > 1 else 0.0
+    late = memory[count // 2 :]  # the first batches still grow caches
+    slope = np.polyfit(np.arange(len(late)), late, 1)[0] if len(late) > 1 else 0.0
     row = {"images": count * options.batch, "batches": count, "seconds": seconds, "cpu_seconds": cpu}
     return row | {"kb_per_1000_batches": 1000 * float(slope), "kb": memory[-1]}
 
