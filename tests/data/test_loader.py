@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 from umd_eqx.core.errors import BadInput
 from umd_eqx.core.types import Batch, DataSpec
 from umd_eqx.data.broken import SkipBroken
-from umd_eqx.data.loader import _training_steps, batch_at, evaluation_batches, training_batches
+from umd_eqx.data.loader import batch_at, evaluation_batches, training_batches, training_steps
 from umd_eqx.data.source import BrokenImage, open_source
 from umd_eqx.data.transforms import EvalTransform, TrainTransform
 
@@ -255,7 +255,7 @@ def test_some_rows_of_a_batch_are_loaded_alone():
             return super().__getitem__(index)
 
     rows = np.array([1, 2, 5])
-    steps = _training_steps(Counting(7), Noisy(), 6, 0, rows)
+    steps = training_steps(Counting(7), Noisy(), 6, 0, rows)
     for step in (0, 3, 10**6):
         asked.clear()
         whole = batch_at(Numbered(7), Noisy(), batch_size=6, seed=0, step=step)

@@ -10,13 +10,13 @@ from faults.tiny import compilation_cache as compilation_cache
 
 from umd_eqx.core.errors import BadInput
 from umd_eqx.core.sharding import make_mesh
-from umd_eqx.core.types import DataSpec
+from umd_eqx.core.types import DataSpec, LatentSpec
 from umd_eqx.data.source import BrokenImage, TfdsSource
 from umd_eqx.eval import Denoising, FewShot, Generation, Reconstruction
 from umd_eqx.objectives import masked_reconstruction, unified
 from umd_eqx.recipes.build import build
 from umd_eqx.recipes.config import Config, DataConfig
-from umd_eqx.recipes.dump import run_identity
+from umd_eqx.recipes.dump import completed, differences, dump, load, run_identity
 from umd_eqx.recipes.pretrain import umd
 from umd_eqx.training.optim import EmaConfig
 from umd_eqx.training.optimisers import AdamW
@@ -131,8 +131,31 @@ def test_less_than_one_thread_is_refused(workers):
     assert error.value.field == "data.workers"
 
 
-def test_how_many_threads_read_is_no_part_of_the_run():
-    assert run_identity(small(data=dataclasses.replace(small().data, workers=7))) == run_identity(small())
+def test_who_reads_the_images_is_no_part_of_the_run():
+    for fields in ({"workers": 7}, {"worker_kind": "processes"}):
+        assert run_identity(small(data=dataclasses.replace(small().data, **fields))) == run_identity(small())
+
+
+def test_how_images_are_decoded_is_part_of_the_run_and_is_that_of_its_transform():
+    fast = dataclasses.replace(small().data, decode="fast")
+    was, now = run_identity(small()), run_identity(small(data=fast))
+    assert differences(was, now) == {"data.decode": ("exact", "fast")}
+    assert (small().data.transform().decode, fast.transform().decode) == ("exact", "fast")
+
+
+def test_a_run_from_before_there_was_a_choice_decodes_exactly_on_threads():
+    old = dump(small())
+    assert {old["data"].pop("decode"), old["data"].pop("worker_kind")} == {"exact", "threads"}
+    assert load(old) == small()
+    assert load(completed(old)) == small()
+
+
+def test_stored_latents_cannot_be_decoded_fast():
+    data = dataclasses.replace(small().data, latents="latents", decode="fast")
+    latent = LatentSpec(4, 4, "digest")
+    with pytest.raises(BadInput, match="has no effect on latents") as error:
+        build(small(data=data, tokenizer="fashion-kl", latent=latent), SPEC)
+    assert error.value.field == "data.decode"
 
 
 @pytest.mark.parametrize(

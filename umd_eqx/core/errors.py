@@ -26,6 +26,9 @@ class BadInput(ValueError):
         super().__init__(f"{field}: {problem}. {hint}")
         self.field, self.problem, self.hint = field, problem, hint
 
+    def __reduce__(self) -> tuple[type["BadInput"], tuple[str, str, str]]:
+        return BadInput, (self.field, self.problem, self.hint)  # an exception is pickled with its message alone
+
 
 def member(field: str, name: str) -> str:
     """Returns the dotted name of a member of a field, `"data.size"`, or `name` alone if `field` is empty."""

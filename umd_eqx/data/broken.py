@@ -1,10 +1,14 @@
 """Handling of images that cannot be read: they are counted, replaced in training, and limited in number."""
 
+import contextlib
+from collections.abc import Iterable
+
 import numpy as np
 from jaxtyping import Int
 
 from umd_eqx.core.errors import BadInput
 from umd_eqx.core.types import DataSpec
+from umd_eqx.data.decoding import EncodedExample, EncodedSource
 from umd_eqx.data.prepared import resize_of
 from umd_eqx.data.source import BrokenImage, DataSource, Example
 
@@ -58,6 +62,19 @@ class CountBroken:
                 raise BadInput("data.max_broken", f"{problem}: {error}", "Repair the data, or allow more") from error
             raise
 
+    def encoded(self, index: int) -> EncodedExample | None:
+        """Returns the example before it is decoded, as the source does, or None. Nothing is counted."""
+        if index in self.broken or not isinstance(self._source, EncodedSource):
+            return None
+        return self._source.encoded(index)
+
+    def recount(self, indices: Iterable[int]) -> None:
+        """Counts images that were found broken in another process, by reading them again."""
+        for index in indices:
+            if index not in self.broken:
+                with contextlib.suppress(BrokenImage):
+                    self[index]
+
 
 class SkipBroken:
     """A source for training that replaces each broken image by the next image that can be read.
@@ -90,6 +107,14 @@ class SkipBroken:
     def labels(self, indices: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
         """Returns the classes of the given examples, as the source does."""
         return self._source.labels(indices)
+
+    def encoded(self, index: int) -> EncodedExample | None:
+        """Returns the example before it is decoded; None if the source has none or the image is known to be broken."""
+        return self._source.encoded(index)
+
+    def recount(self, indices: Iterable[int]) -> None:
+        """Counts images that were found broken in another process. Raises `BadInput` if there are too many."""
+        self._source.recount(indices)
 
     def __getitem__(self, index: int) -> Example:
         size = len(self)

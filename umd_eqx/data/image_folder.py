@@ -2,20 +2,24 @@
 
 import functools
 import os
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import Int
 
 from umd_eqx.core.errors import BadInput
 from umd_eqx.core.types import DataSpec
+from umd_eqx.data.decoding import EncodedExample, EncodedImage, decode_image
 from umd_eqx.data.folders import one_line
 from umd_eqx.data.shuffle import epoch_order
-from umd_eqx.data.source import BrokenImage, Example, decode_image, require_class
+from umd_eqx.data.source import BrokenImage, Example, require_class
 from umd_eqx.data.splits import split_parts
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 """File name extensions of images, in lower or upper case: those of torchvision's `ImageFolder`."""
+
+T = TypeVar("T")
 
 LAYOUTS = "Use DIR/SPLIT/CLASS/IMAGE, or DIR/CLASS/IMAGE for a single split named train"
 
@@ -174,15 +178,23 @@ class FolderSource:
 
     def __getitem__(self, index: int) -> Example:
         """Image `index`. Raises `BrokenImage` if its file cannot be read or decoded."""
+        image, label = self._read(index, lambda content: decode_image(content, self.spec.channels))
+        return {"image": image, "label": label}
+
+    def encoded(self, index: int) -> EncodedExample:
+        """Image `index` before it is decoded. Raises `BrokenImage` if its file or its header cannot be read."""
+        return EncodedExample(*self._read(index, lambda content: EncodedImage(content, self.spec.channels)))
+
+    def _read(self, index: int, decode: Callable[[bytes], T]) -> tuple[T, int]:
         if not 0 <= index < len(self):
             raise IndexError(f"{index} is not in 0 .. {len(self) - 1}")
         label = require_class(index, int(self._labels[index]), self.spec.num_classes)
         path = self.path_of(index)
         try:
             with open(path, "rb") as file:
-                image = decode_image(file.read(), self.spec.channels)
+                image = decode(file.read())
         except MemoryError:
             raise
         except Exception as error:  # the decoders of Pillow raise various types
             raise BrokenImage(index, f"{path}: {one_line(error)}") from error
-        return {"image": image, "label": label}
+        return image, label

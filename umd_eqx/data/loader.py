@@ -1,10 +1,12 @@
-"""Batches as pure functions of (source, transform, seed, step), prefetched by threads.
+"""Batches as pure functions of (source, transform, seed, step), prefetched by threads or processes.
 
 Position p of the training stream (step p // batch_size, row p % batch_size) is one example of a shuffled epoch and one
 draw of the augmentation, which depend only on (seed, p). The loader is therefore stateless: to resume is to start at
 another step.
 """
 
+import contextlib
+import functools
 import math
 import sys
 from collections.abc import Callable, Generator, Sequence
@@ -13,12 +15,17 @@ from typing import Any, cast
 import grain
 import jax
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32, Int, UInt8
 
 from umd_eqx.core.errors import BadInput
 from umd_eqx.core.types import Batch
+from umd_eqx.data.augment import augment_encoded
+from umd_eqx.data.broken import SkipBroken
+from umd_eqx.data.decoding import EncodedSource
 from umd_eqx.data.shuffle import Shuffle
 from umd_eqx.data.source import BrokenImage, DataSource
+from umd_eqx.data.transforms import TrainTransform
+from umd_eqx.data.workers import by_processes
 
 RandomTransform = Callable[[UInt8[np.ndarray, "h w c"], np.random.Generator], Float32[np.ndarray, "size size c"]]
 """A function from the pixels of an image and a random generator to the input of the network, in [-1, 1]."""
@@ -36,6 +43,7 @@ def training_batches(
     sharding: jax.sharding.Sharding | None = None,
     prefetch: int = 2,
     threads: int = 2,
+    processes: int = 0,
 ) -> Generator[Batch, None, None]:
     """Returns the infinite stream of training batches from `start_step` on.
 
@@ -55,23 +63,41 @@ def training_batches(
     - `prefetch`: the number of batches that are computed ahead and put on their devices, at least `threads`. With 0,
         each batch is computed on demand, without threads.
     - `threads`: the number of batches computed at the same time, each by its own thread; 1 or more.
+    - `processes`: the number of processes that compute batches, in place of threads (`umd_eqx.data.workers`); 0 for
+        none. The batches are the same.
 
-    **Returns:** a generator; its threads end with `close()`, or when it is garbage-collected. `image` is float32
-    (batch, size, size, channels), `label` is int32, and `valid` is all true.
+    **Returns:** a generator; its threads or processes end with `close()`, or when it is garbage-collected. `image` is
+    float32 (batch, size, size, channels), `label` is int32, and `valid` is all true.
 
     **Raises:** `BadInput` naming `batch_size` or `seed`, or `data.train_split` for a source without images;
-    during iteration, any exception of the source.
+    during iteration, any exception of the source, and `BadInput` naming `data.workers` for a process that ends.
     """
     rows = np.arange(batch_size) if sharding is None else _local_rows(sharding, batch_size)
-    steps = _training_steps(source, transform, batch_size, seed, rows)
+    steps = training_steps(source, transform, batch_size, seed, rows)
+    if processes:
+        prepare = functools.partial(_prepared, source, transform, batch_size, seed, rows)
+        return _from_processes(by_processes(prepare, start_step, processes), source, rows, batch_size, sharding)
     if sharding is not None:
         steps = steps.map(lambda local: _on_devices(local, rows, batch_size, sharding))
     return _stream(steps[start_step:], prefetch, threads)
 
 
-def batch_at(source: DataSource, transform: RandomTransform, *, batch_size: int, seed: int, step: int) -> Batch:
-    """Returns the batch that `training_batches` yields at a step, as NumPy arrays."""
-    return cast(Batch, _training_steps(source, transform, batch_size, seed, np.arange(batch_size))[step])
+def batch_at(
+    source: DataSource,
+    transform: RandomTransform,
+    *,
+    batch_size: int,
+    seed: int,
+    step: int,
+    rows: Int[np.ndarray, "n"] | None = None,
+) -> Batch:
+    """Returns the batch that `training_batches` yields at a step, as NumPy arrays.
+
+    **Arguments:** `rows`, the rows of the batch that are wanted, and no others are read; None for all. The others are
+    those of `training_batches`, as are the errors.
+    """
+    rows = np.arange(batch_size) if rows is None else rows
+    return cast(Batch, training_steps(source, transform, batch_size, seed, rows)[step])
 
 
 def evaluation_batches(
@@ -113,10 +139,13 @@ def _check_batch_size(batch_size: int) -> None:
         raise BadInput("batch_size", f"{batch_size} is not positive", "Use 1 or more")
 
 
-def _training_steps(
-    source: DataSource, transform: RandomTransform, batch_size: int, seed: int, rows: np.ndarray
+def training_steps(
+    source: DataSource, transform: RandomTransform, batch_size: int, seed: int, rows: Int[np.ndarray, "n"]
 ) -> grain.MapDataset[Batch]:
-    """Returns the given rows of the batch of each step, by index; batches are computed on access."""
+    """Returns the batches of `training_batches` by step, as NumPy arrays that are computed on access.
+
+    **Arguments:** as there; `rows`, the rows of each batch that are wanted, and no others are read.
+    """
     _check_batch_size(batch_size)
     if not 0 <= seed < 2**32:
         raise BadInput("seed", f"{seed} is not in 0 .. 2**32 - 1", "Use another seed")
@@ -125,8 +154,8 @@ def _training_steps(
     shuffle = Shuffle(len(source), seed)
 
     def augment(position: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        example = source[shuffle(position)]
-        return transform(example["image"], rng), np.asarray(example["label"], np.int32)
+        image, label = _augmented(source, transform, shuffle(position), rng)
+        return image, np.asarray(label, np.int32)
 
     stream = grain.MapDataset.range(sys.maxsize).random_map(augment, seed=seed)
     number = len(rows)
@@ -137,6 +166,55 @@ def _training_steps(
             lambda i: stream[i // number * batch_size + int(rows[i % number])]
         )
     return mine.batch(number, drop_remainder=True).map(lambda examples: Batch(*examples, valid=np.ones(number, bool)))
+
+
+def _augmented(
+    source: DataSource, transform: RandomTransform, index: int, rng: np.random.Generator
+) -> tuple[np.ndarray, int]:
+    """Returns an example, augmented. Images are decoded together with the transform where source and transform can."""
+    if isinstance(transform, TrainTransform) and isinstance(source, EncodedSource):
+        before = rng.bit_generator.state
+        try:
+            encoded = source.encoded(index)
+            if encoded is not None:
+                return augment_encoded(transform, encoded.image, rng), encoded.label
+        except MemoryError:
+            raise
+        except Exception:  # of various types: the image is broken, and source[index] says so or stands in for it
+            rng.bit_generator.state = before
+    example = source[index]
+    return transform(example["image"], rng), example["label"]
+
+
+def _prepared(
+    source: DataSource, transform: RandomTransform, batch_size: int, seed: int, rows: np.ndarray
+) -> Callable[[int], tuple[Batch, list[int]]]:
+    """Returns, in a process of its own, a function of a step: its batch, and which images were newly found broken."""
+    steps = training_steps(source, transform, batch_size, seed, rows)
+    told: set[int] = set()
+
+    def compute(step: int) -> tuple[Batch, list[int]]:
+        batch = cast(Batch, steps[step])
+        broken = sorted(source.broken - told) if isinstance(source, SkipBroken) else []
+        told.update(broken)
+        return batch, broken
+
+    return compute
+
+
+def _from_processes(
+    items: Generator[tuple[Batch, list[int]], None, None],
+    source: DataSource,
+    rows: np.ndarray,
+    batch_size: int,
+    sharding: jax.sharding.Sharding | None,
+) -> Generator[Batch, None, None]:
+    """Yields the batches of processes, put on the devices, and counts here the broken images that were found there."""
+    with contextlib.closing(items):
+        for batch, broken in items:
+            if isinstance(source, SkipBroken):
+                source.recount(broken)
+            yield batch if sharding is None else _on_devices(batch, rows, batch_size, sharding)
 
 
 def _local_rows(sharding: jax.sharding.Sharding, batch_size: int) -> np.ndarray:

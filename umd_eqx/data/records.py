@@ -1,15 +1,19 @@
 """Images in containers of any kind, read by row: the interface of the kinds, and the data source made from rows."""
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Int, UInt8
 from PIL import Image
 
 from umd_eqx.core.types import NO_CLASS, DataSpec
+from umd_eqx.data.decoding import EncodedExample, EncodedImage, decode_image
 from umd_eqx.data.folders import one_line
-from umd_eqx.data.source import BrokenImage, Example, decode_image, require_class
+from umd_eqx.data.source import BrokenImage, Example, require_class
+
+T = TypeVar("T")
 
 UNREADABLE = -(2**31)
 """The label of a row whose label cannot be read. Unlike other values, it is never taken for a class out of range."""
@@ -123,6 +127,19 @@ class RecordSource:
 
     def __getitem__(self, index: int) -> Example:
         """Image `index`. Raises `BrokenImage` if it cannot be read or decoded, or if its label is not a class."""
+        image, label = self._read(index, lambda image: to_pixels(image, self.spec.channels))
+        return {"image": image, "label": label}
+
+    def encoded(self, index: int) -> EncodedExample | None:
+        """Image `index` before it is decoded, None if its container holds pixels. Raises `BrokenImage` as above."""
+
+        def opened(image: bytes | np.ndarray) -> EncodedImage | None:
+            return EncodedImage(image, self.spec.channels) if isinstance(image, bytes) else None
+
+        image, label = self._read(index, opened)
+        return None if image is None else EncodedExample(image, label)
+
+    def _read(self, index: int, decode: Callable[[bytes | np.ndarray], T]) -> tuple[T, int]:
         if not 0 <= index < len(self):
             raise IndexError(f"{index} is not in 0 .. {len(self) - 1}")
         records, row = self._records[self._which[index]], int(self._rows[index])
@@ -131,10 +148,10 @@ class RecordSource:
             if label == UNREADABLE:
                 raise ValueError("its label cannot be read")
             require_class(index, label, self.spec.num_classes)
-            image = to_pixels(records.read(row), self.spec.channels)
+            image = decode(records.read(row))
         except MemoryError:
             raise
         except Exception as error:  # the decoders of Pillow raise various types
             problem = error.args[1] if isinstance(error, BrokenImage) else one_line(error)
             raise BrokenImage(index, f"{records.place(row)}: {problem}") from error
-        return {"image": image, "label": label}
+        return image, label

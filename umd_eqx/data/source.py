@@ -1,26 +1,27 @@
 """Images and their labels by index, read from TFDS data sets without TensorFlow."""
 
 import functools
-import io
 import os
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, TypedDict, runtime_checkable
+from typing import Any, Protocol, TypedDict, TypeVar, runtime_checkable
 
 import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 from jaxtyping import Int, UInt8
-from PIL import Image
 
 from umd_eqx.core.errors import BadInput
 from umd_eqx.core.types import NO_CLASS, DataSpec
 from umd_eqx.data.content import digest_of_files
+from umd_eqx.data.decoding import EncodedExample, EncodedImage, decode_image
 from umd_eqx.data.description import count_images, open_builder, spec_of
 from umd_eqx.data.folders import find_dataset, one_line
 from umd_eqx.data.prepared import resize_in
 from umd_eqx.data.splits import existing_split
 from umd_eqx.data.tfrecords import records_of
+
+T = TypeVar("T")
 
 _BLOCK = 32
 """The number of records read together: large enough to be fast, small enough not to delay the first batches."""
@@ -146,23 +147,6 @@ class Dataset:
         return TfdsSource(self._folder, split, name=self._name, field=field, builder=self._builder)
 
 
-def decode_image(encoded: bytes, channels: int) -> UInt8[np.ndarray, "h w c"]:
-    """Decodes an image in any format that Pillow reads, such as PNG or JPEG.
-
-    **Arguments:** `encoded`, the content of the file; `channels`, 1 (greyscale) or 3 (RGB), to which the image is
-    converted. Transparency is dropped and the EXIF orientation is ignored, as TensorFlow does.
-
-    **Raises:** any exception of Pillow on corrupt data (OSError, SyntaxError, ValueError, ...).
-    """
-    with Image.open(io.BytesIO(encoded)) as image:
-        mode = "L" if channels == 1 else "RGB"
-        # Pillow warns if the transparency of individual palette colours is dropped in a single conversion.
-        transparent = image.mode == "P" and isinstance(image.info.get("transparency"), bytes)
-        whole = image.convert("RGBA") if transparent else image
-        pixels = np.asarray(whole if whole.mode == mode else whole.convert(mode))
-    return pixels[..., None] if channels == 1 else pixels
-
-
 class TfdsSource:
     """A split of a TFDS data set in array_record or tfrecord format, with images decoded by Pillow.
 
@@ -265,18 +249,32 @@ class TfdsSource:
         except Exception as error:  # array_record and protobuf raise many types
             raise BrokenImage(i, one_line(error)) from error
 
+    def encoded(self, index: int) -> EncodedExample | None:
+        """Returns the example `index` before it is decoded; None if decoded images are cached. See `EncodedSource`."""
+        if self._pixels is not None:
+            return None
+        image, label = self._read(index, self._record(index), EncodedImage)
+        self._require_size(index, image.height, image.width)
+        return EncodedExample(image, label)
+
     def _decode(self, i: int, record: Mapping[str, Any]) -> Example:
+        image, label = self._read(i, record, decode_image)
+        self._require_size(i, image.shape[0], image.shape[1])
+        return {"image": image, "label": label}
+
+    def _read(self, i: int, record: Mapping[str, Any], decode: Callable[[bytes, int], T]) -> tuple[T, int]:
         label = require_class(i, int(record.get("label", NO_CLASS)), self.spec.num_classes)
         try:
-            image = decode_image(record["image"], self.spec.channels)
+            return decode(record["image"], self.spec.channels), label
         except MemoryError:
             raise
         except Exception as error:  # the decoders of Pillow raise various types
             raise BrokenImage(i, one_line(error)) from error
+
+    def _require_size(self, i: int, height: int, width: int) -> None:
         stated = (self.spec.height, self.spec.width)
-        if any(size not in (None, found) for size, found in zip(stated, image.shape, strict=False)):
-            raise BrokenImage(i, f"its size is {image.shape[0]} x {image.shape[1]}, not {stated[0]} x {stated[1]}")
-        return {"image": image, "label": label}
+        if any(size not in (None, found) for size, found in zip(stated, (height, width), strict=True)):
+            raise BrokenImage(i, f"its size is {height} x {width}, not {stated[0]} x {stated[1]}")
 
     def _fill(self, index: int, pixels: np.ndarray, labels: np.ndarray) -> None:
         """Caches image `index` and its neighbours: a record read alone costs 20 times as much as in a block."""

@@ -11,7 +11,7 @@ rounding.
 
 import dataclasses
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -84,6 +84,24 @@ def _from_pillow(picture: Image.Image) -> UInt8[np.ndarray, "h w c"]:
     return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
+def resize_extent(
+    picture: Image.Image, region: tuple[float | int, ...], height: int, width: int
+) -> UInt8[np.ndarray, "height width c"]:
+    """Resizes a region of an image to height x width, bilinear without antialiasing, and truncates to integers.
+
+    Pixels have half-pixel centres, and the edges of the image are replicated. Next to the edges of the region, pixels
+    outside of it contribute if the region is enlarged, or if its edges are within pixels.
+
+    **Arguments:** `picture`, an image of mode L or RGB; `region`, (top, left, height, width) in pixels, not necessarily
+    whole ones, within the image.
+    """
+    top, left, rows, columns = region
+    extent = (left, top, left + columns, top + rows)
+    return _from_pillow(
+        picture.transform((width, height), Image.Transform.EXTENT, extent, resample=Image.Resampling.BILINEAR)
+    )
+
+
 def _bilinear(image: UInt8[np.ndarray, "h w c"], height: int, width: int, antialias: bool) -> UInt8[np.ndarray, "..."]:
     """Resizes bilinearly with half-pixel centres and replicated edges, and truncates to integers.
 
@@ -91,10 +109,7 @@ def _bilinear(image: UInt8[np.ndarray, "h w c"], height: int, width: int, antial
     """
     picture = _to_pillow(image)
     if not antialias:
-        box = (0, 0, image.shape[1], image.shape[0])
-        return _from_pillow(
-            picture.transform((width, height), Image.Transform.EXTENT, box, resample=Image.Resampling.BILINEAR)
-        )
+        return resize_extent(picture, (0, 0, picture.height, picture.width), height, width)
     # In float32, because Pillow's `resize` of 8-bit channels rounds to the nearest integer, twice.
     bands = [band.convert("F").resize((width, height), Image.Resampling.BILINEAR) for band in picture.split()]
     return np.stack([np.asarray(band) for band in bands], axis=-1).astype(np.uint8)
@@ -110,15 +125,21 @@ def crop_resize(image: UInt8[np.ndarray, "h w c"], box: Box, size: int) -> UInt8
     return cut if (height, width) == (size, size) else _bilinear(cut, size, size, antialias=False)
 
 
-def resize_smaller_side(
-    image: UInt8[np.ndarray, "h w c"], size: int, antialias: bool
-) -> UInt8[np.ndarray, "new_h new_w c"]:
-    """Resizes bilinearly to `size` pixels for the smaller side, keeping the aspect ratio.
+def smaller_side_resized(height: int, width: int, size: int) -> tuple[int, int]:
+    """Returns height and width of an image whose smaller side is resized to `size` pixels, keeping the aspect ratio.
 
     The larger side is rounded as in the reference: computed in float32, and rounded half to even.
     """
-    sides = np.array(image.shape[:2], np.float32)
-    height, width = np.rint(sides * (np.float32(size) / sides.min())).astype(int).tolist()
+    sides = np.array((height, width), np.float32)
+    rows, columns = np.rint(sides * (np.float32(size) / sides.min())).astype(int).tolist()
+    return rows, columns
+
+
+def resize_smaller_side(
+    image: UInt8[np.ndarray, "h w c"], size: int, antialias: bool
+) -> UInt8[np.ndarray, "new_h new_w c"]:
+    """Resizes bilinearly to `size` pixels for the smaller side, keeping the aspect ratio (`smaller_side_resized`)."""
+    height, width = smaller_side_resized(image.shape[0], image.shape[1], size)
     return image if image.shape[:2] == (height, width) else _bilinear(image, height, width, antialias=antialias)
 
 
@@ -177,24 +198,29 @@ class TrainTransform:
         disables the random crop: images have the geometry of `EvalTransform`, which keeps the aspect ratio and leaves
         images of the right size unchanged.
     - `flip`: whether images are flipped with probability 1/2.
+    - `decode`: how images that are not decoded yet are decoded, "exact" or "fast" (`umd_eqx.data.augment`).
     """
 
     size: int
     area_min: float | int = 80.0
     flip: bool = True
+    decode: Literal["exact", "fast"] = "exact"
 
     def __call__(
         self, image: UInt8[np.ndarray, "h w c"], rng: np.random.Generator
     ) -> Float32[np.ndarray, "size size c"]:
         """Returns the augmented image, in [-1, 1]."""
-        if self.area_min >= 100:
-            image = _middle(image, self.size)
-        else:
-            height, width = image.shape[:2]
-            image = crop_resize(image, random_crop_box(rng, height, width, self.area_min), self.size)
-        if self.flip and rng.random() < 0.5:
-            image = image[:, ::-1]
-        return to_unit_range(image)
+        box, mirrored = self.draw(rng, image.shape[0], image.shape[1])
+        image = _middle(image, self.size) if box is None else crop_resize(image, box, self.size)
+        return to_unit_range(image[:, ::-1] if mirrored else image)
+
+    def draw(self, rng: np.random.Generator, height: int, width: int) -> tuple[Box | None, bool]:
+        """Draws the augmentation of an image of height x width pixels, which depends on nothing else.
+
+        **Returns:** the random crop, None if there is none, and whether the image is mirrored.
+        """
+        box = None if self.area_min >= 100 else random_crop_box(rng, height, width, self.area_min)
+        return box, self.flip and bool(rng.random() < 0.5)
 
 
 @dataclasses.dataclass(frozen=True)

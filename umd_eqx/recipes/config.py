@@ -40,8 +40,14 @@ class DataConfig:
     """Images per training step, over all devices."""
     eval_batch_size: int = 256
     """Images per evaluation batch, over all devices."""
+    decode: Literal["exact", "fast"] = "exact"
+    """How training images are decoded: exact, as published; or fast, JPEGs at 1/2, 1/4 or 1/8 of their size where the
+    crop still has enough pixels. The crops are the same; their pixels are smoother."""
     workers: int = 2
-    """Number of threads that prefetch images; each prepares a batch of its own."""
+    """Number of threads or processes that prefetch images; each prepares a batch of its own."""
+    worker_kind: Literal["threads", "processes"] = "threads"
+    """What prepares training batches. The batches are the same; processes take seconds to start, and memory, and are
+    faster where many threads wait for Python."""
     max_broken: int | None = None
     """Number of images of each split that may be unreadable or without a class before the run stops. They are skipped
     and counted. None: 1 % of the split, and at least 10."""
@@ -108,7 +114,7 @@ class DataConfig:
 
         Never raises: the values are checked by `validate`.
         """
-        return TrainTransform(self.size, self.area_min, self.flip)
+        return TrainTransform(self.size, self.area_min, self.flip, self.decode)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,6 +218,9 @@ class Config:
         if self.tokenizer is None and self.data.latents is not None:
             hint = "Also give `tokenizer`, the tokenizer that encoded them"
             raise BadInput("data.latents", "a system that is trained on pixels cannot use latents", hint)
+        if self.data.latents is not None and self.data.decode != "exact":
+            problem = f"{self.data.decode!r} has no effect on latents, which were encoded already"
+            raise BadInput("data.decode", problem, "Leave it out")
         if self.tokenizer is not None and self.latent is None:
             raise BadInput(
                 "tokenizer", f"{self.tokenizer} has not been resolved", "Call umd_eqx.runs.resolved.resolve first"

@@ -83,7 +83,8 @@ TYPES: tuple[type, ...] = (
 NON_IDENTITY_FIELDS = (
     *("log", "checkpoint", "eval", "max_skipped"),
     *("start.source", "tokenizer", "data.latents"),
-    *("data.source.dir", "data.eval_batch_size", "data.workers", "data.max_broken", "data.expected"),
+    *("data.source.dir", "data.eval_batch_size", "data.workers", "data.worker_kind"),
+    *("data.max_broken", "data.expected"),
 )
 """Fields that do not affect the trained weights: they may differ when a run is resumed."""
 

@@ -46,6 +46,7 @@ def run_batches(
         start_step=first,
         sharding=batch_sharding(mesh),
         threads=data.workers,
+        processes=data.workers if data.worker_kind == "processes" else 0,
     )
     if tokenizer is None:
         return batches
