@@ -81,7 +81,7 @@ TYPES: tuple[type, ...] = (
 """The types that a dump may contain. A user's own types are passed to `load` in addition."""
 
 NON_IDENTITY_FIELDS = (
-    *("log", "checkpoint", "eval", "max_skipped"),
+    *("log", "checkpoint", "eval", "max_skipped", "sharding"),
     *("start.source", "tokenizer", "data.latents"),
     *("data.source.dir", "data.eval_batch_size", "data.workers", "data.max_broken", "data.expected"),
 )

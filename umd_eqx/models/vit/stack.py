@@ -1,5 +1,6 @@
 """A stack of transformer blocks, scanned or unrolled, with selectable rematerialisation."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import equinox as eqx
@@ -15,6 +16,10 @@ Remat = Literal["none", "dots", "full"]
 """What the backward pass recomputes: nothing, all but products with weights, or everything (as published)."""
 
 
+def _identity(layer: PyTree) -> PyTree:
+    return layer
+
+
 class Stack(eqx.Module):
     """`depth` blocks of equal shape, followed by a LayerNorm.
 
@@ -27,6 +32,8 @@ class Stack(eqx.Module):
     norm: LayerNorm
     scan: bool = eqx.field(static=True)
     remat: Remat = eqx.field(static=True)
+    on_layer: Callable[[PyTree], PyTree] = eqx.field(static=True, default=_identity)
+    """Applied to each layer before it is used: its block, conditioning and factors. See `umd_eqx.training.layout`."""
 
     @classmethod
     def init(
@@ -54,7 +61,7 @@ class Stack(eqx.Module):
         arrays, static = eqx.partition((self.blocks, self.conditioning.layers, branches), eqx.is_array)
 
         def step(tokens: Array, layer_arrays: PyTree) -> tuple[Array, None]:
-            block, layer, own = eqx.combine(layer_arrays, static)
+            block, layer, own = self.on_layer(eqx.combine(layer_arrays, static))
             return self.conditioning.apply(block, layer, prepared, packed.with_tokens(tokens), own).tokens, None
 
         step = _rematerialised(step, self.remat, scan=self.scan)
