@@ -10,7 +10,7 @@ from faults.tiny import compilation_cache as compilation_cache
 from faults.tiny import numbers, tiny
 
 from umd_eqx.core.errors import BadInput
-from umd_eqx.core.sharding import Sharding
+from umd_eqx.core.sharding import ShardingConfig
 from umd_eqx.runs.dryrun import dry_run
 from umd_eqx.runs.run import run
 from umd_eqx.training import layout
@@ -26,7 +26,7 @@ def small_arrays_are_divided(monkeypatch):
 
 
 def divided(steps: int, **axes: int):
-    return dataclasses.replace(tiny(optim__steps=steps), sharding=Sharding(**axes))
+    return dataclasses.replace(tiny(optim__steps=steps), sharding=ShardingConfig(**axes))
 
 
 def test_a_run_goes_on_over_devices_that_are_divided_otherwise(tmp_path):

@@ -18,7 +18,7 @@ from etils import epath
 from faults.tiny import compilation_cache as compilation_cache
 
 from umd_eqx.core.errors import BadInput
-from umd_eqx.core.sharding import Sharding, make_mesh, place, replicated
+from umd_eqx.core.sharding import ShardingConfig, make_mesh, place, replicated
 from umd_eqx.core.types import DataSpec
 from umd_eqx.recipes.build import Built, build
 from umd_eqx.recipes.pretrain import umd
@@ -81,7 +81,7 @@ def test_a_state_comes_back_bit_for_bit_however_it_is_divided(checkpoints, built
     monkeypatch.setattr(layout, "SMALLEST", 64)
     expected, like = jax.device_get(state), built.abstract_state()
     for step, (count, axes) in enumerate([(8, {"fsdp": 4}), (4, {"tensor": 2}), (1, {}), (8, {"fsdp": 8}), (8, {})]):
-        placed = Layout(make_mesh(jax.devices()[:count], Sharding(**axes)))
+        placed = Layout(make_mesh(jax.devices()[:count], ShardingConfig(**axes)))
         if step:
             found = checkpoints.restore(like, placed.shardings(like), pytest.fail)
             assert found is not None

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from umd_eqx.core.errors import BadInput
 from umd_eqx.core.paths import CosineTable
-from umd_eqx.core.sharding import Sharding, batch_sharding, make_mesh, place
+from umd_eqx.core.sharding import ShardingConfig, batch_sharding, make_mesh, place
 from umd_eqx.core.types import Batch
 from umd_eqx.objectives import unified
 from umd_eqx.training import layout
@@ -40,7 +40,7 @@ def trained(random_model):
 
     @functools.cache
     def run(fsdp: int, tensor: int):
-        mesh = make_mesh(jax.devices()[:8], Sharding(fsdp=fsdp, tensor=tensor))
+        mesh = make_mesh(jax.devices()[:8], ShardingConfig(fsdp=fsdp, tensor=tensor))
         config = AdamW(lr=1e-3, lr_batch_size=None, steps=20, warmup=0.1)
         lr = schedule(config, 1, 1)
         parts = Parts(unified(), CosineTable(), config.transformation(lr), lr, mesh, 0, 0.1)
@@ -111,7 +111,7 @@ def test_layers_are_gathered_one_at_a_time_and_nothing_else_is_exchanged(trained
 
 
 def test_the_largest_axis_that_divides_is_divided_and_the_axis_of_layers_never():
-    rules = Layout(make_mesh(jax.devices()[:8], Sharding(fsdp=2, tensor=2)))
+    rules = Layout(make_mesh(jax.devices()[:8], ShardingConfig(fsdp=2, tensor=2)))
     for path, shape, expected in (
         ("model.embed.kernel", (48, 192), P(None, ("fsdp", "tensor"))),
         ("model.embed.kernel", (48, 190), P(("fsdp", "tensor"), None)),
@@ -131,12 +131,12 @@ def test_the_largest_axis_that_divides_is_divided_and_the_axis_of_layers_never()
 def test_what_cannot_be_divided_is_refused(random_model):
     eight = jax.devices()[:8]
     for sharding, field, said in (
-        (Sharding(fsdp=3), "fsdp", "3 x 1 (`sharding.tensor`) does not divide 8 devices"),
-        (Sharding(data=3, fsdp=4), "data", "3 x 4 x 1 is not the number of devices, 8"),
-        (Sharding(tensor=0), "tensor", "0 is too small"),
+        (ShardingConfig(fsdp=3), "fsdp", "3 x 1 (`sharding.tensor`) does not divide 8 devices"),
+        (ShardingConfig(data=3, fsdp=4), "data", "3 x 4 x 1 is not the number of devices, 8"),
+        (ShardingConfig(tensor=0), "tensor", "0 is too small"),
     ):
         with pytest.raises(BadInput) as error:
             make_mesh(eight, sharding)
         assert (error.value.field, error.value.problem) == (f"sharding.{field}", said)
     with pytest.raises(BadInput, match=r"2 heads cannot be divided evenly over 4 devices\. Use one of 1, 2"):
-        Layout(make_mesh(eight, Sharding(tensor=4))).require_divisible(random_model())
+        Layout(make_mesh(eight, ShardingConfig(tensor=4))).require_divisible(random_model())

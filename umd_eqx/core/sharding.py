@@ -25,7 +25,7 @@ AXES = ("data", "fsdp", "tensor")
 
 
 @dataclasses.dataclass(frozen=True)
-class Sharding:
+class ShardingConfig:
     """How training is divided over devices. It does not change the result of a run beyond rounding."""
 
     data: int | None = None
@@ -36,14 +36,14 @@ class Sharding:
     """Number of devices that share the heads and MLPs of a transformer block: tensor parallelism."""
 
 
-def make_mesh(devices: Sequence[Any] | None = None, sharding: Sharding | None = None) -> Mesh:
+def make_mesh(devices: Sequence[Any] | None = None, sharding: ShardingConfig | None = None) -> Mesh:
     """Returns a mesh of all devices, or the given ones, with the axes `AXES`.
 
     `sharding` are the sizes of its axes; by default, all devices are on the axis `data`. Raises `BadInput` naming a
     field of `sharding` if the devices cannot be divided so.
     """
     devices = jax.devices() if devices is None else devices
-    sharding, count = Sharding() if sharding is None else sharding, len(devices)
+    sharding, count = ShardingConfig() if sharding is None else sharding, len(devices)
     data, fsdp, tensor = dataclasses.astuple(sharding)
     for name, value in (("data", data), ("fsdp", fsdp), ("tensor", tensor)):
         if value is not None and value < 1:

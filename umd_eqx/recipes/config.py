@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 
 from umd_eqx.core.errors import BadInput
 from umd_eqx.core.paths import AbstractPath
-from umd_eqx.core.sharding import Sharding, batch_parts, validate_batch
+from umd_eqx.core.sharding import ShardingConfig, batch_parts, validate_batch
 from umd_eqx.core.types import DataSpec, LatentSpec
 from umd_eqx.data.broken import CountBroken, SkipBroken
 from umd_eqx.data.source_configs import TFDS, AbstractSource
@@ -164,7 +164,7 @@ class Config:
     eval: dict[str, AbstractEvaluator] = dataclasses.field(default_factory=dict)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     log: LogConfig = dataclasses.field(default_factory=LogConfig)
-    sharding: Sharding = dataclasses.field(default_factory=Sharding)
+    sharding: ShardingConfig = dataclasses.field(default_factory=ShardingConfig)
     seed: int = 0
     """Seed of everything random: weights, order of the data, augmentation, masks and noise."""
     max_skipped: int = 10
