@@ -12,6 +12,7 @@ import pytest
 from known_tokenizers import Rearranged
 
 from umd_eqx.core.errors import BadInput
+from umd_eqx.core.sharding import make_mesh
 from umd_eqx.recipes.pretrain import latent_umd
 from umd_eqx.runs.tokenizers import LoadedTokenizer
 from umd_eqx.training.flops import encode_flops
@@ -32,9 +33,7 @@ def latents(monkeypatch):
     config = latent_umd()
     small = dataclasses.replace(config, model=dataclasses.replace(config.model, variant="mu/1"))
     monkeypatch.setattr(module, "latent_umd", lambda: small)
-    monkeypatch.setattr(
-        "umd_eqx.recipes.build.make_mesh", lambda: jax.make_mesh((1,), ("data",), devices=jax.devices()[:1])
-    )
+    monkeypatch.setattr("umd_eqx.recipes.build.make_mesh", lambda **_: make_mesh(jax.devices()[:1]))
     monkeypatch.setattr(module, "measured_peak_flops", lambda: 1e12)
     return module
 

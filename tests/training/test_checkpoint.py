@@ -18,12 +18,13 @@ from etils import epath
 from faults.tiny import compilation_cache as compilation_cache
 
 from umd_eqx.core.errors import BadInput
-from umd_eqx.core.sharding import make_mesh, place, replicated
+from umd_eqx.core.sharding import ShardingConfig, make_mesh, place, replicated
 from umd_eqx.core.types import DataSpec
 from umd_eqx.recipes.build import Built, build
 from umd_eqx.recipes.pretrain import umd
-from umd_eqx.training import checkpoint
+from umd_eqx.training import checkpoint, layout
 from umd_eqx.training.checkpoint import Checkpoints, require_space
+from umd_eqx.training.layout import Layout
 from umd_eqx.training.optimisers import AdamW
 from umd_eqx.training.step import TrainState
 
@@ -74,6 +75,24 @@ def test_a_state_comes_back_bit_for_bit_on_the_devices_that_are_asked_for(checkp
         assert jax.tree.structure(restored) == jax.tree.structure(state)
         assert equal(restored, state)
         assert all(leaf.sharding == everywhere for leaf in jax.tree.leaves(restored))
+
+
+def test_a_state_comes_back_bit_for_bit_however_it_is_divided(checkpoints, built, state, monkeypatch):
+    monkeypatch.setattr(layout, "SMALLEST", 64)
+    expected, like = jax.device_get(state), built.abstract_state()
+    for step, (count, axes) in enumerate([(8, {"fsdp": 4}), (4, {"tensor": 2}), (1, {}), (8, {"fsdp": 8}), (8, {})]):
+        placed = Layout(make_mesh(jax.devices()[:count], ShardingConfig(**axes)))
+        if step:
+            found = checkpoints.restore(like, placed.shardings(like), pytest.fail)
+            assert found is not None
+            assert found[0] == step
+            state = found[1]
+        else:
+            state = placed.place(state)
+        assert [leaf.sharding for leaf in jax.tree.leaves(state)] == jax.tree.leaves(placed.shardings(like))
+        assert equal(state, expected)
+        checkpoints.save(step + 1, state)
+        checkpoints.wait()
 
 
 def test_nothing_saved_is_nothing_found(checkpoints, built):

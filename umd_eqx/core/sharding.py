@@ -1,5 +1,6 @@
 """The placement of arrays on devices."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,26 +20,71 @@ Equal to 16 images of 256 px, which a Stable Diffusion VAE decodes in 3.8 GB of 
 """
 
 
-def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
-    """Returns a mesh of all devices (or the given ones) along one axis, "data"."""
+AXES = ("data", "fsdp", "tensor")
+"""The axes of a mesh; see `umd_eqx.training.layout`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardingConfig:
+    """How training is divided over devices. It does not change the result of a run beyond rounding."""
+
+    data: int | None = None
+    """Number of parts of a batch whose devices hold a state each. None: all devices that fsdp and tensor leave."""
+    fsdp: int = 1
+    """Number of devices that share each state, and a part of the batch: fully sharded data parallelism."""
+    tensor: int = 1
+    """Number of devices that share the heads and MLPs of a transformer block: tensor parallelism."""
+
+
+def make_mesh(devices: Sequence[Any] | None = None, sharding: ShardingConfig | None = None) -> Mesh:
+    """Returns a mesh of all devices, or the given ones, with the axes `AXES`.
+
+    `sharding` are the sizes of its axes; by default, all devices are on the axis `data`. Raises `BadInput` naming a
+    field of `sharding` if the devices cannot be divided so.
+    """
     devices = jax.devices() if devices is None else devices
+    sharding, count = ShardingConfig() if sharding is None else sharding, len(devices)
+    data, fsdp, tensor = dataclasses.astuple(sharding)
+    for name, value in (("data", data), ("fsdp", fsdp), ("tensor", tensor)):
+        if value is not None and value < 1:
+            raise BadInput(f"sharding.{name}", f"{value} is too small", "Use 1 or more")
+    if count % (fsdp * tensor):
+        problem = f"{fsdp} x {tensor} (`sharding.tensor`) does not divide {count} devices"
+        raise BadInput("sharding.fsdp", problem, f"Use numbers whose product divides {count}")
+    left = count // (fsdp * tensor)
+    if data is not None and data != left:
+        problem = f"{data} x {fsdp} x {tensor} is not the number of devices, {count}"
+        raise BadInput("sharding.data", problem, f"Use {left}, or omit it")
     # Auto axes: JAX rejects a vmapped step with Explicit axes, its default.
-    return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
+    types = (AxisType.Auto,) * len(AXES)
+    return jax.make_mesh((left, fsdp, tensor), AXES, axis_types=types, devices=devices)
+
+
+def describe_mesh(mesh: Mesh) -> str:
+    """Returns the number and kind of the devices, and the axes of the mesh if it has others than `data`."""
+    text = f"{mesh.size} x {mesh.devices.flat[0].device_kind}"
+    axes = ", ".join(f"{name} {size}" for name, size in mesh.shape.items())
+    return text if mesh.shape["data"] == mesh.size else f"{text} ({axes})"
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The sharding with a full copy on every device, used for parameters and optimiser state."""
+    """The sharding with a full copy on every device."""
     return NamedSharding(mesh, P())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The sharding of a batch over the devices along its first axis."""
-    return NamedSharding(mesh, P("data"))
+    return NamedSharding(mesh, P(("data", "fsdp")))
+
+
+def batch_parts(mesh: Mesh) -> int:
+    """Returns the number of parts into which a batch is divided: the devices, unless some share their images."""
+    return mesh.size // mesh.shape["tensor"]
 
 
 def round_up_to_devices(size: int, mesh: Mesh) -> int:
-    """Rounds a batch size up to a positive multiple of the number of devices."""
-    return -(-max(size, 1) // mesh.size) * mesh.size
+    """Rounds a batch size up to a positive multiple of the number of its parts."""
+    return -(-max(size, 1) // batch_parts(mesh)) * batch_parts(mesh)
 
 
 def validate_batch(batch_size: int, mesh: Mesh, accumulate: int, period: int) -> None:
@@ -46,7 +92,7 @@ def validate_batch(batch_size: int, mesh: Mesh, accumulate: int, period: int) ->
 
     `period` is `AbstractObjective.period`: a batch is split only at multiples of it.
     """
-    devices, field = mesh.size, "data.batch_size"
+    devices, field = batch_parts(mesh), "data.batch_size"
     if batch_size < 1:
         raise BadInput(field, f"{batch_size} is not a valid batch size", "Use 1 or more")
     if batch_size % devices:
@@ -104,7 +150,7 @@ def chunked_vmap(
     leaves = jax.tree.leaves(batch)
     size, largest = len(leaves[0]), max(math.prod(leaf.shape[1:3]) for leaf in leaves if leaf.ndim == 4)
     most = max((CHUNK_PIXELS if pixels is None else pixels) // (largest * factor**2), 1)
-    devices = mesh.size if size % mesh.size == 0 else 1  # a batch that is not divisible is replicated
+    devices = batch_parts(mesh) if size % batch_parts(mesh) == 0 else 1  # a batch that is not divisible is replicated
     share = size // devices
     period = max(n for n in range(1, min(share, most) + 1) if share % n == 0) if share else 1
     pieces = share // period
@@ -121,3 +167,14 @@ def chunked_vmap(
 def place(tree: PyTree, sharding: NamedSharding) -> PyTree:
     """Places every array of a PyTree according to the sharding."""
     return eqx.filter_shard(tree, sharding)
+
+
+def on_mesh(tree: PyTree, mesh: Mesh) -> PyTree:
+    """Copies every array of a PyTree to all devices, except those that lie on the devices of `mesh` already."""
+    devices = set(mesh.devices.flat)
+
+    def put(leaf: Any) -> Any:
+        there = isinstance(getattr(leaf, "sharding", None), NamedSharding) and leaf.sharding.device_set == devices
+        return leaf if there else eqx.filter_shard(leaf, replicated(mesh))
+
+    return jax.tree.map(put, tree)

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from umd_eqx.core.programs import Program
-from umd_eqx.core.sharding import batch_sharding, chunked_vmap, make_mesh, place, replicated, round_up_to_devices
+from umd_eqx.core.sharding import batch_sharding, chunked_vmap, make_mesh, on_mesh, round_up_to_devices
 from umd_eqx.data.loader import evaluation_batches
 from umd_eqx.data.source import DataSource
 from umd_eqx.data.transforms import EvalTransform
@@ -75,7 +75,7 @@ def _mean(
     images: int,
     mesh: Mesh,
 ) -> Float[np.ndarray, "k"]:
-    model, batch_size = place(model, replicated(mesh)), round_up_to_devices(batch_size, mesh)
+    model, batch_size = on_mesh(model, mesh), round_up_to_devices(batch_size, mesh)
     total, count = np.zeros(()), 0
     for batch in evaluation_batches(source, EvalTransform(size), batch_size, evenly_spaced(images, len(source))):
         given = jax.device_put((batch.image, batch.label), batch_sharding(mesh))

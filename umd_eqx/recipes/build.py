@@ -38,7 +38,7 @@ class Built:
         return self.total if limit is None else min(self.total, limit)
 
     def init(self, source: AbstractModel | None = None) -> TrainState:
-        """Returns the state before the first step, a function of the seed and of `source`, on every device.
+        """Returns the state before the first step, a function of the seed and of `source`, as `parts.layout` has it.
 
         Raises `BadInput` naming `from` if the weights of `source` do not fit the network.
         """
@@ -50,7 +50,9 @@ class Built:
         if source is not None:
             model = self.config.model.start(model, source)
         parts = self.parts
-        return TrainState.init(model, parts.optimiser, ema=parts.ema_rate is not None, trainable=parts.trainable)
+        ema = parts.ema_rate is not None
+        state = TrainState.init(model, parts.optimiser, ema=ema, trainable=parts.trainable)
+        return parts.layout.place(state)  # inside `jit`: the whole state never lies on one device
 
     def init_model(self) -> eqx.Module:
         """Returns the model of `init`, initialised from the seed, without optimiser state or moving average."""
@@ -74,6 +76,7 @@ class Built:
         Raises `BadInput` if the network cannot be built for these data, or lacks what training or an evaluator needs.
         """
         state = eqx.filter_eval_shape(self._init)
+        self.parts.layout.require_divisible(state.model)
         self.config.objective.require_suitable(state.model, self.config.path)
         require_measurable(state.model, self.config.eval)
         return state
@@ -84,7 +87,7 @@ def build(config: Config, spec: DataSpec, mesh: Mesh | None = None) -> Built:
 
     Raises `BadInput` naming the field of an invalid value.
     """
-    mesh = make_mesh() if mesh is None else mesh
+    mesh = make_mesh(sharding=config.sharding) if mesh is None else mesh
     config.validate(mesh)
     batch_size = config.data.batch_size
     warmup, total = horizon(config.optim, spec.num_train, batch_size)

@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 
 from umd_eqx.core.errors import BadInput
 from umd_eqx.core.paths import AbstractPath
-from umd_eqx.core.sharding import validate_batch
+from umd_eqx.core.sharding import ShardingConfig, batch_parts, validate_batch
 from umd_eqx.core.types import DataSpec, LatentSpec
 from umd_eqx.data.broken import CountBroken, SkipBroken
 from umd_eqx.data.source_configs import TFDS, AbstractSource
@@ -70,9 +70,10 @@ class DataConfig:
             )
         if self.max_broken is not None and self.max_broken < 0:
             raise BadInput("data.max_broken", f"{self.max_broken} is negative", "Use 0 or more")
-        if self.eval_batch_size % mesh.size:
-            nearest = max(1, round(self.eval_batch_size / mesh.size)) * mesh.size
-            problem = f"{self.eval_batch_size} does not divide over {mesh.size} devices"
+        parts = batch_parts(mesh)
+        if self.eval_batch_size % parts:
+            nearest = max(1, round(self.eval_batch_size / parts)) * parts
+            problem = f"{self.eval_batch_size} does not divide over {parts} devices"
             raise BadInput("data.eval_batch_size", problem, f"Use {nearest}, for example")
 
     def describe(self) -> DataSpec:
@@ -169,6 +170,7 @@ class Config:
     eval: dict[str, AbstractEvaluator] = dataclasses.field(default_factory=dict)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     log: LogConfig = dataclasses.field(default_factory=LogConfig)
+    sharding: ShardingConfig = dataclasses.field(default_factory=ShardingConfig)
     seed: int = 0
     """Seed of everything random: weights, order of the data, augmentation, masks and noise."""
     max_skipped: int = 10

@@ -6,6 +6,7 @@ from typing import Any
 
 from umd_eqx.core.errors import BadInput
 from umd_eqx.core.paths import Clean, CosinePath, CosineTable, LinearTable, RectifiedFlow, SmoothTable
+from umd_eqx.core.sharding import ShardingConfig
 from umd_eqx.core.types import DataSpec, LatentSpec
 from umd_eqx.data.source_configs import TFDS, ImageFolder, Images
 from umd_eqx.eval import (
@@ -67,6 +68,7 @@ TYPES: tuple[type, ...] = (
         EmaConfig,
         CheckpointConfig,
         LogConfig,
+        ShardingConfig,
         Start,
     ),
     *(KLTokenizer, FSQTokenizer, FashionClassifierConfig, LinearProbeConfig, ViTClassifierConfig),
@@ -81,7 +83,7 @@ TYPES: tuple[type, ...] = (
 """The types that a dump may contain. A user's own types are passed to `load` in addition."""
 
 NON_IDENTITY_FIELDS = (
-    *("log", "checkpoint", "eval", "max_skipped"),
+    *("log", "checkpoint", "eval", "max_skipped", "sharding"),
     *("start.source", "tokenizer", "data.latents"),
     *("data.source.dir", "data.eval_batch_size", "data.workers", "data.worker_kind"),
     *("data.max_broken", "data.expected"),

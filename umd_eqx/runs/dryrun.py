@@ -2,10 +2,9 @@
 
 import dataclasses
 
-import jax
-
 from umd_eqx.core.errors import BadInput
 from umd_eqx.core.programs import Memory
+from umd_eqx.core.sharding import describe_mesh
 from umd_eqx.core.types import DataSpec
 from umd_eqx.models.base import num_parameters
 from umd_eqx.recipes.build import Built, build
@@ -56,7 +55,7 @@ def dry_run(config: Config | Resolved, *, recipe: Config | None = None, limit_st
         "parameters": f"{num_parameters(model):,}",
         "steps": f"{steps:,} of a schedule of {built.total:,}, with {built.warmup:,} warmup steps",
         "FLOPs per step": f"{flops / 1e9:,.1f} G",
-        "devices": f"{mesh.size} x {jax.devices()[0].device_kind}, {peak / 1e12:.3g} TFLOP/s each ({source})",
+        "devices": f"{describe_mesh(mesh)}, {peak / 1e12:.3g} TFLOP/s each ({source})",
         "memory": f"{memory.arguments / 1e9:.2f} GB of state and batch on each device, "
         f"{memory.temporaries / 1e9:.2f} GB more during a step (compiled for this machine)",
         "memory of evaluations": evaluations,

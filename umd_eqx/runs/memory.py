@@ -34,15 +34,14 @@ def programs(built: Built, tokenizer: AbstractTokenizer | None = None) -> dict[s
     parts = {STEP: {"update": step_program(built)}}
     if tokenizer is not None and built.config.data.latents is None:
         parts[ENCODING] = {"encode": encoding_program(built, tokenizer)}
-    model, context = abstract(built.abstract_state().model, replicated(built.parts.mesh)), _context(built, tokenizer)
+    model, context = built.parts.layout.abstract(built.abstract_state()).model, _context(built, tokenizer)
     return parts | {name: evaluator.programs(model, context) for name, evaluator in built.config.eval.items()}
 
 
 def step_program(built: Built) -> Program:
     """The training step, with the state donated."""
-    everywhere = replicated(built.parts.mesh)
     batch = _batch(built, built.config.image_shape(built.spec))
-    return Program(train_step, (built.parts, abstract(built.abstract_state(), everywhere), batch), donated=(1,))
+    return Program(train_step, (built.parts, built.parts.layout.abstract(built.abstract_state()), batch), donated=(1,))
 
 
 def encoding_program(built: Built, tokenizer: AbstractTokenizer) -> Program:

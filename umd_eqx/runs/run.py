@@ -14,7 +14,7 @@ from umd_eqx.core.display import Display
 from umd_eqx.core.errors import BadInput
 from umd_eqx.core.files import save_json
 from umd_eqx.core.hashes import sha256_of
-from umd_eqx.core.sharding import place, replicated
+from umd_eqx.core.sharding import describe_mesh, place, replicated
 from umd_eqx.eval import AbstractEvaluator, EvalContext
 from umd_eqx.models.base import num_parameters
 from umd_eqx.models.tokenizers.base import AbstractTokenizer
@@ -178,13 +178,13 @@ class _Run:
         return self._report_outcome(shown, step, stop.signal_name if step < self.stop_at else None)
 
     def _restore(self, checkpoints: Checkpoints, terminal: Terminal) -> tuple[int, TrainState]:
-        everywhere = replicated(self.parts.mesh)
-        found = checkpoints.restore(self.built.abstract_state(), everywhere, terminal.warn)
+        like, layout = self.built.abstract_state(), self.parts.layout
+        found = checkpoints.restore(like, layout.shardings(like), terminal.warn)
         source = self.resolved.take_source()
         if found is None:
             start = self.config.start
             weights = None if start is None else initial_weights(start, source, terminal.print, self.types)
-            return 0, place(self.built.init(weights), everywhere)
+            return 0, layout.place(self.built.init(weights))
         terminal.print(f"resuming {self.directory} at step {found[0]} of {self.built.total}")
         return found
 
@@ -238,12 +238,12 @@ class _Run:
         return {name: evaluator.display(self.built.spec.name) for name, evaluator in evaluators.items()}
 
     def _headline(self, state: TrainState) -> str:
-        data, spec, mesh = self.config.data, self.built.spec, self.parts.mesh
+        data, spec = self.config.data, self.built.spec
         network = f"{self.config.model.title} with {num_parameters(state.model):,} parameters"
         return (
             f"{self.directory}: {self.preset}, {network}; "
             f"{spec.name}, {spec.num_train:,} images at {data.size} px, batch size {data.batch_size}; "
-            f"{mesh.size} x {jax.devices()[0].device_kind}"
+            f"{describe_mesh(self.parts.mesh)}"
         )
 
     def _wandb(self, terminal: Terminal) -> Wandb | None:
@@ -257,8 +257,9 @@ class _Run:
 
         @functools.cache
         def trained() -> tuple[int, TrainState]:
-            everywhere = replicated(self.parts.mesh)
-            found = checkpoints.restore(self.built.abstract_state(), everywhere, lambda text: print(f"warning: {text}"))
+            like = self.built.abstract_state()
+            shardings = self.parts.layout.shardings(like)
+            found = checkpoints.restore(like, shardings, lambda text: print(f"warning: {text}"))
             assert found is not None, "a finished run has a checkpoint"
             return found
 

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
 from umd_eqx.core.errors import BadInput
-from umd_eqx.core.sharding import batch_sharding, make_mesh, place, replicated, round_up_to_devices
+from umd_eqx.core.sharding import batch_sharding, make_mesh, on_mesh, round_up_to_devices
 from umd_eqx.core.types import NO_CLASS, Image, Label
 from umd_eqx.sampling.base import AbstractSampler
 from umd_eqx.sampling.denoisers import AbstractDenoiser
@@ -46,7 +46,7 @@ def sample(
     require_labels(labels, denoiser.model.num_classes)
     mesh = make_mesh() if mesh is None else mesh
     size = round_up_to_devices(batch_size, mesh)
-    denoiser = place(denoiser, replicated(mesh))
+    denoiser = on_mesh(denoiser, mesh)
     images = []
     for start in range(0, len(labels), size):
         rows = np.arange(start, min(start + size, len(labels)))

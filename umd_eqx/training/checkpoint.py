@@ -76,19 +76,21 @@ class Checkpoints:
         self._sealed = self._background.submit(self._seal, step)
 
     def restore(
-        self, like: TrainState, sharding: jax.sharding.Sharding, warn: Callable[[str], None]
+        self, like: TrainState, shardings: PyTree[jax.sharding.Sharding], warn: Callable[[str], None]
     ) -> tuple[int, TrainState] | None:
         """Returns the newest readable state with its step, or None if there are no checkpoints.
 
-        `like` has the structure of the state (shapes suffice), and `sharding` is that of the restored arrays. A damaged
-        checkpoint is reported by `warn`, renamed to `<step>.corrupt`, and the one before it is tried. Raises `BadInput`
-        if none can be read, and for system errors that do not come from the files; nothing is then renamed.
+        `like` has the structure of the state (shapes suffice), and `shardings` are those of the restored arrays, which
+        need not be those of the saved ones: a PyTree of the same structure, or one for all arrays. A damaged checkpoint
+        is reported by `warn`, renamed to `<step>.corrupt`, and the one before it is tried. Raises `BadInput` if none
+        can be read, and for system errors that do not come from the files; nothing is then renamed.
         """
         arrays, static = eqx.partition(like, lambda leaf: hasattr(leaf, "dtype"))
-        abstract = {
-            name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-            for name, leaf in _as_dict(arrays).items()
-        }
+        places = jax.tree.broadcast(shardings, arrays)
+        shapes = jax.tree.map(
+            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), arrays, places
+        )
+        abstract = _as_dict(shapes)
         found = self.steps()
         for step in reversed(found):
             try:

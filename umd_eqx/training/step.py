@@ -12,9 +12,10 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Int, PyTree
 
 from umd_eqx.core.paths import AbstractPath
-from umd_eqx.core.sharding import micro_batches, place, replicated
+from umd_eqx.core.sharding import micro_batches
 from umd_eqx.core.types import Batch, Metrics, Scalar
 from umd_eqx.objectives import AbstractObjective
+from umd_eqx.training.layout import Layout
 from umd_eqx.training.optim import ema_update
 from umd_eqx.training.trainable import EVERYTHING
 
@@ -72,9 +73,14 @@ class Parts:
     trainable: Trainable = EVERYTHING
     """The trained parameters: gradients, their norm, the optimiser and the moving average cover these only."""
 
+    @property
+    def layout(self) -> Layout:
+        """Where the arrays of the state lie."""
+        return Layout(self.mesh)
+
 
 def train_step(parts: Parts, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-    """Performs one compiled update. The batch is sharded over the devices; the state is replicated and donated.
+    """Performs one compiled update of the state, which lies as in `parts.layout` and is donated. The batch is divided.
 
     Parameters that are not `parts.trainable` are bitwise unchanged, in the model and in its average.
 
@@ -113,7 +119,7 @@ def _update(given: tuple[Parts, Batch], state: TrainState) -> tuple[TrainState, 
     skipped = 1 - finite.astype(jnp.int32)
     state = TrainState(state.step + 1, model, ema, opt_state, state.skipped + skipped)
     own = {"loss": loss, "grad_norm": grad_norm, "lr": lr, "skipped": skipped, "skipped_total": state.skipped}
-    return place(state, replicated(parts.mesh)), metrics | own
+    return parts.layout.place(state), metrics | own
 
 
 def loss_and_grads(
@@ -128,7 +134,8 @@ def loss_and_grads(
 
     @eqx.filter_value_and_grad(has_aux=True)
     def value_and_grad(trained: eqx.Module, batch: Batch, numbers: PyTree) -> tuple[Scalar, Metrics]:
-        return parts.objective.loss(eqx.combine(trained, frozen), parts.path, batch, numbers)
+        model = parts.layout.computing(eqx.combine(trained, frozen))
+        return parts.objective.loss(model, parts.path, batch, numbers)
 
     if parts.accumulate == 1:
         return value_and_grad(trained, batch, numbers)

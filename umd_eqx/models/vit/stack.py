@@ -17,6 +17,10 @@ Remat = Literal["none", "dots", "full"]
 """What the backward pass recomputes: nothing, all but products with weights, or everything (as published)."""
 
 
+def _identity(layer: PyTree) -> PyTree:
+    return layer
+
+
 class Stack(eqx.Module):
     """`depth` blocks of equal shape, followed by a LayerNorm.
 
@@ -29,6 +33,8 @@ class Stack(eqx.Module):
     norm: LayerNorm
     scan: bool = eqx.field(static=True)
     remat: Remat = eqx.field(static=True)
+    on_layer: Callable[[PyTree], PyTree] = eqx.field(static=True, default=_identity)
+    """Applied to each layer before it is used: its block, conditioning and factors. See `umd_eqx.training.layout`."""
 
     @classmethod
     def init(
@@ -89,7 +95,7 @@ class Stack(eqx.Module):
         arrays, static = eqx.partition((self.blocks, self.conditioning.layers, branches), eqx.is_array)
 
         def step(tokens: Array, layer_arrays: PyTree) -> tuple[Array, PyTree]:
-            block, layer, own = eqx.combine(layer_arrays, static)
+            block, layer, own = self.on_layer(eqx.combine(layer_arrays, static))
             after = self.conditioning.apply(block, layer, prepared, packed.with_tokens(tokens), own).tokens
             return after, read(tokens)
 
