@@ -241,9 +241,8 @@ class _Run:
         data, spec = self.config.data, self.built.spec
         network = f"{self.config.model.title} with {num_parameters(state.model):,} parameters"
         return (
-            f"{self.directory}: {self.preset}, {network}; "
-            f"{spec.name}, {spec.num_train:,} images at {data.size} px, batch size {data.batch_size}; "
-            f"{describe_mesh(self.parts.mesh)}"
+            f"{self.directory}: {self.preset}, {network}; {spec.name}, {spec.num_train:,} images "
+            f"at {data.size} px, batch size {data.batch_size}; {describe_mesh(self.parts.mesh)}"
         )
 
     def _wandb(self, terminal: Terminal) -> Wandb | None:
