@@ -1,6 +1,7 @@
 """Shared by the benchmarks of `experiments/evaluate.py`: opening the images and writing the results."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,9 @@ from umd_eqx.core.errors import BadInput, disk_errors
 from umd_eqx.core.files import save_json
 from umd_eqx.core.hashes import sha256_of_json
 from umd_eqx.data.broken import CountBroken, SkipBroken
+from umd_eqx.eval import AbstractEvaluator
+from umd_eqx.recipes.dump import load
+from umd_eqx.report import RunDirectory, write_webpage
 from umd_eqx.runs.pretrained import Pretrained
 
 
@@ -45,3 +49,28 @@ def save_result(result: Mapping[str, Any], name: str, run: str | None, file: str
             location.parent.mkdir(parents=True, exist_ok=True)
             save_json(location, [result])
         print(f"result: {location}")
+
+
+def show_in_report(run: str | None, source: Pretrained, types: Iterable[type] = (), *, recorded: Any = None) -> None:
+    """Writes the report of a run again, with the tables of all results; nothing for an export.
+
+    **Arguments:**
+
+    - `run`: the run directory.
+    - `source`: the network of the run.
+    - `types`: user-defined classes that the run may contain.
+    - `recorded`: the content of its `config.json`, if it has been read already. None: reads it.
+
+    **Raises:** `BadInput` if the disk is full, or `metrics.jsonl` is corrupt.
+    """
+    if run is None or source.trained is None:
+        return
+    displays = {}
+    for name, dumped in (source.trained.get("eval") or {}).items():
+        with contextlib.suppress(BadInput, TypeError, AttributeError):  # it is shown in a table, without charts
+            evaluator = load(dumped, types)
+            if isinstance(evaluator, AbstractEvaluator):
+                displays[name] = evaluator.display(source.spec.name)
+    with disk_errors(run):
+        shown = RunDirectory.read(run, displays, config=recorded, environment=source.environment)
+        print(f"report: {write_webpage(shown)}")

@@ -19,6 +19,7 @@ from umd_eqx.core.files import write_atomically
 from umd_eqx.report.curves import running_mean, usual_window
 from umd_eqx.report.rundir import RunDirectory
 from umd_eqx.report.stylesheet import STYLE
+from umd_eqx.report.tables import result_tables
 from umd_eqx.report.terminal import duration
 from umd_eqx.report.webcharts import evaluations, sections, shown_value, training
 
@@ -48,6 +49,7 @@ def write_webpage(run: RunDirectory) -> Path:
         training(run),
         sections(run, leading=False),
         evaluations(run),
+        result_tables(run),
         _pictures(run),
         _reproduce(run),
     )
