@@ -1,4 +1,4 @@
-"""Measure: `python experiments/evaluate.py --run RUN [--protocol umd10k] [--flag VALUE ...]`; `--help` lists them."""
+"""Measure: `python experiments/evaluate.py --run RUN [--benchmark NAME] [--flag VALUE ...]`; `--help` lists them."""
 
 from umd_eqx.training.signals import interruptible_imports
 

@@ -35,7 +35,7 @@ def exported(random_model, tmp_path_factory) -> Callable[..., str]:
 def called(tmp_path, monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
     """`called(command, *words)`: runs a command in an empty folder; exit code, stdout and stderr."""
     monkeypatch.chdir(tmp_path)
-    for room in ("sample", "evaluate"):
+    for room in ("sample", "evaluate", "probe", "transfer"):
         monkeypatch.setattr(f"umd_eqx.commands.{room}.make_mesh", lambda: make_mesh(jax.devices()[:1]))
 
     def call(command: Callable[[list[str]], int], *words: str) -> tuple[int, str, str]:

@@ -2,7 +2,8 @@
 
 import json
 
-from umd_eqx.commands.evaluate import evaluate
+from umd_eqx.commands.evaluate import BENCHMARK, evaluate
+from umd_eqx.eval.generation import PROTOCOLS
 
 QUICK = ("--samples", "16", "--steps", "2", "--batch-size", "16")
 
@@ -51,3 +52,17 @@ def test_what_should_be_known_of_the_numbers_is_said_and_kept_with_them(called, 
     assert (code, error) == (0, f"warning: {never}\n")
     (result,) = json.loads((here / "result.json").read_text())
     assert result["warnings"] == [never, "fashion does not know fashion_mnist"]
+
+
+def test_the_published_benchmark_of_generation(called, exported, here):
+    words = ("--benchmark", "generation", "--run", exported(), "--cfg-scale", "1.5", "--json", "result.json")
+    code, out, error = called(evaluate, *words, "--no-baseline", *QUICK)
+    assert code == 0
+    assert "the numbers are neither FID nor Inception scores" in error
+    assert "umd50k@16: 16 samples against the validation images" in out
+    (result,) = json.loads((here / "result.json").read_text())
+    assert {"name": "ddim", "eta": 1.0, "grid": {"type": "ReferenceGrid"}}.items() <= result["sampler"].items()
+    assert result["guidance"]["cfg_scale"] == 1.5
+    assert len(result["warnings"]) == 1
+    assert (BENCHMARK.protocol, BENCHMARK.flags.sampler.steps, PROTOCOLS["umd50k"].samples) == ("umd50k", 250, 50_000)
+    assert PROTOCOLS["umd50k"].reference == "validation"

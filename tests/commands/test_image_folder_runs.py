@@ -25,6 +25,8 @@ from umd_eqx.eval import FewShot
 from umd_eqx.latents.store import LatentSource
 from umd_eqx.recipes.config import Config
 from umd_eqx.runs.pretrained import from_pretrained
+from umd_eqx.sampling import sample as sample_images
+from umd_eqx.sampling.parts import sample_in_parts
 
 PROBE = FewShot(every=4, shots=2, seeds=1, test_images=12, knn=3)
 
@@ -137,6 +139,34 @@ def test_its_representation_is_probed(finished, tmp_path, capsys):
     with pytest.raises(SystemExit):
         exit_with(evaluate, ["--run", str(finished), "--benchmark", "probe", "--data-dir", str(tmp_path / "nothing")])
     assert f"error: --data-dir: there is no folder {tmp_path / 'nothing'}" in capsys.readouterr().err
+
+
+def test_an_interrupted_measurement_goes_on_where_it_was(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr("umd_eqx.commands.evaluate.PART", 12)
+    sampled = []
+
+    def in_small_parts(*given, **options):
+        return sample_in_parts(*given, **options, part=12)
+
+    def counted(*given, first, **options):
+        if len(sampled) == 2:
+            sampled.append(-1)
+            raise KeyboardInterrupt
+        sampled.append(first)
+        return sample_images(*given, first=first, **options)
+
+    monkeypatch.setattr("umd_eqx.commands.evaluate.sample_in_parts", in_small_parts)
+    monkeypatch.setattr("umd_eqx.sampling.parts.sample", counted)
+    words = ["--run", str(finished), "--steps", "2", "--batch-size", "12", "--samples", "36", "--no-baseline"]
+    with pytest.raises(SystemExit) as end:
+        exit_with(evaluate, words)
+    assert end.value.code == 130
+    (folder,) = (finished / "eval").glob("unfinished-*")
+    assert len([*folder.iterdir()]) == 2
+    called(evaluate, *words, "--json", str(tmp_path / "measured.json"))
+    assert sampled == [0, 12, -1, 24]
+    assert not folder.exists()
+    assert json.loads((tmp_path / "measured.json").read_text())[0]["protocol"]["samples"] == 36
 
 
 def test_it_is_sampled_measured_and_exported(finished, tmp_path, monkeypatch):

@@ -3,23 +3,26 @@
 import dataclasses
 import importlib.metadata
 import json
+import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import jax
 import tyro
 
-from umd_eqx.commands.results import open_data, save_result, settings_hash
+from umd_eqx.commands.results import open_data, save_result, settings_hash, show_in_report
 from umd_eqx.commands.training import flag_value
 from umd_eqx.core.errors import BadInput, require_writable
 from umd_eqx.core.sharding import make_mesh, round_up_to_devices
 from umd_eqx.eval import EvalContext, FewShot
 from umd_eqx.eval.features import require_representation
+from umd_eqx.eval.fewshot import ProbeScores, all_drawn, score_rows
 from umd_eqx.latents.store import source_hash
+from umd_eqx.models import AbstractModel
 from umd_eqx.recipes.dump import dump
-from umd_eqx.report import Terminal
+from umd_eqx.report import Table, Terminal, as_text
 from umd_eqx.runs.derived import recorded_probe
 from umd_eqx.runs.pretrained import Pretrained, from_pretrained
 from umd_eqx.runs.run import EVALUATION_KEY
@@ -27,9 +30,10 @@ from umd_eqx.runs.run import EVALUATION_KEY
 
 @dataclasses.dataclass(frozen=True)
 class ProbeSettings(FewShot):
-    """Settings of the probe, without the interval: the command measures once."""
+    """Settings of the probe. The command measures once, for several numbers of shots."""
 
     every: tyro.conf.Suppress[int] = 1
+    shots: tyro.conf.Suppress[int] = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,13 +41,15 @@ class Probe:
     """Probe the representation of a trained network with a few labelled images of each class."""
 
     settings: Annotated[ProbeSettings, tyro.conf.arg(name="")]
+    number_of_shots: Annotated[tuple[int, ...], tyro.conf.arg(name="shots")]
+    """Numbers of training images per class. A class with fewer images is used whole, as in the reference."""
     benchmark: Literal["probe"] = "probe"
     """What to measure."""
     run: str | None = None
     """Run directory or exported safetensors file. None: the small weights included in the package."""
     tokenizer: str | None = None
     """Location of the tokenizer, for a network trained on latents. None: its location at training time."""
-    data_dir: str | None = None
+    data_dir: Annotated[str | None, tyro.conf.arg(aliases=["--data.dir"])] = None
     """Folder of the images. None: that of the run, $TFDS_DATA_DIR, or the images included in the package."""
     seed: int = 0
     """Random seed of the noise added to the images if --time is not 0."""
@@ -57,16 +63,19 @@ def measure_probe(words: list[str], types: Mapping[str, type] | None = None) -> 
     """Runs the command and returns its exit code. `types` are user-defined classes that the run may contain.
 
     Settings default to those of the run's own probe or, for an export, which does not record them, to those of
-    `FewShot`. With the run's own settings and seed, the results equal those the run measured at its last checkpoint.
+    `FewShot`; a run's probe with more than 10 shots is repeated with 10. With the run's own settings and seed, the
+    results equal those the run measured at its last checkpoint.
 
     **Raises:** `BadInput` naming the invalid flag.
     """
     recorded = recorded_config(flag_value(words, "--run"))
     settings, seed = recorded_settings(recorded)
-    default = Probe(settings=settings, seed=seed)
+    shots = (10, settings.shots) if settings.shots > 10 else (settings.shots,)
+    default = Probe(settings, shots, seed=seed)
     description = "Probe the representation of a trained network."
     command = tyro.cli(Probe, default=default, args=words, description=description)
     command.settings.validate(field="")
+    require_shots(command.number_of_shots)
     if command.batch_size is not None and command.batch_size < 1:
         raise BadInput("batch_size", f"{command.batch_size} is not a valid batch size", "Use 1 or more")
     if not 0 <= command.seed < 2**32:
@@ -78,9 +87,18 @@ def measure_probe(words: list[str], types: Mapping[str, type] | None = None) -> 
     require_representation(source.model, "run")
     result = _measured(command, source)
     settled = {name: result[name] for name in ("settings", "seed", "weights", "data", "tokenizer")}
-    name = f"probe-{source.weights}-step{source.step}-{settings_hash(settled)}"
-    save_result(result, name, command.run, command.json, (types or {}).values())
+    if len(result["shots"]) > 1:
+        settled["shots"] = result["shots"]
+    name, own_types = f"probe-{source.weights}-step{source.step}-{settings_hash(settled)}", (types or {}).values()
+    save_result(result, name, command.run, command.json, own_types)
+    show_in_report(command.run, own_types, recorded=recorded, environment=source.environment)
     return 0
+
+
+def require_shots(shots: Sequence[int]) -> None:
+    """Raises `BadInput` naming `shots` unless there is one or more, all at least 1."""
+    if not shots or min(shots) < 1:
+        raise BadInput("shots", f"{', '.join(map(str, shots)) or 'none'} is not valid", "Use numbers of 1 or more")
 
 
 def recorded_config(run: str | None) -> dict[str, Any] | None:
@@ -107,29 +125,29 @@ def _measured(command: Probe, source: Pretrained) -> dict[str, Any]:
     train, test = open_data(source, command.data_dir)
     if not train.spec.num_classes:
         raise BadInput("data_dir", f"{train.spec.name} has no labels to probe for", "Give images with labels")
-    settings = {name: value for name, value in dump(command.settings).items() if name not in ("type", "every")}
-    settings["weights"] = source.weights  # an export holds only one kind of weights, regardless of the flag
-    print(f"{source.describe()}; probed with {', '.join(f'{name} {value}' for name, value in settings.items())}")
+    probe, shots = command.settings, tuple(dict.fromkeys(command.number_of_shots))
+    settings = {name: value for name, value in dump(probe).items() if name not in ("type", "every")}
+    settings |= {"shots": shots[-1], "weights": source.weights}  # an export has only one kind, regardless of the flag
+    shown = settings | {"shots": " and ".join(map(str, shots))}
+    print(f"{source.describe()}; probed with {', '.join(f'{name} {value}' for name, value in shown.items())}")
     mesh, began = make_mesh(), time.perf_counter()
     size = round_up_to_devices(command.batch_size or source.data.eval_batch_size, mesh)
-    with Terminal(1, work="probing", unit="probe") as terminal:
-        context = EvalContext(
-            *(train, test, source.path, source.data.size, size, mesh),
-            tokenizer=source.tokenizer,
-            threads=source.data.workers,
-            notify=terminal.print,
-            phase=terminal.phase,
-        )
-        terminal.phase("probing")
-        key = jax.random.fold_in(jax.random.key(command.seed), EVALUATION_KEY)
-        metrics = dict(command.settings.build(context)(source.model, key).scalars)
-    width = max(map(len, metrics)) + 2
-    print("\n".join(f"  {name:{width}}{value:.4f}" for name, value in metrics.items()))
+    options = {"tokenizer": source.tokenizer, "threads": source.data.workers}
+    context = EvalContext(train, test, source.path, source.data.size, size, mesh, **options)
+    scores = _scores(probe, shots, context, source.model, command.seed)
+    *further, last = shots
+    metrics = {f"{name}/{k}": v for name, each in scores[last].items() for k, v in each.scalars().items()}
+    for n in further:
+        metrics |= {f"{n}-shot/{name}/{k}": v for name, each in scores[n].items() for k, v in each.scalars().items()}
+    table = _table(command, source, scores)
+    print(f"\n{as_text(table)}")
     data = {"name": train.spec.name, "train": source.data.train_split, "test": source.data.test_split}
     data |= {"train_images": len(train), "test_images": len(test), "size": source.data.size}
     return {
         "benchmark": "probe",
         "metrics": metrics,
+        "scores": score_rows(scores),
+        "shots": list(shots),
         "settings": settings,
         "seed": command.seed,
         "network": source.describe(),
@@ -140,5 +158,39 @@ def _measured(command: Probe, source: Pretrained) -> dict[str, Any]:
         "recipe": source.trained,
         "batch_size": size,
         "versions": {name: importlib.metadata.version(name) for name in ("umd_eqx", "jax", "numpy")},
+        "table": table,
         "seconds": time.perf_counter() - began,
     }
+
+
+def _scores(
+    probe: FewShot, shots: tuple[int, ...], context: EvalContext, model: AbstractModel, seed: int
+) -> dict[int, dict[str, ProbeScores]]:
+    draws, indices = probe.draw(context, shots), probe.test_indices(context)
+    drawn = all_drawn(draws)
+    key = jax.random.fold_in(jax.random.key(seed), EVALUATION_KEY)
+    with Terminal(len(drawn) + len(indices), work="probing", unit="image") as terminal:
+        terminal.phase("computing features")
+        train = probe.features_of(model, context, "train", drawn, key, progress=lambda done: terminal.update(done, {}))
+        test = probe.features_of(
+            model, context, "test", indices, key, progress=lambda done: terminal.update(len(drawn) + done, {})
+        )
+        terminal.phase("fitting the probes")
+        return probe.scores(train, test, draws, context.train.spec.num_classes)
+
+
+def _table(command: Probe, source: Pretrained, scores: Mapping[int, Mapping[str, ProbeScores]]) -> Table:
+    last = [*scores][-1]
+    rows = [
+        [name.replace("_", " "), *(scores[n][name].text() for n in scores), f"{each.knn:.1f}"]
+        for name, each in scores[last].items()
+    ]
+    return Table(
+        title=f"Probe on {source.spec.name}: top-1 in percent ({source.weights} weights of step {source.step:,})",
+        columns=["features", *(f"{n} shots" for n in scores), f"{command.settings.knn} neighbours"],
+        rows=rows,
+        notes=[
+            "A linear probe on all labelled images: python experiments/linear_probe.py --run "
+            f"{shlex.quote(command.run or 'RUN')}"
+        ],
+    )

@@ -71,14 +71,21 @@ def of_run(run: str | None, types: Iterable[type] = ()) -> dict[str, Any] | None
     return read_results(run) or results(recorded_run(run, types))
 
 
-def show_in_report(run: str | None, types: Iterable[type] = ()) -> None:
+def show_in_report(
+    run: str | None, types: Iterable[type] = (), *, recorded: Any = None, environment: Any = None
+) -> None:
     """Writes the report of a run again, with the tables of all results; nothing for anything but a run directory.
 
-    `types` are user-defined classes that the run's configuration may contain.
+    **Arguments:**
 
-    Raises `BadInput` if the disk is full, or `metrics.jsonl` is corrupt.
+    - `run`: the run directory.
+    - `types`: user-defined classes that the run may contain.
+    - `recorded`, `environment`: the contents of its `config.json` and `environment.json`, if they have been read
+        already. None: reads them.
+
+    **Raises:** `BadInput` if the disk is full, or `metrics.jsonl` is corrupt.
     """
     if run is None or not (Path(run) / "config.json").exists():
         return
     with disk_errors(run):
-        print(f"report: {write_webpage(recorded_run(run, types))}")
+        print(f"report: {write_webpage(recorded_run(run, types, config=recorded, environment=environment))}")

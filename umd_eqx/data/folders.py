@@ -69,6 +69,11 @@ def holds_tfds(root: str, depth: int = 2) -> bool:
     return any(holds_tfds(os.fspath(folder / name), depth - 1) for name in names[:_SEARCHED])
 
 
+def has_version(root: str, name: str) -> bool:
+    """Whether a TFDS root has a prepared version of the data set `name`, or `name/config`."""
+    return bool(_versions(epath.Path(root).expanduser() / name))
+
+
 def find_dataset(name: str, data_dir: str | None) -> epath.Path:
     """Finds the folder of a prepared TFDS data set.
 

@@ -60,9 +60,8 @@ class EvalContext:
 
     @property
     def native(self) -> bool:
-        """Whether every image already has the size of the network."""
-        spec = self.train.spec
-        return spec.height == spec.width == self.size
+        """Whether every image of both splits already has the size of the network."""
+        return all(spec.height == spec.width == self.size for spec in (self.train.spec, self.test.spec))
 
     @property
     def tokenizer_or_identity(self) -> AbstractTokenizer:

@@ -1,6 +1,6 @@
 """Features of many images from a frozen network."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
@@ -49,6 +49,7 @@ def extract(
     key: PRNGKeyArray,
     *,
     crop: Crop = "fewshot",
+    progress: Callable[[int], None] | None = None,
 ) -> FeatureSet:
     """Computes the representation of each image, noised on the path, without conditioning on its label.
 
@@ -60,6 +61,7 @@ def extract(
     - `time`: the time of the path, from 0 (clean) to 1 (noise).
     - `key`: the key of the noise; an image's noise depends on the key and its index only.
     - `crop`: how images are resized and cropped; by default as for the reference's few-shot probe.
+    - `progress`: called with the number of images done after each batch.
 
     **Returns:** a row for each image that can be read, in the order of `indices`.
 
@@ -76,6 +78,8 @@ def extract(
         features = represent_batch(model, context.path, *given, context.mesh, context.tokenizer_or_identity.factor)
         valid = np.asarray(batch.valid)
         parts.append([np.asarray(x)[valid] for x in (features.class_tokens, features.patches, batch.label, rows)])
+        if progress is not None:
+            progress(min(len(parts) * context.batch_size, len(indices)))
     return FeatureSet(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 

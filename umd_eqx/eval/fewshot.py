@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int, PRNGKeyArray
@@ -15,6 +16,64 @@ from umd_eqx.eval.base import AbstractEvaluator, EvalContext, Evaluate, evenly_s
 from umd_eqx.eval.features import RAW_PIXELS, extract, extraction_programs, flat_pixels, raw_pixels_name
 from umd_eqx.eval.probes import Labels, choose_l2, draw_shots, nearest_neighbours, ridge_probe
 from umd_eqx.models import AbstractModel, AbstractPatchModel
+
+Draws = dict[int, list[Int[np.ndarray, "_"]]]
+"""The indices of the drawn training images, by number of shots, one array for each seed."""
+
+
+class ProbeFeatures(NamedTuple):
+    """Features by kind, labels and indices of images, one row per image that can be read."""
+
+    features: dict[str, Float[np.ndarray, "n _"]]
+    labels: Int[np.ndarray, "n"]
+    indices: Int[np.ndarray, "n"]
+
+
+class ProbeScores(NamedTuple):
+    """Top-1 accuracies in percent: of the linear probe for each draw, and of k-nearest neighbours.
+
+    `l2` is the ridge penalty chosen for each draw, None if it was given.
+    """
+
+    top1: tuple[float, ...]
+    knn: float
+    l2: tuple[float, ...] | None
+
+    @property
+    def mean(self) -> float:
+        """The mean accuracy of the linear probe over the draws."""
+        return float(np.mean(self.top1))
+
+    @property
+    def spread(self) -> float | None:
+        """The standard deviation of that accuracy over the draws (with n - 1); None for a single draw."""
+        return float(np.std(self.top1, ddof=1)) if len(self.top1) > 1 else None
+
+    def text(self) -> str:
+        """Returns the mean and the spread, such as `31.8 ± 0.4`."""
+        return f"{self.mean:.1f}" if self.spread is None else f"{self.mean:.1f} ± {self.spread:.1f}"
+
+    def scalars(self) -> dict[str, float]:
+        """Returns the metrics of a run: `top1`, `top1_seed0`, `knn`, and `l2`, the geometric mean, if chosen."""
+        chosen = {} if self.l2 is None else {"l2": float(np.exp(np.mean(np.log(self.l2))))}
+        return {"top1": self.mean, "top1_seed0": self.top1[0], "knn": self.knn} | chosen
+
+
+def score_rows(scores: Mapping[int, Mapping[str, ProbeScores]]) -> list[dict[str, Any]]:
+    """Returns accuracies as plain data, with an entry for each number of shots and kind of features."""
+    return [
+        {
+            **{"shots": shots, "features": name, "top1": each.mean, "spread": each.spread},
+            **{"top1_per_seed": list(each.top1), "knn": each.knn, "l2": None if each.l2 is None else list(each.l2)},
+        }
+        for shots, kinds in scores.items()
+        for name, each in kinds.items()
+    ]
+
+
+def all_drawn(draws: Draws) -> Int[np.ndarray, "n"]:
+    """Returns the sorted indices of all images that are drawn for any number of shots with any seed."""
+    return np.unique(np.concatenate([draw for each in draws.values() for draw in each]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,34 +176,80 @@ class FewShot(AbstractEvaluator):
     def build(self, context: EvalContext) -> Evaluate:
         """Returns the evaluation function, which draws the training images when it is first called."""
         self.validate()
-        test_count = len(context.test) if self.test_images is None else self.test_images
-        test_indices = evenly_spaced(test_count, len(context.test))
+        test_indices = self.test_indices(context)
 
         @functools.cache  # reads the label of each image of the pool, which would delay the start of a run
-        def drawn() -> tuple[list[np.ndarray], np.ndarray]:
-            pool = len(context.train) if self.pool is None else min(self.pool, len(context.train))
-            labels = context.train.labels(np.arange(pool))
-            draws = [draw_shots(labels, self.shots, seed) for seed in range(self.seeds)]
-            return draws, np.unique(np.concatenate(draws))
+        def drawn() -> Draws:
+            return self.draw(context, (self.shots,))
 
         @functools.cache  # the same at every evaluation
-        def pixels() -> tuple[np.ndarray, np.ndarray]:
-            _, train_indices = drawn()
-            return flat_pixels(context, "train", train_indices), flat_pixels(context, "test", test_indices)
+        def pixels(split: Literal["train", "test"]) -> np.ndarray:
+            return flat_pixels(context, split, all_drawn(drawn()) if split == "train" else test_indices)
 
         def evaluate(model: AbstractModel, key: PRNGKeyArray) -> Report:
-            draws, train_indices = drawn()
-            train = extract(model, context, "train", train_indices, self.time, key)
-            test = extract(model, context, "test", test_indices, self.time, key)
-            pairs = {name: (train.of(name), test.of(name)) for name in self.features}
-            if self.raw_pixels:
-                pairs[raw_pixels_name(context.size)] = pixels()
-            rows = [np.flatnonzero(np.isin(train.indices, draw)) for draw in draws]
-            score = functools.partial(self._score, train.labels, test.labels, rows, context.train.spec.num_classes)
-            scores = {name: score(*pair) for name, pair in pairs.items()}
-            return Report({f"{name}/{k}": v for name, each in scores.items() for k, v in each.items()}, {})
+            train = self.features_of(model, context, "train", all_drawn(drawn()), key, pixels)
+            test = self.features_of(model, context, "test", test_indices, key, pixels)
+            scores = self.scores(train, test, drawn(), context.train.spec.num_classes)[self.shots]
+            return Report({f"{name}/{k}": v for name, each in scores.items() for k, v in each.scalars().items()}, {})
 
         return evaluate
+
+    def draw(self, context: EvalContext, shots: Sequence[int]) -> Draws:
+        """Returns the indices of the training images that are drawn for some numbers of shots.
+
+        Those of a smaller number are among those of a larger one. Reads the label of each image of the pool.
+        """
+        pool = len(context.train) if self.pool is None else min(self.pool, len(context.train))
+        labels = context.train.labels(np.arange(pool))
+        return {n: [draw_shots(labels, n, seed) for seed in range(self.seeds)] for n in shots}
+
+    def test_indices(self, context: EvalContext) -> Int[np.ndarray, "m"]:
+        """Returns the indices of the test images that are measured."""
+        count = len(context.test) if self.test_images is None else self.test_images
+        return evenly_spaced(count, len(context.test))
+
+    def features_of(
+        self,
+        model: AbstractModel,
+        context: EvalContext,
+        split: Literal["train", "test"],
+        indices: Int[np.ndarray, "n"],
+        key: PRNGKeyArray,
+        pixels: Callable[[Literal["train", "test"]], np.ndarray] | None = None,
+        *,
+        progress: Callable[[int], None] | None = None,
+    ) -> ProbeFeatures:
+        """Computes all `features` of some images, and their pixels if `raw_pixels`. Raises as `extract` does.
+
+        `pixels` returns the raw pixels of these images of a split; None reads them again. `progress` is called with the
+        number of images done.
+        """
+        found = extract(model, context, split, indices, self.time, key, progress=progress)
+        features = {name: found.of(name) for name in self.features}
+        if self.raw_pixels:
+            raw = flat_pixels(context, split, indices) if pixels is None else pixels(split)
+            features[raw_pixels_name(context.size)] = raw
+        return ProbeFeatures(features, found.labels, found.indices)
+
+    def scores(
+        self, train: ProbeFeatures, test: ProbeFeatures, draws: Draws, num_classes: int
+    ) -> dict[int, dict[str, ProbeScores]]:
+        """Returns the accuracies by number of shots and kind of features.
+
+        **Arguments:**
+
+        - `train`: the features of at least the drawn images.
+        - `test`: the features of the test images.
+        - `draws`: the drawn images, from `draw`.
+        """
+        found: dict[int, dict[str, ProbeScores]] = {}
+        for shots, each in draws.items():
+            rows = [np.flatnonzero(np.isin(train.indices, draw)) for draw in each]
+            found[shots] = {
+                name: self._score(features, train.labels, test.features[name], test.labels, rows, num_classes)
+                for name, features in train.features.items()
+            }
+        return found
 
     def programs(self, model: AbstractPatchModel, context: EvalContext) -> dict[str, Program]:
         """Returns the encoding and representation of one batch; the probes are fitted on the host."""
@@ -152,13 +257,13 @@ class FewShot(AbstractEvaluator):
 
     def _score(
         self,
-        train_labels: Labels,
-        test_labels: Int[np.ndarray, "m"],
-        draws: list[Int[np.ndarray, "_"]],
-        classes: int,
         train: Float[np.ndarray, "n d"],
+        train_labels: Labels,
         test: Float[np.ndarray, "m d"],
-    ) -> dict[str, float]:
+        test_labels: Int[np.ndarray, "m"],
+        draws: Sequence[Int[np.ndarray, "_"]],
+        classes: int,
+    ) -> ProbeScores:
         accuracies, strengths = [], []
         for rows in draws:
             features, labels = train[rows], train_labels[rows]
@@ -166,10 +271,8 @@ class FewShot(AbstractEvaluator):
             predicted = ridge_probe(features, labels, classes, l2).predict(test)
             accuracies.append(100.0 * float(np.mean(predicted == test_labels)))
             strengths.append(l2)
-        neighbours = nearest_neighbours(train, train_labels, test, self.knn)
-        scores = {
-            "top1": float(np.mean(accuracies)),
-            "top1_seed0": accuracies[0],
-            "knn": 100.0 * float(np.mean(neighbours == test_labels)),
-        }
-        return scores if self.l2 is not None else scores | {"l2": float(np.exp(np.mean(np.log(strengths))))}
+        union = np.unique(np.concatenate(draws))
+        near, near_labels = (train, train_labels) if len(union) == len(train) else (train[union], train_labels[union])
+        neighbours = nearest_neighbours(near, near_labels, test, self.knn)
+        knn = 100.0 * float(np.mean(neighbours == test_labels))
+        return ProbeScores(tuple(accuracies), knn, None if self.l2 is not None else tuple(strengths))

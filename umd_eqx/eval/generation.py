@@ -21,15 +21,15 @@ from umd_eqx.eval.extractors import ExtractorName, choose_extractor, domain_warn
 from umd_eqx.eval.generation_metrics import ReferenceStatistics, measure_generation, report_progress
 from umd_eqx.eval.measure import HIGHER_IS_BETTER, LOWER_IS_BETTER
 from umd_eqx.eval.pictures import grid
-from umd_eqx.eval.protocol import ADM50K, UMD10K, scale
+from umd_eqx.eval.protocol import ADM50K, UMD10K, UMD50K, scale
 from umd_eqx.models import AbstractModel
 from umd_eqx.models.extractors.classifier import FashionClassifier
 from umd_eqx.models.tokenizers.base import AbstractTokenizer
 from umd_eqx.sampling import DDIM, AbstractDenoiser, AbstractSampler, effective_sampler, guide, sample
 from umd_eqx.sampling.batch import image_noise, sample_batch
 
-PROTOCOLS = {"umd10k": UMD10K, "adm50k": ADM50K}
-ProtocolName = Literal["umd10k", "adm50k"]
+PROTOCOLS = {"umd10k": UMD10K, "umd50k": UMD50K, "adm50k": ADM50K}
+ProtocolName = Literal["umd10k", "umd50k", "adm50k"]
 
 LOGGED_TRAJECTORIES = 4
 """Number of denoising trajectories in the image grid that an evaluation logs."""
@@ -53,7 +53,8 @@ class Generation(AbstractEvaluator):
     weights: Literal["raw", "ema"] = "ema"
     """Which weights to evaluate: raw, or their moving average if the run has one."""
     protocol: ProtocolName = "umd10k"
-    """Evaluation protocol: umd10k is that of the UMD paper, adm50k is that of ADM, which most papers use."""
+    """Evaluation protocol: umd10k is that of the UMD paper, umd50k that of its benchmark, and adm50k that of ADM, which
+    most papers use."""
     samples: int = 10_240
     """Number of samples per guidance scale. A number other than the protocol's is added to its name (umd10k@500)."""
     cfg_scales: tuple[float, ...] = (1.0, 2.0, 4.0)

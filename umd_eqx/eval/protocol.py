@@ -71,6 +71,9 @@ UMD10K = Protocol(
 )
 """The reference's protocol: ten calls of 1024 images, and the validation set squashed to the sampled size."""
 
+UMD50K = dataclasses.replace(UMD10K, name="umd50k", samples=50_000)
+"""The benchmark of the reference: its protocol with 50,000 images (its code draws whole calls, 50,176)."""
+
 ADM50K = Protocol(
     name="adm50k",
     samples=50_000,

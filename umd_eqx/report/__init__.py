@@ -13,5 +13,7 @@ from umd_eqx.report.sinks import Wandb as Wandb
 from umd_eqx.report.sinks import results_table as results_table
 from umd_eqx.report.sinks import save_pictures as save_pictures
 from umd_eqx.report.sinks import save_png as save_png
+from umd_eqx.report.tables import Table as Table
+from umd_eqx.report.tables import as_text as as_text
 from umd_eqx.report.terminal import Terminal as Terminal
 from umd_eqx.report.webpage import write_webpage as write_webpage

@@ -33,7 +33,12 @@ class RunDirectory:
 
     @classmethod
     def read(
-        cls, path: str | os.PathLike[str], displays: Mapping[str, Display] | None = None, *, config: Any = None
+        cls,
+        path: str | os.PathLike[str],
+        displays: Mapping[str, Display] | None = None,
+        *,
+        config: Any = None,
+        environment: Any = None,
     ) -> "RunDirectory":
         """Reads a run directory.
 
@@ -41,13 +46,13 @@ class RunDirectory:
 
         - `path`: a local folder.
         - `displays`: how the metrics of each evaluation are displayed. None: only in a table.
-        - `config`: the content of `config.json`; None reads it.
+        - `config`, `environment`: the content of `config.json` and of `environment.json`; None reads the file.
 
         Raises `BadInput` if `metrics.jsonl` is corrupt before its last line.
         """
         folder = Path(path)
         config = _read_json(folder / "config.json") if config is None else config
-        environment = _read_json(folder / "environment.json")
+        environment = _read_json(folder / "environment.json") if environment is None else environment
         return cls(folder, read_metrics(folder / "metrics.jsonl"), config, environment, displays or {})
 
     def fact(self, name: str) -> Any:

@@ -20,6 +20,7 @@ from umd_eqx.report.heatmap import heat_maps
 from umd_eqx.report.pictures import Picture, captions, figure, picture_files, read_picture, step_of
 from umd_eqx.report.rundir import RunDirectory
 from umd_eqx.report.stylesheet import STYLE
+from umd_eqx.report.tables import result_tables
 from umd_eqx.report.terminal import duration
 from umd_eqx.report.webcharts import evaluations, sections, shown_value, training
 
@@ -48,6 +49,7 @@ def write_webpage(run: RunDirectory) -> Path:
         training(run),
         sections(run, leading=False),
         evaluations(run),
+        result_tables(run),
         _pictures(run),
         _reproduce(run),
     )

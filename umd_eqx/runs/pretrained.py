@@ -44,14 +44,14 @@ class Pretrained:
     """A trained network and the information needed to use it.
 
     - `model`: the network, with parameters in float32.
-    - `config`: the configuration that builds the network.
-    - `path`: the path it was trained on.
+    - `config`, `path`: the configuration that builds the network, and the path it was trained on.
     - `data`: the data configuration of its training; `spec`: the description of the data.
     - `latents`: its tokenizer, with the tokenizer's name; None for a network trained on pixels.
     - `preset`, `step`, `weights`: the preset and step of its training, and the kind of weights.
     - `denoises`: whether it was trained on noised images, so images can be sampled from it. None: unknown, for an
         export without this entry or a user-defined objective.
-    - `trained`: the configuration of its run as plain data (`umd_eqx.recipes.dump.dump`); None for an export.
+    - `trained`, `environment`: the configuration of its run as plain data (`umd_eqx.recipes.dump.dump`), and the
+        content of its `environment.json`; None for an export.
     """
 
     model: AbstractModel
@@ -65,6 +65,7 @@ class Pretrained:
     latents: Latents | None = None
     denoises: bool | None = None
     trained: Mapping[str, Any] | None = None
+    environment: Mapping[str, Any] | None = None
 
     @property
     def tokenizer(self) -> AbstractTokenizer | None:
@@ -213,9 +214,8 @@ def _from_run(
     network = eqx.filter_eval_shape(built.init_model)
     if not isinstance(network, AbstractModel):
         problem = f"{location} holds {parts['model'].title}, which is not a network that predicts images"
-        hint = "Pass a run of pretrain.py or finetune.py"
-        if isinstance(network, AbstractTokenizer):
-            hint = "Pass it to `tokenizer`, and a run of pretrain.py or finetune.py here"
+        run = "a run of pretrain.py or finetune.py"
+        hint = f"Pass it to `tokenizer`, and {run} here" if isinstance(network, AbstractTokenizer) else f"Pass {run}"
         raise BadInput(field, problem, hint)
     step, state = restore_newest(built, location, field, warn)
     average = state.ema if weights == "ema" else None
@@ -224,7 +224,7 @@ def _from_run(
     kind = "raw" if average is None else "ema"
     objective = recorded_objective(kept["config"], types)
     denoises = None if objective is None else objective.denoises
-    rest = (config.data, spec, kept["preset"], step, kind, latents, denoises, kept["config"])
+    rest = (config.data, spec, kept["preset"], step, kind, latents, denoises, kept["config"], facts)
     return Pretrained(model, parts["model"], config.path, *rest)
 
 

@@ -12,17 +12,21 @@ from umd_eqx.recipes.dump import load
 from umd_eqx.report import RunDirectory
 
 
-def recorded_run(path: str | os.PathLike[str], types: Iterable[type] = ()) -> RunDirectory:
+def recorded_run(
+    path: str | os.PathLike[str], types: Iterable[type] = (), *, config: Any = None, environment: Any = None
+) -> RunDirectory:
     """Reads a run directory, with its evaluators' displays as far as their types are known.
 
     **Arguments:**
 
     - `path`: a run directory, of any version of this program.
     - `types`: user-defined classes that its configuration may contain.
+    - `config`, `environment`: the contents of its `config.json` and `environment.json`, if they have been read already.
+        None: reads them.
 
     **Raises:** `BadInput` if `metrics.jsonl` is corrupt before its last line.
     """
-    run = RunDirectory.read(path)
+    run = RunDirectory.read(path, config=config, environment=environment)
     data = run.fact("data")
     name = data.get("name") if isinstance(data, Mapping) else None
     displays = recorded_displays(run.config, name if isinstance(name, str) else None, types)

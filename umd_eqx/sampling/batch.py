@@ -26,6 +26,7 @@ def sample(
     mesh: Mesh | None = None,
     noise: Float[np.ndarray, "n h w c"] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    first: int = 0,
 ) -> Float[np.ndarray, "n h w c"]:
     """Samples an image for each label. The images are in [-1, 1] if the sampler clips.
 
@@ -40,6 +41,7 @@ def sample(
     - `mesh`: the devices over which each batch is distributed; None uses all.
     - `noise`: standard normal noise to use instead of the noise drawn from `key`.
     - `progress`: called as `progress(done, total)` after each batch.
+    - `first`: the index of the first image, for a part of a larger number of images with the same `key`.
 
     **Raises:** `BadInput` naming `labels` for a label that is neither a class of the network nor `NO_CLASS`.
     """
@@ -52,7 +54,7 @@ def sample(
         rows = np.arange(start, min(start + size, len(labels)))
         filled = np.resize(rows, size)  # images that pad the last batch are discarded
         given = None if noise is None else noise[filled]
-        batch = jax.device_put((filled, labels[filled], given), batch_sharding(mesh))
+        batch = jax.device_put((first + filled, labels[filled], given), batch_sharding(mesh))
         images.append(np.asarray(sample_batch(denoiser, sampler, key, *batch))[: len(rows)])
         if progress is not None:
             progress(int(rows[-1]) + 1, len(labels))

@@ -1,0 +1,85 @@
+"""The tables of the result files in `eval/`, as a section of the page of a run.
+
+A result file that should be shown has an entry `table`: a title, the names of the columns, rows of texts, the first of
+which names the row, and notes.
+"""
+
+import json
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any, TypedDict
+
+from umd_eqx.report.rundir import RunDirectory
+
+
+class Table(TypedDict):
+    """A table of texts."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+    notes: list[str]
+
+
+def as_text(table: Table) -> str:
+    """Returns a table as aligned lines, with the first column to the left and the others to the right."""
+    lines = [table["columns"], *table["rows"]]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    aligned = [
+        "  ".join([line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True))])
+        for line in lines
+    ]
+    return "\n".join([table["title"], *(line.rstrip() for line in aligned), *table["notes"]])
+
+
+def result_tables(run: RunDirectory) -> str:
+    """Returns the section of all tables of the run, oldest file first; empty without any. Other files are ignored."""
+    paths = sorted((run.path / "eval").glob("*.json"), key=_modified)
+    parts = [_html(table) for path in paths if (table := _table_of(path)) is not None]
+    return f"<section>\n<h2>Benchmarks</h2>\n{''.join(parts)}</section>\n" if parts else ""
+
+
+def _modified(path: Path) -> tuple[float, str]:
+    try:
+        return path.stat().st_mtime, path.name
+    except OSError:
+        return 0.0, path.name
+
+
+def _table_of(path: Path) -> Table | None:
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    record = content[-1] if isinstance(content, list) and content else content
+    table: Any = record.get("table") if isinstance(record, dict) else None
+    if not isinstance(table, dict):
+        return None
+    rows = table.get("rows")
+    fine = (
+        isinstance(table.get("title"), str)
+        and _texts(table.get("columns"))
+        and _texts(table.get("notes"))
+        and isinstance(rows, list)
+        and all(_texts(row) and row for row in rows)
+    )
+    return Table(**{name: table[name] for name in Table.__annotations__}) if fine else None
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, str) for each in value)
+
+
+def _html(table: Table) -> str:
+    head = _cells("th", ' scope="col"', table["columns"])
+    rows = "".join(
+        f'<tr><th scope="row">{escape(row[0])}</th>{_cells("td", "", row[1:])}</tr>\n' for row in table["rows"]
+    )
+    notes = "".join(f'<p class="note">{escape(note)}</p>\n' for note in table["notes"])
+    body = f"<thead>\n<tr>{head}</tr>\n</thead>\n<tbody>\n{rows}</tbody>"
+    return f'<h3>{escape(table["title"])}</h3>\n<div class="scroll">\n<table>\n{body}\n</table>\n</div>\n{notes}'
+
+
+def _cells(tag: str, attributes: str, texts: Sequence[str]) -> str:
+    return "".join(f"<{tag}{attributes}>{escape(text)}</{tag}>" for text in texts)
