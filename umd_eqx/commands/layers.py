@@ -130,8 +130,8 @@ def probe_layers(words: list[str], types: Mapping[str, type] | None = None) -> i
     if command.out is not None:
         with disk_errors(command.out, "out", on_retry=""):
             save_png(command.out, picture(heatmap))
-    save_result(result | {"heatmap": heatmap.to_json()}, name, command.run, command.json, own_types)
-    show_in_report(command.run, own_types)
+    measured = save_result(result | {"heatmap": heatmap.to_json()}, name, command.run, command.json, own_types)
+    show_in_report(command.run, own_types, measured=measured)
     return 0
 
 

@@ -90,8 +90,8 @@ def measure_probe(words: list[str], types: Mapping[str, type] | None = None) -> 
     if len(result["shots"]) > 1:
         settled["shots"] = result["shots"]
     name, own_types = f"probe-{source.weights}-step{source.step}-{settings_hash(settled)}", (types or {}).values()
-    save_result(result, name, command.run, command.json, own_types)
-    show_in_report(command.run, own_types, recorded=recorded, environment=source.environment)
+    measured = save_result(result, name, command.run, command.json, own_types)
+    show_in_report(command.run, own_types, measured=measured, recorded=recorded, environment=source.environment)
     return 0
 
 

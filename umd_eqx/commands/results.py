@@ -9,7 +9,8 @@ from umd_eqx.core.files import save_json
 from umd_eqx.core.hashes import sha256_of_json
 from umd_eqx.data.broken import CountBroken, SkipBroken
 from umd_eqx.report import write_webpage
-from umd_eqx.report.results import RESULTS, measurements, read_results, results
+from umd_eqx.report.measurements import measurements
+from umd_eqx.report.results import RESULTS, read_results, results
 from umd_eqx.runs.pretrained import Pretrained
 from umd_eqx.runs.recorded import recorded_run
 
@@ -37,13 +38,13 @@ def settings_hash(settled: Mapping[str, Any]) -> str:
 
 def save_result(
     result: Mapping[str, Any], name: str, run: str | None, file: str | None, types: Iterable[type] = ()
-) -> None:
+) -> dict[str, Any] | None:
     """Writes a result to `file` and, if `run` is a run directory, to `eval/<name>.json` in it.
 
     The measurements in the run's `results.json` are updated; `file` also holds the results of the run under "run", as
     `of_run` returns them. `types` are user-defined classes that the run's configuration may contain.
 
-    Raises `BadInput` if the disk is full.
+    Returns all measurements of the run; None if there is no run directory. Raises `BadInput` if the disk is full.
     """
     found = of_run(run, types)
     if run is not None and found is not None:
@@ -59,6 +60,7 @@ def save_result(
             Path(file).parent.mkdir(parents=True, exist_ok=True)
             save_json(file, [{**result, "run": found}])
         print(f"result: {file}")
+    return None if found is None else found["measurements"]
 
 
 def of_run(run: str | None, types: Iterable[type] = ()) -> dict[str, Any] | None:
@@ -72,7 +74,12 @@ def of_run(run: str | None, types: Iterable[type] = ()) -> dict[str, Any] | None
 
 
 def show_in_report(
-    run: str | None, types: Iterable[type] = (), *, recorded: Any = None, environment: Any = None
+    run: str | None,
+    types: Iterable[type] = (),
+    *,
+    measured: Mapping[str, Any] | None,
+    recorded: Any = None,
+    environment: Any = None,
 ) -> None:
     """Writes the report of a run again, with the tables of all results; nothing for anything but a run directory.
 
@@ -80,6 +87,7 @@ def show_in_report(
 
     - `run`: the run directory.
     - `types`: user-defined classes that the run may contain.
+    - `measured`: the result of `save_result`.
     - `recorded`, `environment`: the contents of its `config.json` and `environment.json`, if they have been read
         already. None: reads them.
 
@@ -88,4 +96,5 @@ def show_in_report(
     if run is None or not (Path(run) / "config.json").exists():
         return
     with disk_errors(run):
-        print(f"report: {write_webpage(recorded_run(run, types, config=recorded, environment=environment))}")
+        shown = recorded_run(run, types, config=recorded, environment=environment)
+        print(f"report: {write_webpage(shown, measured)}")

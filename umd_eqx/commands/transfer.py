@@ -91,8 +91,8 @@ def measure_transfer_sets(words: list[str], types: Mapping[str, type] | None = N
         raise BadInput("data.source.dir", *_nothing_measured(results, root))
     settled = {name: result[name] for name in ("settings", "shots", "seed", "weights", "results", "tokenizer")}
     name = f"transfer-{source.weights}-step{source.step}-{settings_hash(settled)}"
-    save_result(result, name, command.run, command.json, own_types)
-    show_in_report(command.run, own_types, recorded=recorded, environment=source.environment)
+    measured = save_result(result, name, command.run, command.json, own_types)
+    show_in_report(command.run, own_types, measured=measured, recorded=recorded, environment=source.environment)
     return 0
 
 

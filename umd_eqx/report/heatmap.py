@@ -1,6 +1,6 @@
 """Heat maps of the page of a run, and as pictures."""
 
-import json
+import contextlib
 import math
 from collections.abc import Mapping
 from html import escape
@@ -10,7 +10,6 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from umd_eqx.report.curves import INK, svg_of
-from umd_eqx.report.rundir import RunDirectory
 
 MOST = 6
 """The maximum number of heat maps on a page: the newest."""
@@ -55,21 +54,17 @@ class HeatMap(NamedTuple):
         return cls(heading, title, rows, columns, column_title, values, marked, note)
 
 
-def heat_maps(run: RunDirectory) -> str:
+def heat_maps(measured: Mapping[str, Mapping[str, Any]]) -> str:
     """Returns a section of the page with the heat maps in the results of a run, newest first; empty if there are none.
 
-    A result is a file in `eval/` with a list of one object, whose `"heatmap"` is that of `HeatMap.to_json`. Files that
-    cannot be read are ignored.
+    They are the entries `"heatmap"` of the `measurements` of the run, as `HeatMap.to_json` returns them. Others are
+    ignored.
     """
     found = []
-    for path in sorted((run.path / "eval").glob("*.json")):
-        try:
-            found.append(
-                (path.stat().st_mtime, path.name, HeatMap.from_json(json.loads(path.read_bytes())[0]["heatmap"]))
-            )
-        except (OSError, ValueError, TypeError, KeyError, IndexError):
-            continue
-    newest = [one for *_, one in sorted(found, key=lambda each: each[:2], reverse=True)[:MOST]]
+    for result in measured.values():
+        with contextlib.suppress(ValueError, TypeError, KeyError):
+            found.append(HeatMap.from_json(result["heatmap"]))
+    newest = found[::-1][:MOST]
     sections = []
     for heading in dict.fromkeys(one.heading for one in newest):
         figures = [_figure(one, f"map-{i}") for i, one in enumerate(newest) if one.heading == heading]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from umd_eqx.core.files import save_json
+from umd_eqx.report.measurements import measurements
 from umd_eqx.report.rundir import RunDirectory
 from umd_eqx.report.webpage import write_webpage
 
@@ -22,8 +23,10 @@ _FROM_ENVIRONMENT = (
 )
 
 
-def results(run: RunDirectory) -> dict[str, Any]:
+def results(run: RunDirectory, measured: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Returns the results of a run as plain data: a function of its run directory alone.
+
+    `measured` are the `measurements` of the run, if they have been read already. None: reads them.
 
     The entries, each None where it is not known:
 
@@ -59,22 +62,23 @@ def results(run: RunDirectory) -> dict[str, Any]:
         "flops": _times(run.fact("flops_per_step"), step),
         **{name: _entry(run.environment, name) for name in _FROM_ENVIRONMENT},
         "metrics": {name: _metric(run, name) for name in names},
-        "measurements": measurements(run.path),
+        "measurements": dict(measurements(run.path) if measured is None else measured),
         "history": "metrics.jsonl",
     }
 
 
-def write_results(run: RunDirectory) -> Path:
+def write_results(run: RunDirectory, measured: Mapping[str, Any] | None = None) -> Path:
     """Writes `results.json` into the run directory, atomically, and returns its path.
 
     **Arguments:**
 
     - `run`: an active run, or a run read by `RunDirectory.read`.
+    - `measured`: as for `results`.
 
     Raises `OSError` if the file cannot be written.
     """
     path = run.path / RESULTS
-    save_json(path, results(run))
+    save_json(path, results(run, measured))
     return path
 
 
@@ -87,8 +91,9 @@ def write_report(run: RunDirectory) -> Path:
 
     Raises `OSError` if a file cannot be written.
     """
-    write_results(run)
-    return write_webpage(run)
+    measured = measurements(run.path)
+    write_results(run, measured)
+    return write_webpage(run, measured)
 
 
 def read_results(path: str | os.PathLike[str]) -> dict[str, Any] | None:
@@ -100,21 +105,6 @@ def read_results(path: str | os.PathLike[str]) -> dict[str, Any] | None:
     """
     found = _read(Path(path) / RESULTS)
     return found if isinstance(found, dict) else None
-
-
-def measurements(path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
-    """Returns the results of `experiments/evaluate.py` on a run, by the names of their files. Others are ignored.
-
-    **Arguments:**
-
-    - `path`: the run directory.
-    """
-    found = {file.stem: _read(file) for file in sorted((Path(path) / "eval").glob("*.json"))}
-    return {
-        name: content[0]
-        for name, content in found.items()
-        if isinstance(content, list) and len(content) == 1 and isinstance(content[0], dict)
-    }
 
 
 def _metric(run: RunDirectory, name: str) -> dict[str, Any]:

@@ -4,13 +4,9 @@ A result file that should be shown has an entry `table`: a title, the names of t
 which names the row, and notes.
 """
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
-from pathlib import Path
 from typing import Any, TypedDict
-
-from umd_eqx.report.rundir import RunDirectory
 
 
 class Table(TypedDict):
@@ -33,27 +29,17 @@ def as_text(table: Table) -> str:
     return "\n".join([table["title"], *(line.rstrip() for line in aligned), *table["notes"]])
 
 
-def result_tables(run: RunDirectory) -> str:
-    """Returns the section of all tables of the run, oldest file first; empty without any. Other files are ignored."""
-    paths = sorted((run.path / "eval").glob("*.json"), key=_modified)
-    parts = [_html(table) for path in paths if (table := _table_of(path)) is not None]
+def result_tables(measured: Mapping[str, Mapping[str, Any]]) -> str:
+    """Returns the section of all tables in the results of a run, oldest first; empty without any.
+
+    They are the entries `"table"` of the `measurements` of the run. Others are ignored.
+    """
+    parts = [_html(table) for result in measured.values() if (table := _table_of(result)) is not None]
     return f"<section>\n<h2>Benchmarks</h2>\n{''.join(parts)}</section>\n" if parts else ""
 
 
-def _modified(path: Path) -> tuple[float, str]:
-    try:
-        return path.stat().st_mtime, path.name
-    except OSError:
-        return 0.0, path.name
-
-
-def _table_of(path: Path) -> Table | None:
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return None
-    record = content[-1] if isinstance(content, list) and content else content
-    table: Any = record.get("table") if isinstance(record, dict) else None
+def _table_of(result: Mapping[str, Any]) -> Table | None:
+    table: Any = result.get("table")
     if not isinstance(table, dict):
         return None
     rows = table.get("rows")

@@ -17,6 +17,7 @@ from typing import Any
 from umd_eqx.core.files import write_atomically
 from umd_eqx.report.curves import running_mean, usual_window
 from umd_eqx.report.heatmap import heat_maps
+from umd_eqx.report.measurements import measurements
 from umd_eqx.report.pictures import Picture, captions, figure, picture_files, read_picture, step_of
 from umd_eqx.report.rundir import RunDirectory
 from umd_eqx.report.stylesheet import STYLE
@@ -31,7 +32,7 @@ MAX_EARLIER = 6
 """The maximum number of earlier versions of a picture on the page."""
 
 
-def write_webpage(run: RunDirectory) -> Path:
+def write_webpage(run: RunDirectory, measured: Mapping[str, Any] | None = None) -> Path:
     """Writes `report.html` into the run directory, and returns its path.
 
     Any part of the run may be missing or empty. The file is replaced atomically.
@@ -39,17 +40,19 @@ def write_webpage(run: RunDirectory) -> Path:
     **Arguments:**
 
     - `run`: an active run, or a run read by `RunDirectory.read`.
+    - `measured`: the `measurements` of the run, if they have been read already. None: reads them.
 
     Raises `OSError` if the file cannot be written.
     """
+    measured = measurements(run.path) if measured is None else measured
     parts = (
         _header(run),
         sections(run, leading=True),
-        heat_maps(run),
+        heat_maps(measured),
         training(run),
         sections(run, leading=False),
         evaluations(run),
-        result_tables(run),
+        result_tables(measured),
         _pictures(run),
         _reproduce(run),
     )

@@ -9,7 +9,7 @@ from umd_eqx.core.display import Chart, Display, Section
 from umd_eqx.eval import FewShot, Generation
 from umd_eqx.recipes.dump import flatten
 from umd_eqx.report import RunDirectory
-from umd_eqx.report.results import measurements
+from umd_eqx.report.measurements import measurements
 from umd_eqx.runs.remeasure import label
 
 _FIGURES = ("metrics", "extra")
