@@ -135,7 +135,8 @@ def test_the_probe_of_a_finished_run_is_that_of_the_run(finished, tmp_path, caps
     assert result["metrics"] == own
     assert [result["settings"][name] for name in ("shots", "weights", "knn")] == [2, "raw", 3]
     assert (result["data"]["test_images"], result["seed"]) == (10_000, 0)
-    assert "both/top1" in out
+    (line,) = (line for line in out.splitlines() if line.startswith("both "))
+    assert line.split()[1] == f"{own['both/top1']:.1f}"
     other, _ = probed("--json", str(tmp_path / "p.json"), "--shots", "3", "--weights", "ema", "--no-raw-pixels")
     assert (other["settings"]["shots"], other["settings"]["raw_pixels"]) == (3, False)
     assert other["weights"] != result["weights"]
