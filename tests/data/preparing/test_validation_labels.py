@@ -63,6 +63,21 @@ def write_kit(folder: Path) -> None:
             tar.addfile(info, io.BytesIO(content))
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_numbers_of_other_classes_are_those_of_their_sorted_names(tmp_path, first):
+    ordered = sorted(CLASSES)
+    (tmp_path / TRUTH).write_text("".join(f"{ordered.index(label) + first}\n" for _, label in BY_NAME))
+    labels, origin = validation_labels(str(tmp_path), NAMES, CLASSES[::-1])
+    assert labels == WANTED
+    assert origin == f"{TRUTH}, numbers from {first} in the order of the sorted classes"
+    (tmp_path / TRUTH).write_text("1\n2\n4\n1\n")
+    with pytest.raises(BadInput, match=r"ground_truth.txt, line 3: 4 is not the number of a class"):
+        read(tmp_path)
+    thousand = [f"n{i:08d}" for i in range(1000)]
+    with pytest.raises(BadInput, match=r"order of the development kit, whose meta.mat is missing"):
+        validation_labels(str(tmp_path), NAMES, thousand)
+
+
 def test_numbers_of_the_development_kit_are_not_those_of_sorted_wordnet_ids(tmp_path):
     write_kit(tmp_path)
     assert read(tmp_path) == WANTED

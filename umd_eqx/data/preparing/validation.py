@@ -7,7 +7,9 @@
 | `val.txt` of Caffe | name of an image, number of its class from 0 | any |
 | `ILSVRC2012_validation_ground_truth.txt` | a number, `ILSVRC2012_ID`, in each line | that of the images' names |
 
-The numbers of the last are not those of the sorted WordNet ids: they can only be read with the development kit.
+The numbers of the last are not those of the sorted WordNet ids: for ImageNet's 1,000 classes, they can only be read with
+the development kit. For any other number of classes, they are those of the sorted classes, from 1 (or from 0, if a 0 is
+among them).
 """
 
 import io
@@ -19,14 +21,14 @@ from typing import Any
 
 from umd_eqx.core.errors import BadInput
 from umd_eqx.data.folders import one_line
-from umd_eqx.data.preparing.canonical import official_validation_labels
+from umd_eqx.data.preparing.canonical import official_classes, official_validation_labels
 
 DEVKIT = "ILSVRC2012_devkit_t12"
 GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 _Row = tuple[int, str]
 """The number of a line, and its content."""
 
-_NAMED = re.compile(r"(val.*(label|synset|solution|truth)|val\.txt$|ground_truth).*", re.IGNORECASE)
+_NAMED = re.compile(r"val.*(label|synset|solution|truth)|val\.txt$|ground_truth|^labels\b", re.IGNORECASE)
 _HINT = "Give a file with a class in each line: `validation_labels=imagenet_2012_validation_synset_labels.txt`"
 
 
@@ -55,13 +57,16 @@ def validation_labels(
             return official, "tensorflow-datasets"
         raise BadInput("src", f"{folder} has validation images, but no file of their labels", _HINT)
     rows = [(number, line.strip()) for number, line in enumerate(_read(file).splitlines(), 1) if line.strip()]
-    labels = _by_name(file, rows, names, classes) or _in_order(file, rows, names, classes, folder)
+    labels, origin = _by_name(file, rows, names, classes), os.path.basename(file)
+    if labels is None:
+        labels, how = _in_order(file, rows, names, classes, folder)
+        origin += how
     for number, label in labels:
         if classes is not None and label not in classes:
             problem = f"{file}, line {number}: {label!r} is not one of the {len(classes)} classes"
             raise BadInput("src", problem, "Give the labels of these images.")
     by_name = {name: label for name, (_, label) in zip(sorted(names), labels, strict=True)}
-    return [by_name[name] for name in names], os.path.basename(file)
+    return [by_name[name] for name in names], origin
 
 
 def _search(folder: str) -> str | None:
@@ -115,30 +120,36 @@ def _by_name(file: str, rows: list[_Row], names: Sequence[str], classes: Collect
 
 def _in_order(
     file: str, rows: list[_Row], names: Sequence[str], classes: Collection[str] | None, folder: str
-) -> list[_Row]:
-    """Returns line and label of the sorted names, from a file with one label in each line."""
+) -> tuple[list[_Row], str]:
+    """Returns line and label of the sorted names, from a file with one label in each line, and how it was read."""
     if len(rows) != len(names):
         problem = f"{file} has {len(rows)} labels, but there are {len(names)} validation images"
         raise BadInput("src", problem, "Give the labels of these images.")
     if not all(row.isdigit() for _, row in rows) or (classes is not None and rows[0][1] in classes):
-        return rows
-    kit = _synsets(file, folder)
+        return rows, ""
+    kit, how = _synsets(file, folder), ""
+    others = classes is not None and len(classes) != len(official_classes()) and DEVKIT not in file
+    if kit is None and classes is not None and others:
+        first = 0 if any(int(row) == 0 for _, row in rows) else 1
+        kit, how = dict(enumerate(sorted(classes), first)), f", numbers from {first} in the order of the sorted classes"
+    if kit is None:
+        problem = f"{file} has numbers in the order of the development kit, whose meta.mat is missing"
+        raise BadInput("src", problem, f"Put {DEVKIT}.tar.gz beside it, or give labels that are WordNet ids")
     for number, row in rows:
         if int(row) not in kit:
-            problem = f"{file}, line {number}: {row} is not the ILSVRC2012_ID of a class"
+            problem = f"{file}, line {number}: {row} is not the number of a class"
             raise BadInput("src", problem, "Give the labels of these images.")
-    return [(number, kit[int(row)]) for number, row in rows]
+    return [(number, kit[int(row)]) for number, row in rows], how
 
 
-def _synsets(file: str, folder: str) -> Mapping[int, str]:
-    """Returns the WordNet ids by ILSVRC2012_ID, from the development kit beside a file of labels."""
+def _synsets(file: str, folder: str) -> Mapping[int, str] | None:
+    """Returns the WordNet ids by ILSVRC2012_ID, from the development kit beside a file of labels; None without one."""
     beside = os.path.dirname(file)
     kit = file if file.endswith(".tar.gz") else os.path.join(folder, f"{DEVKIT}.tar.gz")
     loose = [os.path.join(place, "meta.mat") for place in (beside, os.path.join(folder, DEVKIT, "data"), folder)]
     path = next((place for place in [*loose, kit] if os.path.isfile(place)), None)
     if path is None:
-        problem = f"{file} has numbers in the order of the development kit, whose meta.mat is missing"
-        raise BadInput("src", problem, f"Put {DEVKIT}.tar.gz beside it, or give labels that are WordNet ids")
+        return None
     from scipy.io import loadmat  # a dependency of JAX; reads numbers and strings only
 
     try:
