@@ -24,6 +24,7 @@ from umd_eqx.models import AbstractLayeredModel
 from umd_eqx.recipes.dump import dump
 from umd_eqx.report import HeatMap, Terminal, save_png
 from umd_eqx.report.heatmap import picture
+from umd_eqx.report.textable import text_table
 from umd_eqx.runs.pretrained import Pretrained, Weights, from_pretrained
 from umd_eqx.runs.run import EVALUATION_KEY
 
@@ -223,14 +224,12 @@ def _heatmap(command: Layers, source: Pretrained, found: LayerMap, own: tuple[in
 
 def _table(found: LayerMap, numbers: tuple[int, ...]) -> str:
     """The accuracies as aligned lines, the best marked with a star."""
-    names = [f"{number:3}  {name}" for number, name in zip(numbers, found.layers, strict=True)]
-    width = max(map(len, names))
     best = np.unravel_index(np.argmax(found.mean), found.mean.shape)
-    lines = ["  ".join(["layer".ljust(width), *(f"t={level:g}".rjust(8) for level in found.levels)])]
-    for i, name in enumerate(names):
-        cells = [f"{value:.2f}{'*' if (i, j) == best else ' '}".rjust(8) for j, value in enumerate(found.mean[i])]
-        lines.append("  ".join([name.ljust(width), *cells]).rstrip())
-    return "\n".join(["", *lines])
+    rows = [
+        [f"{number:3}  {name}", *(f"{value:.2f}{'*' if (i, j) == best else ' '}" for j, value in enumerate(row))]
+        for i, (number, name, row) in enumerate(zip(numbers, found.layers, found.mean, strict=True))
+    ]
+    return "\n" + text_table(["layer", *(f"t={level:g} " for level in found.levels)], rows)
 
 
 def _summary(found: LayerMap, own: tuple[int, int] | None) -> str:

@@ -13,10 +13,10 @@ from umd_eqx.core.errors import BadInput
 from umd_eqx.core.paths import AbstractPath
 from umd_eqx.core.sharding import chunked_vmap
 from umd_eqx.core.types import FeatureKind, Image, Representation
-from umd_eqx.eval.base import EvalContext, batch_rows, evenly_spaced, image_keys
+from umd_eqx.eval.base import EvalContext, batch_rows, image_keys
 from umd_eqx.eval.features import represent_batch
 from umd_eqx.eval.fewshot import FewShot
-from umd_eqx.eval.probes import choose_l2, draw_shots, ridge_probe
+from umd_eqx.eval.probes import choose_l2, ridge_probe
 from umd_eqx.models import AbstractLayeredModel, AbstractPatchModel
 
 
@@ -133,11 +133,8 @@ class DrawnImages(NamedTuple):
 
 def draw_images(probe: FewShot, context: EvalContext) -> DrawnImages:
     """Returns the indices of the images that a probe uses. Reads the label of each image of its pool."""
-    pool = len(context.train) if probe.pool is None else min(probe.pool, len(context.train))
-    labels = context.train.labels(np.arange(pool))
-    draws = tuple(draw_shots(labels, probe.shots, seed) for seed in range(probe.seeds))
-    test_count = len(context.test) if probe.test_images is None else probe.test_images
-    return DrawnImages(draws, np.unique(np.concatenate(draws)), evenly_spaced(test_count, len(context.test)))
+    draws = tuple(probe.draw(context, (probe.shots,))[probe.shots])
+    return DrawnImages(draws, np.unique(np.concatenate(draws)), probe.test_indices(context))
 
 
 def layer_map(

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any, TypedDict
 
+from umd_eqx.report.textable import text_table
+
 
 class Table(TypedDict):
     """A table of texts."""
@@ -19,14 +21,8 @@ class Table(TypedDict):
 
 
 def as_text(table: Table) -> str:
-    """Returns a table as aligned lines, with the first column to the left and the others to the right."""
-    lines = [table["columns"], *table["rows"]]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    aligned = [
-        "  ".join([line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True))])
-        for line in lines
-    ]
-    return "\n".join([table["title"], *(line.rstrip() for line in aligned), *table["notes"]])
+    """Returns a table as lines: its title, `text_table` at the width of the terminal, and its notes."""
+    return "\n".join([table["title"], text_table(table["columns"], table["rows"]), *table["notes"]])
 
 
 def result_tables(measured: Mapping[str, Mapping[str, Any]]) -> str:
