@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Int
 
 from umd_eqx.core.errors import BadInput
 from umd_eqx.data.folders import one_line
@@ -26,33 +27,30 @@ class _Member(NamedTuple):
     label: int | None
 
 
-class TarRecords(Records):
-    """The images in some tar files, which are indexed once and read by offset; nothing is extracted.
+class MemberRecords(Records):
+    """Image files that lie at known offsets of other files.
 
-    As in WebDataset, the key of a member is its path up to the first dot of the file name, and members with the same
-    key that follow one another belong together. The class of an image is the number in the member `.cls`, or `label`
-    in the member `.json`.
+    **Arguments:**
 
-    **Arguments:** the paths of the files, in order. **Raises:** `BadInput` naming `data.source.dir`, with file and
-    offset, for a file that is not an uncompressed tar file, is cut short, or has several images with one key.
+    - `paths`: the files.
+    - `which`, `offsets`, `sizes`: for each image, the index of its file, and where it is in that file, in bytes.
+    - `keys`: the name of each image.
+    - `labels`: the class of each image; None if the images have no labels.
+    - `num_classes`: the number of classes; None if it is not known.
     """
 
-    def __init__(self, paths: Sequence[str]):
-        self._paths = tuple(paths)
-        indexed = [_indexed(path) for path in self._paths]
-        members = [member for each in indexed for member in each]
-        if not members:
-            raise BadInput("data.source.dir", f"{self._paths[0]} contains no images", _NAMING)
-        self._file = np.repeat(np.arange(len(indexed)), [len(each) for each in indexed])
-        self._keys = np.array([member.key for member in members], object)
-        self._offsets = np.array([member.offset for member in members], np.int64)
-        self._sizes = np.array([member.size for member in members], np.int64)
-        labels = [member.label for member in members]
-        unlabelled = all(label is None for label in labels)
-        self.labels = None if unlabelled else np.array([UNREADABLE if n is None else n for n in labels], np.int64)
-
-    def __reduce__(self) -> tuple[Callable[..., "TarRecords"], tuple[Any, ...]]:
-        return TarRecords, (self._paths,)
+    def __init__(
+        self,
+        paths: Sequence[str],
+        which: Int[np.ndarray, "n"],
+        offsets: Int[np.ndarray, "n"],
+        sizes: Int[np.ndarray, "n"],
+        keys: Sequence[str],
+        labels: Int[np.ndarray, "n"] | None,
+        num_classes: int | None = None,
+    ):
+        self._paths, self._which, self._offsets, self._sizes = tuple(paths), which, offsets, sizes
+        self._keys, self.labels, self.num_classes = tuple(keys), labels, num_classes
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -62,7 +60,7 @@ class TarRecords(Records):
         size = int(self._sizes[row])
         if not size:
             raise ValueError("it has no image")
-        with open(self._paths[self._file[row]], "rb") as file:
+        with open(self._paths[self._which[row]], "rb") as file:
             file.seek(self._offsets[row])
             content = file.read(size)
         if len(content) < size:
@@ -71,11 +69,11 @@ class TarRecords(Records):
 
     def place(self, row: int) -> str:
         """Returns the file of a row, its offset in bytes, and its key."""
-        return f"{self._paths[self._file[row]]} at byte {self._offsets[row]} ({self._keys[row]})"
+        return f"{self._paths[self._which[row]]} at byte {self._offsets[row]} ({self._keys[row]})"
 
     def path(self, row: int) -> str:
         """Returns the file of a row, followed by its key."""
-        return f"{self._paths[self._file[row]]}/{self._keys[row]}"
+        return f"{self._paths[self._which[row]]}/{self._keys[row]}"
 
     def key(self, row: int) -> str:
         """Returns the key of a row."""
@@ -88,6 +86,37 @@ class TarRecords(Records):
     def files(self) -> list[tuple[str, str]]:
         """Returns the names and paths of the files."""
         return [(os.path.basename(path), path) for path in self._paths]
+
+
+class TarRecords(MemberRecords):
+    """The images in some tar files, which are indexed once and read by offset; nothing is extracted.
+
+    As in WebDataset, the key of a member is its path up to the first dot of the file name, and members with the same
+    key that follow one another belong together. The class of an image is the number in the member `.cls`, or `label`
+    in the member `.json`.
+
+    **Arguments:** the paths of the files, in order. **Raises:** `BadInput` naming `data.source.dir`, with file and
+    offset, for a file that is not an uncompressed tar file, is cut short, or has several images with one key.
+    """
+
+    def __init__(self, paths: Sequence[str]):
+        indexed = [_indexed(path) for path in paths]
+        members = [member for each in indexed for member in each]
+        if not members:
+            raise BadInput("data.source.dir", f"{paths[0]} contains no images", _NAMING)
+        labels = [member.label for member in members]
+        unlabelled = all(label is None for label in labels)
+        super().__init__(
+            paths,
+            np.repeat(np.arange(len(indexed)), [len(each) for each in indexed]),
+            np.array([member.offset for member in members], np.int64),
+            np.array([member.size for member in members], np.int64),
+            [member.key for member in members],
+            None if unlabelled else np.array([UNREADABLE if n is None else n for n in labels], np.int64),
+        )
+
+    def __reduce__(self) -> tuple[Callable[..., "TarRecords"], tuple[Any, ...]]:
+        return TarRecords, (self._paths,)
 
 
 def _indexed(path: str) -> list[_Member]:

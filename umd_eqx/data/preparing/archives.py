@@ -5,69 +5,13 @@ import tarfile
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from jaxtyping import Int
 
 from umd_eqx.core.errors import BadInput
 from umd_eqx.data.folders import one_line
 from umd_eqx.data.image_folder import IMAGE_SUFFIXES
-from umd_eqx.data.records import Records
+from umd_eqx.data.tars import MemberRecords
 
 _BLOCK = 512
-
-
-class MemberRecords(Records):
-    """Images that lie at known offsets of some files.
-
-    **Arguments:**
-
-    - `paths`: the files.
-    - `which`, `offsets`, `sizes`: for each image, the index of its file, and where it is in that file, in bytes.
-    - `keys`: the name of each image.
-    - `labels`: the class of each image.
-    - `num_classes`: the number of classes.
-    """
-
-    def __init__(
-        self,
-        paths: Sequence[str],
-        which: Int[np.ndarray, "n"],
-        offsets: Int[np.ndarray, "n"],
-        sizes: Int[np.ndarray, "n"],
-        keys: Sequence[str],
-        labels: Int[np.ndarray, "n"],
-        num_classes: int,
-    ):
-        self._paths, self._which, self._offsets, self._sizes = tuple(paths), which, offsets, sizes
-        self._keys, self.labels, self.num_classes = tuple(keys), labels, num_classes
-
-    def __len__(self) -> int:
-        return len(self._keys)
-
-    def read(self, row: int) -> bytes:
-        """Returns the content of an image file."""
-        size = int(self._sizes[row])
-        with open(self._paths[self._which[row]], "rb") as file:
-            file.seek(self._offsets[row])
-            content = file.read(size)
-        if len(content) < size:
-            raise ValueError("the file ends within it")
-        return content
-
-    def place(self, row: int) -> str:
-        """Returns the file of an image, its offset in bytes, and its name."""
-        return f"{self._paths[self._which[row]]} at byte {self._offsets[row]} ({self._keys[row]})"
-
-    def key(self, row: int) -> str:
-        """Returns the name of an image."""
-        return self._keys[row]
-
-    def nbytes(self) -> int:
-        """Returns the size of all images."""
-        return int(self._sizes.sum())
-
-    def files(self) -> list[tuple[str, str]]:
-        """Returns the names and paths of the files."""
-        return [(os.path.basename(path), path) for path in self._paths]
 
 
 def members(path: str, start: int = 0, end: int | None = None) -> Iterator[tarfile.TarInfo]:

@@ -7,9 +7,8 @@
 | `val.txt` of Caffe | name of an image, number of its class from 0 | any |
 | `ILSVRC2012_validation_ground_truth.txt` | a number, `ILSVRC2012_ID`, in each line | that of the images' names |
 
-The numbers of the last are not those of the sorted WordNet ids: with ImageNet's 1,000 classes, they can be read only by
-the development kit. For any other number of classes, they are those of the sorted classes, from 1 (or from 0 if a 0 is
-among them).
+For ImageNet's 1,000 classes, the numbers of the last are not those of the sorted WordNet ids, and need the development
+kit. For any other number of classes, they are those of the sorted classes, from 1 (or from 0 if a 0 is among them).
 """
 
 import io
