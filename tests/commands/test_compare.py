@@ -62,7 +62,7 @@ def test_what_is_no_run_is_told_in_one_line(called, runs, here):
         for words, said in (
             ((f"{runs}/aa",), f"error: runs: there is no {runs}/aa. Did you mean {runs}/"),
             (("file",), "error: runs: none of file is a run"),
-            ((), "error: runs: no run was named"),
+            ((), "error: runs: no RUN was given"),
             ((f"{runs}/a", "--json", "nowhere/x.json"), "error: --json: there is no folder nowhere"),
         ):
             code, _, error = called(command, *words)

@@ -138,7 +138,7 @@ def test_its_representation_is_probed(finished, tmp_path, capsys):
     assert result["metrics"]["class_tokens/top1"] == last["eval/fewshot/class_tokens/top1"]
     with pytest.raises(SystemExit):
         exit_with(evaluate, ["--run", str(finished), "--benchmark", "probe", "--data-dir", str(tmp_path / "nothing")])
-    assert f"error: --data-dir: there is no folder {tmp_path / 'nothing'}" in capsys.readouterr().err
+    assert f"error: --data.dir: there is no folder {tmp_path / 'nothing'}" in capsys.readouterr().err
 
 
 def test_an_interrupted_measurement_goes_on_where_it_was(finished, tmp_path, monkeypatch):

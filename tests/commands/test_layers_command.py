@@ -50,7 +50,7 @@ def test_the_run_s_own_probe_is_one_cell_of_the_map(called, finished, here):
     assert result["levels"] == [0.051, 0.5]
     measured = next(row[OWN] for row in rows(finished) if row["step"] == 2 and OWN in row)
     assert result["metrics"]["encoder 3/t=0.051/top1"] == result["top1"][2][0] == measured
-    assert np.shape(result["top1"]) == np.shape(result["std"]) == (4, 2)
+    assert np.shape(result["top1"]) == np.shape(result["spread"]) == (4, 2)
     settings = {"shots": 3, "seeds": 2, "l2": None, "pool": 2000, "test_images": 40, "features": "both"}
     assert result["settings"] == settings | {"weights": "raw"}
     assert result["recipe"]["eval"]["fewshot"]["time"] == 0.051
@@ -109,7 +109,7 @@ def test_features_of_noise_are_warned_of_where_the_network_never_saw_any(called,
         (("--json", "nowhere/x.json"), "--json: there is no folder nowhere"),
         (("--out", "."), "--out: . is a folder"),
         (("--run", "nowhere"), "--run: there is no nowhere"),
-        (("--data-dir", "nowhere"), "--data-dir: "),
+        (("--data-dir", "nowhere"), "--data.dir: "),
     ],
 )
 def test_what_cannot_be_is_told_in_one_line(called, finished, here, words, said):

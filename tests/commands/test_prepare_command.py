@@ -54,8 +54,10 @@ def test_it_leaves_data_and_figures_and_says_so_when_it_is_called_again(tree, he
 
     code, _, error = tree(prepare_data, *WORDS, "--size", "16")
     assert code == 2
-    told = "data/imagenet2012/5.1.0 was begun with another size (None, now 16)"
-    assert error == f"error: --size: {told}. Use the old value to resume, or another --out\n"
+    told = "data/imagenet2012/5.1.0 has another size (none, now 16)"
+    assert error == f"error: --size: {told}. Give the same as before, or another --out\n"
+    code, _, error = tree(prepare_data, *WORDS, "--resize", "adm")
+    assert (code, error) == (2, "error: --resize: images are downsampled only to a given size. Give --size, too\n")
 
 
 def test_a_signal_ends_it_and_the_same_command_goes_on(tree, monkeypatch):

@@ -61,12 +61,13 @@ def test_a_probe_finds_the_classes_where_they_are_and_nowhere_else():
     given = context(blobs(60, 0), blobs(21, 1))
     found = mapped(Known(), given, levels=(0.0, 1.0), kind="class_tokens")
     assert found.layers == ("first", "second", "third")
-    assert found.mean.shape == found.std.shape == (3, 2)
+    assert found.spread is not None
+    assert found.mean.shape == found.spread.shape == (3, 2)
     # Without information every image is given the same class.
     assert found.mean[0, 0] == pytest.approx(100 * 6 / 21)
     np.testing.assert_array_equal(found.mean[1:, 0], 100.0)
     assert (found.mean[1:, 1] < 60).all()  # of noise
-    np.testing.assert_array_equal(found.std[:, 0], 0.0)
+    np.testing.assert_array_equal(found.spread[:, 0], 0.0)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from runs.fabricated import fabricate
 
+from umd_eqx.core.files import save_json
 from umd_eqx.core.types import DataSpec
 from umd_eqx.recipes.config import Start
 from umd_eqx.recipes.finetune import FINETUNE
@@ -87,6 +88,35 @@ def test_seeds_are_a_row_and_other_recipes_of_a_system_have_their_own(published)
     assert [row.system for row in found] == ["DiT-B/4 64 px"] * 2
     assert found[0].probe is not None
     assert (found[0].probe.spread.mean, found[0].probe.spread.n) == (26.0, 2)
+
+
+def test_what_was_measured_otherwise_says_so_and_the_published_way_is_preferred(published):
+    run = published("run", "umd-b4-in64", {TOP1: 1.0}, steps=EPOCHS_800)
+    (run / "eval").mkdir()
+
+    def add(name, figures, **settings):
+        save_json(run / "eval" / f"{name}.json", [{"metrics": figures, **settings}])
+
+    probe = {"l2": 1024.0, "pool": 100_000, "time": 0.0}
+    add("probe-raw-step10-00000000", {"class_tokens/top1": 12.0}, settings=probe | {"shots": 10})
+    (row, *_) = rows_of(run)
+    assert row.probe is not None
+    assert (row.probe.spread.mean, row.differs) == (12.0, ("probe: shots 10",))
+    add("probe-ema-step10-00000001", {"class_tokens/top1": 31.0}, settings=probe | {"shots": 100})
+    (row, *_) = rows_of(run)
+    assert row.probe is not None
+    assert (row.probe.spread.mean, row.differs) == (31.0, ())
+    start = Start(str(run), "ema", "digest")
+    tuned = published("tuned", "umd-b4-in64-ft", {}, start=start, steps=EPOCHS_800 // 16)
+    (tuned / "eval").mkdir()
+    sampler = {"name": "heun", "type": "Heun", "steps": 4}
+    save_json(
+        tuned / "eval" / "umd10k-heun-cfg2-ema-step10-00000002.json", [{"metrics": {"fid": 3.3}, "sampler": sampler}]
+    )
+    (row, *_) = rows_of(run, tuned)
+    assert row.fid is not None
+    assert row.fid.spread.mean == 3.3
+    assert row.differs[-2:] == ("FID: sampler.type Heun", "FID: sampler.steps 4")
 
 
 def test_dit_and_maskdit_are_fine_tuned_alike_and_told_apart_by_their_presets(published):

@@ -140,7 +140,7 @@ def test_a_typo_is_told_with_the_nearest_run(tmp_path):
             compare([path])
     with pytest.raises(BadInput, match="is a run"):
         compare([tmp_path / "runs" / "umx"])
-    with pytest.raises(BadInput, match="no run was named"):
+    with pytest.raises(BadInput, match="no RUN was given"):
         compare([])
 
 
@@ -167,3 +167,30 @@ def test_what_evaluate_measured_is_compared_where_its_settings_are_the_same(tmp_
     assert alone.finals("eval/umd10k-ddim-cfg2-ema/fid") == [5.0, 6.0]
     directions = {metric.number: metric.better for metric in metrics_of(alone.runs) if "umd10k" in metric.name}
     assert directions == {"fid": "lower", "recognised": "higher"}
+
+
+def test_results_of_evaluate_are_grouped_over_seeds(tmp_path):
+    paths = []
+    for seed in (0, 1):
+        run = fabricate(tmp_path / f"s{seed}", changed(seed=seed), {TOP1: 1.0})
+        about = {"recipe": {"seed": seed}, "seed": seed, "weights": str(seed), "seconds": 1.0 + seed}
+        probe = {"metrics": {"both/top1": 60.0 + seed}, "scores": [{"top1": seed}], "settings": {"shots": 10}}
+        table = {"title": f"T{seed}", "columns": ["a"], "rows": [["b"]], "notes": []}
+        sets = [{"set": "digits", "scores": seed}]
+        transfer = {"metrics": {"digits/10-shot/both": 90.0 + seed}, "results": sets, "settings": {"l2": 1.0}}
+        layers = {"metrics": {"encoder 1/t=0/top1": 5.0}, "top1": [[seed]], "heatmap": {"values": [[seed]]}}
+        (run / "eval").mkdir()
+        for name, result in (
+            ("probe-raw", probe),
+            ("transfer-raw", transfer | {"table": table}),
+            ("layers-raw", layers),
+        ):
+            save_json(run / "eval" / f"{name}-step100-{seed:08x}.json", [about | result])
+        paths.append(run)
+    (group,) = compare(paths).groups
+    assert group.finals("eval/probe-raw/both/top1") == [60.0, 61.0]
+    assert group.finals("eval/transfer-raw/digits/10-shot/both") == [90.0, 91.0]
+    found = {metric.name: metric for metric in metrics_of(group.runs)}
+    accuracy = found["eval/transfer-raw/digits/10-shot/both"]
+    assert (accuracy.better, accuracy.percent, accuracy.main) == ("higher", True, True)
+    assert not any("layers" in name for name in found)

@@ -5,7 +5,7 @@ import importlib.metadata
 import sys
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import numpy as np
@@ -43,7 +43,7 @@ class Layers:
     weights: Weights = "raw"
     """Weights of the run: raw, or ema for their moving average (raw if the run keeps none)."""
     layers: tuple[int, ...] = ()
-    """Numbers of the layers, from 1, the first block of the encoder, to the last block of the decoder. None: all."""
+    """Numbers of the layers, from 1, the first block of the encoder, to the last of the decoder. By default, all."""
     levels: tuple[float, ...] = LEVELS
     """Noise levels of the images: times of the path, from 0 (clean) to 1 (noise)."""
     features: FeatureKind = "class_tokens"
@@ -60,7 +60,7 @@ class Layers:
     """Number of test images, evenly spaced over the split. None: all."""
     tokenizer: str | None = None
     """Location of the tokenizer, for a network trained on latents. None: its location at training time."""
-    data_dir: str | None = None
+    data_dir: Annotated[str | None, tyro.conf.arg(name="data.dir", aliases=["--data-dir"])] = None
     """Folder of the images. None: that of the run, $TFDS_DATA_DIR, or the images included in the package."""
     seed: int = 0
     """Random seed of the noise added to the images."""
@@ -153,7 +153,7 @@ def _measured(
     """Returns the accuracies, and the record of them with everything that they depend on."""
     train, test = open_data(source, command.data_dir)
     if not train.spec.num_classes:
-        raise BadInput("data_dir", f"{train.spec.name} has no labels to probe for", "Give images with labels")
+        raise BadInput("data.source.dir", f"{train.spec.name} has no labels to probe for", "Give images with labels")
     mesh, began = make_mesh(), time.perf_counter()
     size = round_up_to_devices(command.batch_size or source.data.eval_batch_size, mesh)
     context = EvalContext(
@@ -181,7 +181,7 @@ def _measured(
         "numbers": list(layers),
         "levels": list(levels),
         "top1": found.mean.tolist(),
-        "std": found.std.tolist(),
+        "spread": None if found.spread is None else found.spread.tolist(),
         "settings": settings | {"weights": source.weights},
         "seed": command.seed,
         "network": source.describe(),

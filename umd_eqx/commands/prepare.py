@@ -33,9 +33,9 @@ class Prepare:
     name: Annotated[str, tyro.conf.arg(help="Name of the data set, such as imagenet2012, and of its folder in `out`.")]
     size: int | None = None
     """Side of the square that images are downsampled to, in pixels. None: images are stored as they are."""
-    resize: Resize = "box"
+    resize: Resize | None = None
     """How they are downsampled: box averages the whole image (as the ImageNet64 of arXiv 1707.08819), adm crops the
-    centre as ADM does."""
+    centre as ADM does. None: box, with `size`."""
     validation_labels: str | None = None
     """File of the labels of ImageNet's validation images. None: it is found beside them."""
     workers: int = os.cpu_count() or 1
@@ -60,7 +60,7 @@ def prepare_data(words: list[str]) -> int:
     print(f"looking for images in {command.src}", flush=True)
     originals = find_originals(command.src, command.validation_labels)
     version = VERSION if command.name == IMAGENET else "1.0.0"
-    resize = None if command.size is None else command.resize
+    resize = None if command.size is None else command.resize or "box"
     settings = Settings(command.name, version, command.size, resize, command.per_shard, fingerprint(originals))
     folder = Path(command.out).expanduser() / command.name / version
     counts = {split: len(some.rows) for split, some in originals.splits.items()}
@@ -96,6 +96,8 @@ def _validate(command: Prepare) -> None:
         value = getattr(command, name)
         if value is not None and value < 1:
             raise BadInput(name, f"{value} is too small", "Use 1 or more")
+    if command.resize is not None and command.size is None:
+        raise BadInput("resize", "images are downsampled only to a given size", "Give `size`, too")
     if command.max_broken is not None and command.max_broken < 0:
         raise BadInput("max_broken", f"{command.max_broken} is negative", "Use 0 or more")
     if not re.fullmatch(r"[a-z][a-z0-9_]*", command.name):
@@ -128,12 +130,13 @@ def _report(command: Prepare, folder: Path, found: Prepared, seconds: float) -> 
         print(f"converted: {len(converted):,} images of other formats, such as {converted[0][0]} ({converted[0][1]})")
     kept = sum(facts["kept"] for facts in files)
     total = sum(facts["bytes"] for facts in files)
-    what = "was complete, and nothing was changed" if not found.changed else f"is complete, {total / 1e9:,.2f} GB"
+    written = f"{total / 1e9:,.2f} GB" if total >= 1e8 else f"{total / 1e6:,.1f} MB"
+    what = f"is complete, {written}" if found.changed else "was complete, and nothing was changed"
     print(f"{folder} {what}: {len(files):,} files, of which {kept:,} were there; SHA-256 {manifest['sha256'][:16]}")
     print(f"train on it with --data.name {command.name} --data.dir {command.out}")
     if command.json is None:
         return
-    written = sum(facts["records"] for facts in files if not facts["kept"])
+    new = sum(facts["records"] for facts in files if not facts["kept"])
     figures = {
         "images": manifest["images"],
         "broken": len(broken),
@@ -144,6 +147,7 @@ def _report(command: Prepare, folder: Path, found: Prepared, seconds: float) -> 
         "kept": kept,
         "sha256": manifest["sha256"],
         "seconds": seconds,
-        "images_per_s": written / seconds if written else None,
+        "images_per_s": new / seconds if new else None,
     }
-    save_json(Path(command.json), [figures])
+    with disk_errors(Path(command.json).parent, "json", on_retry=""):
+        save_json(Path(command.json), [figures])

@@ -49,7 +49,7 @@ class Probe:
     """Run directory or exported safetensors file. None: the small weights included in the package."""
     tokenizer: str | None = None
     """Location of the tokenizer, for a network trained on latents. None: its location at training time."""
-    data_dir: Annotated[str | None, tyro.conf.arg(aliases=["--data.dir"])] = None
+    data_dir: Annotated[str | None, tyro.conf.arg(name="data.dir", aliases=["--data-dir"])] = None
     """Folder of the images. None: that of the run, $TFDS_DATA_DIR, or the images included in the package."""
     seed: int = 0
     """Random seed of the noise added to the images if --time is not 0."""
@@ -124,7 +124,7 @@ def recorded_settings(recorded: Mapping[str, Any] | None) -> tuple[ProbeSettings
 def _measured(command: Probe, source: Pretrained) -> dict[str, Any]:
     train, test = open_data(source, command.data_dir)
     if not train.spec.num_classes:
-        raise BadInput("data_dir", f"{train.spec.name} has no labels to probe for", "Give images with labels")
+        raise BadInput("data.source.dir", f"{train.spec.name} has no labels to probe for", "Give images with labels")
     probe, shots = command.settings, tuple(dict.fromkeys(command.number_of_shots))
     settings = {name: value for name, value in dump(probe).items() if name not in ("type", "every")}
     settings |= {"shots": shots[-1], "weights": source.weights}  # an export has only one kind, regardless of the flag

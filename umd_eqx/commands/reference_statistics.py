@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import time
+from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -89,7 +90,8 @@ def make_statistics(words: list[str]) -> int:
     print(f"{command.out}: {about}, SHA-256 {digest[:16]}; {seconds:.0f} s")
     if command.json is not None:
         rate = {"seconds": seconds, "images_per_s": count / seconds}
-        save_json(command.json, [{**dataclasses.asdict(origin), "count": count, "sha256": digest, **rate}])
+        with disk_errors(Path(command.json).parent, "json", on_retry=""):
+            save_json(command.json, [{**dataclasses.asdict(origin), "count": count, "sha256": digest, **rate}])
     return 0
 
 

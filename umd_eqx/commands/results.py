@@ -18,16 +18,15 @@ from umd_eqx.runs.recorded import recorded_run
 def open_data(source: Pretrained, data_dir: str | None) -> tuple[SkipBroken, CountBroken]:
     """The training and test images of a network, from `data_dir` if given, otherwise from their original location.
 
-    Raises `BadInput` naming `data_dir` if they cannot be read, or if their channels do not match the network's.
+    Raises `BadInput` naming `data.source.dir` if they cannot be read, or if their channels do not match the network's.
     """
     try:
         train, test = (source.data.moved(data_dir).located() if data_dir else source.data).open()
     except BadInput as error:
-        hint = error.hint.replace("`data.source.dir`", "`data_dir`")
-        raise BadInput("data_dir", error.problem, hint) from error
+        raise BadInput("data.source.dir", error.problem, error.hint) from error
     if train.spec.channels != source.spec.channels:
         problem = f"{train.spec.name} has {train.spec.channels} channels, but the network has {source.spec.channels}"
-        raise BadInput("data_dir", problem, "Pass the data that the network was trained on")
+        raise BadInput("data.source.dir", problem, "Pass the data that the network was trained on")
     return train, test
 
 

@@ -133,6 +133,8 @@ class SamplingFlags:
         """A one-line description of the network, the sampler and the guidance."""
         rtol, steps = (getattr(self.sampler, name, None) for name in ("rtol", "steps"))
         how = [f"rtol {rtol:g}"] if rtol is not None else [f"{steps} steps"] if steps is not None else []
+        if eta := getattr(self.sampler, "eta", 0.0):
+            how.append(f"eta {eta:g}")
         parts = [self.sampler_name(types), *how, f"guidance {self.scale(source):g}"]
         return f"{source.describe()}; {', '.join(parts)}"
 
@@ -141,9 +143,9 @@ class SamplingFlags:
         return name_of(self.sampler, sampling_kinds(types)[AbstractSampler])
 
 
-def sampling_kinds(types: Types) -> Kinds:
-    """The types that these commands select by name, with the user-defined `types`. DDIM is deterministic here."""
-    samplers = {**KINDS[AbstractSampler], "ddim": functools.partial(DDIM, eta=0.0)}
+def sampling_kinds(types: Types, *, eta: float = 0.0) -> Kinds:
+    """The types that these commands select by name, with the user-defined `types`. `eta` is the default of DDIM."""
+    samplers = {**KINDS[AbstractSampler], "ddim": functools.partial(DDIM, eta=eta)}
     return with_types({**KINDS, AbstractSampler: samplers}, types)
 
 

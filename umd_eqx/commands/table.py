@@ -19,7 +19,7 @@ HEAD = ("system", "probe, paper", "here", "FID, paper", "here", "IS, paper", "he
 
 NOTE = (
     "Paper: arXiv 2406.17688, 100-shot probe on ImageNet; FID and Inception score of 10,240 samples after fine-tuning. "
-    "Means ± standard deviations over seeds. A metric that is not the published one is named."
+    "Means ± standard deviations over seeds. A result that was measured with other settings says so under `differs by`."
 )
 """The text below the table."""
 

@@ -53,6 +53,9 @@ class Transfer:
     """Data sets, by the names of their folders: of the published benchmark, or your own, with splits train and test."""
     number_of_shots: Annotated[tuple[int, ...], tyro.conf.arg(name="shots")] = (10, 100)
     """Numbers of training images per class. A class with fewer images is used whole, as in the reference."""
+    max_broken: Annotated[int | None, tyro.conf.arg(name="data.max-broken")] = None
+    """Number of images of each split that may be unreadable. They are left out. None: 1 % of the split, and at least
+    10."""
     seed: int = 0
     """Random seed of the noise added to the images if --time is not 0."""
     batch_size: int | None = None
@@ -101,6 +104,8 @@ def _validate(command: Transfer) -> None:
     require_shots(command.number_of_shots)
     if command.batch_size is not None and command.batch_size < 1:
         raise BadInput("batch_size", f"{command.batch_size} is not a valid batch size", "Use 1 or more")
+    if command.max_broken is not None and command.max_broken < 0:
+        raise BadInput("data.max_broken", f"{command.max_broken} is negative", "Use 0 or more")
     if not 0 <= command.seed < 2**32:
         raise BadInput("seed", f"{command.seed} is outside 0 .. 2^32 - 1", "Choose a number in that range")
     if command.json is not None:
@@ -153,7 +158,8 @@ def _measured(
             threads=source.data.workers,
         )
 
-    plans = [plan(each, root, source.spec.channels, probe, shots, context) for each in sets]
+    given = (root, source.spec.channels, probe, shots, context)
+    plans = [plan(each, *given, max_broken=command.max_broken) for each in sets]
     for each in plans:
         if isinstance(each, TransferResult) and each.problem is not None:
             print(f"{each.name} is left out: {each.problem.problem}. {each.problem.hint}")

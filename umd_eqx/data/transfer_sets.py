@@ -109,7 +109,7 @@ class OpenedSet(NamedTuple):
     notes: tuple[str, ...]
 
 
-def open_set(asked: TransferSet, root: str, channels: int) -> OpenedSet:
+def open_set(asked: TransferSet, root: str, channels: int, max_broken: int | None = None) -> OpenedSet:
     """Opens a data set in `root`: TFDS data, or images of any kind that is found by looking, in the folder of its name.
 
     **Arguments:**
@@ -117,6 +117,7 @@ def open_set(asked: TransferSet, root: str, channels: int) -> OpenedSet:
     - `asked`: the set.
     - `root`: the folder of the data sets.
     - `channels`: 1 or 3, the channels of the network, to which images are converted.
+    - `max_broken`: how many images of each split may be broken, as for `CountBroken`.
 
     **Raises:** `MissingSet`, or `BadInput` for data that cannot be read or that have no labels.
     """
@@ -141,8 +142,8 @@ def open_set(asked: TransferSet, root: str, channels: int) -> OpenedSet:
         raise BadInput("data.source.dir", f"{problem} of {origin}", "Prepare both from the published files")
     counted = _differences(asked, classes, (len(train), len(test)), splits if asked.shots_from is None else None)
     return OpenedSet(
-        SkipBroken(train, split=f"{origin}, {splits[0]}"),
-        CountBroken(test, split=f"{asked.name}, {splits[1]}"),
+        SkipBroken(train, max_broken, split=f"{origin}, {splits[0]}"),
+        CountBroken(test, max_broken, split=f"{asked.name}, {splits[1]}"),
         origin,
         splits,
         numbers is not None,

@@ -29,15 +29,16 @@ class LayerFeatures(NamedTuple):
 
 
 class LayerMap(NamedTuple):
-    """Top-1 test accuracies in percent: their mean and standard deviation (biased) over the draws of training images.
+    """Top-1 test accuracies in percent: mean and standard deviation (with n - 1) over the draws of training images.
 
+    `spread` is None for a single draw.
     `layers` are the names of the layers, `levels` the noise levels: times of the path, from 0 (clean) to 1 (noise).
     """
 
     layers: tuple[str, ...]
     levels: tuple[float, ...]
     mean: Float[np.ndarray, "layers levels"]
-    std: Float[np.ndarray, "layers levels"]
+    spread: Float[np.ndarray, "layers levels"] | None
 
 
 def require_layers(model: Any, field: str) -> AbstractLayeredModel:
@@ -191,7 +192,8 @@ def layer_map(
         columns.append([_accuracies(train, test, i, rows, classes, l2) for i in range(len(layers))])
     accuracies = np.asarray(columns).swapaxes(0, 1)  # layers, levels, draws
     names = tuple(model.layers[number - 1] for number in layers)
-    return LayerMap(names, tuple(levels), accuracies.mean(axis=2), accuracies.std(axis=2))
+    spread = accuracies.std(axis=2, ddof=1) if len(drawn.draws) > 1 else None
+    return LayerMap(names, tuple(levels), accuracies.mean(axis=2), spread)
 
 
 def _joined(parts: Sequence[LayerFeatures]) -> LayerFeatures:

@@ -66,7 +66,14 @@ class Planned:
 
 
 def plan(
-    each: TransferSet, root: str, channels: int, probe: FewShot, shots: Sequence[int], context: MakeContext
+    each: TransferSet,
+    root: str,
+    channels: int,
+    probe: FewShot,
+    shots: Sequence[int],
+    context: MakeContext,
+    *,
+    max_broken: int | None = None,
 ) -> Planned | TransferResult:
     """Opens a data set and draws its training images, without decoding any.
 
@@ -77,11 +84,12 @@ def plan(
     - `probe`: the settings of the probe; its `shots` is not used.
     - `shots`: the numbers of training images per class.
     - `context`: makes the context from two splits.
+    - `max_broken`: how many images of each split may be broken, as for `CountBroken`.
 
     **Returns:** what is to be measured, or a result with a `problem` if the data are missing or cannot be read.
     """
     try:
-        opened = open_set(each, root, channels)
+        opened = open_set(each, root, channels, max_broken)
         made = context(opened.train, opened.test)
         draws = probe.draw(made, shots)
         if not all(len(draw) for some in draws.values() for draw in some):

@@ -23,6 +23,7 @@ class RunDirectory:
     - `rows`: the lines of `metrics.jsonl`, oldest first.
     - `config`, `environment`: the content of the two JSON files.
     - `displays`: how the metrics of each evaluation are displayed, by the name of the evaluation.
+    - `settings`: the settings, flat, of evaluations that were made after the run (`umd_eqx.runs.measured`), likewise.
     """
 
     path: Path
@@ -30,6 +31,7 @@ class RunDirectory:
     config: Any
     environment: Any
     displays: Mapping[str, Display] = field(default_factory=dict)
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @classmethod
     def read(

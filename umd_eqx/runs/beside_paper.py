@@ -23,11 +23,21 @@ _NOT_DIFFERENCES = ("seed", "start", "data.source", "data.content", "data.train_
 _LENGTH = ("optim.epochs", "optim.steps")
 
 
+_PROBE = ("shots", "l2", "pool", "time")
+"""The settings of a probe that its accuracy depends on."""
+
+
 class Figure(NamedTuple):
-    """A result of this repository: its values over the runs of a group, and the name of the metric."""
+    """A result of this repository.
+
+    - `spread`: its values over the runs of a group.
+    - `metric`: the name of the metric.
+    - `differs`: the settings in which it was not measured as in the published recipe.
+    """
 
     spread: Spread
     metric: Metric
+    differs: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,15 +91,20 @@ def _published(paper: Published, trained: Group | None, tuned: Group | None, cfg
         differs += _differences(trained, paper.preset, paper.epochs)
     if tuned is not None and paper.finetuned is not None:
         differs += [f"fine-tuning: {one}" for one in _differences(tuned, paper.finetuned, paper.finetuning_epochs)]
-    return TableRow(
-        paper.system,
-        paper,
-        _figure(trained, (r"fewshot/class_tokens/top1", r"probe-[^/]*/class_tokens/top1")),
-        _figure(sampled, _sampled("umd10k", cfg_scale, "fid")),
-        _figure(sampled, _sampled("umd10k", cfg_scale, "is")),
-        tuple(groups),
-        tuple(differs),
-    )
+    standard = dump(_preset(paper.preset))["eval"]["fewshot"]
+    probe_patterns = (r"fewshot/class_tokens/top1", r"probe-[^/]*/class_tokens/top1")
+    probe = _figure(trained, probe_patterns, {name: standard[name] for name in _PROBE})
+    sampler = _sampler(paper.finetuned or paper.preset)
+    fid, inception_score = (_figure(sampled, _sampled("umd10k", cfg_scale, name), sampler) for name in ("fid", "is"))
+    for name, figure in (("probe", probe), ("FID", fid), ("IS", inception_score)):
+        differs += [] if figure is None else [f"{name}: {one}" for one in figure.differs]
+    return TableRow(paper.system, paper, probe, fid, inception_score, tuple(groups), tuple(differs))
+
+
+def _sampler(preset: str) -> dict[str, Any]:
+    """The settings of the sampler of a preset's evaluation, flat; empty if it has none."""
+    generation = dump(_preset(preset))["eval"].get("generation")
+    return {} if generation is None else flatten(generation["sampler"], "sampler")
 
 
 def _own(group: Group, cfg_scale: float) -> TableRow:
@@ -111,13 +126,29 @@ def _sampled(protocol: str, cfg_scale: float, metric: str) -> tuple[str, str]:
     return f"generation/{protocol}/{scale}/{metric}", f"{protocol}-[^/]*-{scale}-[^/]*/{metric}"
 
 
-def _figure(group: Group | None, patterns: Sequence[str]) -> Figure | None:
-    for metric, pattern in itertools.product(() if group is None else metrics_of(group.runs), patterns):
+def _figure(group: Group | None, patterns: Sequence[str], standard: Mapping[str, Any] | None = None) -> Figure | None:
+    """Returns the result that matches a pattern and was measured with the fewest differences from some settings.
+
+    Among equals, it is that of the first pattern. `standard` are these settings, flat.
+    """
+    found = []
+    for pattern, metric in itertools.product(patterns, () if group is None else metrics_of(group.runs)):
         if group is not None and re.fullmatch(f"eval/{pattern}", metric.name):
-            found = spread(group.finals(metric.name))
-            if found is not None:
-                return Figure(found, metric)
-    return None
+            values = spread(group.finals(metric.name))
+            if values is not None:
+                found.append(Figure(values, metric, _measured_otherwise(group, metric, standard or {})))
+    return min(found, key=lambda figure: len(figure.differs), default=None)
+
+
+def _measured_otherwise(group: Group, metric: Metric, standard: Mapping[str, Any]) -> tuple[str, ...]:
+    """The settings of a measurement, in training or by `experiments/evaluate.py`, that differ from `standard`."""
+    evaluators = completed(group.recipe).get("eval") or {}
+    measured = flatten(evaluators.get(metric.evaluation) or {})
+    for run in group.runs:
+        measured |= {name.removeprefix("settings."): v for name, v in run.settings.get(metric.evaluation, {}).items()}
+    return tuple(
+        f"{name} {measured[name]}" for name, value in standard.items() if name in measured and measured[name] != value
+    )
 
 
 def _is(group: Group, paper: Published, preset: str) -> bool:

@@ -64,7 +64,7 @@ def open_runs(paths: Sequence[str | os.PathLike[str]], types: Iterable[type] = (
         else:
             found[resolved] = path
     if not found:
-        problem = f"none of {', '.join(map(str, paths))} is a run" if paths else "no run was named"
+        problem = f"none of {', '.join(map(str, paths))} is a run" if paths else "no RUN was given"
         raise BadInput("runs", problem, "Pass run directories, such as runs/umd")
     names = Counter(resolved.name for resolved in found)
     labels = [resolved.name if names[resolved.name] == 1 else str(path) for resolved, path in found.items()]
@@ -85,8 +85,9 @@ def require_existing(path: Path) -> None:
         there = there.parent
     beside = sorted(str(there / entry.name) for entry in there.iterdir() if entry.is_dir()) if there.is_dir() else []
     runs = [name for name in beside if (Path(name) / "config.json").is_file()] or beside
-    close = difflib.get_close_matches(str(path), runs, n=1, cutoff=0.0)
-    hint = f"Did you mean {close[0]}?" if close else "Pass run directories, such as runs/umd"
+    close = difflib.get_close_matches(str(path), runs, n=1, cutoff=0.5)
+    some = f"There are {', '.join(runs[:3])}" if runs else "Pass run directories, such as runs/umd"
+    hint = f"Did you mean {close[0]}?" if close else some
     raise BadInput("runs", f"there is no {path}", hint)
 
 

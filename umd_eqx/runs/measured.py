@@ -13,7 +13,12 @@ from umd_eqx.report.measurements import measurements
 from umd_eqx.runs.remeasure import label
 
 _FIGURES = ("metrics", "extra")
-_NOT_SETTINGS = (*_FIGURES, "network", "weights", "seconds", "versions", "warnings", "batch_size")
+_SETTINGS = (
+    *("settings", "shots", "size", "data", "precision"),
+    *("protocol", "reference", "extractor", "sampler", "guidance"),
+)
+"""The entries of a result that say how it was measured, apart from the network and the seed, in which runs differ."""
+
 _FILE = re.compile(r"(?P<label>.+)-step(?P<step>\d+)-[0-9a-f]{8}")
 
 
@@ -28,7 +33,8 @@ def with_measurements(runs: Sequence[RunDirectory]) -> list[RunDirectory]:
     """Adds the results in `eval/` to the metrics of runs, as `eval/<label>/<metric>` at the step of the weights.
 
     A label is the name of the result's file without the step and the hash, such as `umd10k-ddim-cfg2-ema`. Where
-    results of one label were measured with different settings, those that differ follow in brackets.
+    results of one label were measured with different settings, those that differ follow in brackets. The settings are
+    added to the runs as well. The cells of heat maps (`experiments/layers.py`) are not added.
 
     **Arguments:**
 
@@ -49,20 +55,22 @@ def _differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _added(run: RunDirectory, own: Sequence[_Measurement], differing: Mapping[str, Sequence[str]]) -> RunDirectory:
     last = run.rows[-1]["step"] if run.rows else 0
-    rows = list(run.rows)
+    rows, settings = list(run.rows), {}
     for one in own:
         name = label(one.label, {key: one.settings.get(key) for key in differing[one.label]})
+        settings[name] = one.settings
         step = last if one.step is None else one.step
         rows.append({"step": step, **{f"eval/{name}/{metric}": value for metric, value in one.figures.items()}})
     rows.sort(key=lambda row: row["step"])
-    displays = {one.label.partition("[")[0]: _display(one.label) for one in own}
-    return dataclasses.replace(run, rows=rows, displays=displays | {**run.displays})
+    displays = {one.label: _display(one.label) for one in own}
+    return dataclasses.replace(run, rows=rows, displays=displays | {**run.displays}, settings=settings)
 
 
 def _measurement(name: str, result: Mapping[str, Any]) -> _Measurement:
     match = _FILE.fullmatch(name)
-    settings = flatten({key: value for key, value in result.items() if key not in _NOT_SETTINGS})
-    figures = {key: value for part in _FIGURES for key, value in _numbers(result.get(part)).items()}
+    settings = flatten({key: value for key, value in result.items() if key in _SETTINGS})
+    parts = () if "heatmap" in result else _FIGURES
+    figures = {key: value for part in parts for key, value in _numbers(result.get(part)).items()}
     kind, step = (match["label"], int(match["step"])) if match else (name, None)
     return _Measurement(kind, step, settings, figures)
 
@@ -82,5 +90,8 @@ def _display(kind: str) -> Display:
     """How the metrics of a result are displayed: as those of the evaluator that measures them in training."""
     if kind.startswith("probe"):
         return dataclasses.replace(FewShot().display(), headline=None)
+    if kind.startswith("transfer"):
+        accuracies = Chart("main", "", r"(?P<line>.+/\d+-shot/.+)", "percent")
+        return Display((Section("", (accuracies,)),), percent=r".+", higher=r".+")
     main = Chart("main", "", r"(?P<line>fid|fd_\w+|is(_(?!std)\w+)?|recognised)")
     return dataclasses.replace(Generation().display(), sections=(Section("", (main,)),))

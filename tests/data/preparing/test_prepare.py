@@ -175,10 +175,10 @@ def test_other_settings_and_foreign_folders_are_refused(originals, tmp_path):
     run(originals, tmp_path)
     before = whole(tmp_path)
     for options, field in (({"size": 16}, "size"), ({"per_shard": 7}, "per_shard")):
-        with pytest.raises(BadInput, match=rf"^{field}: .* was begun with another {field}"):
+        with pytest.raises(BadInput, match=rf"^{field}: .* has another {field} "):
             run(originals, tmp_path, **options)
     fewer = originals._replace(splits={"train": originals.splits["train"]})
-    with pytest.raises(BadInput, match=r"^src: .* was begun with another source"):
+    with pytest.raises(BadInput, match=r"^src: .* was prepared from other images"):
         run(fewer, tmp_path)
     assert whole(tmp_path) == before
     folder = tmp_path / "imagenet2012" / "5.1.0"

@@ -55,9 +55,12 @@ def claim(folder: Path, settings: Settings) -> dict[str, Facts]:
         return {}
     for name, field in _FIELDS.items():
         if there.get(name) != now[name]:
-            stated = "" if name == "source" else f" ({there.get(name)}, now {now[name]})"
-            problem = f"{folder} was begun with another {name}{stated}"
-            raise BadInput(field, problem, "Use the old value to resume, or another `out`")
+            was, asked = ("none" if value is None else value for value in (there.get(name), now[name]))
+            stated = (
+                "was prepared from other images" if name == "source" else f"has another {name} ({was}, now {asked})"
+            )
+            problem = f"{folder} {stated}"
+            raise BadInput(field, problem, "Give the same as before, or another `out`")
     for entry in folder.glob("*.tmp"):  # of a process that was killed
         entry.unlink(missing_ok=True)
     (folder / PROGRESS).mkdir(exist_ok=True)

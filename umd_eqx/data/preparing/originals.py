@@ -196,7 +196,9 @@ def _collection(src: str) -> Originals:
     for split, (records, rows) in parts.items():
         name = VALIDATION if split == "val" else split
         splits[name] = _ordered(name, records, np.sort(rows))
-    return Originals(splits, classes, spec.channels)
+    held_out = len({id(records) for records, _ in parts.values()}) < len(parts)
+    notes = ("the images are a single split, of which a tenth is held out as `test`",) if held_out else ()
+    return Originals(splits, classes, spec.channels, notes)
 
 
 def _ordered(split: str, records: Records, rows: Int[np.ndarray, "n"] | None = None) -> Selection:
