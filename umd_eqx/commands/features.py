@@ -20,6 +20,7 @@ from umd_eqx.commands.probe import recorded_config, recorded_settings
 from umd_eqx.commands.training import flag_value
 from umd_eqx.core.errors import BadInput, disk_errors, require_writable
 from umd_eqx.core.files import replacing, save_json
+from umd_eqx.core.json_files import parse_json
 from umd_eqx.core.sharding import make_mesh, round_up_to_devices
 from umd_eqx.core.types import FeatureKind
 from umd_eqx.data.broken import CountBroken
@@ -162,7 +163,7 @@ def _settings_of(out: str) -> dict[str, Any] | None:
     try:
         # np.load leaves a file that is not a zip archive open if it opens it by itself.
         with open(out, "rb") as opened, np.load(opened, allow_pickle=False) as file:
-            return json.loads(str(file["metadata"]))["settings"]
+            return parse_json(str(file["metadata"]).encode())["settings"]
     except (OSError, ValueError, KeyError, TypeError, EOFError, AttributeError, zipfile.BadZipFile) as error:
         problem = f"{out} already exists, and is not a file of features"
         raise BadInput("out", problem, "Choose another name, or delete it") from error

@@ -5,7 +5,6 @@ and the number of its parameters; some cards also hold a checksum of themselves.
 """
 
 import contextlib
-import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ from numpy.typing import DTypeLike
 from umd_eqx.core.errors import BadInput
 from umd_eqx.core.files import save_json
 from umd_eqx.core.hashes import sha256_of_json
+from umd_eqx.core.json_files import read_json
 from umd_eqx.core.tensors import TensorFile, named_leaves, read_tensor_file, write_tensors
 
 CHECKSUM = "checksum"
@@ -80,7 +80,7 @@ def open_card(
     """
     card = card_of(path)
     try:
-        content = json.loads(card.read_text())
+        content = read_json(card)
         if newest is not None and content["format"] > newest:
             raise BadInput(field, f"{card} was written by a newer version of this program", "Update the program")
         yield content

@@ -1,6 +1,5 @@
 """Locating a data set: in `data_dir/name[/config]/version`, in `$TFDS_DATA_DIR`, or in this package."""
 
-import json
 import os
 import re
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from etils import epath
 
 from umd_eqx.core.errors import BadInput
+from umd_eqx.core.json_files import read_json_anywhere
 
 FORMATS = ("array_record", "tfrecord")
 """The file formats of TFDS that can be read."""
@@ -43,7 +43,7 @@ def _children(folder: epath.Path) -> str:
 def _read_info(folder: epath.Path) -> dict[str, Any]:
     """Returns the parsed dataset_info.json of a version. Raises `BadInput` if it is invalid or of another format."""
     try:
-        info = json.loads((folder / _INFO_FILE).read_text())
+        info = read_json_anywhere(folder / _INFO_FILE)
         file_format = info.get("fileFormat", "tfrecord")  # older versions of TFDS did not record the format
     except (OSError, ValueError, AttributeError) as error:
         hint = "Prepare the data set again"

@@ -1,6 +1,5 @@
 """Images in Parquet files as Hugging Face `datasets` writes them, in columns `image` and `label`."""
 
-import json
 import os
 import threading
 from collections import OrderedDict
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from umd_eqx.core.errors import BadInput
+from umd_eqx.core.json_files import parse_json
 from umd_eqx.data.folders import one_line
 from umd_eqx.data.records import Records
 
@@ -155,7 +155,7 @@ def _holds_bytes(kind: Any) -> bool:
 def _stated_classes(file: Any) -> int | None:
     """Returns the number of classes in the metadata that Hugging Face writes, or None."""
     try:
-        stated = json.loads((file.schema_arrow.metadata or {})[b"huggingface"])
+        stated = parse_json((file.schema_arrow.metadata or {})[b"huggingface"])
         features = stated["info"]["features"]
         return next(len(features[name]["names"]) for name in LABEL_COLUMNS if name in features)
     except (KeyError, ValueError, TypeError, StopIteration):

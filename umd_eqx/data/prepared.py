@@ -1,11 +1,12 @@
 """What `experiments/prepare.py` leaves beside the files of a data set: its manifest, and the name of the resize."""
 
-import json
 import os
 import re
 from typing import Any
 
 from etils import epath
+
+from umd_eqx.core.json_files import read_json_anywhere
 
 MANIFEST = "manifest.json"
 """Its entries are `settings`, `sha256` (a hash of all files), `images` by split, `files`, and `departures`."""
@@ -14,7 +15,7 @@ MANIFEST = "manifest.json"
 def read_manifest(folder: epath.PathLike) -> dict[str, Any] | None:
     """Returns the manifest of a data set in the folder of one version; None if there is none that can be read."""
     try:
-        found = json.loads((epath.Path(os.fspath(folder)) / MANIFEST).read_text())
+        found = read_json_anywhere(epath.Path(os.fspath(folder)) / MANIFEST)
     except (OSError, ValueError):
         return None
     there = isinstance(found, dict) and {"settings", "files", "sha256", "images"} <= found.keys()

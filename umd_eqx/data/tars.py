@@ -1,6 +1,5 @@
 """Images in tar files named as in WebDataset: the members `KEY.jpg` and `KEY.cls` are an image and its class."""
 
-import json
 import os
 import tarfile
 from collections.abc import Callable, Sequence
@@ -10,12 +9,14 @@ import numpy as np
 from jaxtyping import Int
 
 from umd_eqx.core.errors import BadInput
+from umd_eqx.core.json_files import parse_json
 from umd_eqx.data.folders import one_line
 from umd_eqx.data.image_folder import IMAGE_SUFFIXES
 from umd_eqx.data.records import UNREADABLE, Records
 
 _NAMING = "Name the members of an image KEY.png (or .jpg, ...) and KEY.cls, which holds the number of its class."
 _BLOCK = 512
+_MOST_LABEL_BYTES = 1 << 20
 
 
 class _Member(NamedTuple):
@@ -158,12 +159,14 @@ def _with(member: _Member, info: tarfile.TarInfo, extension: str, tar: tarfile.T
     if last not in ("cls", "json"):
         return member
     content = tar.extractfile(info)
-    return member if content is None else member._replace(label=_label(content.read(), last, member.label))
+    if content is None:
+        return member
+    return member._replace(label=_label(content.read(_MOST_LABEL_BYTES + 1), last, member.label))
 
 
 def _label(content: bytes, extension: str, otherwise: int | None) -> int | None:
     try:
-        held = json.loads(content)  # the content of .cls is a number, which is valid JSON
+        held = parse_json(content, _MOST_LABEL_BYTES)  # the content of .cls is a number, which is valid JSON
     except ValueError:
         held = None
     number = held.get("label") if isinstance(held, dict) else held

@@ -13,6 +13,7 @@ import numpy as np
 
 from umd_eqx.core.errors import BadInput
 from umd_eqx.core.hashes import sha256_of_tree
+from umd_eqx.core.json_files import parse_json
 from umd_eqx.core.tensors import read_tensors, write_tensors
 from umd_eqx.data.prepared import resize_of
 from umd_eqx.data.source import DataSource
@@ -127,7 +128,7 @@ def load_statistics(path: str | os.PathLike[str], expected: Origin, field: str =
 
 def _about(texts: Mapping[str, str]) -> dict[str, Any] | None:
     try:
-        found = json.loads(texts[_KEY])
+        found = parse_json(texts[_KEY].encode())
         return found if isinstance(found, dict) else None
     except (KeyError, ValueError):
         return None

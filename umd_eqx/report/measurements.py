@@ -1,9 +1,10 @@
 """The results of measurements of a finished run: the JSON files in the folder `eval` of its directory."""
 
-import json
 import os
 from pathlib import Path
 from typing import Any
+
+from umd_eqx.core.json_files import read_json
 
 
 def measurements(path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
@@ -18,7 +19,7 @@ def measurements(path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
     found = {}
     for file in sorted((Path(path) / "eval").glob("*.json"), key=_modified):
         try:
-            content = json.loads(file.read_bytes())
+            content = read_json(file)
         except (OSError, ValueError, RecursionError):
             continue
         if isinstance(content, list) and len(content) == 1 and isinstance(content[0], dict):

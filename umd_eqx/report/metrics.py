@@ -4,13 +4,13 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, BinaryIO, SupportsFloat
 
 import numpy as np
 
 from umd_eqx.core.errors import BadInput
 from umd_eqx.core.files import write_atomically
+from umd_eqx.core.json_files import parse_json, read_regular
 
 
 def insert_row(
@@ -47,13 +47,16 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     Raises `BadInput` if a line other than the last is not such an object.
     """
     try:
-        lines = Path(path).read_bytes().splitlines()
+        lines = read_regular(path).splitlines()
     except FileNotFoundError:
         return []
+    except OSError as error:
+        problem = f"it cannot be read ({error.strerror})"
+        raise BadInput(os.fspath(path), problem, "Remove it if its metrics are not needed") from error
     rows = []
     for number, line in enumerate(lines, start=1):
         try:
-            row = json.loads(line)
+            row = parse_json(line)
             if not isinstance(row, dict) or not isinstance(row.get("step"), int):
                 raise ValueError("not a row of metrics")
         except ValueError as error:
@@ -101,8 +104,9 @@ class MetricsFile:
         - `row`: numbers by slash-separated name, none of which is `"step"`. NaN and infinities are written as null.
 
         Raises `ValueError` for a step that is not greater than the last, or a number named `"step"`; `OSError` if the
-        file cannot be written.
+        file cannot be written; `BadInput` if it was deleted or replaced since it was opened.
         """
+        self._require_in_place()
         if self.rows and step <= (last := self.rows[-1]["step"]):
             raise ValueError(f"step {step} does not come after step {last}: each step is written once")
         if "step" in row:
@@ -113,6 +117,15 @@ class MetricsFile:
             line = line[self._file.write(line) :]
         os.fsync(self._file.fileno())
         self.rows.append(whole)
+
+    def _require_in_place(self) -> None:
+        try:
+            if os.path.samestat(os.fstat(self._file.fileno()), os.stat(self._file.name)):
+                return
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        problem = f"{self._file.name} was deleted, renamed or replaced while the run was writing it"
+        raise BadInput("run_dir", problem, "Run the same command again: it resumes from the last checkpoint")
 
     def close(self) -> None:
         """Closes the file. Closing it again has no effect."""

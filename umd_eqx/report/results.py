@@ -1,6 +1,5 @@
 """`results.json`: all figures of a run in one file, with everything that they depend on."""
 
-import json
 import math
 import os
 from collections.abc import Mapping
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from umd_eqx.core.files import save_json
+from umd_eqx.core.json_files import read_json
 from umd_eqx.report.measurements import measurements
 from umd_eqx.report.rundir import RunDirectory
 from umd_eqx.report.webpage import write_webpage
@@ -129,6 +129,6 @@ def _entry(value: Any, name: str) -> Any:
 
 def _read(path: Path) -> Any:
     try:
-        return json.loads(path.read_bytes())
+        return read_json(path)
     except (OSError, ValueError):
         return None

@@ -1,6 +1,5 @@
 """Reading a run directory for reporting."""
 
-import json
 import math
 import os
 from collections.abc import Mapping
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from umd_eqx.core.display import Display
+from umd_eqx.core.json_files import read_json
 from umd_eqx.report.metrics import read_metrics
 
 UNTRAINED = "eval/untrained/"
@@ -172,6 +172,6 @@ def number(value: Any) -> float:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_bytes())
+        return read_json(path)
     except (OSError, ValueError):
         return None

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from umd_eqx.core.errors import BadInput
 from umd_eqx.core.hashes import sha256_of_json
+from umd_eqx.core.json_files import read_json
 from umd_eqx.recipes.dump import NON_IDENTITY_FIELDS, as_flag, completed
 from umd_eqx.report import RunDirectory
 from umd_eqx.report.comparison import UNSET, Comparison, Group
@@ -180,7 +181,7 @@ def _images(recipe: Mapping[str, Any]) -> str:
 
 def _recipe_at(source: Any) -> dict[str, Any] | None:
     try:
-        recipe = json.loads((Path(source) / "config.json").read_bytes())["config"]
+        recipe = read_json(Path(source) / "config.json")["config"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return recipe if isinstance(recipe, dict) else None

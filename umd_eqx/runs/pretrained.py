@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from etils import epath
 from umd_eqx.core.cards import card_of, open_card, read_weights, require_described, save_weights
 from umd_eqx.core.errors import BadInput
 from umd_eqx.core.hashes import sha256_of_weights
+from umd_eqx.core.json_files import read_json
 from umd_eqx.core.paths import AbstractPath
 from umd_eqx.core.sharding import make_mesh, replicated
 from umd_eqx.core.tensors import fill, named_leaves
@@ -191,18 +191,18 @@ def _from_run(
     types: tuple[type, ...],
 ) -> Pretrained:
     try:
-        kept = json.loads((location / "config.json").read_text()) if recorded is None else recorded
+        kept = read_json(location / "config.json") if recorded is None else recorded
         parts = {name: load(kept["config"][name], types) for name in ("model", "path", "data", "optim", "ema")}
         # Runs from before latents were supported have neither.
         parts |= {name: load(kept["config"].get(name)) for name in ("tokenizer", "latent")}
         if "trainable" in kept["config"]:  # runs from before this field existed trained all parameters
             parts["trainable"] = load(kept["config"]["trainable"], types)
-        facts = json.loads((location / "environment.json").read_text())
+        facts = read_json(location / "environment.json")
         spec = DataSpec(**facts["data"])
     except FileNotFoundError as error:
         problem = f"{location} holds a run that has not started ({Path(error.filename).name} is missing)"
         raise BadInput(field, problem, "Train it first") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, BadInput):
             raise
         raise BadInput(field, f"the configuration in {location} cannot be read", "Choose another run") from error

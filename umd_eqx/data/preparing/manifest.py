@@ -1,7 +1,6 @@
 """What is known about a prepared data set: `manifest.json` beside its files, and the metadata that TFDS reads."""
 
 import dataclasses
-import json
 import os
 import shutil
 from collections.abc import Iterable
@@ -16,6 +15,7 @@ from tensorflow_datasets.core.splits import SplitDict
 from umd_eqx.core.errors import BadInput
 from umd_eqx.core.files import replacing, save_json
 from umd_eqx.core.hashes import sha256_of
+from umd_eqx.core.json_files import read_json
 from umd_eqx.data.prepared import MANIFEST, description_of, read_manifest
 from umd_eqx.data.preparing.originals import Originals
 from umd_eqx.data.preparing.shards import PROGRESS, Facts, Settings, content_hash, features_of
@@ -165,7 +165,7 @@ def _write_metadata(target: Path, folder: Path, settings: Settings, originals: O
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        found = json.loads(path.read_text())
+        found = read_json(path)
         return found if isinstance(found, dict) else None
     except (OSError, ValueError):
         return None

@@ -1,6 +1,5 @@
 """Reading and writing the Stable Diffusion VAE in the format of diffusers' AutoencoderKL: safetensors and JSON."""
 
-import json
 import math
 import os
 import re
@@ -14,6 +13,7 @@ import numpy as np
 
 from umd_eqx.core.errors import BadInput
 from umd_eqx.core.files import save_json
+from umd_eqx.core.json_files import read_json
 from umd_eqx.core.tensors import read_tensors, write_tensors
 from umd_eqx.models.tokenizers.vae import AutoencoderKL, VAEConfig
 
@@ -46,7 +46,7 @@ def is_diffusers(path: Path) -> bool:
     """Whether a folder, or a safetensors file with a configuration beside it, is in the format of diffusers."""
     folder = _folder(path)
     try:
-        return "_class_name" in json.loads((folder / CONFIG).read_text())
+        return "_class_name" in read_json(folder / CONFIG)
     except (OSError, ValueError, TypeError, RecursionError):
         return False
 
@@ -136,7 +136,7 @@ def _folder(path: Path) -> Path:
 
 def _read_config(path: Path, field: str) -> VAEConfig:
     try:
-        content = json.loads(path.read_text())
+        content = read_json(path)
         if content.get("_class_name") != "AutoencoderKL":
             problem = f"{path} describes a {_printable(content.get('_class_name'))!r}, not an AutoencoderKL"
             raise BadInput(field, problem, "Give the folder of the VAE")
