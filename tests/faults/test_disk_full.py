@@ -30,6 +30,7 @@ from umd_eqx.runs.run import run
 pytestmark = pytest.mark.usefixtures("one_device")
 
 CONFIG = tiny()
+OTHER = [errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO]
 
 
 @pytest.fixture(scope="module")
@@ -44,13 +45,13 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def fill_up(patch: pytest.MonkeyPatch, pattern: str) -> None:
+def fill_up(patch: pytest.MonkeyPatch, pattern: str, number: int = errno.ENOSPC) -> None:
     """Lets the disk be full for the files with such a name. As with the real thing, the error names none."""
     sync = os.fsync
 
     def fsync(file: int) -> None:
         if re.fullmatch(pattern, Path(os.readlink(f"/proc/self/fd/{file}")).name):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            raise OSError(number, os.strerror(number))
         sync(file)
 
     patch.setattr(os, "fsync", fsync)
@@ -112,9 +113,43 @@ def test_a_full_disk_is_known_by_its_number_and_by_its_words(error, named):
 
 
 @pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        *(
+            (OSError(number, os.strerror(number)), f"runs/here cannot be used ({os.strerror(number)})")
+            for number in OTHER
+        ),
+        (OSError(errno.EROFS, "read-only", "/tmp/there"), f"/tmp/there cannot be used ({os.strerror(errno.EROFS)})"),
+        (ValueError("PERMISSION_DENIED: no [os_error_code='13']"), "runs/here cannot be used (Permission denied)"),
+        (ValueError("UNKNOWN: Error [os_error_code='5']"), "runs/here cannot be used (Input/output error)"),
+    ],
+    ids=repr,
+)
+def test_other_errors_of_a_disk_are_told_too(error, said):
+    with pytest.raises(BadInput, match=re.escape(said)) as raised, disk_errors("runs/here"):
+        raise error
+    assert "Resolve this and run the same command again: it resumes" in raised.value.hint
+
+
+@pytest.mark.parametrize("number", OTHER)
+def test_a_disk_in_trouble_is_one_line(begun, tmp_path, monkeypatch, capsys, number):
+    run_dir = tmp_path / "run"
+    shutil.copytree(begun / "run", run_dir)
+    with monkeypatch.context() as patch:
+        fill_up(patch, r"metrics\.jsonl", number)
+        with pytest.raises(SystemExit) as end:
+            main({"tiny": lambda: CONFIG}, ["tiny", "--run-dir", str(run_dir), "--limit-steps", "3"])
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: --run-dir: ")
+    assert os.strerror(number) in error
+    assert len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
     "error",
     [
-        OSError(errno.EIO, "Input/output error"),
+        OSError(errno.EBADF, "Bad file descriptor"),
         ValueError("RESOURCE_EXHAUSTED: Too many open files [os_error_code='24']"),
         BadInput("run_dir", "runs/x cannot be written to (No space left on device)", "Choose another"),
     ],

@@ -18,11 +18,11 @@ from jaxtyping import Float, Int
 
 from umd_eqx.commands.leaves import parse
 from umd_eqx.commands.probe import measure_probe
-from umd_eqx.commands.results import open_data, save_result, settings_hash
+from umd_eqx.commands.results import open_data, require_place, save_result, settings_hash
 from umd_eqx.commands.sampling import Flags, SamplingFlags, Types, sampling_kinds
 from umd_eqx.commands.training import flag_value
 from umd_eqx.commands.transfer import measure_transfer_sets
-from umd_eqx.core.errors import BadInput, require_writable
+from umd_eqx.core.errors import BadInput, disk_errors
 from umd_eqx.core.sharding import make_mesh, round_up_to_devices
 from umd_eqx.eval import EvalContext
 from umd_eqx.eval.distances import Statistics
@@ -93,8 +93,7 @@ def evaluate(words: list[str], types: Types | None = None) -> int:
     kinds = sampling_kinds(types, eta=1.0 if asked == "generation" else 0.0)
     command = parse(EvaluateCommand, words, kinds, default=default, description=description)
     flags, protocol = command.flags, _protocol(command)
-    if command.json is not None:
-        require_writable("json", command.json)
+    require_place(flags.run, command.json)
     flags.validate()
     source = flags.source(types)
     weak = flags.weaker(source, types)
@@ -165,13 +164,14 @@ def _measured(
 
     def draw(labels: Int[np.ndarray, "n"]) -> Float[np.ndarray, "n h w c"]:
         terminal.phase("sampling")
-        images = sample_in_parts(
-            *(denoiser, sampler, labels, jax.random.key(flags.seed)),
-            batch_size=min(flags.batch_size, protocol.samples),
-            mesh=reference.context.mesh,
-            folder=parts,
-            progress=lambda done, _: terminal.update(done, {}),
-        )
+        with disk_errors(parts or ".", "run", "finished samples are kept"):
+            images = sample_in_parts(
+                *(denoiser, sampler, labels, jax.random.key(flags.seed)),
+                batch_size=min(flags.batch_size, protocol.samples),
+                mesh=reference.context.mesh,
+                folder=parts,
+                progress=lambda done, _: terminal.update(done, {}),
+            )
         terminal.phase("measuring")
         return images
 

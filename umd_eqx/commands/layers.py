@@ -12,7 +12,7 @@ import numpy as np
 import tyro
 
 from umd_eqx.commands.probe import recorded_config, recorded_settings
-from umd_eqx.commands.results import open_data, save_result, settings_hash, show_in_report
+from umd_eqx.commands.results import open_data, require_place, save_result, settings_hash, show_in_report
 from umd_eqx.commands.training import flag_value
 from umd_eqx.core.errors import BadInput, disk_errors, require_writable
 from umd_eqx.core.sharding import make_mesh, round_up_to_devices
@@ -92,6 +92,7 @@ class Layers:
         for field in ("json", "out"):
             if (file := getattr(self, field)) is not None:
                 require_writable(field, file)
+        require_place(self.run, None)
 
 
 def probe_layers(words: list[str], types: Mapping[str, type] | None = None) -> int:

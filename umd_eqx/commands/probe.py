@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.metadata
-import json
 import shlex
 import time
 from collections.abc import Mapping, Sequence
@@ -12,9 +11,10 @@ from typing import Annotated, Any, Literal
 import jax
 import tyro
 
-from umd_eqx.commands.results import open_data, save_result, settings_hash, show_in_report
+from umd_eqx.commands.results import open_data, require_place, save_result, settings_hash, show_in_report
 from umd_eqx.commands.training import flag_value
-from umd_eqx.core.errors import BadInput, require_writable
+from umd_eqx.core.errors import BadInput
+from umd_eqx.core.json_files import read_json
 from umd_eqx.core.sharding import make_mesh, round_up_to_devices
 from umd_eqx.eval import EvalContext, FewShot
 from umd_eqx.eval.features import require_representation
@@ -80,8 +80,7 @@ def measure_probe(words: list[str], types: Mapping[str, type] | None = None) -> 
         raise BadInput("batch_size", f"{command.batch_size} is not a valid batch size", "Use 1 or more")
     if not 0 <= command.seed < 2**32:
         raise BadInput("seed", f"{command.seed} is outside 0 .. 2^32 - 1", "Choose a number in that range")
-    if command.json is not None:
-        require_writable("json", command.json)
+    require_place(command.run, command.json)
     options = {"weights": command.settings.weights, "tokenizer": command.tokenizer}
     source = from_pretrained(command.run, **options, recorded=recorded, types=(types or {}).values())
     require_representation(source.model, "run")
@@ -104,7 +103,7 @@ def require_shots(shots: Sequence[int]) -> None:
 def recorded_config(run: str | None) -> dict[str, Any] | None:
     """Returns the content of a run's `config.json`; None if it cannot be read, which `from_pretrained` reports."""
     try:
-        return None if run is None else json.loads((Path(run) / "config.json").read_text())
+        return None if run is None else read_json(Path(run) / "config.json")
     except (OSError, ValueError):
         return None
 

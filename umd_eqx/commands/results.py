@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from umd_eqx.core.errors import BadInput, disk_errors
+from umd_eqx.core.errors import BadInput, disk_errors, require_writable, require_writable_folder
 from umd_eqx.core.files import save_json
 from umd_eqx.core.hashes import sha256_of_json
 from umd_eqx.data.broken import CountBroken, SkipBroken
@@ -33,6 +33,20 @@ def open_data(source: Pretrained, data_dir: str | None) -> tuple[SkipBroken, Cou
 def settings_hash(settled: Mapping[str, Any]) -> str:
     """A hash (8 hexadecimal digits) of the settings of a result, so different results get different file names."""
     return sha256_of_json(settled)[:8]
+
+
+def require_place(run: str | None, file: str | None) -> None:
+    """Raises `BadInput` if `save_result` could not write a result to the run directory or to the file of `--json`.
+
+    This is for the time before a measurement of minutes or hours. Nothing is left behind.
+    """
+    if file is not None:
+        require_writable("json", file)
+    if run is not None and (Path(run) / "config.json").exists():
+        kept = Path(run) / "eval"
+        require_writable_folder("run", run)
+        if kept.exists():
+            require_writable_folder("run", kept)
 
 
 def save_result(

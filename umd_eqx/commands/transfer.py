@@ -13,9 +13,9 @@ import jax
 import tyro
 
 from umd_eqx.commands.probe import recorded_config, recorded_settings, require_shots
-from umd_eqx.commands.results import save_result, settings_hash, show_in_report
+from umd_eqx.commands.results import require_place, save_result, settings_hash, show_in_report
 from umd_eqx.commands.training import flag_value
-from umd_eqx.core.errors import BadInput, require_writable
+from umd_eqx.core.errors import BadInput
 from umd_eqx.core.sharding import make_mesh, round_up_to_devices
 from umd_eqx.data.source import DataSource
 from umd_eqx.data.transfer_sets import TRANSFER_SETS, MissingSet, TransferSet, find_set
@@ -108,8 +108,7 @@ def _validate(command: Transfer) -> None:
         raise BadInput("data.max_broken", f"{command.max_broken} is negative", "Use 0 or more")
     if not 0 <= command.seed < 2**32:
         raise BadInput("seed", f"{command.seed} is outside 0 .. 2^32 - 1", "Choose a number in that range")
-    if command.json is not None:
-        require_writable("json", command.json)
+    require_place(command.run, command.json)
 
 
 def _root(command: Transfer) -> str:

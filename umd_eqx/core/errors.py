@@ -1,11 +1,15 @@
-"""The exception for invalid user input, and helpers that report unwritable paths and full disks as such."""
+"""The exception for invalid user input, and helpers that report unwritable paths and errors of disks as such."""
 
 import contextlib
 import errno
 import os
+import re
+import tempfile
 from collections.abc import Iterator
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_MOST_NAME_BYTES, _MOST_PATH_BYTES, _TEMPORARY_BYTES = 255, 4095, 24  # of Linux, and what `replacing` appends
+_TROUBLE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO, errno.ESTALE, errno.ENAMETOOLONG)
 
 
 class BadInput(ValueError):
@@ -38,8 +42,9 @@ def member(field: str, name: str) -> str:
 def require_writable(field: str, path: str | os.PathLike[str]) -> None:
     """Raises `BadInput` naming `field` if no file can be written at `path`.
 
-    That is the case if its folder does not exist, if `path` itself is a folder, or if permission is missing.
+    That is the case if its folder does not exist, if `path` is a folder or too long, or if permission is missing.
     """
+    require_short(field, path, _TEMPORARY_BYTES)
     folder, name = os.path.split(os.path.abspath(path))
     if os.path.isdir(path):
         raise BadInput(field, f"{path} is a folder", "Give the name of a file")
@@ -49,17 +54,66 @@ def require_writable(field: str, path: str | os.PathLike[str]) -> None:
         raise BadInput(field, f"{path} cannot be written to", "Choose another path")
 
 
+def require_short(field: str, path: str | os.PathLike[str], below: int) -> None:
+    """Raises `BadInput` naming `field` if a path is too long for a file system.
+
+    **Arguments:**
+
+    - `path`: a file or a folder.
+    - `below`: the number of bytes that are appended to its name, or for a folder, the length of the longest path in it.
+    """
+    whole = os.fsencode(os.path.abspath(path))
+    longest = max(map(len, whole.split(b"/")))
+    if longest + _TEMPORARY_BYTES > _MOST_NAME_BYTES or len(whole) + below > _MOST_PATH_BYTES:
+        shown = f"{os.fspath(path)[:60]}..."
+        raise BadInput(field, f"{shown} is too long a path ({len(whole)} bytes)", "Choose a shorter one")
+
+
+def require_writable_folder(field: str, folder: str | os.PathLike[str]) -> None:
+    """Raises `BadInput` naming `field` if no file can be created in an existing folder, which is tried."""
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".", suffix=".tmp"):
+            pass
+    except OSError as error:
+        problem = f"{os.fspath(folder)} cannot be written to ({error.strerror})"
+        raise BadInput(field, problem, "Free it for writing, or choose another") from error
+
+
+def disk_trouble(error: BaseException, directory: str | os.PathLike[str] = ".") -> tuple[bool, str] | None:
+    """Explains an error that a disk is the cause of; None for any other error.
+
+    **Arguments:**
+
+    - `error`: an `OSError`, or a `ValueError` of tensorstore, which quotes the number of the system's error.
+    - `directory`: reported as the place if the error itself names no file.
+
+    **Returns:** whether the disk is full, and one clause that names the file.
+    """
+    if isinstance(error, BadInput) or not isinstance(error, OSError | ValueError):
+        return None
+    number = getattr(error, "errno", None)
+    if number is None and (quoted := re.search(r"os_error_code='(\d+)'", str(error))):
+        number = int(quoted[1])
+    where = os.fspath(getattr(error, "filename", None) or directory)
+    if number in _FULL or any(os.strerror(n) in str(error) for n in _FULL):
+        return True, f"the disk of {where} is full"
+    return (False, f"{where} cannot be used ({os.strerror(number)})") if number in _TROUBLE else None
+
+
 @contextlib.contextmanager
 def disk_errors(
     directory: str | os.PathLike[str],
     field: str = "run_dir",
     on_retry: str = "it resumes from the last saved checkpoint",
 ) -> Iterator[None]:
-    """A context manager that converts a full disk or an exceeded quota to `BadInput`; other errors pass unchanged.
+    """A context manager that converts errors of a disk to `BadInput`; other errors pass unchanged.
+
+    They are a full disk or an exceeded quota, a read-only disk, missing permission, a file that is too large, an error
+    of the device, and a name that is too long.
 
     **Arguments:**
 
-    - `directory`: reported as the full place if the error itself names no file.
+    - `directory`: reported as the place if the error itself names no file.
     - `field`: the field that names it.
     - `on_retry`: what the same command does when it is run again; empty if it starts from the beginning.
     """
@@ -68,9 +122,9 @@ def disk_errors(
     except BadInput:
         raise
     except (OSError, ValueError) as error:
-        # tensorstore raises a ValueError that contains the system's error message.
-        if getattr(error, "errno", None) not in _FULL and not any(os.strerror(n) in str(error) for n in _FULL):
+        if (found := disk_trouble(error, directory)) is None:
             raise
-        where = getattr(error, "filename", None) or os.fspath(directory)
-        hint = "Free some space and run the same command again" + (f": {on_retry}" if on_retry else "")
-        raise BadInput(field, f"the disk of {where} is full", hint) from error
+        full, problem = found
+        what = "Free some space" if full else "Resolve this"
+        hint = f"{what} and run the same command again" + (f": {on_retry}" if on_retry else "")
+        raise BadInput(field, problem, hint) from error
