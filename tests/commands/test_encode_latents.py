@@ -14,7 +14,7 @@ from umd_eqx.core.errors import BadInput
 from umd_eqx.core.sharding import make_mesh
 from umd_eqx.latents import encoding
 from umd_eqx.latents.store import LatentSource
-from umd_eqx.runs.workspace import locked
+from umd_eqx.runs.lock import locked
 
 KL = ("--tokenizer", "fashion-kl", "--out", "latents")
 QUICK = (*KL, "--limit", "12", "--per-shard", "5", "--batch-size", "8")

@@ -16,7 +16,8 @@ from umd_eqx.core.sharding import make_mesh
 from umd_eqx.data.loader import training_batches
 from umd_eqx.data.source import BrokenImage, DataSource
 from umd_eqx.data.transforms import EvalTransform, TrainTransform
-from umd_eqx.latents.encoding import encode
+from umd_eqx.latents import store
+from umd_eqx.latents.encoding import encode, prepare
 from umd_eqx.latents.store import MANIFEST, ChooseView, LatentSource, Manifest, augmented, check, source_hash
 from umd_eqx.latents.stream import as_latents
 
@@ -191,7 +192,9 @@ def test_shards_that_are_missing_or_damaged(tmp_path):
     content = bytearray(shard.read_bytes())
     content[2000:3000] = bytes(1000)
     shard.write_bytes(bytes(content))
-    broken = LatentSource(tmp_path / "latents")
+    with pytest.raises(BadInput, match=rf"{shard.name} is damaged, or not the shard of this name"):
+        LatentSource(tmp_path / "latents")
+    broken = LatentSource(tmp_path / "latents", checked=True)  # damaged after it was opened
     found = 0
     for index in range(10, 20):
         try:
@@ -202,6 +205,60 @@ def test_shards_that_are_missing_or_damaged(tmp_path):
     shard.unlink()
     with pytest.raises(BadInput, match="is missing"):
         LatentSource(tmp_path / "latents")
+
+
+def swap(folder, *, suffixes):
+    first, second = (folder / settings().shard_name(shard) for shard in (0, 1))
+    for suffix in suffixes:
+        a, b = first.with_suffix(suffix), second.with_suffix(suffix)
+        whole = a.read_bytes()
+        a.write_bytes(b.read_bytes())
+        b.write_bytes(whole)
+
+
+@pytest.mark.parametrize("suffixes", [(".array_record",), (".array_record", ".json")])
+def test_swapped_shards_are_refused_and_written_anew(tmp_path, suffixes):
+    folder = tmp_path / "latents"
+    stored(folder)
+    whole = {path.name: path.read_bytes() for path in folder.iterdir()}
+    swap(folder, suffixes=suffixes)
+    with pytest.raises(BadInput, match="is damaged, or not the shard of this name"):
+        LatentSource(folder)
+    assert prepare(folder, settings()) == [0, 1]
+    stored(folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == whole
+
+
+def test_a_flipped_bit_in_any_byte_of_a_shard_is_seen_and_the_shard_written_anew(tmp_path):
+    folder = tmp_path / "latents"
+    source = stored(folder)
+    shard = folder / source.manifest.settings.shard_name(2)
+    whole = shard.read_bytes()
+    for at in range(0, len(whole), len(whole) // 12):
+        content = bytearray(whole)
+        content[at] ^= 1
+        shard.write_bytes(content)
+        with pytest.raises(BadInput, match="is damaged"):
+            LatentSource(folder)
+        assert prepare(folder, settings()) == [2]
+    stored(folder)
+    assert shard.read_bytes() == whole
+
+
+def test_sums_of_an_older_version_are_understood(tmp_path):
+    folder = tmp_path / "latents"
+    stored(folder)
+    for path in folder.glob("latents-*.json"):
+        sums = json.loads(path.read_text())
+        del sums["shard"]
+        path.write_text(json.dumps(sums))
+    assert prepare(folder, settings()) == []
+
+
+def test_workers_do_not_read_all_shards_again(tmp_path, monkeypatch):
+    source = stored(tmp_path / "latents")
+    monkeypatch.setattr(store, "mismatched", lambda *_: pytest.fail("read again"))
+    assert pickle.loads(pickle.dumps(source))[3]["label"] == source[3]["label"]
 
 
 def test_a_latent_whose_label_is_not_a_class_is_broken(tmp_path):

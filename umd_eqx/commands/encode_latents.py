@@ -19,8 +19,8 @@ from umd_eqx.latents.encoding import Progress, encode, prepare
 from umd_eqx.latents.store import MANIFEST, Manifest, Settings, source_hash
 from umd_eqx.recipes.config import DataConfig
 from umd_eqx.report import Terminal
+from umd_eqx.runs.lock import locked
 from umd_eqx.runs.tokenizers import LoadedTokenizer, load_tokenizer
-from umd_eqx.runs.workspace import locked
 from umd_eqx.training.signals import EXIT_STOPPED, Stop
 
 
@@ -104,7 +104,8 @@ def encode_latents(words: list[str], data: EncodedData | None = None) -> int:
         print("note: without augmentation all views of an image are identical: see --data.area-min and --data.flip")
     print(f"{loaded.title}; {settings.images:,} images of {settings.name}, {settings.views} views each: {folder}")
     with disk_errors(folder, "out", "it resumes at the first missing shard"), locked(folder, "out"):
-        left = sum(len(settings.shards[shard]) for shard in prepare(folder, settings))
+        missing = prepare(folder, settings)
+        left = sum(len(settings.shards[shard]) for shard in missing)
         if left == 0 and (folder / MANIFEST).exists():
             manifest = Manifest.read(folder, "out")
             print(f"{folder} is complete: {_summary(manifest)}")
@@ -119,7 +120,8 @@ def encode_latents(words: list[str], data: EncodedData | None = None) -> int:
             terminal.phase("compiling")
             progress = Progress(lambda done: terminal.update(done, {}), lambda: stop.signal_name is not None)
             options = {"batch_size": command.batch_size, "threads": command.workers, "progress": progress}
-            manifest = encode(source, loaded.tokenizer, settings, folder, mesh=make_mesh(), **options)
+            options |= {"missing": missing, "mesh": make_mesh()}
+            manifest = encode(source, loaded.tokenizer, settings, folder, **options)
         seconds = time.perf_counter() - began
         if manifest is None:
             print(f"stopped by {stop.signal_name}: complete shards are kept. The same command resumes it")

@@ -7,8 +7,7 @@ import json
 import math
 import os
 import shutil
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +20,13 @@ from jaxtyping import Array, Float, Float32, Int
 
 from umd_eqx.core.errors import BadInput
 from umd_eqx.core.files import replacing, save_json, write_atomically
+from umd_eqx.core.json_files import read_json
 from umd_eqx.core.sharding import batch_sharding, chunked_vmap, place, replicated, round_up_to_devices
 from umd_eqx.core.types import DataSpec
 from umd_eqx.data.loader import evaluation_batches
 from umd_eqx.data.source import DataSource, Example
 from umd_eqx.data.transforms import TrainTransform
+from umd_eqx.latents.checksums import crc32_of_file, mismatched
 from umd_eqx.latents.store import FORMAT, MANIFEST, Manifest, Settings, augmented, pack_record, require_format
 from umd_eqx.latents.stream import join_moments
 from umd_eqx.models.tokenizers.base import AbstractTokenizer
@@ -74,6 +75,7 @@ def encode(
     mesh: Mesh,
     batch_size: int = 256,
     threads: int = 2,
+    missing: Sequence[int] | None = None,
     progress: Progress | None = None,
 ) -> Manifest | None:
     """Writes the latents described by `settings` to a folder, and their manifest once all are complete.
@@ -89,6 +91,7 @@ def encode(
     - `mesh`: the devices that share each batch.
     - `batch_size`: the approximate number of views in a batch, which holds all views of its images.
     - `threads`: the number of threads that read and augment images.
+    - `missing`: the result of `prepare` for this folder, if it was called already.
     - `progress`: callbacks that are called after each batch.
 
     **Returns:** the manifest, or None if stopped early by `progress.stop`.
@@ -96,7 +99,7 @@ def encode(
     **Raises:** `BadInput` as `prepare` does. Errors of the source propagate.
     """
     progress = Progress() if progress is None else progress
-    missing = prepare(folder, settings)
+    missing = prepare(folder, settings) if missing is None else missing
     done = settings.images - sum(len(settings.shards[shard]) for shard in missing)
     tokenizer = place(tokenizer, replicated(mesh))
     views = _Views(source, settings)
@@ -122,7 +125,7 @@ def encode(
 def prepare(folder: Path, settings: Settings) -> list[int]:
     """Prepares a folder for these latents, or verifies that it was; returns the shards that are missing or incomplete.
 
-    A shard is checked by its length only, without reading it. Raises `BadInput`, naming the field that differs from the
+    Every shard is read, and compared with its checksum. Raises `BadInput`, naming the field that differs from the
     folder's settings, or `out` if the folder holds other files or its disk has too little space.
     """
     path, text = folder / SETTINGS, json.dumps({"format": FORMAT, **dataclasses.asdict(settings)}, indent=2) + "\n"
@@ -135,7 +138,7 @@ def prepare(folder: Path, settings: Settings) -> list[int]:
             raise BadInput("out", problem, "Choose an empty or a new folder")
     else:
         _require_same(path, json.loads(text))
-    missing = [shard for shard in range(len(settings.shards)) if _sums(folder, settings, shard) is None]
+    missing = _missing(folder, settings)
     images = sum(len(settings.shards[shard]) for shard in missing)
     need = images * (4 + math.prod(settings.record_shape) * np.dtype(settings.dtype).itemsize)
     free = shutil.disk_usage(folder).free
@@ -148,14 +151,21 @@ def prepare(folder: Path, settings: Settings) -> list[int]:
     return missing
 
 
+def _missing(folder: Path, settings: Settings) -> list[int]:
+    sums = {shard: _sums(folder, settings, shard) for shard in range(len(settings.shards))}
+    there = {shard: found["crc32"] for shard, found in sums.items() if found is not None}
+    damaged = mismatched([folder / settings.shard_name(shard) for shard in there], [*there.values()])
+    return sorted({*sums} - {*there} | {[*there][i] for i in damaged})
+
+
 def _require_same(path: Path, now: dict[str, Any]) -> None:
     try:
-        there = json.loads(path.read_text())
+        there = read_json(path)
         require_format(there.get("format", 1), path, "out")
         differing = [name for name in now if there.get(name) != now[name]]
     except BadInput:
         raise
-    except (ValueError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, AttributeError, TypeError) as error:
         raise BadInput("out", f"{path} cannot be read", "Choose another folder") from error
     for name in differing:
         problem = f"{path.parent} was begun with {name} {there.get(name)}, and now it is {now[name]}"
@@ -241,8 +251,9 @@ def _write_shard(
     square = mean**2 + (np.exp(logvar) if logvar.size else 0.0)
     axes = tuple(range(4))
     sums = {
+        "shard": shard,
         "bytes": path.stat().st_size,
-        "crc32": zlib.crc32(path.read_bytes()),
+        "crc32": crc32_of_file(path),
         "count": mean.size // channels,
         "sum": mean.sum(axis=axes).tolist(),
         "square": square.sum(axis=axes).tolist(),
@@ -273,9 +284,10 @@ def _sums_path(folder: Path, settings: Settings, shard: int) -> Path:
 
 
 def _sums(folder: Path, settings: Settings, shard: int) -> dict[str, Any] | None:
-    """Returns the sums of a shard, or None if they are missing or the length of the shard has changed."""
+    """Returns the sums of a shard, or None if they are missing, are of another shard, or its length has changed."""
     try:
-        sums = json.loads(_sums_path(folder, settings, shard).read_text())
-        return sums if (folder / settings.shard_name(shard)).stat().st_size == sums["bytes"] else None
-    except (OSError, ValueError, TypeError, KeyError):
+        sums = read_json(_sums_path(folder, settings, shard))
+        same = sums.get("shard", shard) == shard and isinstance(sums["crc32"], int)  # older versions name no shard
+        return sums if same and (folder / settings.shard_name(shard)).stat().st_size == sums["bytes"] else None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None

@@ -6,6 +6,7 @@ A folder holds shards in array_record format and, once complete, `manifest.json`
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -19,9 +20,11 @@ from jaxtyping import Float32, Int, UInt8
 
 from umd_eqx.core.errors import BadInput
 from umd_eqx.core.hashes import sha256_of
+from umd_eqx.core.json_files import read_json
 from umd_eqx.core.types import DataSpec
 from umd_eqx.data.source import BrokenImage, DataSource, Example, require_class
 from umd_eqx.data.transforms import TrainTransform
+from umd_eqx.latents.checksums import mismatched
 
 MANIFEST = "manifest.json"
 FORMAT = 2
@@ -113,7 +116,7 @@ class Manifest:
         """Reads the manifest of a complete folder. Raises `BadInput` naming `field` if it is missing or unreadable."""
         path = Path(folder).expanduser() / MANIFEST
         try:
-            content = json.loads(path.read_text())
+            content = read_json(path)
             require_format(content.pop("format"), path, field)
             settings = content.pop("settings")
             settings = Settings(**{**settings, "shape": tuple(settings["shape"])})
@@ -207,11 +210,19 @@ class LatentSource:
     - `folder`: a complete folder.
     - `field`: the field that named it.
     - `manifest`: its manifest, if it was read already.
+    - `checked`: whether the checksums of the shards were compared already. Otherwise all of them are read once.
 
-    **Raises:** `BadInput` as `Manifest.read` does, and if a shard is missing or has another length.
+    **Raises:** `BadInput` as `Manifest.read` does, and if a shard is missing, damaged or swapped with another.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], field: str = "data.latents", manifest: Manifest | None = None):
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        field: str = "data.latents",
+        manifest: Manifest | None = None,
+        *,
+        checked: bool = False,
+    ):
         self._folder, self._field = os.fspath(folder), field
         self.manifest = Manifest.read(folder, field) if manifest is None else manifest
         settings = self.manifest.settings
@@ -221,6 +232,8 @@ class LatentSource:
         for file in files:
             if not file.exists():
                 raise BadInput(field, f"{file} is missing", hint)
+        for shard in [] if checked else self._damaged(files)[:1]:
+            raise BadInput(field, f"{files[shard]} is damaged, or not the shard of this name", hint)
         try:
             self._records = array_record_data_source.ArrayRecordDataSource([str(file) for file in files])
         except Exception as error:  # array_record raises many types; all are due to the files
@@ -233,7 +246,14 @@ class LatentSource:
         self.spec = DataSpec(settings.name, count, 0, rows, columns, settings.record_shape[-1], classes)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return LatentSource, (self._folder, self._field)
+        return functools.partial(LatentSource, checked=True), (self._folder, self._field)
+
+    def _damaged(self, files: list[Path]) -> list[int]:
+        try:
+            return mismatched(files, self.manifest.crc32)
+        except (OSError, ValueError) as error:  # the latter for another number of checksums
+            hint = "Run experiments/encode_latents.py again"
+            raise BadInput(self._field, f"the shards in {self._folder} cannot be read", hint) from error
 
     def __len__(self) -> int:
         return self.manifest.settings.images
