@@ -10,7 +10,8 @@ from tiny_sets import encode, image_features, picture, write
 
 from umd_eqx.core.errors import BadInput
 from umd_eqx.core.types import DataSpec
-from umd_eqx.data.source import BrokenImage, TfdsSource, decode_image, describe, open_source
+from umd_eqx.data.decoding import EncodedImage, decode_image
+from umd_eqx.data.source import BrokenImage, TfdsSource, describe, open_source
 
 
 def refused(blamed, function, *arguments, **keywords):
@@ -53,6 +54,18 @@ def test_images_and_labels_come_back(request, root, memory_limit):
         source[len(source)]
     with pytest.raises(IndexError):
         source[-1]
+
+
+@pytest.mark.parametrize("memory_limit", [0, 2**20])
+def test_an_image_of_another_size_is_broken_before_its_pixels_are_decoded(grey_root, monkeypatch, memory_limit):
+    source = TfdsSource(grey_root / "tiny/1.0.0", "test", memory_limit=memory_limit)
+    large = encode(np.zeros((3000, 3000, 1), np.uint8))
+    assert len(large) < 20_000
+    record = source._record(1)
+    monkeypatch.setattr(source, "_record", lambda i: dict(record) | {"image": large})
+    monkeypatch.setattr(EncodedImage, "pixels", lambda *_: pytest.fail("its pixels were decoded"))
+    with pytest.raises(BrokenImage, match="its size is 3000 x 3000, not 9 x 7"):
+        source._decode(1, source._record(1))
 
 
 def test_a_slice_holds_its_part(grey_root):

@@ -14,7 +14,7 @@ from jaxtyping import Int, UInt8
 from umd_eqx.core.errors import BadInput
 from umd_eqx.core.types import NO_CLASS, DataSpec
 from umd_eqx.data.content import digest_of_files
-from umd_eqx.data.decoding import EncodedExample, EncodedImage, decode_image
+from umd_eqx.data.decoding import EncodedExample, EncodedImage
 from umd_eqx.data.description import count_images, open_builder, spec_of
 from umd_eqx.data.folders import find_dataset, one_line
 from umd_eqx.data.prepared import resize_in
@@ -253,19 +253,21 @@ class TfdsSource:
         """Returns the example `index` before it is decoded; None if decoded images are cached. See `EncodedSource`."""
         if self._pixels is not None:
             return None
-        image, label = self._read(index, self._record(index), EncodedImage)
-        self._require_size(index, image.height, image.width)
-        return EncodedExample(image, label)
+        return self._header(index, self._record(index))
 
     def _decode(self, i: int, record: Mapping[str, Any]) -> Example:
-        image, label = self._read(i, record, decode_image)
-        self._require_size(i, image.shape[0], image.shape[1])
-        return {"image": image, "label": label}
+        image, label = self._header(i, record)  # before pixels are decoded, which may take any amount of memory
+        return {"image": self._guarded(i, image.pixels), "label": label}
 
-    def _read(self, i: int, record: Mapping[str, Any], decode: Callable[[bytes, int], T]) -> tuple[T, int]:
+    def _header(self, i: int, record: Mapping[str, Any]) -> EncodedExample:
         label = require_class(i, int(record.get("label", NO_CLASS)), self.spec.num_classes)
+        image = self._guarded(i, lambda: EncodedImage(record["image"], self.spec.channels))
+        self._require_size(i, image.height, image.width)
+        return EncodedExample(image, label)
+
+    def _guarded(self, i: int, read: Callable[[], T]) -> T:
         try:
-            return decode(record["image"], self.spec.channels), label
+            return read()
         except MemoryError:
             raise
         except Exception as error:  # the decoders of Pillow raise various types
