@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from umd_eqx.commands.cli import main
+from umd_eqx.core.bounds import require_bounded_floats, require_bounded_integers
 from umd_eqx.recipes.pretrain import PRETRAIN
 
 
@@ -57,6 +58,65 @@ def test_a_preset_after_a_flag_is_told_to_come_first(refused, flag):
 )
 def test_what_cannot_work_is_named_before_anything_is_made(refused, words, field):
     assert one_line(refused(*words)).startswith(f"error: {field}: ")
+
+
+@pytest.mark.parametrize("value", [str(2**31), str(2**63), str(10**400)])
+@pytest.mark.parametrize(
+    "flag",
+    ["optim.steps", "path.steps", "data.size", "data.batch-size", "data.workers", "log.every", "checkpoint.keep"],
+)
+def test_numbers_have_upper_bounds(refused, flag, value):
+    error = one_line(refused("umd", "--optim.epochs", "None", "--optim.steps", "10", f"--{flag}", value))
+    assert error.startswith(f"error: --{flag}: ")
+    assert "too large" in error
+    assert "Use at most" in error
+    assert len(error) < 200
+
+
+@pytest.mark.parametrize(
+    ("words", "field"),
+    [
+        (("--data.workers", "100000"), "--data.workers"),
+        (("--model.class-token-std", "1e308"), "--model.class-token-std"),
+        (("--model.class-token-std", "nan"), "--model.class-token-std"),
+        (("--model.position-std", "inf"), "--model.position-std"),
+        (("--optim.lr", "1e308"), "--optim.lr"),
+        (("--optim.lr", "nan"), "--optim.lr"),
+        (("--optim.epochs", "1e15"), "--optim.epochs"),
+        (("--data.size", str(2**20)), "--data.size"),
+        (("--path.steps", str(2**30)), "--path.steps"),
+    ],
+)
+def test_what_no_machine_can_do_is_named_by_its_flag(refused, words, field):
+    assert one_line(refused("umd", *words)).startswith(f"error: {field}: ")
+
+
+@pytest.mark.parametrize("steps", [2**31, 2**63, 10**6])
+def test_a_sampler_of_too_many_steps_is_refused(refused, steps):
+    assert one_line(refused("sample", "--steps", str(steps))).startswith("error: --steps: ")
+
+
+@pytest.mark.parametrize(
+    ("words", "field"),
+    [
+        (("umd", "--run-dir", "x" * 300), "--run-dir"),
+        (("umd", "--run-dir", "/".join(["x" * 100] * 50)), "--run-dir"),
+        (("umd", "--run-dir", "/".join(["x" * 100] * 37)), "--run-dir"),  # there is no room for what is in it
+        (("umd", "--json", "x" * 250), "--json"),  # there is no room for the name that it is written under first
+        (("sample", "--out", "x" * 300 + ".png"), "--out"),
+    ],
+)
+def test_a_path_that_is_too_long_is_refused_before_anything_is_made(refused, words, field):
+    error = one_line(refused(*words))
+    assert error.startswith(f"error: {field}: ")
+    assert "is too long a path" in error
+    assert len(error) < 250
+
+
+def test_every_preset_is_within_the_bounds():
+    for preset in PRETRAIN.values():
+        require_bounded_integers(preset())
+        require_bounded_floats(preset())
 
 
 @pytest.mark.parametrize(

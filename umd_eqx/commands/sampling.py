@@ -8,6 +8,7 @@ from typing import Annotated
 import tyro
 
 from umd_eqx.commands.leaves import KINDS, Kinds, name_of, with_types
+from umd_eqx.core.bounds import require_bounded_floats, require_bounded_integers
 from umd_eqx.core.errors import BadInput
 from umd_eqx.core.types import same_tokenizer
 from umd_eqx.eval.generation import path_for
@@ -54,7 +55,10 @@ class SamplingFlags:
 
     def validate(self) -> None:
         """Raises `BadInput` naming the invalid field, before any file is read."""
+        require_bounded_integers(self.sampler)
+        require_bounded_integers({"batch_size": self.batch_size, "steps": getattr(self.sampler, "steps", 1)})
         self.sampler.validate()
+        require_bounded_floats(self.sampler)
         if self.batch_size < 1:
             raise BadInput("batch_size", f"{self.batch_size} is not a valid batch size", "Use 1 or more")
         if not 0 <= self.seed < 2**32:

@@ -6,6 +6,7 @@ import equinox as eqx
 import jax
 from jax.sharding import Mesh
 
+from umd_eqx.core.bounds import MOST
 from umd_eqx.core.errors import BadInput
 from umd_eqx.core.sharding import make_mesh
 from umd_eqx.core.types import DataSpec
@@ -94,6 +95,9 @@ def build(config: Config, spec: DataSpec, mesh: Mesh | None = None) -> Built:
     if total < 1:
         problem = f"{config.optim.epochs} epochs of {spec.num_train} images are less than one step"
         raise BadInput("optim.epochs", problem, "Use more epochs")
+    if total > MOST["steps"]:
+        problem = f"{total:,} steps are too many"
+        raise BadInput("optim.epochs", problem, f"Use fewer epochs, for at most {MOST['steps']:,} steps")
     lr = schedule(config.optim, spec.num_train, batch_size)
     parts = Parts(
         objective=config.objective,

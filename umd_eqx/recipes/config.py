@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import tyro
 from jax.sharding import Mesh
 
+from umd_eqx.core.bounds import require_bounded_floats, require_bounded_integers
 from umd_eqx.core.errors import BadInput
 from umd_eqx.core.paths import AbstractPath
 from umd_eqx.core.sharding import ShardingConfig, batch_parts, validate_batch
@@ -61,6 +62,7 @@ class DataConfig:
 
     def validate(self, mesh: Mesh) -> None:
         """Raises `BadInput` for invalid values."""
+        require_bounded_integers(self, "data")
         for name in ("size", "batch_size", "eval_batch_size", "workers"):
             if getattr(self, name) < 1:
                 raise BadInput(f"data.{name}", f"{getattr(self, name)} is too small", "Use 1 or more")
@@ -189,6 +191,7 @@ class Config:
 
     def validate(self, mesh: Mesh) -> None:
         """Raises `BadInput` for the first invalid value, naming its field, with a hint."""
+        require_bounded_integers(self)
         self._validate_latents()
         self.model.validate(self.side)
         self.data.validate(mesh)
@@ -215,6 +218,7 @@ class Config:
                 raise BadInput(f"eval.{name}", problem, "Leave it out, or use an objective with noised images")
         if not 0 <= self.seed < 2**32:
             raise BadInput("seed", f"{self.seed} is outside 0 .. 2^32 - 1", "Choose a number in that range")
+        require_bounded_floats(self)
 
     def _validate_latents(self) -> None:
         if self.tokenizer is None and self.data.latents is not None:

@@ -2,11 +2,16 @@
 
 from umd_eqx.core.errors import BadInput, member
 
+MOST_STEPS = 100_000
+"""The largest number of steps of a sampler."""
+
 
 def require_steps(steps: int, field: str) -> None:
-    """Raises `BadInput` for less than one step."""
+    """Raises `BadInput` for less than one step, or more than `MOST_STEPS`."""
     if steps < 1:
         raise BadInput(member(field, "steps"), f"{steps} is too few", "Use 1 or more")
+    if steps > MOST_STEPS:
+        raise BadInput(member(field, "steps"), f"{steps} is too many", f"Use at most {MOST_STEPS:,}")
 
 
 def require_levels(sigma_min: float, sigma_max: float, field: str) -> None:

@@ -13,6 +13,9 @@ from umd_eqx.core.paths.base import NETWORK_STEPS, AbstractPath, require_noise
 from umd_eqx.core.tables import cosine_betas, linear_betas
 from umd_eqx.core.types import NetworkTime, Scalar, Time
 
+MOST_STEPS = 1_000_000
+"""The largest number of steps of a table."""
+
 
 class AbstractDiscretePath(AbstractPath):
     """Base class for paths given by a table of `steps` noise levels; step 0 is clean. Times are rounded to a step.
@@ -24,9 +27,11 @@ class AbstractDiscretePath(AbstractPath):
     steps: eqx.AbstractVar[int]
 
     def validate(self, field: str = "path") -> None:
-        """Raises `BadInput` for a table that has no steps or does not end in noise."""
+        """Raises `BadInput` for a table that has no steps, too many, or does not end in noise."""
         if self.steps < 1:
             raise BadInput(f"{field}.steps", f"{self.steps} is too small", "Use 3 or more; the paper has 1000")
+        if self.steps > MOST_STEPS:
+            raise BadInput(f"{field}.steps", f"{self.steps} is too large", f"Use at most {MOST_STEPS:,}")
         abar = float(self.alphas_cumprod()[-1])
         levels = math.sqrt(abar), math.sqrt(1.0 - abar)
         require_noise(*levels, f"{field}.steps", f"{self.steps} steps", "Use 3 or more; the paper has 1000")

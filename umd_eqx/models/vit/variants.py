@@ -46,6 +46,10 @@ VARIANTS = {
 """The sizes of encoder and decoder by name. S, B and L are those of the paper (and of ViT), XL is that of DiT."""
 
 
+MOST_STD = 100.0
+"""The largest standard deviation of initial parameters."""
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelConfig(AbstractModelConfig):
     """The configuration of the ViT auto-encoder."""
@@ -130,6 +134,8 @@ class ModelConfig(AbstractModelConfig):
             value = getattr(self, name)
             if value is not None and value < 0:
                 raise BadInput(f"model.{name}", f"{value} is negative", "Use 0 or more")
+            if value is not None and not value <= MOST_STD:
+                raise BadInput(f"model.{name}", f"{value} is too large", f"Use at most {MOST_STD:g}")
 
     def build(self, size: int, channels: int, num_classes: int, *, key: PRNGKeyArray) -> AutoEncoder:
         """Returns a freshly initialised network for images of `size` x `size` x `channels`.
