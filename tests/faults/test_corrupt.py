@@ -1,6 +1,7 @@
 """Checkpoints that a disk has damaged."""
 
 import errno
+import json
 import os
 import shutil
 import subprocess
@@ -38,6 +39,7 @@ from umd_eqx.training.checkpoint import Checkpoints
 
 CONFIG = tiny(eval={})
 STEPS = 6
+UNSEALED = "checkpoint 6 has no crc32.json: it is restored unchecked"
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +128,51 @@ def test_a_checkpoint_killed_before_its_seal_was_written_is_read(finished, tmp_p
     directory = tmp_path / "run"
     shutil.copytree(finished, directory)
     (directory / "checkpoints/6/crc32.json").unlink()
+    assert restored(directory) == (6, [UNSEALED])
+
+
+def unsealed(checkpoint: Path) -> None:
+    """Makes a checkpoint one that was killed before its seal was written."""
+    (checkpoint / "crc32.json").unlink()
+
+
+def sealed_by_an_older_version(checkpoint: Path) -> None:
+    """Writes the seal as it was before it had a step: the files alone."""
+    seal = checkpoint / "crc32.json"
+    seal.write_text(json.dumps(json.loads(seal.read_text())["files"]))
+
+
+def test_a_seal_of_an_older_version_is_checked_as_before(finished, tmp_path):
+    directory = tmp_path / "run"
+    shutil.copytree(finished, directory)
+    sealed_by_an_older_version(directory / "checkpoints/6")
     assert restored(directory) == (6, [])
+    flip_a_bit(directory / "checkpoints/6")
+    assert restored(directory)[0] == 4
+
+
+@pytest.mark.parametrize("seal", [lambda checkpoint: None, sealed_by_an_older_version, unsealed])
+def test_a_checkpoint_that_was_renamed_is_not_restored_as_another_step(finished, tmp_path, seal):
+    directory = tmp_path / "run"
+    shutil.copytree(finished, directory)
+    (directory / "checkpoints/6").rename(directory / "checkpoints/8")
+    seal(directory / "checkpoints/8")
+    step, said = restored(directory)
+    assert step == 4
+    assert said == [
+        "checkpoint 8 is corrupt (it is the checkpoint of step 6, renamed); set aside as 8.corrupt, "
+        "trying the one before it"
+    ]
+
+
+def test_checkpoints_that_were_swapped_are_not_restored(finished, tmp_path):
+    directory = tmp_path / "run"
+    shutil.copytree(finished, directory)
+    folder = directory / "checkpoints"
+    for old, new in (("4", "swapped"), ("6", "4"), ("swapped", "6")):
+        (folder / old).rename(folder / new)
+    with pytest.raises(BadInput, match="none of the checkpoints"):
+        restored(directory)
 
 
 def test_what_orbax_makes_of_damage_is_known_where_there_is_no_seal(finished, tmp_path):
@@ -222,7 +268,7 @@ def test_a_machine_in_trouble_is_not_taken_for_damage(finished, tmp_path, failur
         (directory / "checkpoints/6/crc32.json").unlink()
     with pytest.raises(raised, match=said):
         restored(directory, failure=failure)
-    assert restored(directory) == (6, [])
+    assert restored(directory) == (6, [] if sealed else [UNSEALED])
 
 
 @pytest.mark.parametrize(

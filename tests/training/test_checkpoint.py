@@ -126,7 +126,8 @@ def test_every_file_is_sealed(checkpoints, tmp_path, state):
     folder = tmp_path / "checkpoints/1"
     sealed = json.loads((folder / "crc32.json").read_text())
     files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    assert sealed.keys() == files - {"crc32.json"}
+    assert sealed["step"] == 1
+    assert sealed["files"].keys() == files - {"crc32.json"}
 
 
 def wait_for(path, seconds=60.0):

@@ -1,13 +1,9 @@
 """Checkpoints of the training state, saved asynchronously during training and restored bit for bit."""
 
-import dataclasses
 import json
-import logging
 import os
 import re
 import shutil
-import sys
-import warnings
 import zlib
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,13 +18,14 @@ from jaxtyping import PyTree
 
 from umd_eqx.core.errors import BadInput, disk_errors
 from umd_eqx.core.files import write_atomically
+from umd_eqx.training.orbax_noise import silence_orbax
 from umd_eqx.training.step import TrainState
 
 FOLDER = "checkpoints"
 """The folder of checkpoints in a run directory."""
 
 SEAL = "crc32.json"
-"""The file with the checksums of a checkpoint's files, in the same folder."""
+"""The file with the step of a checkpoint and the checksums of its files, in the same folder."""
 
 DAMAGE_CODES = ("DATA_LOSS", "NOT_FOUND", "OUT_OF_RANGE", "INVALID_ARGUMENT", "FAILED_PRECONDITION")
 """Status codes of tensorstore for damaged or missing files. UNKNOWN, PERMISSION_DENIED, ... are system errors."""
@@ -45,14 +42,14 @@ class Checkpoints:
     """
 
     def __init__(self, directory: epath.Path, *, keep: int, writing: bool = True):
-        _silence_orbax()
+        silence_orbax()
         self.directory, self.writing = directory, writing
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, enable_async_checkpointing=True, read_only=not writing, create=writing
         )
         self.manager = ocp.CheckpointManager(directory, options=options, item_names=("state",))
         self._background = ThreadPoolExecutor(1, thread_name_prefix="seal")
-        self._sealed: Future[None] | None = None
+        self._sealed: Future[bool] | None = None
 
     def steps(self) -> list[int]:
         """Returns the steps with a complete checkpoint, oldest first."""
@@ -81,9 +78,10 @@ class Checkpoints:
         """Returns the newest readable state with its step, or None if there are no checkpoints.
 
         `like` has the structure of the state (shapes suffice), and `shardings` are those of the restored arrays, which
-        need not be those of the saved ones: a PyTree of the same structure, or one for all arrays. A damaged checkpoint
-        is reported by `warn`, renamed to `<step>.corrupt`, and the one before it is tried. Raises `BadInput` if none
-        can be read, and for system errors that do not come from the files; nothing is then renamed.
+        need not be those of the saved ones: a PyTree of the same structure, or one for all arrays. A checkpoint that is
+        damaged, or that of another step, is reported by `warn`, renamed to `<step>.corrupt`, and the one before it is
+        tried. Raises `BadInput` if none can be read, and for system errors that do not come from the files; nothing is
+        then renamed.
         """
         arrays, static = eqx.partition(like, lambda leaf: hasattr(leaf, "dtype"))
         places = jax.tree.broadcast(shardings, arrays)
@@ -94,7 +92,7 @@ class Checkpoints:
         found = self.steps()
         for step in reversed(found):
             try:
-                restored = self._read(step, abstract)
+                restored = self._read(step, abstract, warn)
             except _Damaged as error:
                 aside = f"; set aside as {step}.corrupt" if self.writing else ""
                 warn(f"checkpoint {step} is corrupt ({error}){aside}, trying the one before it")
@@ -117,6 +115,11 @@ class Checkpoints:
         with disk_errors(self.directory):
             self._finish()
 
+    def wait_sealed(self) -> None:
+        """Waits until the last save is complete and sealed. Raises if it failed. Any thread may call it."""
+        if self._sealed is not None and not self._sealed.result():
+            raise OSError("the last save failed")
+
     def close(self) -> None:
         """Waits for all saves, and releases the directory."""
         self.wait()
@@ -130,23 +133,30 @@ class Checkpoints:
         if sealed is not None:
             sealed.result()
 
-    def _seal(self, step: int) -> None:
+    def _seal(self, step: int) -> bool:
         # A process that is killed before the last line leaves a complete checkpoint without checksums. It is restored
-        # unchecked, because rejecting it would lose progress.
+        # with a warning, because rejecting it would lose progress.
         try:
             self.manager.wait_until_finished()
         except Exception:  # also raised in the main thread
-            return
+            return False
         seal = self.directory / str(step) / SEAL
         # Written atomically: incomplete checksums would make an intact checkpoint look damaged.
-        write_atomically(seal, json.dumps(_digests(seal.parent)).encode())
+        write_atomically(seal, json.dumps({"step": step, "files": _digests(seal.parent)}).encode())
+        return True
 
-    def _read(self, step: int, abstract: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+    def _read(
+        self, step: int, abstract: dict[str, jax.ShapeDtypeStruct], warn: Callable[[str], None]
+    ) -> dict[str, jax.Array]:
         sealed = False
         try:
-            sealed = _check_seal(self.directory / str(step))
+            sealed = _check_seal(self.directory / str(step), step)
             args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-            return self.manager.restore(step, args=args)["state"]
+            restored = self.manager.restore(step, args=args)["state"]
+            _require_step(int(restored["step"]), step)  # seals of older versions do not name it
+            if not sealed:
+                warn(f"checkpoint {step} has no {SEAL}: it is restored unchecked")
+            return restored
         except _Damaged:
             raise
         except Exception as error:
@@ -185,20 +195,27 @@ class _Damaged(Exception):
     """Raised for a checkpoint whose files are damaged or missing."""
 
 
-def _check_seal(folder: epath.Path) -> bool:
-    """Whether there are checksums. Raises `_Damaged` if the files do not match them."""
+def _check_seal(folder: epath.Path, step: int) -> bool:
+    """Whether there are checksums. Raises `_Damaged` if the files do not match them, or they are of another step."""
     # orbax does not detect flipped bits, and for a damaged file its threads print tracebacks at exit.
     if not (folder / SEAL).exists():
         return False
     try:
-        expected = json.loads((folder / SEAL).read_text())
-    except ValueError as error:
+        content = json.loads((folder / SEAL).read_text())
+        expected = dict(content.get("files", content))  # older versions wrote the files alone
+        _require_step(int(content.get("step", step)), step)
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise _Damaged(f"the file {SEAL} is damaged") from error
     found = _digests(folder)
     for name in expected | found:
         if expected.get(name) != found.get(name):
             raise _Damaged(f"the file {name} is {'missing' if name not in found else 'damaged'}")
     return True
+
+
+def _require_step(found: int, step: int) -> None:
+    if found != step:
+        raise _Damaged(f"it is the checkpoint of step {found}, renamed")
 
 
 def _is_damage(error: BaseException) -> bool:
@@ -248,32 +265,6 @@ def require_space(run_dir: epath.Path, state: PyTree, keep: int) -> None:
             f"({missing} of {size / 1e9:.2f} GB)",
             f"Free some space or choose another disk{fewer}",
         )
-
-
-def _silence_orbax() -> None:
-    # orbax logs profusely at INFO, warns about its own defaults, and logs each error with a traceback. When it leaves
-    # its event loop, each pending array prints another traceback, or a warning that it was never awaited: hundreds for
-    # a full disk. Its errors are raised as exceptions as well.
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
-    logging.getLogger("asyncio").addFilter(_is_not_duplicate)
-    warnings.filterwarnings("ignore", r"coroutine '.*' was never awaited", RuntimeWarning)
-    if not isinstance(sys.unraisablehook, _WithoutDuplicates):
-        sys.unraisablehook = _WithoutDuplicates(sys.unraisablehook)
-
-
-def _is_not_duplicate(record: logging.LogRecord) -> bool:
-    return not any(
-        echo in record.getMessage() for echo in ("exception was never retrieved", "destroyed but it is pending")
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class _WithoutDuplicates:
-    report: Callable[[Any], object]
-
-    def __call__(self, unraisable: Any) -> None:
-        if not str(unraisable.exc_value).startswith(("Event loop is closed", "Encountered error while reading array")):
-            self.report(unraisable)
 
 
 def _as_dict(arrays: PyTree) -> dict[str, Any]:
