@@ -30,6 +30,10 @@ def excluded(path: Path) -> str | None:
         return "a page embeds the pictures of all its run, and is written anew after each evaluation"
     if "embedded" in path.parts and (".array_record" in path.name or path.name == "features.json"):
         return "the fingerprint of the images is computed from it, and then TFDS or array_record opens it"
+    if path.name == ".lock":
+        return "it is looked at again before each row: another process, or nobody, may hold it by then"
+    if path.name.startswith("latents-") and ".array_record" in path.name:
+        return "compared with its checksum, and then opened by array_record"
     if path.name == "dataset_info.json":
         return "its format is checked, and then TFDS reads it twice"
     return None

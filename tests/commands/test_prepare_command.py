@@ -12,7 +12,7 @@ from umd_eqx.commands.prepare import prepare_data
 from umd_eqx.data.prepared import resize_of
 from umd_eqx.data.preparing import shards
 from umd_eqx.data.source_configs import TFDS
-from umd_eqx.runs.workspace import locked
+from umd_eqx.runs.lock import locked
 
 WORDS = ("--src", "in", "--out", "data", "--name", "imagenet2012", "--workers", "1", "--per-shard", "5")
 

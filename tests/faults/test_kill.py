@@ -24,7 +24,7 @@ from faults.tiny import (
 )
 
 from umd_eqx.recipes.config import Config
-from umd_eqx.runs.workspace import locked
+from umd_eqx.runs.lock import locked
 from umd_eqx.training.optimisers import Muon
 
 

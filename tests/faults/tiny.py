@@ -127,12 +127,14 @@ def start(
     *flags: str,
     seconds_a_step: float = 0.0,
     hold_after: int | None = None,
+    hold_evaluation: int | None = None,
     optimise: bool = False,
 ) -> subprocess.Popen[str]:
     """The command on the tiny recipe in a process of its own, with one device; `optimise` as a user's run is.
 
-    After `hold_after` steps it stays within the next one until `let_go`, so that what a test does to it comes neither
-    too early nor too late, however busy the machine is: see `wait_until_held`.
+    After `hold_after` steps it stays within the next one until `let_go`, or in the evaluation of step
+    `hold_evaluation`, so that what a test does to it comes neither too early nor too late, however busy the machine is:
+    see `wait_until_held`.
     """
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("XLA_", "JAX_", "UMD_"))}
     environment |= {
@@ -143,6 +145,7 @@ def start(
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "0" if optimise else "1",
         "SECONDS_A_STEP": str(seconds_a_step),
         "HOLD_AFTER": "" if hold_after is None else str(hold_after),
+        "HOLD_EVALUATION": "" if hold_evaluation is None else str(hold_evaluation),
         "HOLD": str(run_dir),
     }
     for mark in (".held", ".go"):

@@ -1,7 +1,8 @@
 """The command of a newcomer: a recipe of their own beside the package's. Some variables leave time for accidents.
 
 `SECONDS_A_STEP` makes every step slow. `HOLD_AFTER` (a number of steps) keeps the step after it from its end: there is
-a file `HOLD.held` from then on, and the step goes on when there is a file `HOLD.go`.
+a file `HOLD.held` from then on, and the step goes on when there is a file `HOLD.go`. `HOLD_EVALUATION` (a step) does so
+in the evaluation of that step.
 """
 
 import os
@@ -16,15 +17,25 @@ from umd_eqx.training import loop
 
 if __name__ == "__main__":
     step = loop.train_step
+    measure = loop.Evaluations.measure
     seconds, after, hold = (os.environ.get(name) for name in ("SECONDS_A_STEP", "HOLD_AFTER", "HOLD"))
+    evaluated = os.environ.get("HOLD_EVALUATION")
+
+    def wait():
+        Path(f"{hold}.held").touch()
+        while not Path(f"{hold}.go").exists():
+            time.sleep(0.01)
+
+    def slow_measure(self, names, state, phase):
+        if evaluated and names and int(state.step) == int(evaluated):
+            wait()
+        return measure(self, names, state, phase)
 
     def slow_step(parts, state, batch):
         time.sleep(float(seconds or 0))
         if after and int(state.step) == int(after):
-            Path(f"{hold}.held").touch()
-            while not Path(f"{hold}.go").exists():
-                time.sleep(0.01)
+            wait()
         return step(parts, state, batch)
 
-    loop.train_step = slow_step
+    loop.train_step, loop.Evaluations.measure = slow_step, slow_measure
     main({**PRETRAIN, "tiny": tiny})

@@ -11,7 +11,8 @@ from umd_eqx.core.errors import BadInput
 from umd_eqx.core.files import save_json
 from umd_eqx.data.source_configs import TFDS
 from umd_eqx.recipes.pretrain import PRETRAIN
-from umd_eqx.runs.workspace import MAX_NAME_LENGTH, claim, default_run_dir, environment, locked, record
+from umd_eqx.runs.lock import locked
+from umd_eqx.runs.workspace import MAX_NAME_LENGTH, claim, default_run_dir, environment, record
 from umd_eqx.training.optimisers import Muon
 
 UMD = PRETRAIN["umd"]()

@@ -19,7 +19,8 @@ from umd_eqx.core.types import NO_CLASS, Batch, Report
 from umd_eqx.eval import AbstractEvaluator
 from umd_eqx.models import AbstractModel
 from umd_eqx.objectives import MaskedDenoising, Term
-from umd_eqx.training.loop import Evaluations, Guard, Meter
+from umd_eqx.training.guards import Guard
+from umd_eqx.training.loop import Evaluations, Meter
 from umd_eqx.training.step import TrainState
 
 FINE, SKIPPED = {"skipped": jnp.asarray(0)}, {"skipped": jnp.asarray(1)}

@@ -1,5 +1,6 @@
 """The command-line entry points: select the command, and print a user error as one line."""
 
+import contextlib
 import functools
 import os
 import re
@@ -18,10 +19,10 @@ from umd_eqx.commands.linear_probe import linear_probe
 from umd_eqx.commands.pretrain import pretrain
 from umd_eqx.commands.sample import sample
 from umd_eqx.commands.table import tabulate_runs
-from umd_eqx.core.errors import BadInput
+from umd_eqx.core.errors import BadInput, disk_trouble
 from umd_eqx.recipes.dump import as_flag
 from umd_eqx.recipes.pretrain import Preset
-from umd_eqx.training.signals import EXIT_INTERRUPTED, end_interrupted
+from umd_eqx.training.signals import EXIT_INTERRUPTED, end_interrupted, ending_on_sigterm
 
 EXIT_BAD_INPUT = 2
 FIELD = r"[a-z]\w*(?:\.\w+)*"
@@ -73,28 +74,34 @@ def main(
 def exit_with(command: Callable[[list[str]], int], arguments: Sequence[str] | None = None) -> NoReturn:
     """Runs a command and exits with the code it returns; prints bad input as a one-line error (`in_flags`).
 
-    Exit codes: 0, success; 2, bad input or a full disk; 75, stopped by a signal after saving its state; 130,
+    Exit codes: 0, success; 2, bad input or a full disk; 75, stopped by a signal with its state saved; 130,
     interrupted by Ctrl-C without saving.
 
     **Arguments:**
 
     - `command`: a function of the command-line arguments that returns an exit code.
     - `arguments`: the command-line arguments, without the program name. None: those in `sys.argv`; the command is then
-        assumed to own the process, which ends immediately on Ctrl-C (`signals.end_interrupted`).
+        assumed to own the process, which ends immediately on Ctrl-C and SIGTERM (`umd_eqx.training.signals`).
     """
     try:
-        sys.exit(command(list(sys.argv[1:] if arguments is None else arguments)))
+        with ending_on_sigterm() if arguments is None else contextlib.nullcontext():
+            sys.exit(command(list(sys.argv[1:] if arguments is None else arguments)))
     except BadInput as error:
         print(f"error: {in_flags(error)}", file=sys.stderr)
+        sys.exit(EXIT_BAD_INPUT)
+    except BrokenPipeError:  # `--help | head`: the reader closed the pipe, and the flush at exit must not fail
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except OSError as error:
+        if (found := disk_trouble(error)) is None:
+            raise
+        print(f"error: {found[1]}", file=sys.stderr)
         sys.exit(EXIT_BAD_INPUT)
     except KeyboardInterrupt:  # outside the training loop, or pressed a second time
         if arguments is None:
             end_interrupted(INTERRUPTED)
         print(INTERRUPTED, file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
-    except BrokenPipeError:  # `--help | head`: the reader closed the pipe, and the flush at exit must not fail
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
 
 
 def in_flags(error: BadInput) -> str:

@@ -17,7 +17,7 @@ from umd_eqx.data.preparing.originals import Originals, find_originals
 from umd_eqx.data.preparing.prepare import Prepared, Progress, prepare
 from umd_eqx.data.preparing.shards import Settings, fingerprint
 from umd_eqx.report import Terminal
-from umd_eqx.runs.workspace import locked
+from umd_eqx.runs.lock import locked
 from umd_eqx.training.signals import EXIT_STOPPED, Stop
 
 _SHOWN = 5

@@ -251,9 +251,7 @@ class TfdsSource:
 
     def encoded(self, index: int) -> EncodedExample | None:
         """Returns the example `index` before it is decoded; None if decoded images are cached. See `EncodedSource`."""
-        if self._pixels is not None:
-            return None
-        return self._header(index, self._record(index))
+        return None if self._pixels is not None else self._header(index, self._record(index))
 
     def _decode(self, i: int, record: Mapping[str, Any]) -> Example:
         image, label = self._header(i, record)  # before pixels are decoded, which may take any amount of memory

@@ -1,7 +1,6 @@
 """A complete run, from configuration to report: resumes, trains, evaluates and saves, and can be stopped any time."""
 
 import contextlib
-import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -25,41 +24,22 @@ from umd_eqx.report import MetricsFile, RunDirectory, Terminal, Wandb, results_t
 from umd_eqx.runs.batches import run_batches
 from umd_eqx.runs.finishing import finish
 from umd_eqx.runs.fitting import fit_to_data
+from umd_eqx.runs.lock import RunLock, locked
+from umd_eqx.runs.outcome import Outcome
 from umd_eqx.runs.pretrained import initial_weights
 from umd_eqx.runs.remeasure import add_measurement, as_recorded, not_yet_measured
 from umd_eqx.runs.resolved import Resolved, resolve, with_latents_of
-from umd_eqx.runs.workspace import (
-    claim,
-    default_run_dir,
-    environment,
-    locked,
-    nearest_preset,
-    record,
-    require_same_format,
-)
+from umd_eqx.runs.workspace import claim, default_run_dir, environment, nearest_preset, record, require_same_format
 from umd_eqx.training.checkpoint import Checkpoints, require_space
 from umd_eqx.training.flops import peak_flops
-from umd_eqx.training.loop import Evaluations, Guard, Meter, Sinks, fit
-from umd_eqx.training.signals import EXIT_STOPPED, Stop
+from umd_eqx.training.guards import DUMPS, Guard, MemoryWatch
+from umd_eqx.training.loop import Evaluations, Meter, Sinks, fit
+from umd_eqx.training.pending import PendingRow
+from umd_eqx.training.signals import Stop
 from umd_eqx.training.step import TrainState
 
 EVALUATION_KEY = 2**32 - 1
 """Folded into the seed for evaluations. No training step has this number."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """The result of a run: its directory, its last step, the signal that stopped it, if any, and its last metrics."""
-
-    run_dir: Path
-    step: int
-    stopped_by: str | None
-    last: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False)
-
-    @property
-    def exit_code(self) -> int:
-        """0, or 75 if a signal stopped the run."""
-        return 0 if self.stopped_by is None else EXIT_STOPPED
 
 
 def run(
@@ -102,11 +82,11 @@ def run(
     built = build(config, resolved.data.spec)
     built.abstract_state()  # raises errors in the network's configuration before anything is written
     stop_at = built.steps(limit_steps)
-    with locked(directory):
+    with locked(directory) as lock:
         kept = claim(directory, config, asked)
         if kept is None:
             kept = record(directory, config, preset, recipe)
-        return _Run(resolved, built, directory, kept, preset, recipe, stop_at, tuple(types)).start()
+        return _Run(resolved, built, directory, kept, preset, recipe, stop_at, lock, tuple(types)).start()
 
 
 class _Run:
@@ -121,11 +101,12 @@ class _Run:
         preset: str,
         recipe: Config,
         stop_at: int,
+        lock: RunLock,
         types: tuple[type, ...],
     ):
         self.resolved, self.built, self.config, self.parts = resolved, built, built.config, built.parts
         self.directory, self.kept, self.preset, self.recipe = directory, kept, preset, recipe
-        self.stop_at, self.types = stop_at, types
+        self.stop_at, self.lock, self.types = stop_at, lock, types
         self.metrics_path = directory / "metrics.jsonl"
 
     def start(self) -> Outcome:
@@ -134,22 +115,25 @@ class _Run:
             checkpoints = Checkpoints(folder, keep=self.config.checkpoint.keep)
             stack.callback(checkpoints.close)
             newest = max(checkpoints.steps(), default=0)
-            if newest >= self.stop_at:
+            if newest >= self.stop_at and PendingRow(self.directory).of(newest) is None:
                 return self._already_done(newest, checkpoints)
             if newest:
                 require_same_format(self.directory, self.kept)
             self.kept = record(self.directory, self.config, self.preset, self.recipe)  # some settings may change
             require_space(epath.Path(self.directory), self.built.abstract_state(), self.config.checkpoint.keep)
             terminal = stack.enter_context(Terminal(self.stop_at, start=newest))
-            stop = stack.enter_context(Stop(terminal.warn))
+            stop = stack.enter_context(Stop(terminal.warn, self._leave))
             train, test = self.resolved.data.splits
             self.tokenizer = self._tokenizer()
-            first, state = self._restore(checkpoints, terminal)
+            with stop.unsaved_nothing(newest):
+                first, state = self._restore(checkpoints, terminal)
             metrics = stack.enter_context(MetricsFile.open(self.metrics_path, first or None))
             shown, meter = self._describe(state, metrics)
             terminal.print(self._headline(state))
-            sinks = Sinks(shown, terminal, metrics, self._wandb(terminal))
+            sinks = Sinks(shown, terminal, metrics, self._wandb(terminal), self.lock.require_held)
             stack.push(lambda kind, *_: sinks.close(failed=kind is not None))
+            with stop.unsaved_nothing(first):
+                evaluations = self._evaluations(terminal, self.config.eval, metrics.rows)
             given = run_batches(self.resolved, self.tokenizer, self.parts.mesh, first)
             batches = stack.enter_context(contextlib.closing(given))
             step, state = fit(
@@ -159,11 +143,12 @@ class _Run:
                 batches,
                 log_every=self.config.log.every,
                 checkpoint_every=self.config.checkpoint.every,
-                evaluations=self._evaluations(terminal, self.config.eval, metrics.rows),
+                evaluations=evaluations,
                 checkpoints=checkpoints,
                 sinks=sinks,
                 meter=meter,
-                guard=Guard(self.config.max_skipped, terminal.warn),
+                guard=Guard(self.config.max_skipped, terminal.warn, self.directory / DUMPS),
+                memory=MemoryWatch(self.stop_at, terminal.warn),
                 stop=stop,
             )
             for name, found in (("train", train.broken), ("test", test.broken)):
@@ -172,10 +157,20 @@ class _Run:
                     terminal.warn(f"{len(found)} {name} images could not be read and were skipped: {some}")
             terminal.phase("saving", step)
             checkpoints.wait()
-            write_report(shown)
-        if step == self.stop_at:
+            self.lock.require_held()
+            with stop.unsaved_nothing(step, obeyed=int(stop.signal_name is not None)):
+                write_report(shown)
+        complete = step == self.stop_at and PendingRow(self.directory).of(step) is None
+        if complete:
             self._finish(step, lambda: (step, state))
-        return self._report_outcome(shown, step, stop.signal_name if step < self.stop_at else None)
+        return self._report_outcome(shown, step, None if complete else stop.signal_name)
+
+    def _leave(self, signal_name: str, step: int) -> str:
+        self.lock.release()
+        return self._stopped(signal_name, step)
+
+    def _stopped(self, signal_name: str, step: int) -> str:
+        return f"stopped by {signal_name} at step {step} of {self.built.total}, saved. The same command resumes it"
 
     def _restore(self, checkpoints: Checkpoints, terminal: Terminal) -> tuple[int, TrainState]:
         like, layout = self.built.abstract_state(), self.parts.layout
@@ -291,7 +286,7 @@ class _Run:
 
     def _report_outcome(self, shown: RunDirectory, step: int, stopped_by: str | None) -> Outcome:
         if stopped_by is not None:
-            print(f"stopped by {stopped_by} at step {step} of {self.built.total}, saved. The same command resumes it")
+            print(self._stopped(stopped_by, step))
         else:
             print(f"\n{results_table(shown.rows, shown.headlines())}\n")
             if skipped := int(shown.last_values().get("train/skipped_total") or 0):

@@ -1,16 +1,13 @@
-"""The run directory: its name, its lock, and its record of the configuration and the environment."""
+"""The run directory: its name, and its record of the configuration and the environment."""
 
-import contextlib
 import datetime
-import fcntl
 import importlib.metadata
-import json
 import os
 import platform
 import re
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +16,7 @@ import jax
 from umd_eqx.core.errors import BadInput
 from umd_eqx.core.files import save_json
 from umd_eqx.core.hashes import sha256_of
+from umd_eqx.core.json_files import read_json
 from umd_eqx.core.types import same_tokenizer
 from umd_eqx.recipes.config import Config
 from umd_eqx.recipes.dump import as_flag, completed, differences, dump, flatten, identity_fields, run_identity
@@ -64,27 +62,6 @@ def nearest_preset(config: Config) -> tuple[str, Config]:
     return name, recipes[name]
 
 
-@contextlib.contextmanager
-def locked(run_dir: Path, field: str = "run_dir") -> Iterator[None]:
-    """A context that locks the directory for this process, creating it if necessary.
-
-    The lock is released when the process ends, however it ends. `field` is the field that named the directory. Raises
-    `BadInput` if another process holds the lock, or if the directory cannot be written to.
-    """
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        lock = (run_dir / ".lock").open("w")
-    except OSError as error:
-        raise BadInput(field, f"{run_dir} cannot be written to ({error.strerror})", "Choose another") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            hint = "Wait for it, stop it, or choose another directory"
-            raise BadInput(field, f"another process is running in {run_dir}", hint) from error
-        yield
-
-
 def claim(run_dir: Path, config: Config, preset: str | None) -> dict[str, Any] | None:
     """Checks that the directory is empty or holds a run of this configuration. Writes nothing: see `record`.
 
@@ -102,9 +79,9 @@ def claim(run_dir: Path, config: Config, preset: str | None) -> dict[str, Any] |
             raise BadInput("run_dir", problem, "Choose an empty or new directory")
         return None
     try:
-        kept = json.loads(path.read_text())
+        kept = read_json(path)
         old = identity_fields(flatten(completed(kept["config"])))
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadInput("run_dir", f"{path} cannot be read", "Choose another directory") from error
     changed = differences(old, run_identity(config))
     if same_tokenizer(*changed.get("latent.digest", ("", None))):

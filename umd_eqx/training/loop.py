@@ -1,5 +1,6 @@
 """The training loop: steps, evaluations, metrics and checkpoints, independent of the training method."""
 
+import contextlib
 import functools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -9,8 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
-from umd_eqx.core.errors import BadInput
-from umd_eqx.core.types import Batch, Metrics
+from umd_eqx.core.types import Batch
 from umd_eqx.eval import AbstractEvaluator, Evaluate
 from umd_eqx.report import (
     MetricsFile,
@@ -23,6 +23,8 @@ from umd_eqx.report import (
     write_webpage,
 )
 from umd_eqx.training.checkpoint import Checkpoints
+from umd_eqx.training.guards import Guard, MemoryWatch
+from umd_eqx.training.pending import PendingRow
 from umd_eqx.training.signals import Stop
 from umd_eqx.training.step import Parts, TrainState, train_step
 
@@ -95,9 +97,18 @@ class Sinks:
     **Arguments:**
 
     - `run`: the run directory that the web page is made from, with the rows of `metrics`.
+    - `require_held`: raises `BadInput` if the directory is no longer that of this process.
     """
 
-    def __init__(self, run: RunDirectory, terminal: Terminal, metrics: MetricsFile, wandb: Wandb | None):
+    def __init__(
+        self,
+        run: RunDirectory,
+        terminal: Terminal,
+        metrics: MetricsFile,
+        wandb: Wandb | None,
+        require_held: Callable[[], None] = lambda: None,
+    ):
+        self.require_held = require_held
         self.run, self.terminal, self.metrics, self.wandb = run, terminal, metrics, wandb
 
     def write(self, step: int, row: Row, pictures: Pictures) -> None:
@@ -105,6 +116,7 @@ class Sinks:
 
         After an evaluation, also writes `results.json`, and the web page if there are image grids.
         """
+        self.require_held()
         self.metrics.append(step, row)
         self.terminal.update(step, row)
         if self.wandb is not None:
@@ -116,6 +128,10 @@ class Sinks:
             write_webpage(self.run)
             if self.wandb is not None:
                 self.wandb.images(step, pictures)
+
+    def has_row(self, step: int) -> bool:
+        """Whether the row of a step is written."""
+        return bool(self.metrics.rows) and self.metrics.rows[-1]["step"] >= step
 
     def close(self, failed: bool = False) -> None:
         """Finishes pending uploads; `failed` is whether the run ended with an error."""
@@ -176,38 +192,6 @@ class Meter:
         }
 
 
-class Guard:
-    """Detects steps that were skipped because the loss or gradient was not finite.
-
-    Each step is checked one step later, to avoid blocking the device.
-    """
-
-    def __init__(self, most: int, warn: Callable[[str], None]):
-        self.most, self.warn = most, warn
-        self.in_a_row = 0
-        self.pending: tuple[int, jax.Array] | None = None
-
-    def watch(self, step: int, metrics: Metrics) -> None:
-        """Records a step. Raises `BadInput` if `most` consecutive steps were skipped."""
-        self.settle()
-        self.pending = (step, metrics["skipped"])
-
-    def settle(self) -> None:
-        """Checks the last recorded step."""
-        if self.pending is None:
-            return
-        (step, skipped), self.pending = self.pending, None
-        self.in_a_row = self.in_a_row + 1 if int(skipped) else 0
-        if self.in_a_row == 1:
-            self.warn(f"step {step}: loss or gradient is not finite; the step is skipped")
-        if self.in_a_row >= self.most:
-            raise BadInput(
-                "optim.lr",
-                f"loss or gradient was not finite for {self.most} steps in a row, the last of them step {step}",
-                "Use a smaller learning rate, or `model.dtype=float32`; the last checkpoint is not affected",
-            )
-
-
 def fit(
     parts: Parts,
     state: TrainState,
@@ -221,34 +205,57 @@ def fit(
     sinks: Sinks,
     meter: Meter,
     guard: Guard,
+    memory: MemoryWatch,
     stop: Stop,
 ) -> tuple[int, TrainState]:
     """Trains from step `steps.start` to `steps.stop`, or until `stop` is set; returns the last step and the state.
 
     The metrics of a step are on the disk before its checkpoint is started. A run that is resumed from the checkpoint
-    therefore has every row.
+    therefore has every row. That of a step with evaluations is kept as a `PendingRow` meanwhile, and the state is saved
+    before it is evaluated: a run that is stopped or killed then resumes with the evaluations.
     """
     sinks.terminal.phase("compiling")
-    done = steps.start
+    done, pending = steps.start, PendingRow(sinks.run.path)
+
+    def write(row: Row, due: list[str]) -> None:
+        with stop.unsaved_nothing(done, checkpoints.wait_sealed) if due else contextlib.nullcontext():
+            measured, pictures = evaluations.measure(due, state, functools.partial(sinks.terminal.phase, step=done))
+        sinks.write(done, row | measured | meter.wall, pictures)
+        pending.clear()
+        sinks.terminal.phase("training")
+
+    def save() -> None:
+        guard.settle()
+        sinks.require_held()
+        checkpoints.save(done, state)
+
+    if (row := pending.of(done)) is not None and not sinks.has_row(done):
+        write(row, evaluations.due(done))
     for step in steps:
-        batch = meter.next(batches)
-        state, metrics = train_step(parts, state, batch)
+        first = step == steps.start
+        with stop.unsaved_nothing(step) if first else contextlib.nullcontext():
+            batch = meter.next(batches)
+            state, metrics = train_step(parts, state, batch)
+            if first:  # its time is mostly compilation
+                jax.block_until_ready(metrics)
         done = step + 1
-        guard.watch(done, metrics)
-        if step == steps.start:  # the time of the first step is mostly compilation
-            jax.block_until_ready(metrics)
+        guard.watch(done, metrics, batch)
+        if first:
             sinks.terminal.phase("training")
             meter.restart()
         due = evaluations.due(done)
         if due or done % log_every == 0:
-            row = {f"train/{name}": float(value) for name, value in metrics.items()} | meter.row()
-            measured, pictures = evaluations.measure(due, state, functools.partial(sinks.terminal.phase, step=done))
-            sinks.write(done, row | measured | meter.wall, pictures)
-            sinks.terminal.phase("training")
+            row = {f"train/{name}": float(value) for name, value in metrics.items()} | meter.row() | memory.row(done)
+            if due:
+                sinks.require_held()
+                pending.keep(done, row)
+                save()
+                if stop.signal_name:
+                    break
+            write(row, due)
             meter.restart()
         if stop.signal_name or done % checkpoint_every == 0 or done == steps.stop:
-            guard.settle()
-            checkpoints.save(done, state)
+            save()
         if stop.signal_name:
             break
     return done, state
