@@ -27,16 +27,7 @@ def dry_run(config: Config | Resolved, *, recipe: Config | None = None, limit_st
     If the data are not on this machine, the data set description in `recipe` (the preset; None: the configuration
     itself) is used, provided it names the same data; the text mentions this. Raises `BadInput` as a run would.
     """
-    found = config if isinstance(config, Resolved) else None
-    asked = config.config if isinstance(config, Resolved) else config
-    recipe = asked if recipe is None else recipe
-    if found is None:
-        asked = dataclasses.replace(asked, data=asked.data.located(recipe.data))
-    data = Data(asked.data) if found is None else found.data
-    spec, note = _spec(asked, recipe, data)
-    resolved, missing = _resolved(asked, recipe, data) if found is None else (found, "")
-    config, left_out = without_labels(resolved.config, spec)
-    note += missing + (f" (without labels: no {' and '.join(left_out)})" if left_out else "")
+    resolved, config, spec, note = described(config, recipe)
     built = build(config, spec)
     steps = built.steps(limit_steps)
     mesh, batch_size = built.parts.mesh, config.data.batch_size
@@ -64,6 +55,24 @@ def dry_run(config: Config | Resolved, *, recipe: Config | None = None, limit_st
     }
     width = max(map(len, lines)) + 2
     return "\n".join(f"{name:{width}}{value}" for name, value in lines.items() if value)
+
+
+def described(config: Config | Resolved, recipe: Config | None = None) -> tuple[Resolved, Config, DataSpec, str]:
+    """Returns what a run looks up, its configuration for the data, their description, and a note on what is absent.
+
+    The arguments and errors are those of `dry_run`: the data, and the tokenizer of `recipe`, may be elsewhere.
+    """
+    found = config if isinstance(config, Resolved) else None
+    asked = config.config if isinstance(config, Resolved) else config
+    recipe = asked if recipe is None else recipe
+    if found is None:
+        asked = dataclasses.replace(asked, data=asked.data.located(recipe.data))
+    data = Data(asked.data) if found is None else found.data
+    spec, note = _spec(asked, recipe, data)
+    resolved, missing = _resolved(asked, recipe, data) if found is None else (found, "")
+    config, left_out = without_labels(resolved.config, spec)
+    note += missing + (f" (without labels: no {' and '.join(left_out)})" if left_out else "")
+    return resolved, config, spec, note
 
 
 def _spec(config: Config, recipe: Config, data: Data) -> tuple[DataSpec, str]:
