@@ -1,7 +1,6 @@
 """`experiments/layers.py`: probe accuracy at each layer and noise level of a network, as a heat map."""
 
 import dataclasses
-import importlib.metadata
 import sys
 import time
 from collections.abc import Mapping
@@ -12,14 +11,21 @@ import numpy as np
 import tyro
 
 from umd_eqx.commands.probe import recorded_config, recorded_settings
-from umd_eqx.commands.results import open_data, require_place, save_result, settings_hash, show_in_report
+from umd_eqx.commands.results import (
+    open_data,
+    probed_data,
+    probed_network,
+    require_place,
+    save_result,
+    settings_hash,
+    show_in_report,
+)
 from umd_eqx.commands.training import flag_value
 from umd_eqx.core.errors import BadInput, disk_errors, require_writable
 from umd_eqx.core.sharding import make_mesh, round_up_to_devices
 from umd_eqx.core.types import FeatureKind
 from umd_eqx.eval import EvalContext, FewShot
 from umd_eqx.eval.layers import LayerMap, chosen_layers, draw_images, layer_map, require_layers
-from umd_eqx.latents.store import source_hash
 from umd_eqx.models import AbstractLayeredModel
 from umd_eqx.recipes.dump import dump
 from umd_eqx.report import HeatMap, Terminal, save_png
@@ -171,8 +177,6 @@ def _measured(
         terminal.phase("compiling")
         options = {"kind": command.features, "l2": command.l2, "progress": lambda done: terminal.update(done, {})}
         found = layer_map(model, context, drawn, layers, levels, key, **options)
-    data = {"name": train.spec.name, "train": source.data.train_split, "test": source.data.test_split}
-    data |= {"train_images": len(train), "test_images": len(test), "size": source.data.size}
     settings = {name: dump(getattr(command, name)) for name in (*PROBE_FIELDS, "features")}
     pairs = [(i, j) for i in range(len(layers)) for j in range(len(levels))]
     return found, {
@@ -185,14 +189,9 @@ def _measured(
         "spread": None if found.spread is None else found.spread.tolist(),
         "settings": settings | {"weights": source.weights},
         "seed": command.seed,
-        "network": source.describe(),
-        "weights": source.digest,
-        "tokenizer": None if source.latents is None else source.latents.spec.digest,
-        "data": data | {"sha256": [source_hash(train), source_hash(test)]},
-        "precision": source.config.precision,
-        "recipe": source.trained,
+        **probed_network(source),
+        "data": probed_data(source, train, test),
         "batch_size": size,
-        "versions": {name: importlib.metadata.version(name) for name in ("umd_eqx", "jax", "numpy")},
         "seconds": time.perf_counter() - began,
     }
 

@@ -1,7 +1,6 @@
 """`experiments/evaluate.py --benchmark probe`: the few-shot probe of a trained network, with all settings recorded."""
 
 import dataclasses
-import importlib.metadata
 import shlex
 import time
 from collections.abc import Mapping, Sequence
@@ -11,7 +10,15 @@ from typing import Annotated, Any, Literal
 import jax
 import tyro
 
-from umd_eqx.commands.results import open_data, require_place, save_result, settings_hash, show_in_report
+from umd_eqx.commands.results import (
+    open_data,
+    probed_data,
+    probed_network,
+    require_place,
+    save_result,
+    settings_hash,
+    show_in_report,
+)
 from umd_eqx.commands.training import flag_value
 from umd_eqx.core.errors import BadInput
 from umd_eqx.core.json_files import read_json
@@ -19,7 +26,6 @@ from umd_eqx.core.sharding import make_mesh, round_up_to_devices
 from umd_eqx.eval import EvalContext, FewShot
 from umd_eqx.eval.features import require_representation
 from umd_eqx.eval.fewshot import ProbeScores, all_drawn, score_rows
-from umd_eqx.latents.store import source_hash
 from umd_eqx.models import AbstractModel
 from umd_eqx.recipes.dump import dump
 from umd_eqx.report import Table, Terminal, as_text
@@ -140,8 +146,6 @@ def _measured(command: Probe, source: Pretrained) -> dict[str, Any]:
         metrics |= {f"{n}-shot/{name}/{k}": v for name, each in scores[n].items() for k, v in each.scalars().items()}
     table = _table(command, source, scores)
     print(f"\n{as_text(table)}")
-    data = {"name": train.spec.name, "train": source.data.train_split, "test": source.data.test_split}
-    data |= {"train_images": len(train), "test_images": len(test), "size": source.data.size}
     return {
         "benchmark": "probe",
         "metrics": metrics,
@@ -149,14 +153,9 @@ def _measured(command: Probe, source: Pretrained) -> dict[str, Any]:
         "shots": list(shots),
         "settings": settings,
         "seed": command.seed,
-        "network": source.describe(),
-        "weights": source.digest,
-        "tokenizer": None if source.latents is None else source.latents.spec.digest,
-        "data": data | {"sha256": [source_hash(train), source_hash(test)]},
-        "precision": source.config.precision,
-        "recipe": source.trained,
+        **probed_network(source),
+        "data": probed_data(source, train, test),
         "batch_size": size,
-        "versions": {name: importlib.metadata.version(name) for name in ("umd_eqx", "jax", "numpy")},
         "table": table,
         "seconds": time.perf_counter() - began,
     }

@@ -1,5 +1,6 @@
 """Shared by the benchmarks of `experiments/evaluate.py`: opening the images and writing the results."""
 
+import importlib.metadata
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ from umd_eqx.core.errors import BadInput, disk_errors, require_writable, require
 from umd_eqx.core.files import save_json
 from umd_eqx.core.hashes import sha256_of_json
 from umd_eqx.data.broken import CountBroken, SkipBroken
+from umd_eqx.data.source import DataSource
+from umd_eqx.latents.store import source_hash
 from umd_eqx.report import write_webpage
 from umd_eqx.report.measurements import measurements
 from umd_eqx.report.results import RESULTS, read_results, results
@@ -28,6 +31,31 @@ def open_data(source: Pretrained, data_dir: str | None) -> tuple[SkipBroken, Cou
         problem = f"{train.spec.name} has {train.spec.channels} channels, but the network has {source.spec.channels}"
         raise BadInput("data.source.dir", problem, "Pass the data that the network was trained on")
     return train, test
+
+
+def probed_network(source: Pretrained) -> dict[str, Any]:
+    """The entries of the result of a probe that identify the network, its recipe, and the versions of packages."""
+    return {
+        "network": source.describe(),
+        "weights": source.digest,
+        "tokenizer": None if source.latents is None else source.latents.spec.digest,
+        "precision": source.config.precision,
+        "recipe": source.trained,
+        "versions": {name: importlib.metadata.version(name) for name in ("umd_eqx", "jax", "numpy")},
+    }
+
+
+def probed_data(source: Pretrained, train: DataSource, test: DataSource) -> dict[str, Any]:
+    """The description of the images of a probe: name, splits, counts, size and hashes."""
+    return {
+        "name": train.spec.name,
+        "train": source.data.train_split,
+        "test": source.data.test_split,
+        "train_images": len(train),
+        "test_images": len(test),
+        "size": source.data.size,
+        "sha256": [source_hash(train), source_hash(test)],
+    }
 
 
 def settings_hash(settled: Mapping[str, Any]) -> str:

@@ -3,7 +3,6 @@
 import dataclasses
 import difflib
 import functools
-import importlib.metadata
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -12,8 +11,8 @@ from typing import Annotated, Any, Literal
 import jax
 import tyro
 
-from umd_eqx.commands.probe import recorded_config, recorded_settings, require_shots
-from umd_eqx.commands.results import require_place, save_result, settings_hash, show_in_report
+from umd_eqx.commands.probe import ProbeSettings, recorded_config, recorded_settings, require_shots
+from umd_eqx.commands.results import probed_network, require_place, save_result, settings_hash, show_in_report
 from umd_eqx.commands.training import flag_value
 from umd_eqx.core.errors import BadInput
 from umd_eqx.core.sharding import make_mesh, round_up_to_devices
@@ -29,18 +28,10 @@ from umd_eqx.runs.run import EVALUATION_KEY
 
 
 @dataclasses.dataclass(frozen=True)
-class TransferSettings(FewShot):
-    """Settings of the probe. The command measures once, for several numbers of shots."""
-
-    every: tyro.conf.Suppress[int] = 1
-    shots: tyro.conf.Suppress[int] = 1
-
-
-@dataclasses.dataclass(frozen=True)
 class Transfer:
     """Probe the representation of a trained network on other data sets, with a few labelled images of each class."""
 
-    settings: Annotated[TransferSettings, tyro.conf.arg(name="")]
+    settings: Annotated[ProbeSettings, tyro.conf.arg(name="")]
     benchmark: Literal["transfer"] = "transfer"
     """What to measure."""
     run: str | None = None
@@ -76,7 +67,7 @@ def measure_transfer_sets(words: list[str], types: Mapping[str, type] | None = N
     own, seed = recorded_settings(recorded)
     fields = {field.name: getattr(own, field.name) for field in dataclasses.fields(own)}
     changes = {"every": 1, "shots": 1, "test_images": None, "raw_pixels": False}
-    default = Transfer(settings=TransferSettings(**{**fields, **changes}), seed=seed)
+    default = Transfer(settings=ProbeSettings(**{**fields, **changes}), seed=seed)
     description = "Probe the representation of a trained network on the data sets of the transfer benchmark."
     command = tyro.cli(Transfer, default=default, args=words, description=description)
     _validate(command)
@@ -239,12 +230,7 @@ def _record(command: Transfer, source: Pretrained, results: Sequence[TransferRes
         "shots": list(dict.fromkeys(command.number_of_shots)),
         "seed": command.seed,
         "size": source.data.size,
-        "network": source.describe(),
-        "weights": source.digest,
-        "tokenizer": None if source.latents is None else source.latents.spec.digest,
-        "precision": source.config.precision,
-        "recipe": source.trained,
-        "versions": {name: importlib.metadata.version(name) for name in ("umd_eqx", "jax", "numpy")},
+        **probed_network(source),
         "table": _table(command, source, results),
     }
 

@@ -246,7 +246,7 @@ class Images(AbstractSource):
         return self._collection.describe(*counts)
 
     def open(self, split: str, *, field: str = "data.train_split") -> DataSource:
-        """See `AbstractSource`."""
+        """Opens a split of the folder or shards, without decoding an image. Raises as `AbstractSource.open`."""
         return self._collection.open(split, field)
 
     def digest(self) -> str:

@@ -14,7 +14,7 @@ from umd_eqx.core.programs import Program
 from umd_eqx.core.types import FeatureKind, Report
 from umd_eqx.eval.base import AbstractEvaluator, EvalContext, Evaluate, evenly_spaced, require
 from umd_eqx.eval.features import RAW_PIXELS, extract, extraction_programs, flat_pixels, raw_pixels_name
-from umd_eqx.eval.probes import Labels, choose_l2, draw_shots, nearest_neighbours, ridge_probe
+from umd_eqx.eval.probes import Labels, draw_shots, nearest_neighbours, ridge_accuracies
 from umd_eqx.models import AbstractModel, AbstractPatchModel
 
 Draws = dict[int, list[Int[np.ndarray, "_"]]]
@@ -264,15 +264,9 @@ class FewShot(AbstractEvaluator):
         draws: Sequence[Int[np.ndarray, "_"]],
         classes: int,
     ) -> ProbeScores:
-        accuracies, strengths = [], []
-        for rows in draws:
-            features, labels = train[rows], train_labels[rows]
-            l2 = choose_l2(features, labels, classes) if self.l2 is None else self.l2
-            predicted = ridge_probe(features, labels, classes, l2).predict(test)
-            accuracies.append(100.0 * float(np.mean(predicted == test_labels)))
-            strengths.append(l2)
+        accuracies, penalties = ridge_accuracies(train, train_labels, test, test_labels, draws, classes, self.l2)
         union = np.unique(np.concatenate(draws))
         near, near_labels = (train, train_labels) if len(union) == len(train) else (train[union], train_labels[union])
         neighbours = nearest_neighbours(near, near_labels, test, self.knn)
         knn = 100.0 * float(np.mean(neighbours == test_labels))
-        return ProbeScores(tuple(accuracies), knn, None if self.l2 is not None else tuple(strengths))
+        return ProbeScores(accuracies, knn, None if self.l2 is not None else penalties)

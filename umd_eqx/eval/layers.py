@@ -16,7 +16,7 @@ from umd_eqx.core.types import FeatureKind, Image, Representation
 from umd_eqx.eval.base import EvalContext, batch_rows, image_keys
 from umd_eqx.eval.features import represent_batch
 from umd_eqx.eval.fewshot import FewShot
-from umd_eqx.eval.probes import choose_l2, ridge_probe
+from umd_eqx.eval.probes import ridge_accuracies
 from umd_eqx.models import AbstractLayeredModel, AbstractPatchModel
 
 
@@ -189,7 +189,9 @@ def layer_map(
         context.phase("fitting probes")
         rows = [np.flatnonzero(np.isin(train.indices, draw)) for draw in drawn.draws]
         classes = context.train.spec.num_classes
-        columns.append([_accuracies(train, test, i, rows, classes, l2) for i in range(len(layers))])
+        given = (test.labels, rows, classes, l2)
+        pairs = zip(train.features, test.features, strict=True)
+        columns.append([ridge_accuracies(ours, train.labels, theirs, *given)[0] for ours, theirs in pairs])
     accuracies = np.asarray(columns).swapaxes(0, 1)  # layers, levels, draws
     names = tuple(model.layers[number - 1] for number in layers)
     spread = accuracies.std(axis=2, ddof=1) if len(drawn.draws) > 1 else None
@@ -201,21 +203,3 @@ def _joined(parts: Sequence[LayerFeatures]) -> LayerFeatures:
     return LayerFeatures(
         features, *(np.concatenate(column) for column in zip(*(part[1:] for part in parts), strict=True))
     )
-
-
-def _accuracies(
-    train: LayerFeatures,
-    test: LayerFeatures,
-    layer: int,
-    draws: Sequence[Int[np.ndarray, "_"]],
-    classes: int,
-    l2: float | None,
-) -> list[float]:
-    """Returns the accuracy of the probe of each draw, given as rows of `train`."""
-    accuracies = []
-    for rows in draws:
-        features, labels = train.features[layer][rows], train.labels[rows]
-        strength = choose_l2(features, labels, classes) if l2 is None else l2
-        predicted = ridge_probe(features, labels, classes, strength).predict(test.features[layer])
-        accuracies.append(100.0 * float(np.mean(predicted == test.labels)))
-    return accuracies

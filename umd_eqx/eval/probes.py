@@ -1,5 +1,6 @@
 """Linear probe by ridge regression, and k-nearest neighbours, on features (as in the reference, big_vision's probe)."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -78,6 +79,29 @@ def choose_l2(features: Float[np.ndarray, "n d"], labels: Labels, num_classes: i
         return int(np.sum(scores.argmax(axis=1) == labels)), l2
 
     return max(STRENGTHS, key=correct)
+
+
+def ridge_accuracies(
+    train: Float[np.ndarray, "n d"],
+    train_labels: Labels,
+    test: Float[np.ndarray, "m d"],
+    test_labels: Int[np.ndarray, "m"],
+    draws: Sequence[Int[np.ndarray, "_"]],
+    num_classes: int,
+    l2: float | None,
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Returns the test accuracy in percent, and the penalty, of the ridge probe of each draw, given as rows of `train`.
+
+    `l2` is the penalty of all of them. None: chosen for each (`choose_l2`).
+    """
+    accuracies, penalties = [], []
+    for rows in draws:
+        features, labels = train[rows], train_labels[rows]
+        penalty = choose_l2(features, labels, num_classes) if l2 is None else l2
+        predicted = ridge_probe(features, labels, num_classes, penalty).predict(test)
+        accuracies.append(100.0 * float(np.mean(predicted == test_labels)))
+        penalties.append(penalty)
+    return tuple(accuracies), tuple(penalties)
 
 
 def nearest_neighbours(

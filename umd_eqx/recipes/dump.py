@@ -168,14 +168,19 @@ def default_of(field: dataclasses.Field[Any]) -> Any:
     return None if field.default is dataclasses.MISSING else field.default
 
 
-def flatten(data: Any, prefix: str = "") -> dict[str, Any]:
-    """Flattens a dump to its leaves by dotted name: `{"optim.lr": 0.001, ...}`."""
+def flatten(data: Any, prefix: str = "", *, plain_lists: bool = False) -> dict[str, Any]:
+    """Flattens a dump to its leaves by dotted name: `{"optim.lr": 0.001, ...}`.
+
+    With `plain_lists`, a list of numbers and strings is a leaf. Otherwise its items are, named by their indices.
+    """
+    if plain_lists and isinstance(data, list) and not any(isinstance(item, dict | list) for item in data):
+        return {prefix: data}
     items = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else None
     if items is None:
         return {prefix: data}
     flat = {}
     for name, item in items:
-        flat |= flatten(item, f"{prefix}.{name}" if prefix else str(name))
+        flat |= flatten(item, f"{prefix}.{name}" if prefix else str(name), plain_lists=plain_lists)
     return flat
 
 

@@ -82,9 +82,7 @@ def _chart(groups: Sequence[Group], name: str, title: str, unit: Any, axis: Axis
     label, scale = axis, 1.0
     if axis == "wall time":
         longest = max((x for curves in found for curve in curves for x, _ in curve.values()), default=0.0)
-        scale, unit_name = next(
-            u for u in ((3600.0, "hours"), (60.0, "minutes"), (1.0, "seconds")) if longest >= u[0] or u[0] == 1
-        )
+        scale, unit_name = next((each for each in _TIMES if longest >= each[0]), _TIMES[-1])
         label = f"{axis} in {unit_name}"
     lines = []
     for index, curves in enumerate(found):

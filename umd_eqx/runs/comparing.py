@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from umd_eqx.core.errors import BadInput
 from umd_eqx.core.hashes import sha256_of_json
 from umd_eqx.core.json_files import read_json
-from umd_eqx.recipes.dump import NON_IDENTITY_FIELDS, as_flag, completed
+from umd_eqx.recipes.dump import NON_IDENTITY_FIELDS, as_flag, completed, flatten
 from umd_eqx.report import RunDirectory
 from umd_eqx.report.comparison import UNSET, Comparison, Group
 from umd_eqx.runs.measured import with_measurements
@@ -135,9 +135,9 @@ def settings_of(recipe: Mapping[str, Any], starts: int = MAX_STARTS) -> dict[str
     - `starts`: how many runs are followed from which a run was started.
     """
     whole = completed(dict(recipe))
-    flat = _leaves({name: value for name, value in whole.items() if name not in ("start", "data")})
+    flat = flatten({name: value for name, value in whole.items() if name not in ("start", "data")}, plain_lists=True)
     data = whole.get("data") if isinstance(whole.get("data"), dict) else {}
-    flat |= _leaves(data, "data")
+    flat |= flatten(data, "data", plain_lists=True)
     found = {
         name: value
         for name, value in flat.items()
@@ -151,19 +151,6 @@ def settings_of(recipe: Mapping[str, Any], starts: int = MAX_STARTS) -> dict[str
         given = {"digest": start.get("digest")} if before is None else settings_of(before, starts - 1)
         found |= {f"start.{name}": value for name, value in given.items()} | {"start.weights": start.get("weights")}
     return found
-
-
-def _leaves(value: Any, prefix: str = "") -> dict[str, Any]:
-    """`umd_eqx.recipes.dump.flatten`, but lists of plain values are leaves."""
-    if isinstance(value, list) and not any(isinstance(item, dict | list) for item in value):
-        return {prefix: value}
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
-    if items is None:
-        return {prefix: value}
-    flat = {}
-    for name, item in items:
-        flat |= _leaves(item, f"{prefix}.{name}" if prefix else str(name))
-    return flat
 
 
 def _named(data: Any) -> str:

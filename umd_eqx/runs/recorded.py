@@ -29,11 +29,11 @@ def recorded_run(
     run = RunDirectory.read(path, config=config, environment=environment)
     data = run.fact("data")
     name = data.get("name") if isinstance(data, Mapping) else None
-    displays = recorded_displays(run.config, name if isinstance(name, str) else None, types)
+    displays = _displays(run.config, name if isinstance(name, str) else None, types)
     return RunDirectory(run.path, run.rows, run.config, run.environment, displays)
 
 
-def recorded_displays(recorded: Any, data: str | None, types: Iterable[type] = ()) -> dict[str, Display]:
+def _displays(recorded: Any, data: str | None, types: Iterable[type] = ()) -> dict[str, Display]:
     """How the evaluators in the content of a `config.json` display their results, by name.
 
     Those that cannot be read, for example because their type is not known, are left out.

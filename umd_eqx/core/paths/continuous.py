@@ -79,11 +79,11 @@ class RectifiedFlow(AbstractSmoothPath):
     """Largest time that is drawn in training: the image is noise. Sampling begins there, or just below 1."""
 
     def alpha(self, t: Time) -> Scalar:
-        """Returns 1 - t."""
+        """Returns 1 - t, the scale of the image."""
         return 1.0 - t
 
     def sigma(self, t: Time) -> Scalar:
-        """Returns t."""
+        """Returns t, the scale of the noise."""
         return 1.0 * t
 
     def velocity_weights(self, t: Time) -> tuple[Scalar, Scalar]:
@@ -124,11 +124,11 @@ class SmoothTable(AbstractSmoothPath):
         return curve.evaluate(t)
 
     def alpha(self, t: Time) -> Scalar:
-        """Returns sqrt(sigmoid(log-SNR))."""
+        """Returns sqrt(sigmoid(log-SNR)), the scale of the image on a variance-preserving path."""
         return jnp.exp(0.5 * jax.nn.log_sigmoid(self.log_snr(t)))
 
     def sigma(self, t: Time) -> Scalar:
-        """Returns sqrt(sigmoid(-log-SNR))."""
+        """Returns sqrt(sigmoid(-log-SNR)), the scale of the noise: alpha^2 + sigma^2 = 1."""
         return jnp.exp(0.5 * jax.nn.log_sigmoid(-self.log_snr(t)))
 
     def velocity_weights(self, t: Time) -> tuple[Scalar, Scalar]:

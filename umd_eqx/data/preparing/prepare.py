@@ -2,7 +2,7 @@
 
 import dataclasses
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +69,7 @@ def prepare(
     shards = shards_of(settings, originals)
     _require_space(originals, settings, folder, {shard.name for shard in shards if (folder / shard.name).exists()})
     most = {split: most_broken(max_broken, len(some.rows)) for split, some in originals.splits.items()}
-    broken: dict[str, list[list[str]]] = {split: [] for split in originals.splits}
-    done, files = 0, []
+    done = 0
 
     def seen(more: int) -> None:
         nonlocal done
@@ -79,28 +78,38 @@ def prepare(
 
     writing = write_all(Work(settings, originals, folder, shards, known), workers, seen, progress.stop)
     try:
-        for facts in writing:
-            files.append(facts)
-            some = broken[facts["split"]]
-            some += facts["broken"]
-            if len(some) > most[facts["split"]]:
-                name, problem, *place = some[-1]
-                count = f"{len(some)} broken images, more than {most[facts['split']]}, in {facts['split']}; the last"
-                last = f"{place[0] if place else name}: {problem}"
-                raise BadInput("max_broken", f"{count}: {last}", "Repair the images, or allow more")
+        files = _collected(writing, most)
     except Stopped:
         return None
     finally:
         writing.close()
     for split, some in originals.splits.items():
-        if not any(facts["records"] for facts in files if facts["split"] == split):
+        mine = [facts for facts in files if facts["split"] == split]
+        if not any(facts["records"] for facts in mine):
+            last = next(facts["broken"][-1] for facts in reversed(mine) if facts["broken"])
             problem = f"all {len(some.rows)} images of the split {split} are broken"
-            raise BadInput("src", f"{problem}; the last: {': '.join(broken[split][-1][:2])}", "Repair the images")
+            raise BadInput("src", f"{problem}; the last: {': '.join(last[:2])}", "Repair the images")
     manifest = read_manifest(folder)
     if before and manifest is not None and all(facts["kept"] for facts in files):
         shutil.rmtree(folder / PROGRESS, ignore_errors=True)
         return Prepared(manifest, tuple(files), changed=False)
     return Prepared(finish(folder, settings, originals, files, departures or []), tuple(files), changed=True)
+
+
+def _collected(writing: Iterable[Facts], most: Mapping[str, int]) -> list[Facts]:
+    """Returns the facts of all files. Raises `BadInput` if more than `most` images of a split are broken."""
+    files: list[Facts] = []
+    broken = dict.fromkeys(most, 0)
+    for facts in writing:
+        files.append(facts)
+        split = facts["split"]
+        broken[split] += len(facts["broken"])
+        if broken[split] > most[split]:
+            name, problem, *place = facts["broken"][-1]
+            count = f"{broken[split]} broken images, more than {most[split]}, in {split}; the last"
+            last = f"{place[0] if place else name}: {problem}"
+            raise BadInput("max_broken", f"{count}: {last}", "Repair the images, or allow more")
+    return files
 
 
 def _require_space(originals: Originals, settings: Settings, folder: Path, there: set[str]) -> None:

@@ -31,7 +31,7 @@ class ViTClassifier(AbstractClassifier):
     drop_path: float = eqx.field(static=True, default=0.0)
 
     def logits(self, image: Image) -> Float[Array, "classes"]:
-        """See `AbstractClassifier`."""
+        """Returns the logits of one image, without stochastic depth."""
         return self._logits(image, None)
 
     def training_logits(self, image: Image, key: PRNGKeyArray) -> Float[Array, "classes"]:

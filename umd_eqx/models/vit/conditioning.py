@@ -56,7 +56,7 @@ class AdaLNZero(AbstractConditioning):
         return cls(eqx.filter_vmap(lambda k: Linear.init(condition, 6 * width, key=k, kernel_init=zeros))(keys))
 
     def prepare(self, c: Embedded) -> Embedded:
-        """Returns SiLU(c)."""
+        """Returns SiLU(c), the input of every block's linear layer."""
         return c.map(jax.nn.silu)
 
     def apply(
