@@ -7,4 +7,4 @@ with interruptible_imports():
     from umd_eqx.commands.finetune import finetune
 
 if __name__ == "__main__":
-    exit_with(finetune)
+    exit_with(finetune, several=True)

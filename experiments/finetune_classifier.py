@@ -7,4 +7,4 @@ with interruptible_imports():
     from umd_eqx.commands.finetune_classifier import finetune_classifier
 
 if __name__ == "__main__":
-    exit_with(finetune_classifier)
+    exit_with(finetune_classifier, several=True)

@@ -7,4 +7,4 @@ with interruptible_imports():
     from umd_eqx.commands.linear_probe import linear_probe
 
 if __name__ == "__main__":
-    exit_with(linear_probe)
+    exit_with(linear_probe, several=True)

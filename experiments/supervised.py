@@ -7,4 +7,4 @@ with interruptible_imports():
     from umd_eqx.commands.supervised import supervised
 
 if __name__ == "__main__":
-    exit_with(supervised)
+    exit_with(supervised, several=True)

@@ -7,4 +7,4 @@ with interruptible_imports():
     from umd_eqx.commands.train_classifier import train_classifier
 
 if __name__ == "__main__":
-    exit_with(train_classifier)
+    exit_with(train_classifier, several=True)

@@ -7,4 +7,4 @@ with interruptible_imports():
     from umd_eqx.commands.train_tokenizer import train_tokenizer
 
 if __name__ == "__main__":
-    exit_with(train_tokenizer)
+    exit_with(train_tokenizer, several=True)

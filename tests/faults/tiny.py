@@ -81,7 +81,7 @@ def compilation_cache() -> Iterator[None]:
 def on_one_device(patch: pytest.MonkeyPatch) -> None:
     """Lets runs take one of the eight devices, which two cores compile and step several times as fast."""
     patch.setattr("umd_eqx.recipes.build.make_mesh", lambda **_: make_mesh(jax.devices()[:1]))
-    patch.setattr("umd_eqx.runs.run.peak_flops", lambda: (1e12, "not measured"))
+    patch.setattr("umd_eqx.runs.describing.peak_flops", lambda: (1e12, "not measured"))
 
 
 @pytest.fixture

@@ -249,14 +249,6 @@ class TestBrokenImages:
         assert error.value.field == "data.max_broken"
 
 
-def test_several_processes_are_refused_before_anything_is_written(tmp_path, monkeypatch):
-    monkeypatch.setattr("jax.process_count", lambda: 2)
-    with pytest.raises(BadInput, match=r"jax\.process_count\(\): this run was started as 2 processes") as refused:
-        run(QUIET, run_dir=tmp_path / "run", preset="tiny")
-    assert "\n" not in str(refused.value)
-    assert list(tmp_path.iterdir()) == []
-
-
 @pytest.mark.parametrize(
     ("preset", "change", "said"),
     [

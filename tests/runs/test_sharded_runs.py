@@ -22,7 +22,7 @@ if len(jax.devices()) < 8:
 @pytest.fixture(autouse=True)
 def small_arrays_are_divided(monkeypatch):
     monkeypatch.setattr(layout, "SMALLEST", 64)
-    monkeypatch.setattr("umd_eqx.runs.run.peak_flops", lambda: (1e12, "not measured"))
+    monkeypatch.setattr("umd_eqx.runs.describing.peak_flops", lambda: (1e12, "not measured"))
 
 
 def divided(steps: int, **axes: int):

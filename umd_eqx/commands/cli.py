@@ -19,6 +19,7 @@ from umd_eqx.commands.linear_probe import linear_probe
 from umd_eqx.commands.pretrain import pretrain
 from umd_eqx.commands.sample import sample
 from umd_eqx.commands.table import tabulate_runs
+from umd_eqx.commands.together import met, run_together
 from umd_eqx.core.errors import BadInput, disk_trouble
 from umd_eqx.recipes.dump import as_flag
 from umd_eqx.recipes.pretrain import Preset
@@ -28,6 +29,8 @@ EXIT_BAD_INPUT = 2
 FIELD = r"[a-z]\w*(?:\.\w+)*"
 NO_FLAG = ("config.json", "labels", "preset", "runs", "types")
 """Subjects of errors that are not set by a flag: a file, and arguments of functions."""
+TRAINING = ("finetune", "finetune-classifier", "linear-probe")
+"""The commands that train, and can run as several processes."""
 INTERRUPTED = "interrupted: the last checkpoint, if any, is unchanged"
 
 
@@ -68,10 +71,14 @@ def main(
             return commands[words[0]](words[1:])
         return pretrain(words, presets, types)
 
-    exit_with(command, arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    alone = words[:1] and words[0] in commands and words[0] not in presets and words[0] not in TRAINING
+    exit_with(command, arguments, several=not alone)
 
 
-def exit_with(command: Callable[[list[str]], int], arguments: Sequence[str] | None = None) -> NoReturn:
+def exit_with(
+    command: Callable[[list[str]], int], arguments: Sequence[str] | None = None, *, several: bool = False
+) -> NoReturn:
     """Runs a command and exits with the code it returns; prints bad input as a one-line error (`in_flags`).
 
     Exit codes: 0, success; 2, bad input or a full disk; 75, stopped by a signal with its state saved; 130,
@@ -82,10 +89,16 @@ def exit_with(command: Callable[[list[str]], int], arguments: Sequence[str] | No
     - `command`: a function of the command-line arguments that returns an exit code.
     - `arguments`: the command-line arguments, without the program name. None: those in `sys.argv`; the command is then
         assumed to own the process, which ends immediately on Ctrl-C and SIGTERM (`umd_eqx.training.signals`).
+    - `several`: whether the command can run as several processes, which then meet first (`umd_eqx.core.processes`).
+        If it fails in one of them, all end with its exit code and one message.
     """
+    words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         with ending_on_sigterm() if arguments is None else contextlib.nullcontext():
-            sys.exit(command(list(sys.argv[1:] if arguments is None else arguments)))
+            peers = met(words, several=several)
+            if peers is None:
+                sys.exit(command(words))
+            sys.exit(run_together(command, words, peers, lambda error: f"error: {in_flags(error)}"))
     except BadInput as error:
         print(f"error: {in_flags(error)}", file=sys.stderr)
         sys.exit(EXIT_BAD_INPUT)

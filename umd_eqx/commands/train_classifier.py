@@ -8,6 +8,7 @@ from umd_eqx.commands.leaves import KINDS, parse
 from umd_eqx.commands.training import Command, describe_presets, split_preset, train
 from umd_eqx.core.errors import BadInput, disk_errors
 from umd_eqx.core.files import write_atomically
+from umd_eqx.core.processes import is_first
 from umd_eqx.models.extractors.fashion import CLASSIFIER_FILE, card_of
 from umd_eqx.recipes.classifier import CLASSIFIERS
 from umd_eqx.recipes.pretrain import Preset
@@ -55,7 +56,7 @@ def train_classifier(words: list[str], presets: Mapping[str, Preset] = CLASSIFIE
     out = None if command.out is None else _output_file(command.out)
     directory = Path(command.run_dir or default_run_dir(name, command.config, recipe))
     code = train(command, name, recipe, lambda *_: directory)
-    if code or out is None or command.print_config or command.dry_run:
+    if code or out is None or command.print_config or command.dry_run or not is_first():
         return code
     with disk_errors(out.parent, "out", on_retry="it copies the files"):
         for source, copy in ((card_of(directory / CLASSIFIER_FILE), card_of(out)), (directory / CLASSIFIER_FILE, out)):

@@ -14,6 +14,7 @@ import tyro
 from umd_eqx.commands.leaves import KINDS, parse, with_types
 from umd_eqx.core.errors import BadInput, disk_errors, require_writable
 from umd_eqx.core.files import save_json
+from umd_eqx.core.processes import ProcessesConfig, is_first
 from umd_eqx.recipes.config import Config
 from umd_eqx.recipes.dump import dump
 from umd_eqx.recipes.pretrain import Preset
@@ -46,6 +47,9 @@ class Command:
     """Print parameters, FLOPs, memory, shapes and time, then exit."""
     print_config: bool = False
     """Print the full configuration as JSON, then exit."""
+    processes: Annotated[ProcessesConfig, tyro.conf.arg(name="sharding")] = dataclasses.field(
+        default_factory=ProcessesConfig
+    )
     json: str | None = None
     """Write results.json, with the last value of each metric by its name, to this JSON file at the end of the run."""
 
@@ -81,7 +85,7 @@ def train(
     options = {"run_dir": directory, "limit_steps": command.limit_steps}
     with disk_errors(directory):
         outcome = run(resolved, preset=preset, recipe=recipe, types=types, **options)
-        if command.json is not None:
+        if command.json is not None and is_first():
             found = read_results(outcome.run_dir) or {}
             save_json(command.json, [{**found, "preset": preset, "run_dir": str(outcome.run_dir), **outcome.last}])
     return outcome.exit_code

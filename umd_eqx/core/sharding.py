@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, PyTree
 
 from umd_eqx.core.errors import BadInput
+from umd_eqx.core.processes import to_devices
 
 CHUNK_PIXELS = 2**20
 """The default chunk of `chunked_vmap` in pixels per device.
@@ -166,7 +167,10 @@ def chunked_vmap(
 
 def place(tree: PyTree, sharding: NamedSharding) -> PyTree:
     """Places every array of a PyTree according to the sharding."""
-    return eqx.filter_shard(tree, sharding)
+    if sharding.is_fully_addressable:
+        return eqx.filter_shard(tree, sharding)
+    arrays, static = eqx.partition(tree, eqx.is_array)
+    return eqx.combine(to_devices(arrays, sharding), static)
 
 
 def on_mesh(tree: PyTree, mesh: Mesh) -> PyTree:
@@ -175,6 +179,6 @@ def on_mesh(tree: PyTree, mesh: Mesh) -> PyTree:
 
     def put(leaf: Any) -> Any:
         there = isinstance(getattr(leaf, "sharding", None), NamedSharding) and leaf.sharding.device_set == devices
-        return leaf if there else eqx.filter_shard(leaf, replicated(mesh))
+        return leaf if there else place(leaf, replicated(mesh))
 
     return jax.tree.map(put, tree)

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from umd_eqx.core.display import Chart, Display, Section
+from umd_eqx.core.processes import to_host
 from umd_eqx.core.programs import Program
 from umd_eqx.core.sharding import chunked_vmap
 from umd_eqx.core.types import Image, Report
@@ -49,8 +50,9 @@ class Accuracy(AbstractEvaluator):
             for batch in context.images("test", indices):
                 images, labels = jnp.asarray(batch.image), jnp.asarray(batch.label)
                 found = _recognised(model, context.tokenizer_or_identity, images, labels, context.mesh)
-                right += int(np.sum(np.asarray(found) & np.asarray(batch.valid)))
-                total += int(np.sum(np.asarray(batch.valid)))
+                found, valid = to_host((found, batch.valid))
+                right += int(np.sum(found & valid))
+                total += int(np.sum(valid))
             return Report({"recognised": right / total if total else float("nan")}, {})
 
         return evaluate

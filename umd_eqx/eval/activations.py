@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float32, UInt8
 
+from umd_eqx.core.processes import to_devices, to_host
 from umd_eqx.core.sharding import batch_sharding, place, replicated, round_up_to_devices
 from umd_eqx.eval.distances import Statistics, add
 from umd_eqx.models.extractors.base import AbstractExtractor
@@ -82,7 +83,7 @@ def _streamed(
     ahead: deque[tuple[int, tuple[Array, Array]]] = deque()
     for group in groups:
         batch = np.concatenate([group, np.zeros((size - len(group), *group.shape[1:]), np.uint8)])
-        ahead.append((len(group), activate_batch(extractor, jax.device_put(batch, batch_sharding(mesh)))))
+        ahead.append((len(group), activate_batch(extractor, to_devices(batch, batch_sharding(mesh)))))
         if len(ahead) > 1:
             yield _fetched(*ahead.popleft())
     while ahead:
@@ -90,8 +91,8 @@ def _streamed(
 
 
 def _fetched(count: int, outputs: tuple[Array, Array]) -> tuple[np.ndarray, np.ndarray]:
-    features, probabilities = outputs
-    return np.asarray(features)[:count], np.asarray(probabilities)[:count]
+    features, probabilities = to_host(outputs)
+    return features[:count], probabilities[:count]
 
 
 @eqx.filter_jit

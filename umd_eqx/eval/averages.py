@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
+from umd_eqx.core.processes import to_devices, to_host
 from umd_eqx.core.programs import Program
 from umd_eqx.core.sharding import batch_sharding, chunked_vmap, make_mesh, on_mesh, round_up_to_devices
 from umd_eqx.data.loader import evaluation_batches
@@ -78,8 +79,8 @@ def _mean(
     model, batch_size = on_mesh(model, mesh), round_up_to_devices(batch_size, mesh)
     total, count = np.zeros(()), 0
     for batch in evaluation_batches(source, EvalTransform(size), batch_size, evenly_spaced(images, len(source))):
-        given = jax.device_put((batch.image, batch.label), batch_sharding(mesh))
-        values = np.asarray(values_of(model, *given), np.float64)[np.asarray(batch.valid)]
+        given = to_devices((batch.image, batch.label), batch_sharding(mesh))
+        values = to_host(values_of(model, *given)).astype(np.float64)[np.asarray(batch.valid)]
         total, count = total + values.sum(axis=0), count + len(values)
     if not count:
         raise ValueError("no image could be read")

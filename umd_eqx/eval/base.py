@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 from umd_eqx.core.display import Display
 from umd_eqx.core.errors import BadInput, member
 from umd_eqx.core.paths import AbstractPath
+from umd_eqx.core.processes import to_devices, to_host
 from umd_eqx.core.programs import Program
 from umd_eqx.core.sharding import batch_sharding, chunked_vmap, place, replicated, round_up_to_devices
 from umd_eqx.core.types import Batch, Report
@@ -122,7 +123,7 @@ class EvalContext:
         }
         transform = transforms[crop]
         for batch in evaluation_batches(source, transform, self.batch_size, indices, threads=self.threads):
-            yield jax.device_put(batch, batch_sharding(self.mesh))
+            yield to_devices(batch, batch_sharding(self.mesh))
 
 
 @eqx.filter_jit
@@ -141,7 +142,7 @@ def decoded(
     for start in range(0, len(latents), size):
         some = latents[start : start + size]
         filled = np.resize(some, (size, *some.shape[1:]))
-        yield np.asarray(decode_batch(tokenizer, jax.device_put(filled, batch_sharding(mesh)), mesh))[: len(some)]
+        yield to_host(decode_batch(tokenizer, to_devices(filled, batch_sharding(mesh)), mesh))[: len(some)]
 
 
 @eqx.filter_jit

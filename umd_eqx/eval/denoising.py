@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 from umd_eqx.core.display import Chart, Display, Section
 from umd_eqx.core.errors import member
 from umd_eqx.core.paths import AbstractPath
+from umd_eqx.core.processes import to_host
 from umd_eqx.core.programs import Program
 from umd_eqx.core.sharding import chunked_vmap
 from umd_eqx.core.types import Image, Label, Report, Scalar
@@ -80,8 +81,8 @@ class Denoising(AbstractEvaluator):
                     images, labels = jnp.asarray(batch.image), jnp.asarray(batch.label)
                     given = (images, labels, jnp.asarray(level), image_keys(keys, rows), context.mesh)
                     error, pictures = _denoise(model, context.tokenizer_or_identity, context.path, *given)
-                    errors.append(np.stack([np.asarray(e) for e in error], axis=1))
-                    valid.append(np.asarray(batch.valid))
+                    errors.append(np.stack(to_host(error), axis=1))
+                    valid.append(to_host(batch.valid))
                     shown += pick(pictures, valid[-1], self.pictures - len(shown))
                 x0, eps = weighted_mean(np.concatenate(errors), np.concatenate(valid))
                 means = {"x0": float(x0), "eps": float(eps)}

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
 from umd_eqx.core.errors import BadInput
 from umd_eqx.core.paths import AbstractPath
+from umd_eqx.core.processes import to_host
 from umd_eqx.core.programs import Program
 from umd_eqx.core.sharding import batch_sharding, chunked_vmap
 from umd_eqx.core.types import FeatureKind, Image, Representation
@@ -76,8 +77,8 @@ def extract(
         keys = image_keys(key, rows)
         given = (jnp.asarray(batch.image), jnp.asarray(time), keys)
         features = represent_batch(model, context.path, *given, context.mesh, context.tokenizer_or_identity.factor)
-        valid = np.asarray(batch.valid)
-        parts.append([np.asarray(x)[valid] for x in (features.class_tokens, features.patches, batch.label, rows)])
+        valid = to_host(batch.valid)
+        parts.append([to_host(x)[valid] for x in (features.class_tokens, features.patches, batch.label, rows)])
         if progress is not None:
             progress(min(len(parts) * context.batch_size, len(indices)))
     return FeatureSet(*(np.concatenate(column) for column in zip(*parts, strict=True)))
@@ -117,8 +118,8 @@ def flat_pixels(
     kept = []
     for batch in context.images(split, indices, crop="fewshot"):
         images = jnp.asarray(batch.image)
-        small = np.asarray(images if images.shape[1] <= RAW_SIDE else box_average(images, RAW_SIDE))
-        kept.append(small.reshape(len(small), -1)[np.asarray(batch.valid)])
+        small = to_host(images if images.shape[1] <= RAW_SIDE else box_average(images, RAW_SIDE))
+        kept.append(small.reshape(len(small), -1)[to_host(batch.valid)])
     return np.concatenate(kept)
 
 

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
 from umd_eqx.core.display import Chart, Display, Section
 from umd_eqx.core.paths import AbstractDiscretePath, AbstractPath, smooth
+from umd_eqx.core.processes import to_host
 from umd_eqx.core.programs import Program, abstract
 from umd_eqx.core.sharding import batch_sharding, replicated, round_up_to_devices
 from umd_eqx.core.types import NO_CLASS, Label, Report
@@ -208,7 +209,7 @@ def trajectory_grid(
 
     A row has the decoded prediction of the clean image at `frames` evenly spaced sampling steps.
     """
-    shown = np.asarray(_trajectories(denoiser, sampler, tokenizer, jnp.asarray(labels), key, frames))
+    shown = to_host(_trajectories(denoiser, sampler, tokenizer, jnp.asarray(labels), key, frames))
     return grid([list(row) for row in shown])
 
 

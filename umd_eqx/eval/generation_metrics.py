@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
+from umd_eqx.core.processes import to_host
 from umd_eqx.eval.activations import Features, activations
 from umd_eqx.eval.base import EvalContext, decoded
 from umd_eqx.eval.distances import frechet_distance
@@ -97,7 +98,7 @@ def real_images(
     order = np.random.default_rng(0).permutation(len(context.test if split == "test" else context.train))
     for batch in context.images(split, order[:count], crop=protocol.reference_size):
         # They were uint8 originally: rounding restores their values.
-        yield np.asarray(to_uint8(jnp.asarray(batch.image), "round"))[np.asarray(batch.valid)]
+        yield to_host(to_uint8(jnp.asarray(batch.image), "round"))[to_host(batch.valid)]
 
 
 def score(

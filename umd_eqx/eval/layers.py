@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
 from umd_eqx.core.errors import BadInput
 from umd_eqx.core.paths import AbstractPath
+from umd_eqx.core.processes import to_host
 from umd_eqx.core.sharding import chunked_vmap
 from umd_eqx.core.types import FeatureKind, Image, Representation
 from umd_eqx.eval.base import EvalContext, batch_rows, image_keys
@@ -92,15 +93,15 @@ def feature_batches(
         else:
             chosen = require_layers(model, "eval")
             found = represent_layers_batch(chosen, context.path, *given, layers, context.mesh, factor)
-        valid = np.asarray(batch.valid)
+        valid = to_host(batch.valid)
         features = tuple(_of_kind(one, kind)[valid] for one in found)
-        yield LayerFeatures(features, np.asarray(batch.label)[valid], rows[valid])
+        yield LayerFeatures(features, to_host(batch.label)[valid], rows[valid])
 
 
 def _of_kind(found: Representation, kind: FeatureKind) -> Float[np.ndarray, "b features"]:
     parts = {"class_tokens": [found.class_tokens], "patches": [found.patches]}
     columns = parts.get(kind, [found.class_tokens, found.patches])
-    return np.concatenate([np.asarray(column) for column in columns], axis=1)
+    return np.concatenate(to_host(columns), axis=1)
 
 
 @eqx.filter_jit

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int, PRNGKeyArray
 
 from umd_eqx.core.display import Chart, Display, Section
+from umd_eqx.core.processes import to_host
 from umd_eqx.core.programs import Program
 from umd_eqx.core.types import Report
 from umd_eqx.eval.base import AbstractEvaluator, EvalContext, Evaluate, evenly_spaced, require
@@ -63,7 +64,7 @@ class ProbeAccuracy(AbstractEvaluator):
             right = total = 0
             for rows, labels in features(model, "test", self.images, key):
                 logits = model.logits(*(jnp.asarray(x, jnp.float32) for x in (rows, mean, variance)))
-                right += int(np.sum(np.argmax(np.asarray(logits), axis=1) == labels))
+                right += int(np.sum(np.argmax(to_host(logits), axis=1) == labels))
                 total += len(labels)
             return Report({"top1": 100.0 * right / total if total else float("nan")}, {})
 

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Array, Bool, Float, UInt8
 
+from umd_eqx.core.processes import to_host
+
 GAP = 2
 """Number of pixels between two images of a grid."""
 WHITE = 255
@@ -21,7 +23,7 @@ def pick(
 ) -> list[tuple[Float[np.ndarray, "h w c"], ...]]:
     """Selects the first `count` valid images of several batches with matching rows; returns a tuple per row."""
     rows = np.flatnonzero(valid)[:count]
-    return list(zip(*(np.asarray(kind)[rows] for kind in kinds), strict=True)) if rows.size else []
+    return list(zip(*(to_host(kind)[rows] for kind in kinds), strict=True)) if rows.size else []
 
 
 def grid(rows: Sequence[Sequence[Float[np.ndarray, "h w c"]]]) -> UInt8[np.ndarray, "rows columns 3"]:

@@ -13,6 +13,7 @@ from umd_eqx.core.display import Display
 from umd_eqx.core.errors import BadInput
 from umd_eqx.core.masking import View, draw_order, hidden_pixels, num_kept, ratios
 from umd_eqx.core.paths import AbstractPath
+from umd_eqx.core.processes import to_host
 from umd_eqx.core.programs import Program
 from umd_eqx.core.sharding import chunked_vmap
 from umd_eqx.core.types import Image, Report, Scalar
@@ -76,8 +77,8 @@ class Reconstruction(AbstractEvaluator):
             for batch, rows in zip(batches, batch_rows(indices, context.batch_size), strict=True):
                 given = (jnp.asarray(batch.image), image_keys(key, rows), self.mask_ratio, context.mesh)
                 error, pictures = _reconstruct(model, context.tokenizer_or_identity, context.path, *given)
-                errors.append(np.asarray(error))
-                valid.append(np.asarray(batch.valid))
+                errors.append(to_host(error))
+                valid.append(to_host(batch.valid))
                 shown += pick(pictures, valid[-1], self.pictures - len(shown))
             pixels, latents = weighted_mean(np.concatenate(errors), np.concatenate(valid))
             columns = list(zip(*shown, strict=True))

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from umd_eqx.core.display import Display
+from umd_eqx.core.processes import to_host
 from umd_eqx.core.programs import Program
 from umd_eqx.core.sharding import chunked_vmap
 from umd_eqx.core.types import Image, Report
@@ -53,10 +54,10 @@ class TokenizerQuality(AbstractEvaluator):
             for batch in context.images("test", indices):
                 images = jnp.asarray(batch.image)
                 back, moments, indexed = _round_trip(model, images, context.mesh)
-                valid.append(np.asarray(batch.valid))
-                sums.append(np.asarray(moments))
+                valid.append(to_host(batch.valid))
+                sums.append(to_host(moments))
                 if indexed is not None:
-                    codes.append(np.asarray(indexed)[valid[-1]].ravel())
+                    codes.append(to_host(indexed)[valid[-1]].ravel())
                 shown += pick((images, back), valid[-1], self.pictures - len(shown))
             error, mean, square = weighted_mean(np.concatenate(sums), np.concatenate(valid))
             scalars = {

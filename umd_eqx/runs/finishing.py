@@ -4,9 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import equinox as eqx
+import jax
 import numpy as np
 from jaxtyping import Float
 
+from umd_eqx.core.sharding import place, replicated
 from umd_eqx.data.source import DataSource
 from umd_eqx.eval.averages import mean_over_examples, mean_over_images
 from umd_eqx.models.finished import FinishedRun, PerExample, PerImage
@@ -41,7 +43,8 @@ def finish(
 
     def model() -> tuple[int, eqx.Module]:
         step, state = trained()
-        return step, state.model if state.ema is None else state.ema
+        found = state.model if state.ema is None else state.ema
+        return step, found if jax.process_count() == 1 else place(found, replicated(built.parts.mesh))
 
     def mean(function: PerImage, model: eqx.Module, images: int) -> Float[np.ndarray, "k"]:
         return mean_over_images(function, model, splits()[0], data.size, images=images, **given)

@@ -13,29 +13,30 @@ from umd_eqx.core.display import Display
 from umd_eqx.core.errors import BadInput
 from umd_eqx.core.files import save_json
 from umd_eqx.core.hashes import sha256_of
-from umd_eqx.core.sharding import describe_mesh, place, replicated
+from umd_eqx.core.peers import leave_together
+from umd_eqx.core.processes import from_first, is_first
+from umd_eqx.core.sharding import place, replicated
 from umd_eqx.eval import AbstractEvaluator, EvalContext
-from umd_eqx.models.base import num_parameters
 from umd_eqx.models.tokenizers.base import AbstractTokenizer
 from umd_eqx.recipes.build import Built, build
 from umd_eqx.recipes.config import Config
 from umd_eqx.recipes.dump import dump
 from umd_eqx.report import MetricsFile, RunDirectory, Terminal, Wandb, results_table, write_report
 from umd_eqx.runs.batches import run_batches
+from umd_eqx.runs.describing import facts_of, headline
 from umd_eqx.runs.finishing import finish
 from umd_eqx.runs.fitting import fit_to_data
-from umd_eqx.runs.lock import RunLock, locked
 from umd_eqx.runs.outcome import Outcome
 from umd_eqx.runs.pretrained import initial_weights
 from umd_eqx.runs.remeasure import add_measurement, as_recorded, not_yet_measured
 from umd_eqx.runs.resolved import Resolved, resolve, with_latents_of
 from umd_eqx.runs.workspace import claim, default_run_dir, environment, nearest_preset, record, require_same_format
+from umd_eqx.runs.writer import Writing, one_writer
 from umd_eqx.training.checkpoint import Checkpoints, require_space
-from umd_eqx.training.flops import peak_flops
 from umd_eqx.training.guards import DUMPS, Guard, MemoryWatch
 from umd_eqx.training.loop import Evaluations, Meter, Sinks, fit
 from umd_eqx.training.pending import PendingRow
-from umd_eqx.training.signals import Stop
+from umd_eqx.training.signals import EXIT_STOPPED, Stop
 from umd_eqx.training.step import TrainState
 
 EVALUATION_KEY = 2**32 - 1
@@ -65,11 +66,11 @@ def run(
     - `limit_steps`: stop after this step, then evaluate and report. The learning rate schedule keeps its full length.
     - `types`: user-defined classes that the run providing the initial weights may contain.
 
-    **Raises:** `BadInput` for invalid input, and if the run was started as several processes.
+    Several processes (`umd_eqx.core.processes.join`) all call this with the same arguments and a shared `run_dir`; the
+    first writes everything but its share of the checkpoints.
+
+    **Raises:** `BadInput` for invalid input.
     """
-    if (processes := jax.process_count()) > 1:
-        problem = f"this run was started as {processes} processes, but only one is supported"
-        raise BadInput("jax.process_count()", problem, "Start a single process that uses all devices of the machine")
     asked, given = preset, config.config if isinstance(config, Resolved) else config
     if preset is None or recipe is None:
         preset, recipe = nearest_preset(given) if preset is None else (preset, given)
@@ -82,11 +83,10 @@ def run(
     built = build(config, resolved.data.spec)
     built.abstract_state()  # raises errors in the network's configuration before anything is written
     stop_at = built.steps(limit_steps)
-    with locked(directory) as lock:
-        kept = claim(directory, config, asked)
+    with one_writer(directory, lambda: claim(directory, config, asked)) as (writing, kept):
         if kept is None:
-            kept = record(directory, config, preset, recipe)
-        return _Run(resolved, built, directory, kept, preset, recipe, stop_at, lock, tuple(types)).start()
+            kept = record(writing.directory, config, preset, recipe)
+        return _Run(resolved, built, writing, kept, preset, recipe, stop_at, tuple(types)).start()
 
 
 class _Run:
@@ -96,21 +96,21 @@ class _Run:
         self,
         resolved: Resolved,
         built: Built,
-        directory: Path,
+        writing: Writing,
         kept: dict[str, Any],
         preset: str,
         recipe: Config,
         stop_at: int,
-        lock: RunLock,
         types: tuple[type, ...],
     ):
         self.resolved, self.built, self.config, self.parts = resolved, built, built.config, built.parts
-        self.directory, self.kept, self.preset, self.recipe = directory, kept, preset, recipe
-        self.stop_at, self.lock, self.types = stop_at, lock, types
-        self.metrics_path = directory / "metrics.jsonl"
+        self.writing, self.shared, self.directory = writing, writing.shared, writing.directory
+        self.kept, self.preset, self.recipe = kept, preset, recipe
+        self.stop_at, self.types = stop_at, types
+        self.metrics_path = self.directory / "metrics.jsonl"
 
     def start(self) -> Outcome:
-        folder = epath.Path(self.directory.absolute() / "checkpoints")
+        folder = epath.Path(self.shared.absolute() / "checkpoints")
         with contextlib.ExitStack() as stack:
             checkpoints = Checkpoints(folder, keep=self.config.checkpoint.keep)
             stack.callback(checkpoints.close)
@@ -120,7 +120,8 @@ class _Run:
             if newest:
                 require_same_format(self.directory, self.kept)
             self.kept = record(self.directory, self.config, self.preset, self.recipe)  # some settings may change
-            require_space(epath.Path(self.directory), self.built.abstract_state(), self.config.checkpoint.keep)
+            space = (epath.Path(self.shared), self.built.abstract_state(), self.config.checkpoint.keep)
+            from_first(lambda: require_space(*space))
             terminal = stack.enter_context(Terminal(self.stop_at, start=newest))
             stop = stack.enter_context(Stop(terminal.warn, self._leave))
             train, test = self.resolved.data.splits
@@ -129,8 +130,8 @@ class _Run:
                 first, state = self._restore(checkpoints, terminal)
             metrics = stack.enter_context(MetricsFile.open(self.metrics_path, first or None))
             shown, meter = self._describe(state, metrics)
-            terminal.print(self._headline(state))
-            sinks = Sinks(shown, terminal, metrics, self._wandb(terminal), self.lock.require_held)
+            terminal.print(headline(self.built, self.shared, self.preset, state))
+            sinks = Sinks(shown, terminal, metrics, self._wandb(terminal), self.writing.require_held)
             stack.push(lambda kind, *_: sinks.close(failed=kind is not None))
             with stop.unsaved_nothing(first):
                 evaluations = self._evaluations(terminal, self.config.eval, metrics.rows)
@@ -157,17 +158,19 @@ class _Run:
                     terminal.warn(f"{len(found)} {name} images could not be read and were skipped: {some}")
             terminal.phase("saving", step)
             checkpoints.wait()
-            self.lock.require_held()
+            self.writing.require_held()
             with stop.unsaved_nothing(step, obeyed=int(stop.signal_name is not None)):
                 write_report(shown)
         complete = step == self.stop_at and PendingRow(self.directory).of(step) is None
         if complete:
             self._finish(step, lambda: (step, state))
-        return self._report_outcome(shown, step, None if complete else stop.signal_name)
+        return self._report_outcome(shown, step, None if complete else stop.signal_name or "a signal")
 
     def _leave(self, signal_name: str, step: int) -> str:
-        self.lock.release()
-        return self._stopped(signal_name, step)
+        said = self._stopped(signal_name, step)
+        self.writing.release()
+        leave_together(said, EXIT_STOPPED)
+        return said
 
     def _stopped(self, signal_name: str, step: int) -> str:
         return f"stopped by {signal_name} at step {step} of {self.built.total}, saved. The same command resumes it"
@@ -212,35 +215,21 @@ class _Run:
         )
 
     def _describe(self, state: TrainState, metrics: MetricsFile) -> tuple[RunDirectory, Meter]:
-        flops = self.built.step_flops()
-        peak, source = peak_flops()
-        facts = {
-            "steps": self.built.total,
-            "parameters": num_parameters(state.model),
-            "flops_per_step": flops,
-            "peak_flops_per_device": peak,
-            "peak_from": source,
-            "data": self.built.spec._asdict(),
-        }
+        facts = facts_of(self.built, state)
         described = environment(self.preset, facts)
         save_json(self.directory / "environment.json", described)
         wall = max((row.get("throughput/wall_seconds", 0.0) for row in metrics.rows), default=0.0)
-        meter = Meter(self.config.data.batch_size, flops, peak * self.parts.mesh.size, wall=wall)
+        peak = facts["peak_flops_per_device"] * self.parts.mesh.size
+        meter = Meter(self.config.data.batch_size, facts["flops_per_step"], peak, wall=wall)
         return RunDirectory(self.directory, metrics.rows, self.kept, described, self._displays()), meter
 
     def _displays(self) -> dict[str, Display]:
         evaluators = as_recorded(self.kept, self.config.eval)
         return {name: evaluator.display(self.built.spec.name) for name, evaluator in evaluators.items()}
 
-    def _headline(self, state: TrainState) -> str:
-        data, spec = self.config.data, self.built.spec
-        network = f"{self.config.model.title} with {num_parameters(state.model):,} parameters"
-        return (
-            f"{self.directory}: {self.preset}, {network}; {spec.name}, {spec.num_train:,} images "
-            f"at {data.size} px, batch size {data.batch_size}; {describe_mesh(self.parts.mesh)}"
-        )
-
     def _wandb(self, terminal: Terminal) -> Wandb | None:
+        if not is_first():
+            return None
         run_id = sha256_of(str(self.directory.absolute()).encode())[:16]
         given = (self.config.log.wandb, self.directory, self.directory.name, dump(self.config), run_id)
         return Wandb.maybe(*given, notify=terminal.print)
@@ -263,7 +252,7 @@ class _Run:
         self._finish(step, trained)
         print(results_table(shown.rows, shown.headlines()))
         print(f"\nreport: {write_report(shown)}")
-        return Outcome(self.directory, step, None, shown.last_values())
+        return Outcome(self.shared, step, None, shown.last_values())
 
     def _finish(self, step: int, trained: Callable[[], tuple[int, TrainState]]) -> None:
         given = (self.built, self.directory, step, self.preset, self.recipe)
@@ -292,4 +281,4 @@ class _Run:
             if skipped := int(shown.last_values().get("train/skipped_total") or 0):
                 print(f"{skipped} of {step} steps were skipped: their loss or gradient was not finite")
             print(f"report: {self.directory / 'report.html'}")
-        return Outcome(self.directory, step, stopped_by, shown.last_values())
+        return Outcome(self.shared, step, stopped_by, shown.last_values())

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
 from umd_eqx.core.errors import BadInput
+from umd_eqx.core.processes import to_devices, to_host
 from umd_eqx.core.sharding import batch_sharding, make_mesh, on_mesh, round_up_to_devices
 from umd_eqx.core.types import NO_CLASS, Image, Label
 from umd_eqx.sampling.base import AbstractSampler
@@ -54,8 +55,8 @@ def sample(
         rows = np.arange(start, min(start + size, len(labels)))
         filled = np.resize(rows, size)  # images that pad the last batch are discarded
         given = None if noise is None else noise[filled]
-        batch = jax.device_put((first + filled, labels[filled], given), batch_sharding(mesh))
-        images.append(np.asarray(sample_batch(denoiser, sampler, key, *batch))[: len(rows)])
+        batch = to_devices((first + filled, labels[filled], given), batch_sharding(mesh))
+        images.append(to_host(sample_batch(denoiser, sampler, key, *batch))[: len(rows)])
         if progress is not None:
             progress(int(rows[-1]) + 1, len(labels))
     return np.concatenate(images) if images else np.zeros((0, *denoiser.model.image_shape), np.float32)

@@ -18,6 +18,7 @@ from jaxtyping import PyTree
 
 from umd_eqx.core.errors import BadInput, disk_errors
 from umd_eqx.core.files import write_atomically
+from umd_eqx.core.processes import from_first, is_first
 from umd_eqx.training.orbax_noise import silence_orbax
 from umd_eqx.training.step import TrainState
 
@@ -33,6 +34,9 @@ DAMAGE_CODES = ("DATA_LOSS", "NOT_FOUND", "OUT_OF_RANGE", "INVALID_ARGUMENT", "F
 
 class Checkpoints:
     """The checkpoints of one run directory. A save that is interrupted leaves no checkpoint.
+
+    With several processes, all call each method, and each writes and reads its own shards in the shared directory. The
+    first one checks and writes checksums, and removes old checkpoints.
 
     **Arguments:**
 
@@ -53,7 +57,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Returns the steps with a complete checkpoint, oldest first."""
-        return sorted(self.manager.all_steps())
+        return from_first(lambda: sorted(self.manager.all_steps()))
 
     def save(self, step: int, state: TrainState) -> None:
         """Starts an asynchronous save; returns once the state is copied. Raises the error of a failed previous save.
@@ -140,6 +144,8 @@ class Checkpoints:
             self.manager.wait_until_finished()
         except Exception:  # also raised in the main thread
             return False
+        if not is_first():
+            return True
         seal = self.directory / str(step) / SEAL
         # Written atomically: incomplete checksums would make an intact checkpoint look damaged.
         write_atomically(seal, json.dumps({"step": step, "files": _digests(seal.parent)}).encode())
@@ -150,7 +156,7 @@ class Checkpoints:
     ) -> dict[str, jax.Array]:
         sealed = False
         try:
-            sealed = _check_seal(self.directory / str(step), step)
+            sealed = _checked_once(self.directory / str(step), step)
             args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
             restored = self.manager.restore(step, args=args)["state"]
             _require_step(int(restored["step"]), step)  # seals of older versions do not name it
@@ -175,9 +181,13 @@ class Checkpoints:
 
     def _set_aside(self, step: int) -> None:
         target = self.directory / f"{step}.corrupt"
-        if target.exists():
-            target.rmtree()
-        (self.directory / str(step)).rename(target)
+
+        def rename() -> None:
+            if target.exists():
+                target.rmtree()
+            (self.directory / str(step)).rename(target)
+
+        from_first(rename)
         self.manager.reload()
 
 
@@ -193,6 +203,21 @@ def _digests(folder: epath.Path) -> dict[str, int]:
 
 class _Damaged(Exception):
     """Raised for a checkpoint whose files are damaged or missing."""
+
+
+def _checked_once(folder: epath.Path, step: int) -> bool:
+    """As `_check_seal`, which the first of several processes calls for all."""
+
+    def verdict() -> tuple[bool, str | None]:
+        try:
+            return _check_seal(folder, step), None
+        except _Damaged as error:
+            return False, str(error)
+
+    sealed, damage = from_first(verdict)
+    if damage is not None:
+        raise _Damaged(damage)
+    return sealed
 
 
 def _check_seal(folder: epath.Path, step: int) -> bool:

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
+from umd_eqx.core.processes import StopStep, report_progress
 from umd_eqx.core.types import Batch
 from umd_eqx.eval import AbstractEvaluator, Evaluate
 from umd_eqx.report import (
@@ -70,6 +71,7 @@ class Evaluations:
         for name in names:
             evaluator, evaluate = self.evaluators[name]
             phase(f"evaluating {name}")
+            report_progress(f"evaluating {name}")
             average = state.ema if evaluator.weights == "ema" else None
             report = evaluate(state.model if average is None else average, self.key)
             row |= {f"eval/{name}/{key}": value for key, value in report.scalars.items()}
@@ -84,6 +86,7 @@ class Evaluations:
         row = {}
         for name in names:
             phase(f"evaluating {name} of the untrained network")
+            report_progress(f"evaluating {name} of the untrained network")
             evaluator, evaluate = self.evaluators[name]
             scalars = evaluate(model, self.key).scalars
             row |= {f"eval/untrained/{name}/{key}": v for key, v in scalars.items() if not evaluator.is_baseline(key)}
@@ -212,10 +215,14 @@ def fit(
 
     The metrics of a step are on the disk before its checkpoint is started. A run that is resumed from the checkpoint
     therefore has every row. That of a step with evaluations is kept as a `PendingRow` meanwhile, and the state is saved
-    before it is evaluated: a run that is stopped or killed then resumes with the evaluations.
+    before it is evaluated: a run that is stopped or killed then resumes with the evaluations. With several processes,
+    `stop` in one of them stops all of them, at a step that is the same in all (`StopStep`).
     """
     sinks.terminal.phase("compiling")
-    done, pending = steps.start, PendingRow(sinks.run.path)
+    done, pending, agreed = steps.start, PendingRow(sinks.run.path), StopStep()
+
+    def stopping() -> bool:
+        return agreed.reached(done, stop.signal_name is not None)
 
     def write(row: Row, due: list[str]) -> None:
         with stop.unsaved_nothing(done, checkpoints.wait_sealed) if due else contextlib.nullcontext():
@@ -250,12 +257,13 @@ def fit(
                 sinks.require_held()
                 pending.keep(done, row)
                 save()
-                if stop.signal_name:
+                if stopping():
                     break
             write(row, due)
             meter.restart()
-        if stop.signal_name or done % checkpoint_every == 0 or done == steps.stop:
+        ending = stopping()
+        if ending or done % checkpoint_every == 0 or done == steps.stop:
             save()
-        if stop.signal_name:
+        if ending:
             break
     return done, state
