@@ -1,4 +1,4 @@
-"""How processes find each other; what they do together is in tests/faults/test_processes.py."""
+"""How processes find each other; what they do together is in tests/faults/test_two_processes.py."""
 
 import numpy as np
 import pytest
