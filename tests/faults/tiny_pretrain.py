@@ -2,7 +2,7 @@
 
 `SECONDS_A_STEP` makes every step slow. `HOLD_AFTER` (a number of steps) keeps the step after it from its end: there is
 a file `HOLD.held` from then on, and the step goes on when there is a file `HOLD.go`. `HOLD_EVALUATION` (a step) does so
-in the evaluation of that step.
+in the evaluation of that step. `LOST_SECONDS` is how long a process waits for a sign of life of another.
 """
 
 import os
@@ -12,6 +12,7 @@ from pathlib import Path
 from tiny import tiny
 
 from umd_eqx.commands.cli import main
+from umd_eqx.core import peers
 from umd_eqx.recipes.pretrain import PRETRAIN
 from umd_eqx.training import loop
 
@@ -37,5 +38,6 @@ if __name__ == "__main__":
             wait()
         return step(parts, state, batch)
 
+    peers.LOST_SECONDS = float(os.environ.get("LOST_SECONDS", peers.LOST_SECONDS))
     loop.train_step, loop.Evaluations.measure = slow_step, slow_measure
     main({**PRETRAIN, "tiny": tiny})

@@ -71,7 +71,8 @@ class Peers:
                 said = dict(_client().key_value_dir_get(ROOT))
             except jax.errors.JaxRuntimeError:
                 if time.monotonic() - reached > LOST_SECONDS and not self._finished.is_set():
-                    _end(f"error: process 0 gives no sign of life: process {self.process_id} ends", EXIT_LOST, say=True)
+                    said = f"process 0 gives no sign of life for {LOST_SECONDS:.0f} s: process {self.process_id} ends"
+                    _end(f"error: {said}", EXIT_LOST, say=True)
                 continue
             if self._finished.is_set():
                 return
@@ -81,7 +82,7 @@ class Peers:
             seen.update(said)
             lost, hang = seen.unchanged(ALIVE, LOST_SECONDS), seen.unchanged(PROGRESS, self._hang_seconds)
             if lost:
-                leave_together(f"error: no sign of life of {lost} for {LOST_SECONDS:.0f} s: all end", EXIT_LOST)
+                leave_together(f"error: {lost} gives no sign of life for {LOST_SECONDS:.0f} s: all end", EXIT_LOST)
             if hang:
                 os.write(2, f"process {self.process_id} on {socket.gethostname()}:\n".encode())
                 faulthandler.dump_traceback(2)
@@ -115,7 +116,7 @@ class Seen:
             if self._since.get(f"{ALIVE}/{key.rpartition('/')[2]}", ("",))[0] != ENDED
         }
         about = [f"process {name}{f' ({value})' if root == PROGRESS else ''}" for name, value in sorted(found.items())]
-        return ", ".join([*about[:4], f"{len(about) - 4} others"] if len(about) > 4 else about)
+        return ", ".join([*about[:4], f"{len(about) - 4} more"] if len(about) > 4 else about)
 
 
 def leave_together(message: str, code: int) -> None:

@@ -22,6 +22,9 @@ DETECT = "auto"
 STOP, PROGRESS = "umd_eqx/stop", "umd_eqx/progress"
 """Keys of the service: the step at which all stop, and what each process has begun."""
 
+TOLD, TOLD_MS = "umd_eqx_told", 600_000
+"""Key of the service for what is told to the first process, and how long it waits for each of them."""
+
 
 @dataclasses.dataclass(frozen=True)
 class ProcessesConfig:
@@ -132,6 +135,33 @@ def from_first(function: Callable[[], Any]) -> Any:
     if "error" in said:
         raise BadInput(*said["error"])
     return said["value"]
+
+
+def to_first(name: str, value: Any, judge: Callable[[list[Any]], None]) -> None:
+    """Calls a function in the first process with a JSON value of each process, by their numbers.
+
+    Every process must call this, with a `name` that no other call has. A `BadInput` is raised in every process. The
+    values go through the service by which the processes met, and not through the devices.
+    """
+    client = service()
+    if client is None:
+        return judge([value])
+    this, count, verdict = jax.process_index(), jax.process_count(), f"{TOLD}/{name}/verdict"
+    client.key_value_set(f"{TOLD}/{name}/{this}", json.dumps(value), allow_overwrite=True)
+    if this == 0:
+        keys = [f"{TOLD}/{name}/{i}" for i in range(count)]
+        values = [json.loads(client.blocking_key_value_get(key, TOLD_MS)) for key in keys]
+        said = None
+        try:
+            judge(values)
+        except BadInput as error:
+            said = (error.field, error.problem, error.hint)
+        for key in keys:
+            client.key_value_delete(key)
+        client.key_value_set(verdict, json.dumps(said), allow_overwrite=True)
+    said = json.loads(client.blocking_key_value_get(verdict, TOLD_MS))
+    if said is not None:
+        raise BadInput(*said)
 
 
 def to_host(tree: PyTree) -> PyTree:

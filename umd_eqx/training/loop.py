@@ -26,6 +26,7 @@ from umd_eqx.report import (
 from umd_eqx.training.checkpoint import Checkpoints
 from umd_eqx.training.guards import Guard, MemoryWatch
 from umd_eqx.training.pending import PendingRow
+from umd_eqx.training.replicas import require_equal_replicas
 from umd_eqx.training.signals import Stop
 from umd_eqx.training.step import Parts, TrainState, train_step
 
@@ -234,6 +235,7 @@ def fit(
     def save() -> None:
         guard.settle()
         sinks.require_held()
+        require_equal_replicas(done, eqx.filter(state.model, eqx.is_array))
         checkpoints.save(done, state)
 
     if (row := pending.of(done)) is not None and not sinks.has_row(done):
