@@ -7,4 +7,4 @@ with interruptible_imports():
     from umd_eqx.commands.encode_latents import encode_latents
 
 if __name__ == "__main__":
-    exit_with(encode_latents)
+    exit_with(encode_latents, several=True)

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import platform
 import signal
 from pathlib import Path
 
@@ -22,7 +23,7 @@ QUICK = (*KL, "--limit", "12", "--per-shard", "5", "--batch-size", "8")
 
 @pytest.fixture(autouse=True)
 def one_device(monkeypatch):
-    monkeypatch.setattr("umd_eqx.commands.encode_latents.make_mesh", lambda: make_mesh(jax.devices()[:1]))
+    monkeypatch.setattr("umd_eqx.commands.encode_latents.make_mesh", lambda *_: make_mesh(jax.devices()[:1]))
 
 
 def test_it_leaves_latents_and_figures_and_says_so_when_it_is_called_again(called, here):
@@ -140,7 +141,8 @@ def test_places_that_are_taken_are_left_alone(called, here, out):
 def test_a_folder_that_another_process_is_at_is_refused(called):
     with locked(Path("latents")):
         code, _, error = called(encode_latents, *QUICK)
-    problem = "another process is running in latents. Wait for it, stop it, or choose another directory"
+    who = f"process {os.getpid()} on {platform.node()}"
+    problem = f"another process is running in latents ({who}). Wait for it, stop it, or choose another directory"
     assert (code, error) == (2, f"error: --out: {problem}\n")
 
 

@@ -1,5 +1,7 @@
 """Runs in processes of their own that end in every way a process can."""
 
+import os
+import platform
 import signal
 import subprocess
 from pathlib import Path
@@ -115,7 +117,8 @@ def test_a_run_that_another_process_is_at_is_refused_with_one_line(tmp_path):
         code, _, error = ended(start(run_dir))
     assert code == 2
     assert error.splitlines() == [
-        f"error: --run-dir: another process is running in {run_dir}. Wait for it, stop it, or choose another directory"
+        f"error: --run-dir: another process is running in {run_dir} (process {os.getpid()} on {platform.node()}). "
+        "Wait for it, stop it, or choose another directory"
     ]
 
 

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny import COMMAND, cache_dir, ended, numbers, rows
+from faults.tiny import COMMAND, cache_dir, ended, numbers, rows
 
 DEVICES = 8
 pytestmark = pytest.mark.slow

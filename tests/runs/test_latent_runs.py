@@ -49,7 +49,7 @@ TRAIN = (
 def one_device_and_few_images(monkeypatch):
     on_one_device(monkeypatch)
     for room in ("sample", "evaluate"):
-        monkeypatch.setattr(f"umd_eqx.commands.{room}.make_mesh", lambda: make_mesh(jax.devices()[:1]))
+        monkeypatch.setattr(f"umd_eqx.commands.{room}.make_mesh", lambda *_: make_mesh(jax.devices()[:1]))
     monkeypatch.setattr("umd_eqx.models.tokenizers.files.STATISTICS_IMAGES", 64)
 
 

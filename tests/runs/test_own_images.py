@@ -32,7 +32,7 @@ PROBE = FewShot(every=4, shots=2, seeds=1, knn=3)
 def one_device_everywhere(monkeypatch):
     on_one_device(monkeypatch)
     for command in ("evaluate", "probe", "encode_latents"):
-        monkeypatch.setattr(f"umd_eqx.commands.{command}.make_mesh", lambda: make_mesh(jax.devices()[:1]))
+        monkeypatch.setattr(f"umd_eqx.commands.{command}.make_mesh", lambda *_: make_mesh(jax.devices()[:1]))
 
 
 def recipe() -> Config:

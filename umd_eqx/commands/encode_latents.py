@@ -1,21 +1,25 @@
 """`experiments/encode_latents.py`: encodes a data set into latents once, for use by any number of runs."""
 
+import contextlib
 import dataclasses
 import functools
 import time
 from pathlib import Path
 from typing import Annotated, Literal
 
+import jax
 import jax.numpy as jnp
 import tyro
 
 from umd_eqx.commands.leaves import KINDS, choose
 from umd_eqx.core.errors import BadInput, disk_errors, require_writable
 from umd_eqx.core.files import save_json
+from umd_eqx.core.peers import leave_together
+from umd_eqx.core.processes import ProcessesConfig, from_first, is_first
 from umd_eqx.core.sharding import make_mesh
 from umd_eqx.data.broken import SkipBroken
 from umd_eqx.data.source_configs import SOURCES, TFDS, AbstractSource
-from umd_eqx.latents.encoding import Progress, encode, prepare
+from umd_eqx.latents.encoding import Progress, encode, prepare, share
 from umd_eqx.latents.store import MANIFEST, Manifest, Settings, source_hash
 from umd_eqx.recipes.config import DataConfig
 from umd_eqx.report import Terminal
@@ -66,6 +70,9 @@ class EncodeLatents:
     """Number of threads that prefetch images."""
     limit: int | None = None
     """Encode only this many images, from the start of the split. None: all of them."""
+    processes: Annotated[ProcessesConfig, tyro.conf.arg(name="sharding")] = dataclasses.field(
+        default_factory=ProcessesConfig
+    )
     json: str | None = None
     """Write a summary to this JSON file: images, views, bytes, mean, standard deviation, seconds, views per second."""
 
@@ -83,7 +90,7 @@ def encode_latents(words: list[str], data: EncodedData | None = None) -> int:
     **Raises:** `BadInput` naming the invalid flag.
     """
     images, words, _ = choose(_Images(data or EncodedData()), words, KINDS)
-    make = functools.partial(EncodeLatents, data=images.data)
+    make = functools.partial(EncodeLatents, data=images.data, processes=ProcessesConfig())
     what = f"Encode a data set into latents, to train on. --data.source is one of {', '.join(SOURCES)}."
     command = tyro.cli(make, args=words, description=what)
     _validate(command)
@@ -103,10 +110,10 @@ def encode_latents(words: list[str], data: EncodedData | None = None) -> int:
     if command.views > 1 and data.area_min == 100 and not data.flip:
         print("note: without augmentation all views of an image are identical: see --data.area-min and --data.flip")
     print(f"{loaded.title}; {settings.images:,} images of {settings.name}, {settings.views} views each: {folder}")
-    with disk_errors(folder, "out", "it resumes at the first missing shard"), locked(folder, "out"):
-        missing = prepare(folder, settings)
-        left = sum(len(settings.shards[shard]) for shard in missing)
-        if left == 0 and (folder / MANIFEST).exists():
+    with disk_errors(folder, "out", "it resumes at the first missing shard"), contextlib.ExitStack() as stack:
+        missing, complete = from_first(lambda: _missing(folder, settings, stack))
+        left = sum(len(settings.shards[shard]) for shard in share(missing))
+        if complete:
             manifest = Manifest.read(folder, "out")
             print(f"{folder} is complete: {_summary(manifest)}")
             _write_figures(command, manifest, 0, 0.0)
@@ -120,20 +127,29 @@ def encode_latents(words: list[str], data: EncodedData | None = None) -> int:
             terminal.phase("compiling")
             progress = Progress(lambda done: terminal.update(done, {}), lambda: stop.signal_name is not None)
             options = {"batch_size": command.batch_size, "threads": command.workers, "progress": progress}
-            options |= {"missing": missing, "mesh": make_mesh()}
+            options |= {"missing": missing, "mesh": make_mesh(jax.local_devices())}
             manifest = encode(source, loaded.tokenizer, settings, folder, **options)
         seconds = time.perf_counter() - began
         if manifest is None:
-            print(f"stopped by {stop.signal_name}: complete shards are kept. The same command resumes it")
+            said = f"stopped by {stop.signal_name}: complete shards are kept. The same command resumes it"
+            leave_together(said, EXIT_STOPPED)
+            print(said)
             return EXIT_STOPPED
         print(f"{_summary(manifest)}; {seconds:.0f} s, {left * settings.views / seconds:,.0f} views per second")
         _write_figures(command, manifest, left, seconds)
     return 0
 
 
+def _missing(folder: Path, settings: Settings, stack: contextlib.ExitStack) -> tuple[list[int], bool]:
+    """Locks the folder until the end of `stack`; returns the missing shards, and whether nothing is left to do."""
+    stack.enter_context(locked(folder, "out"))
+    missing = prepare(folder, settings)
+    return missing, not missing and (folder / MANIFEST).exists()
+
+
 def _write_figures(command: EncodeLatents, manifest: Manifest, encoded: int, seconds: float) -> None:
     """Writes the file of `--json`; this call encoded `encoded` images in `seconds`, and earlier calls the others."""
-    if command.json is None:
+    if command.json is None or not is_first():
         return
     there, folder = manifest.settings, Path(command.out)
     figures = {
@@ -196,7 +212,7 @@ def _validate(command: EncodeLatents) -> None:
             raise BadInput(name, f"{value} is too small", "Use 1 or more")
     if not 0 <= command.seed < 2**32:
         raise BadInput("seed", f"{command.seed} is outside 0 .. 2^32 - 1", "Choose a number in that range")
-    data, mesh = command.data, make_mesh()
+    data, mesh = command.data, make_mesh(jax.local_devices())
     sizes = {"size": data.size, "area_min": data.area_min, "max_broken": data.max_broken}
     DataConfig(**sizes, batch_size=mesh.size, eval_batch_size=mesh.size).validate(mesh)
     if command.json is not None:

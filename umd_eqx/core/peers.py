@@ -47,10 +47,11 @@ class Peers:
     def __init__(self, hang_seconds: float):
         self._hang_seconds = hang_seconds
         self.process_id = distributed.global_state.process_id
-        self._finished = threading.Event()
+        self._finished, self._reached = threading.Event(), time.monotonic()
         self._thread = threading.Thread(target=self._watch, daemon=True, name="peers")
         atexit.register(self._finish)
         self._thread.start()
+        threading.Thread(target=self._watch_service, daemon=True, name="service").start()
 
     def wait_for_loss(self) -> None:
         """Waits as long as it takes to learn that another process is lost, which ends this one."""
@@ -58,25 +59,22 @@ class Peers:
 
     def _finish(self) -> None:
         self._finished.set()
-        self._thread.join()
+        self._thread.join(timeout=10.0)
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             _client().key_value_set(f"{ALIVE}/{self.process_id}", ENDED, allow_overwrite=True)
 
     def _watch(self) -> None:
-        beat, seen, reached = 0, Seen(), time.monotonic()
+        beat, seen = 0, Seen()
         while not self._finished.wait(POLL_SECONDS):
             beat += 1
             try:
                 _client().key_value_set(f"{ALIVE}/{self.process_id}", str(beat), allow_overwrite=True)
                 said = dict(_client().key_value_dir_get(ROOT))
             except jax.errors.JaxRuntimeError:
-                if time.monotonic() - reached > LOST_SECONDS and not self._finished.is_set():
-                    said = f"process 0 gives no sign of life for {LOST_SECONDS:.0f} s: process {self.process_id} ends"
-                    _end(f"error: {said}", EXIT_LOST, say=True)
                 continue
             if self._finished.is_set():
                 return
-            reached = time.monotonic()
+            self._reached = time.monotonic()
             if FAILED in said:
                 _end(*json.loads(said[FAILED]))
             seen.update(said)
@@ -87,6 +85,13 @@ class Peers:
                 os.write(2, f"process {self.process_id} on {socket.gethostname()}:\n".encode())
                 faulthandler.dump_traceback(2)
                 leave_together(f"error: {hang} did not go on for {self._hang_seconds:.0f} s: all end", EXIT_LOST)
+
+    def _watch_service(self) -> None:
+        # A thread of its own: where process 0 stands still, what the other thread asked it is never answered.
+        while not self._finished.wait(POLL_SECONDS):
+            if time.monotonic() - self._reached > LOST_SECONDS:
+                said = f"process 0 gives no sign of life for {LOST_SECONDS:.0f} s: process {self.process_id} ends"
+                _end(f"error: {said}", EXIT_LOST, say=True)
 
 
 class Seen:

@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, Float32, Int
 from umd_eqx.core.errors import BadInput
 from umd_eqx.core.files import replacing, save_json, write_atomically
 from umd_eqx.core.json_files import read_json
+from umd_eqx.core.processes import from_first, to_first
 from umd_eqx.core.sharding import batch_sharding, chunked_vmap, place, replicated, round_up_to_devices
 from umd_eqx.core.types import DataSpec
 from umd_eqx.data.loader import evaluation_batches
@@ -81,25 +82,26 @@ def encode(
     """Writes the latents described by `settings` to a folder, and their manifest once all are complete.
 
     Existing shards are kept. However often the encoding is interrupted and resumed, the result is identical byte for
-    byte to that of an uninterrupted run on the same number of devices.
+    byte to that of an uninterrupted run on the same number of devices. Several processes (`core.processes.join`) call
+    this with the same arguments; each encodes its part of the missing shards, and all return when the last one has.
 
     **Arguments:**
 
     - `source`: the images; wrap it in `SkipBroken` if some may be broken.
     - `tokenizer`: the tokenizer with fingerprint `settings.tokenizer`.
     - `folder`: an empty or new folder, or one that was begun with the same settings.
-    - `mesh`: the devices that share each batch.
+    - `mesh`: the devices that share each batch, those of this process.
     - `batch_size`: the approximate number of views in a batch, which holds all views of its images.
     - `threads`: the number of threads that read and augment images.
     - `missing`: the result of `prepare` for this folder, if it was called already.
-    - `progress`: callbacks that are called after each batch.
+    - `progress`: callbacks that are called after each batch. The shards of other processes count as encoded.
 
     **Returns:** the manifest, or None if stopped early by `progress.stop`.
 
     **Raises:** `BadInput` as `prepare` does. Errors of the source propagate.
     """
     progress = Progress() if progress is None else progress
-    missing = prepare(folder, settings) if missing is None else missing
+    missing = share(from_first(lambda: prepare(folder, settings)) if missing is None else missing)
     done = settings.images - sum(len(settings.shards[shard]) for shard in missing)
     tokenizer = place(tokenizer, replicated(mesh))
     views = _Views(source, settings)
@@ -117,9 +119,13 @@ def encode(
             if progress.stop():
                 return None
         _write_shard(folder, settings, shard, np.concatenate(labels), np.concatenate(moments))
-    manifest = _manifest(folder, settings, source.spec)
-    write_atomically(folder / MANIFEST, manifest.text().encode())
-    return manifest
+    to_first(f"encoded/{folder}", None, lambda _: _complete(folder, settings, source.spec))
+    return Manifest.read(folder, "out")
+
+
+def share(shards: Sequence[int]) -> Sequence[int]:
+    """Returns those of the missing shards that this process encodes."""
+    return shards[jax.process_index() :: jax.process_count()]
 
 
 def prepare(folder: Path, settings: Settings) -> list[int]:
@@ -261,13 +267,13 @@ def _write_shard(
     save_json(_sums_path(folder, settings, shard), sums)
 
 
-def _manifest(folder: Path, settings: Settings, spec: DataSpec) -> Manifest:
+def _complete(folder: Path, settings: Settings, spec: DataSpec) -> None:
     parts = [part for shard in range(len(settings.shards)) if (part := _sums(folder, settings, shard)) is not None]
     assert len(parts) == len(settings.shards), "a shard vanished while others were written"
     count = sum(part["count"] for part in parts)
     mean, square = (np.sum([part[name] for part in parts], axis=0) / count for name in ("sum", "square"))
     deviation = functools.partial(np.sqrt, dtype=np.float64)
-    return Manifest(
+    manifest = Manifest(
         settings,
         crc32=tuple(part["crc32"] for part in parts),
         mean=float(mean.mean()),
@@ -277,6 +283,7 @@ def _manifest(folder: Path, settings: Settings, spec: DataSpec) -> Manifest:
         num_classes=spec.num_classes,
         channels=spec.channels,
     )
+    write_atomically(folder / MANIFEST, manifest.text().encode())
 
 
 def _sums_path(folder: Path, settings: Settings, shard: int) -> Path:
