@@ -2,7 +2,8 @@
 
 `SECONDS_A_STEP` makes every step slow. `HOLD_AFTER` (a number of steps) keeps the step after it from its end: there is
 a file `HOLD.held` from then on, and the step goes on when there is a file `HOLD.go`. `HOLD_EVALUATION` (a step) does so
-in the evaluation of that step. `LOST_SECONDS` is how long a process waits for a sign of life of another.
+in the evaluation of that step. `RAISE_AFTER` (a number of steps) fails the step after it. `LOST_SECONDS` is how long a
+process waits for a sign of life of another.
 """
 
 import os
@@ -20,6 +21,7 @@ if __name__ == "__main__":
     step = loop.train_step
     measure = loop.Evaluations.measure
     seconds, after, hold = (os.environ.get(name) for name in ("SECONDS_A_STEP", "HOLD_AFTER", "HOLD"))
+    fails = os.environ.get("RAISE_AFTER")
     evaluated = os.environ.get("HOLD_EVALUATION")
 
     def wait():
@@ -36,6 +38,8 @@ if __name__ == "__main__":
         time.sleep(float(seconds or 0))
         if after and int(state.step) == int(after):
             wait()
+        if fails and int(state.step) == int(fails):
+            raise RuntimeError("made to fail")
         return step(parts, state, batch)
 
     peers.LOST_SECONDS = float(os.environ.get("LOST_SECONDS", peers.LOST_SECONDS))
