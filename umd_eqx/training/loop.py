@@ -238,8 +238,14 @@ def fit(
         require_equal_replicas(done, eqx.filter(state.model, eqx.is_array))
         checkpoints.save(done, state)
 
-    if (row := pending.of(done)) is not None and not sinks.has_row(done):
-        write(row, evaluations.due(done))
+    if (row := pending.of(done)) is not None:
+        due = evaluations.due(done)
+        if pending.is_damaged():
+            lost = f": the row of step {done} will lack its training metrics" if due and not sinks.has_row(done) else ""
+            sinks.terminal.warn(f"pending.json is damaged{lost}")
+        if due and not sinks.has_row(done):
+            write(row, due)
+        pending.clear()
     for step in steps:
         first = step == steps.start
         with stop.unsaved_nothing(step) if first else contextlib.nullcontext():
