@@ -21,19 +21,19 @@ from umd_eqx.core.sharding import make_mesh
 from umd_eqx.eval import Denoising
 from umd_eqx.recipes.build import build
 from umd_eqx.recipes.config import Config
-from umd_eqx.recipes.pretrain import umd
+from umd_eqx.recipes.pretrain import Preset, umd
 from umd_eqx.training.checkpoint import Checkpoints
 
 COMMAND = Path(__file__).parent / "tiny_pretrain.py"
 STEPS = 12
 
 
-def tiny(**fields: Any) -> Config:
+def tiny(recipe: Preset = umd, **fields: Any) -> Config:
     """A UMD run of 12 small steps with every row written, a checkpoint every second step and an evaluation at 4, 8, 12.
 
-    `fields` by their dotted names with `__` for the dot: `tiny(optim__lr=1e-2)`.
+    `recipe` is that of another method. `fields` by their dotted names with `__` for the dot: `tiny(optim__lr=1e-2)`.
     """
-    config = umd()
+    config = recipe()
     shown = Denoising(every=4, images=8, pictures=2, levels=(0.5,), shown_levels=(0.5,))
     config = dataclasses.replace(config, eval={"denoising": shown})
     usual = {
@@ -129,15 +129,19 @@ def start(
     hold_after: int | None = None,
     hold_evaluation: int | None = None,
     optimise: bool = False,
+    preset: str = "tiny",
+    **variables: str,
 ) -> subprocess.Popen[str]:
-    """The command on the tiny recipe in a process of its own, with one device; `optimise` as a user's run is.
+    """The command on a tiny recipe in a process of its own, with one device; `optimise` as a user's run is.
 
     After `hold_after` steps it stays within the next one until `let_go`, or in the evaluation of step
     `hold_evaluation`, so that what a test does to it comes neither too early nor too late, however busy the machine is:
-    see `wait_until_held`.
+    see `wait_until_held`. `variables` are set in its environment: see `tiny_pretrain.py`.
     """
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("XLA_", "JAX_", "UMD_"))}
+    paths = [str(COMMAND.parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment |= {
+        "PYTHONPATH": os.pathsep.join(paths),
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": cache_dir(),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -147,10 +151,11 @@ def start(
         "HOLD_AFTER": "" if hold_after is None else str(hold_after),
         "HOLD_EVALUATION": "" if hold_evaluation is None else str(hold_evaluation),
         "HOLD": str(run_dir),
+        **variables,
     }
     for mark in (".held", ".go"):
         Path(f"{run_dir}{mark}").unlink(missing_ok=True)
-    words = [sys.executable, str(COMMAND), "tiny", "--run-dir", str(run_dir), *flags]
+    words = [sys.executable, str(COMMAND), preset, "--run-dir", str(run_dir), *flags]
     return subprocess.Popen(
         words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=run_dir.parent
     )
