@@ -4,8 +4,8 @@
 a file `HOLD.held` from then on, and the step goes on when there is a file `HOLD.go`. `HOLD_EVALUATION` (a step) does so
 in the evaluation of that step, `HOLD_SAVE` before anything of its checkpoint is written, and `HOLD_SEAL` when all of it
 is but its checksums. `HOLD.batches` has a line for each step that was begun, with the SHA-256 of its batch, if
-`KEEP_BATCHES` is set. With `ONE_PAGE`, the web page is written at the end alone. `RAISE_AFTER` (a number of steps) fails
-the step after it. `LOST_SECONDS` is how long a process waits for a sign of life of another.
+`KEEP_BATCHES` is set. With `ONE_PAGE`, the web page is written at the end alone. `RAISE_AFTER` (a number of steps)
+fails the step after it. `LOST_SECONDS` is how long a process waits for a sign of life of another.
 """
 
 import os
