@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -32,6 +33,8 @@ TELLTALE = {"deleted": "was deleted, renamed or replaced", "read-only": "cannot 
 def kill_after_a_step(run_dir: Path) -> None:
     process = begin(run_dir, "umd", hold_after=BEGUN + 1)
     wait_until_held(process, run_dir)
+    while not (run_dir / f"checkpoints/{BEGUN}/crc32.json").exists():
+        time.sleep(0.02)
     process.kill()
     ended(process)
 
