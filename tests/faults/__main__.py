@@ -25,7 +25,7 @@ from umd_eqx.runs.lock import locked
 
 
 def parsed(arguments: Sequence[str] | None, faults: Sequence[Fault]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__.split("\n\n")[1])
+    parser = argparse.ArgumentParser(prog="python -m tests.faults", description=str(__doc__).split("\n\n")[1])
     parser.add_argument("--quick", action="store_true", help="a few trials of each fault, in minutes")
     parser.add_argument("--only", nargs="+", metavar="FAULT", help=", ".join(fault.name for fault in faults))
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows to this file")

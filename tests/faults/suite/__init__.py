@@ -4,7 +4,7 @@ import importlib
 
 from faults.suite.base import Fault
 
-MODULES = ("kills", "save_kills", "signals", "damage", "disks")
+MODULES = ("kills", "save_kills", "signals", "damage", "disks", "processes")
 """The modules of this folder with a `FAULT`, in the order of the table."""
 
 

@@ -27,6 +27,14 @@ from umd_eqx.training import loop
 BEGUN = 15
 """The step of the newest checkpoint when the trouble begins; the next ones are 18, 21 and 24."""
 
+HARMS: dict[str, Callable[[Path], object]] = {
+    "delete": shutil.rmtree,
+    "rename": rename,
+    "replace": replace,
+    "delete-metrics": delete_metrics,
+    "replace-metrics": replace_metrics,
+}
+
 TELLTALE = {"deleted": "was deleted, renamed or replaced", "read-only": "cannot be", "full": "is full"}
 
 
@@ -141,8 +149,8 @@ def trials(quick: bool) -> Sequence[Trial]:
         for name, number in errors
     ]
     found += [
-        Trial(f"{harm.__name__}-{step}", lambda folder, h=harm, s=step: taken_away(h, s, folder))
-        for harm in (shutil.rmtree, rename, replace, delete_metrics, replace_metrics)
+        Trial(f"{name}-{step}", lambda folder, h=harm, s=step: taken_away(h, s, folder))
+        for name, harm in HARMS.items()
         for step in (16, 18)
     ]
     quick_ones = ("full-17-1000000", "read-only-begun", "rename-16")
