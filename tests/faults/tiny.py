@@ -26,6 +26,8 @@ from umd_eqx.training.checkpoint import Checkpoints
 
 COMMAND = Path(__file__).parent / "tiny_pretrain.py"
 STEPS = 12
+PATIENCE = float(os.environ.get("UMD_EQX_TEST_SECONDS", "240"))
+"""Seconds after which a process is taken to hang."""
 
 
 def tiny(recipe: Preset = umd, **fields: Any) -> Config:
@@ -161,7 +163,7 @@ def start(
     )
 
 
-def ended(process: subprocess.Popen[str], timeout: float = 240.0) -> tuple[int, str, str]:
+def ended(process: subprocess.Popen[str], timeout: float = PATIENCE) -> tuple[int, str, str]:
     """Exit code, stdout and stderr."""
     out, error = process.communicate(timeout=timeout)
     return process.returncode, out, error
@@ -180,7 +182,7 @@ def read_until(process: subprocess.Popen[str], text: str) -> str:
     return said.decode()
 
 
-def wait_until_held(process: subprocess.Popen[str], run_dir: Path, timeout: float = 240.0) -> None:
+def wait_until_held(process: subprocess.Popen[str], run_dir: Path, timeout: float = PATIENCE) -> None:
     """Returns when a run with `hold_after` is within that step, every row before it written."""
     end = time.monotonic() + timeout
     while not Path(f"{run_dir}.held").exists():

@@ -10,7 +10,7 @@ import numpy as np
 from faults.suite.base import Fault, Outcome, Trial
 from faults.suite.in_process import command
 from faults.suite.runs import begin, differences, reference
-from faults.tiny import ended, rows
+from faults.tiny import PATIENCE, ended, rows
 from faults.tiny_methods import STEPS
 
 METHODS = ("umd", "mae", "dit", "maskdit")
@@ -31,7 +31,7 @@ def moment(method: str, number: int) -> tuple[int, float]:
 def killed(run_dir: Path, method: str, after: int, seconds: float) -> bool:
     """Starts a run and kills it at a moment. Returns False if the run was over before."""
     process = begin(run_dir, method, seconds_a_step=SECONDS_A_STEP)
-    end = time.monotonic() + 240
+    end = time.monotonic() + PATIENCE
     while process.poll() is None and len(rows(run_dir)) < after and time.monotonic() < end:
         time.sleep(0.005)
     try:

@@ -9,7 +9,7 @@ from faults.suite.runs import made_once
 from faults.test_encoding_kill import content
 from faults.test_encoding_kill import start as start_encoding
 from faults.test_interrupts import SITE, read_until, started
-from faults.tiny import cache_dir, ended, let_go, wait_until_held
+from faults.tiny import PATIENCE, cache_dir, ended, let_go, wait_until_held
 
 EXIT_CODES = {signal.SIGTERM: 75, signal.SIGINT: 130}
 """Those of programs with nothing to save."""
@@ -23,7 +23,7 @@ def import_libraries(number: int, folder: Path) -> Outcome:
     read_until(process, process.stdout.fileno(), b"held\n")
     began = time.monotonic()
     process.send_signal(number)
-    error = process.communicate(timeout=240)[1].decode()
+    error = process.communicate(timeout=PATIENCE)[1].decode()
     figures = {"seconds": round(time.monotonic() - began, 2), "steps_lost": 0}
     good = process.returncode == EXIT_CODES[signal.Signals(number)] and "Traceback" not in error
     good = good and not (folder / "run").exists()
@@ -45,7 +45,7 @@ def sample(number: int, folder: Path, *, compiling: bool) -> Outcome:
     assert process.poll() is None, "the samples were finished before the signal"
     began = time.monotonic()
     process.send_signal(number)
-    error = process.communicate(timeout=240)[1].decode()
+    error = process.communicate(timeout=PATIENCE)[1].decode()
     figures = {"seconds": round(time.monotonic() - began, 2), "steps_lost": 0}
     left = [path.name for path in folder.iterdir()]
     good = process.returncode == EXIT_CODES[signal.Signals(number)] and "Traceback" not in error and not left

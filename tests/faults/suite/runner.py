@@ -49,13 +49,14 @@ class Results:
 class _Worker:
     """A process with the trials of one fault (`faults.suite.worker`), in one group with all that it starts."""
 
-    def __init__(self, fault: Fault, quick: bool, work: Path):
+    def __init__(self, fault: Fault, quick: bool, work: Path, limit: float):
+        self._limit = limit
         log = (work / f"{fault.name}.log").open("a")
         self._read, write = os.pipe()
         words = [fault.trials.__module__, "quick" if quick else "full", str(work / fault.name), str(write)]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "faults.suite.worker", *words],
-            env=environment(work),
+            env=environment(work, limit),
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,
@@ -68,14 +69,14 @@ class _Worker:
         self._lines = os.fdopen(self._read)
         self._lines.readline()  # the time that the imports take is not that of a trial
 
-    def attempt(self, trial: str, limit: float) -> Outcome:
-        """Returns what a trial showed. It fails if it takes longer than `limit` seconds or ends the process."""
+    def attempt(self, trial: str) -> Outcome:
+        """Returns what a trial showed. It fails if it takes longer than the limit or ends the process."""
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.write(f"{trial}\n")
             self.process.stdin.flush()
-        if not select.select([self._lines], [], [], limit)[0]:
-            return Outcome(False, f"still running after {limit:.0f} s, ended")
+        if not select.select([self._lines], [], [], self._limit)[0]:
+            return Outcome(False, f"still running after {self._limit:.0f} s, ended")
         line = self._lines.readline()
         if not line:
             return Outcome(False, f"the process of the trials ended with code {self.process.wait()}")
@@ -92,7 +93,7 @@ class _Worker:
             stdin.close()
 
 
-def environment(work: Path) -> dict[str, str]:
+def environment(work: Path, limit: float) -> dict[str, str]:
     """Returns the variables of the process of the trials: one device, and one cache of compiled programs for all.
 
     Programs compiled for one device of several differ from those of a process with one device in the last bits.
@@ -103,20 +104,21 @@ def environment(work: Path) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         "JAX_PLATFORMS": "cpu",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "UMD_EQX_TEST_SECONDS": str(limit),
         "UMD_EQX_TEST_CACHE": os.environ.get("UMD_EQX_TEST_CACHE", str(work / "compiled")),
     }
 
 
 @contextlib.contextmanager
-def _worker_of(fault: Fault, quick: bool, work: Path) -> Iterator[Callable[[str, float], Outcome]]:
-    """Yields the function that attempts a trial; a process that did not survive one is replaced for the next."""
+def _worker_of(fault: Fault, quick: bool, work: Path, limit: float) -> Iterator[Callable[[str], Outcome]]:
+    """Yields the function that attempts a trial. After one that failed, all that it may have left is ended."""
     workers: list[_Worker] = []
 
-    def attempt(trial: str, limit: float) -> Outcome:
+    def attempt(trial: str) -> Outcome:
         if not workers:
-            workers.append(_Worker(fault, quick, work))
-        outcome = workers[0].attempt(trial, limit)
-        if outcome.note.startswith(("still running after", "the process of the trials ended")):
+            workers.append(_Worker(fault, quick, work, limit))
+        outcome = workers[0].attempt(trial)
+        if not outcome.passed:
             workers.pop().end()
         return outcome
 
@@ -156,12 +158,12 @@ def run_fault(
     assert len({trial.name for trial in trials}) == len(trials), f"{fault.name}: trials with the same name"
     done: list[tuple[str, Outcome, float]] = []
     new: list[float] = []
-    with _worker_of(fault, quick, work) as attempt:
+    with _worker_of(fault, quick, work, limit) as attempt:
         for trial in trials:
             found = results.get(fault.name, trial.name, code)
             if found is None:
                 began = time.monotonic()
-                outcome = attempt(trial.name, limit)
+                outcome = attempt(trial.name)
                 found = outcome, time.monotonic() - began
                 results.add(fault.name, trial.name, code, *found)
                 new.append(found[1])
