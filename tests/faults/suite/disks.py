@@ -23,12 +23,18 @@ from faults.test_vanished import delete_metrics, rename, replace, replace_metric
 from faults.tiny import ended, wait_until_held
 
 from umd_eqx.training import loop
+from umd_eqx.training.checkpoint import FOLDER
 
 BEGUN = 15
 """The step of the newest checkpoint when the trouble begins; the next ones are 18, 21 and 24."""
 
+
+def delete(run_dir: Path) -> None:
+    shutil.rmtree(run_dir, ignore_errors=True)  # a save that is under way may still write into its folder
+
+
 HARMS: dict[str, Callable[[Path], object]] = {
-    "delete": shutil.rmtree,
+    "delete": delete,
     "rename": rename,
     "replace": replace,
     "delete-metrics": delete_metrics,
@@ -103,8 +109,8 @@ def taken_away(harm: Callable[[Path], object], step: int, folder: Path) -> Outco
         code, out, error = command(run_dir, "umd")
     if wrong := told(code, out, error, TELLTALE["deleted"]):
         return Outcome(False, wrong)
-    if harm is shutil.rmtree:
-        anew = [path.name for path in run_dir.rglob("*.json*")]
+    if harm is delete:
+        anew = [path.name for path in run_dir.rglob("*.json*") if FOLDER not in path.parts]
         return Outcome(not anew, f"{', '.join(anew) or 'nothing'} written anew")
     if harm in (rename, replace):
         shutil.rmtree(run_dir, ignore_errors=True)

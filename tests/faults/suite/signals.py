@@ -24,7 +24,7 @@ PHASES: dict[str, dict[str, Any]] = {
     "evaluate": {"hold_evaluation": 12},
     "evaluate-last": {"hold_evaluation": 24},
     "save": {"HOLD_SAVE": "6"},
-    "seal": {"HOLD_SEAL": "6", "seconds_a_step": 0.5},
+    "seal": {"HOLD_SEAL": "6", "seconds_a_step": 2.0},
 }
 """Where a run is held while it is signalled."""
 
