@@ -16,6 +16,8 @@ from faults.suite.disks import TELLTALE, at_step, kept_and_resumed, told
 from faults.suite.in_process import command, on_one_cached_device
 
 from umd_eqx.training import loop
+from umd_eqx.training.checkpoint import Checkpoints
+from umd_eqx.training.step import TrainState
 
 
 def fill(disk: Path, room: int) -> None:
@@ -26,10 +28,21 @@ def fill(disk: Path, room: int) -> None:
 
 
 def full(step: int, room: int, disk: Path, begun: Path, shared: Path) -> Outcome:
-    """Fills the disk of a run before a step; when there is space again, the same command is to end it."""
-    run_dir = Path(shutil.copytree(begun, disk / "run"))
+    """Fills the disk of a run before a step, or before the save of the last one.
+
+    When there is space again, the same command is to end it.
+    """
+    run_dir, save = Path(shutil.copytree(begun, disk / "run")), Checkpoints.save
+
+    def starved_save(self: Checkpoints, at: int, state: TrainState) -> None:
+        if at == step:
+            self.wait()  # old checkpoints may otherwise still be deleted, which frees their space
+            fill(disk, room)
+        save(self, at, state)
+
     with on_one_cached_device() as patch:
         patch.setattr(loop, "train_step", at_step(step, lambda: fill(disk, room)))
+        patch.setattr(Checkpoints, "save", starved_save)
         code, out, error = command(run_dir, "umd")
     wrong = told(code, out, error, TELLTALE["full"])
     (disk / "ballast").unlink(missing_ok=True)
