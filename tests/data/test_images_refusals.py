@@ -42,6 +42,10 @@ REFUSED = {
         lambda root: (as_npz(root, drawn(3), "a.npz"), as_npz(root, drawn(3, channels=3), "b.npz")),
         r"b\.npz are 8 x 8 x 3, and those in .*a\.npz 8 x 8 x 1",
     ),
+    "npz that fills the memory": (
+        lambda root: np.savez_compressed(root / "a.npz", images=np.zeros((2**17, 32, 32), np.uint8)),
+        r"a\.npz take 0\.1 GB, more than 200 times the file's size",
+    ),
     "too few labels": (lambda root: whole_labels(root, [0, 1]), r"has 4 images, and labels of the shape \(2,\)"),
     "labels that are not numbers": (lambda root: whole_labels(root, [0.5] * 4), "are float64, not integers"),
     "a label out of range": (lambda root: whole_labels(root, [0, 1, 2, 9]), r"a\.npz at row 3 has the label 9, but no"),

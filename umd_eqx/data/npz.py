@@ -13,6 +13,12 @@ from umd_eqx.core.errors import BadInput
 from umd_eqx.data.folders import one_line
 from umd_eqx.data.records import Records
 
+_MOST_TIMES, _FREE_BYTES = 200, 64 << 20
+"""The size of unpacked arrays in sizes of their file, and in bytes, above both of which a file is refused.
+
+Deflated photographs are nearly as large as unpacked, and drawings a few dozen times smaller.
+"""
+
 _ARRAYS = "Write arrays `images`, uint8 (n, rows, columns[, 1 or 3]), and `labels`, integers (n)."
 
 
@@ -84,6 +90,7 @@ def _arrays(path: str) -> tuple[np.ndarray, np.ndarray | None]:
             if "images" not in file.files:
                 held = ", ".join(file.files[:10]) or "nothing"
                 raise BadInput("data.source.dir", f"{path} has no array `images` (it has {held})", _ARRAYS)
+            _require_bounded(path, file)
             images, labels = file["images"], file["labels"] if "labels" in file.files else None
     except BadInput:
         raise
@@ -102,6 +109,16 @@ def _arrays(path: str) -> tuple[np.ndarray, np.ndarray | None]:
         problem = f"{path} has {len(images)} images, and labels of the shape {labels.shape}"
         raise BadInput("data.source.dir", problem, _ARRAYS)
     return images, labels.reshape(-1).astype(np.int64)
+
+
+def _require_bounded(path: str, file: np.lib.npyio.NpzFile) -> None:
+    """Raises `BadInput` if the arrays of a file are so much larger than the file that it was made to fill memory."""
+    assert file.zip is not None
+    # No more is unpacked than the directory of the archive states.
+    unpacked = sum(member.file_size for member in file.zip.infolist())
+    if unpacked > max(_FREE_BYTES, _MOST_TIMES * os.path.getsize(path)):
+        problem = f"the arrays in {path} take {unpacked / 1e9:.1f} GB, more than {_MOST_TIMES} times the file's size"
+        raise BadInput("data.source.dir", problem, "Write them with np.savez, which does not compress.")
 
 
 def _size(shape: tuple[int, ...]) -> str:

@@ -96,6 +96,16 @@ def test_numbers_of_the_development_kit_are_not_those_of_sorted_wordnet_ids(tmp_
         read(tmp_path / "unpacked")
 
 
+def test_a_compressed_file_that_fills_the_memory_is_refused(tmp_path):
+    with tarfile.open(tmp_path / "ILSVRC2012_devkit_t12.tar.gz", "w:gz", compresslevel=1) as tar:
+        info = tarfile.TarInfo(f"ILSVRC2012_devkit_t12/data/{TRUTH}")
+        info.size = 17 << 20
+        tar.addfile(info, io.BytesIO(bytes(info.size)))
+    assert (tmp_path / "ILSVRC2012_devkit_t12.tar.gz").stat().st_size < 2**20
+    with pytest.raises(BadInput, match=r"cannot be read \(ILSVRC2012_\w+.txt takes 17825792 bytes\)"):
+        read(tmp_path)
+
+
 def test_a_file_may_be_given_and_wins(tmp_path):
     (tmp_path / "val_labels.txt").write_text("\n".join([CLASSES[0]] * 4))
     (tmp_path / "mine").write_text("\n".join(label for _, label in BY_NAME))

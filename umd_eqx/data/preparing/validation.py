@@ -23,6 +23,7 @@ from umd_eqx.data.folders import one_line
 from umd_eqx.data.preparing.canonical import official_classes, official_validation_labels
 
 DEVKIT = "ILSVRC2012_devkit_t12"
+_MOST_BYTES = 16 << 20  # of a file in its archive; the largest has 170 kB
 GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 _Row = tuple[int, str]
 """The number of a line, and its content."""
@@ -168,6 +169,8 @@ def _from_kit(path: str, name: str) -> bytes:
         with tarfile.open(path, "r:gz") as tar:
             for info in tar:
                 if info.isfile() and os.path.basename(info.name) == name and (file := tar.extractfile(info)):
+                    if info.size > _MOST_BYTES:
+                        raise tarfile.ReadError(f"{name} takes {info.size} bytes")
                     return file.read()
     except (OSError, EOFError, tarfile.TarError) as error:
         raise BadInput("src", f"{path} cannot be read ({one_line(error)})", "Copy it again.") from error
