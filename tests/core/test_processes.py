@@ -13,6 +13,7 @@ from umd_eqx.core.processes import Launcher, ProcessesConfig, StopStep, from_fir
         ({"coordinator": "here"}, "coordinator"),
         ({"coordinator": "here:"}, "coordinator"),
         ({"coordinator": "here:65536", "num_processes": 2, "process_id": 0}, "coordinator"),
+        ({"coordinator": f"here:{'9' * 5000}", "num_processes": 2, "process_id": 0}, "coordinator"),
         ({"coordinator": "here:1234"}, "num_processes"),
         ({"coordinator": "here:1234", "num_processes": 0, "process_id": 0}, "num_processes"),
         ({"coordinator": "here:1234", "num_processes": 2}, "process_id"),

@@ -113,6 +113,23 @@ def test_a_path_that_is_too_long_is_refused_before_anything_is_made(refused, wor
     assert len(error) < 250
 
 
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        (("y" * 5000,), "there is no 'yyyy"),
+        (("sample", "--sampler", "ddim", "--sampler", "/".join(["y" * 100] * 60)), "there is no 'yyyy"),
+        (("umd", "--data.train-split", "a\nb\x1b[31m"), "a\\nb\\x1b[31m"),
+        (("umd", "--data.dir", "new\nline"), "new\\nline"),
+        (("umd", "--data.name", "\udc80"), "\\udc80"),
+    ],
+)
+def test_whatever_was_given_the_error_is_one_short_line(refused, words, shown):
+    error = one_line(refused(*words))
+    assert shown in error
+    assert error[:-1].isprintable()
+    assert len(error) < 1000
+
+
 def test_every_preset_is_within_the_bounds():
     for preset in PRETRAIN.values():
         require_bounded_integers(preset())

@@ -1,12 +1,17 @@
 """What is watched while a run is on, with losses, batches and memory that are made up."""
 
+import os
+import platform
+import subprocess
+import sys
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from umd_eqx.core.errors import BadInput
 from umd_eqx.core.types import Batch
-from umd_eqx.training.guards import Guard, MemoryWatch, memory_left, memory_used
+from umd_eqx.training.guards import Guard, MemoryWatch, memory_left, memory_used, release_free_memory
 
 BATCH = Batch(np.arange(12.0).reshape(3, 2, 2, 1), np.array([0, 1, 2]), np.ones(3, bool))
 
@@ -89,7 +94,7 @@ class TestDump:
 class TestMemory:
     def row_of(self, sizes, steps, *, last=10**6, left=10**9):
         said, given = [], iter(sizes)
-        watch = MemoryWatch(last, said.append, lambda: next(given), lambda: left)
+        watch = MemoryWatch(last, said.append, lambda: next(given), lambda: left, release=lambda: None)
         rows = [watch.row(step) for step in steps]
         return rows[-1], said
 
@@ -108,6 +113,31 @@ class TestMemory:
     def test_where_the_system_does_not_say_there_is_no_row(self):
         assert self.row_of([None], [1]) == ({}, [])
 
+    def test_free_memory_is_released_before_it_is_measured_and_not_too_often(self):
+        calls, moments = [], iter([0.0, 1.0, 9.9, 10.0, 15.0, 30.0])
+
+        def told(name: str):
+            return lambda: calls.append(name)
+
+        watch = MemoryWatch(10, pytest.fail, told("used"), release=told("release"), clock=moments.__next__)
+        for step in range(6):
+            watch.row(step)
+        assert calls == ["release", "used", "used", "used", "release", "used", "used", "release", "used"]
+
+    @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries keep no such memory, or say so")
+    def test_memory_that_was_freed_between_what_is_kept_goes_back_to_the_system(self):
+        # Blocks below the size that glibc maps by itself; the one that is kept last holds the others in the heap.
+        blocks = [bytearray(60_000) for _ in range(3_000)]
+        kept = blocks[-1:]
+        before = memory_used()
+        del blocks
+        release_free_memory()
+        after = memory_used()
+        assert before is not None
+        assert after is not None
+        assert before - after > 100e6
+        assert kept
+
     def test_this_process_has_memory_and_grows_by_what_it_takes(self):
         before = memory_used()
         assert before is not None
@@ -117,3 +147,46 @@ class TestMemory:
         assert 100e6 < after - before < 300e6
         assert block.sum() == 20_000_000
         assert (memory_left() or 1) > 0
+
+
+ARENAS = """
+import ctypes, re, sys, threading
+from umd_eqx.training.guards import limit_arenas
+
+if sys.argv[1] == "limited":
+    limit_arenas()
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+hold = threading.Barrier(9)
+
+
+def take():
+    libc.malloc(1000)
+    hold.wait()
+    hold.wait()
+
+
+for _ in range(8):
+    threading.Thread(target=take, daemon=True).start()
+hold.wait()
+libc.fopen.restype, libc.malloc_info.argtypes = ctypes.c_void_p, [ctypes.c_int, ctypes.c_void_p]
+libc.fclose.argtypes = [ctypes.c_void_p]
+file = libc.fopen(b"/dev/stdout", b"w")
+libc.malloc_info(0, file)
+libc.fclose(file)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no such pools")
+@pytest.mark.parametrize(
+    ("how", "environment", "fewest", "most"),
+    [
+        ("limited", {}, 1, 2),
+        ("usual", {}, 3, 100),
+        ("limited", {"MALLOC_ARENA_MAX": "5"}, 3, 5),
+    ],
+)
+def test_threads_share_few_pools_of_memory_unless_the_environment_says_otherwise(how, environment, fewest, most):
+    words = [sys.executable, "-c", ARENAS, how]
+    said = subprocess.run(words, env=os.environ | environment, capture_output=True, text=True, check=True).stdout
+    assert fewest <= said.count("<heap nr=") <= most

@@ -23,6 +23,7 @@ from umd_eqx.commands.together import met, run_together
 from umd_eqx.core.errors import BadInput, disk_trouble
 from umd_eqx.recipes.dump import as_flag
 from umd_eqx.recipes.pretrain import Preset
+from umd_eqx.training.guards import limit_arenas
 from umd_eqx.training.signals import EXIT_INTERRUPTED, end_interrupted, ending_on_sigterm
 
 EXIT_BAD_INPUT = 2
@@ -31,6 +32,7 @@ NO_FLAG = ("config.json", "labels", "preset", "runs", "types")
 """Subjects of errors that are not set by a flag: a file, and arguments of functions."""
 TRAINING = ("finetune", "finetune-classifier", "linear-probe")
 """The commands that train, and can run as several processes."""
+LONGEST_WORD = 400
 INTERRUPTED = "interrupted: the last checkpoint, if any, is unchanged"
 
 
@@ -93,6 +95,8 @@ def exit_with(
         If it fails in one of them, all end with its exit code and one message.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments is None:
+        limit_arenas()
     try:
         with ending_on_sigterm() if arguments is None else contextlib.nullcontext():
             peers = met(words, several=several)
@@ -120,12 +124,14 @@ def exit_with(
 def in_flags(error: BadInput) -> str:
     """Returns the message of an error with flags for the fields it names: `--data.size 28` for `` `data.size=28` ``.
 
-    A subject that is not the name of a field, such as a path, is left as it is.
+    A subject that is not the name of a field, such as a path, is left as it is. The message is one line whatever was
+    given: control characters are escaped, and words of more than `LONGEST_WORD` characters cut.
     """
     is_field = re.fullmatch(FIELD, error.field) and error.field not in NO_FLAG
     subject = _flag(error.field) if is_field else error.field
     text = re.sub(rf"`({FIELD})(?:=([^`]*))?`", lambda found: _flag(*found.groups()), f"{error.problem}. {error.hint}")
-    return f"{subject}: {text}"
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in f"{subject}: {text}")
+    return re.sub(rf"\S{{{LONGEST_WORD},}}", lambda found: f"{found[0][:60]}...{found[0][-20:]}", shown)
 
 
 def _flag(field: str, value: str | None = None) -> str:

@@ -52,8 +52,9 @@ class ProcessesConfig:
                     raise BadInput(f"sharding.{name}", problem, "Also give `sharding.coordinator`, as HOST:PORT")
             return
         host, _, port = str(self.coordinator).rpartition(":")
-        if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
-            raise BadInput("sharding.coordinator", f"{self.coordinator!r} is not HOST:PORT", "Use HOST:PORT, or auto")
+        if not host or not port.isdecimal() or len(port) > 5 or not 0 < int(port) < 2**16:
+            said = f"{str(self.coordinator)[:60]!r} is not HOST:PORT"
+            raise BadInput("sharding.coordinator", said, "Use HOST:PORT, or auto")
         if number is None or number < 1:
             problem = "the number of processes is missing" if number is None else f"{number} is too small"
             raise BadInput("sharding.num_processes", problem, "Use 1 or more")

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, BinaryIO, SupportsFloat
 
@@ -139,7 +140,8 @@ class MetricsFile:
 
 
 def _row(step: int, row: Mapping[str, SupportsFloat]) -> dict[str, Any]:
-    return {"step": int(step), **{name: _plain(value) for name, value in row.items()}}
+    # All rows are kept for the report, and share their names.
+    return {"step": int(step), **{sys.intern(name): _plain(value) for name, value in row.items()}}
 
 
 def _line(row: Mapping[str, Any]) -> bytes:

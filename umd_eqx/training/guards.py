@@ -1,9 +1,12 @@
 """What is watched while a run is on: steps that are not finite, jumps of the loss, and the memory of the process."""
 
 import collections
+import contextlib
+import ctypes
 import json
 import os
 import statistics
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,6 +28,11 @@ FEWEST_LOSSES = 16
 
 FEWEST_ROWS = 20
 """The number of rows before which no growth of the memory is reported."""
+
+RELEASE_SECONDS = 10.0
+"""The least time between two releases of free memory: each takes up to a few milliseconds."""
+
+_M_ARENA_MAX = -8  # of malloc.h
 
 DUMPS = "dumps"
 """The folder in a run directory for the batches of runs that stopped because their loss was not finite."""
@@ -99,11 +107,15 @@ class Guard:
 class MemoryWatch:
     """Measures the memory of this process on the host, and its growth by step.
 
+    Memory that is free, but kept by the C library, is given back to the system before (`release_free_memory`).
+
     **Arguments:**
 
     - `last`: the last step of the run.
     - `warn`: called with a line of text, once, if the memory that is left will not last.
     - `used`, `left`: return the memory that the process uses, and that the machine has left, in bytes.
+    - `release`: gives free memory back to the system.
+    - `clock`: a monotonic clock, in seconds.
     """
 
     def __init__(
@@ -112,8 +124,11 @@ class MemoryWatch:
         warn: Callable[[str], None],
         used: Callable[[], int | None] = lambda: memory_used(),
         left: Callable[[], int | None] = lambda: memory_left(),
+        release: Callable[[], None] = lambda: release_free_memory(),
+        clock: Callable[[], float] = time.monotonic,
     ):
         self.last, self.warn, self.used, self.left = last, warn, used, left
+        self.release, self.clock, self.released = release, clock, -RELEASE_SECONDS
         self.points: collections.deque[tuple[int, int]] = collections.deque(maxlen=5 * FEWEST_ROWS)
         self.warned = False
 
@@ -122,6 +137,9 @@ class MemoryWatch:
 
         The slope is that of the least squares.
         """
+        if (now := self.clock()) - self.released >= RELEASE_SECONDS:
+            self.release()
+            self.released = now
         used = self.used()
         if used is None:
             return {}
@@ -152,6 +170,25 @@ def memory_used() -> int | None:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):
         return None
+
+
+def limit_arenas(most: int = 2) -> None:
+    """Lets the threads of this process share `most` pools of free memory, where the C library can (glibc).
+
+    By default, glibc has up to eight pools for each processor, from which threads take turns, and JAX and orbax start a
+    hundred threads: a run whose arrays took no more memory grew by 10 to 40 MB in 1,000 steps, and took 100 MB more.
+    Call it before JAX starts. Values in the environment, `MALLOC_ARENA_MAX` and `GLIBC_TUNABLES`, have precedence.
+    """
+    if "MALLOC_ARENA_MAX" in os.environ or "malloc.arena" in os.environ.get("GLIBC_TUNABLES", ""):
+        return
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, most)
+
+
+def release_free_memory() -> None:
+    """Gives memory that the process has freed back to the system, where its C library can (glibc)."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def memory_left() -> int | None:
