@@ -29,6 +29,7 @@ CONFINED = {
     "tensorflow": set(),
     "wandb": {"report"},
     "orbax": {"training"},
+    "fsspec": {"core"},
     "tensorflow_datasets": {"data"},
     "grain": {"data"},
     "PIL": {"data", "report"},

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import tyro
 
 from umd_eqx.commands.leaves import KINDS, choose
-from umd_eqx.core.errors import BadInput, disk_errors, require_writable
+from umd_eqx.core.errors import BadInput, disk_errors, require_local, require_writable
 from umd_eqx.core.files import save_json
 from umd_eqx.core.peers import leave_together
 from umd_eqx.core.processes import ProcessesConfig, from_first, is_first
@@ -94,6 +94,7 @@ def encode_latents(words: list[str], data: EncodedData | None = None) -> int:
     what = f"Encode a data set into latents, to train on. --data.source is one of {', '.join(SOURCES)}."
     command = tyro.cli(make, args=words, description=what)
     _validate(command)
+    require_local("out", command.out)
     folder, data = Path(command.out), command.data
     loaded = load_tokenizer(command.tokenizer)
     images = data.source.located().open(data.split, field="data.split")

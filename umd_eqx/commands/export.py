@@ -8,7 +8,9 @@ from typing import Annotated
 import tyro
 
 from umd_eqx.core.errors import disk_errors, require_writable
-from umd_eqx.runs.pretrained import Weights, export, from_pretrained, new_weights
+from umd_eqx.core.exports import card_at, new_weights, split_url, writing_weights
+from umd_eqx.core.remote import is_url
+from umd_eqx.runs.pretrained import Weights, export, from_pretrained
 from umd_eqx.runs.tokenizers import TOKENIZER_FILE, load_tokenizer, save_tokenizer
 
 
@@ -17,7 +19,9 @@ class Export:
     """Export the weights of a run."""
 
     run: Annotated[str, tyro.conf.arg(help="Run directory of a network or of a tokenizer.")]
-    out: Annotated[str, tyro.conf.arg(help="Output file, ending in .safetensors. The card is written beside it.")]
+    out: Annotated[
+        str, tyro.conf.arg(help="File or URL to write, ending in .safetensors. Its card is written beside it.")
+    ]
     weights: Weights = "ema"
     """Weights to export: raw, or ema for their moving average (raw if the run keeps none)."""
     half: bool = False
@@ -30,7 +34,10 @@ def export_weights(words: list[str], types: Mapping[str, type] | None = None) ->
     `types` are user-defined classes that the run's configuration may contain.
     """
     command = tyro.cli(Export, args=words, description="Write the weights of a run as safetensors, with a JSON card.")
-    require_writable("out", command.out)
+    if is_url(command.out):
+        split_url(command.out, "out")
+    else:
+        require_writable("out", command.out)
     if (Path(command.run) / TOKENIZER_FILE).exists():
         return _export_tokenizer(command)
     source = from_pretrained(command.run, weights=command.weights, types=(types or {}).values())
@@ -41,9 +48,9 @@ def export_weights(words: list[str], types: Mapping[str, type] | None = None) ->
 
 
 def _export_tokenizer(command: Export) -> int:
-    loaded, out = load_tokenizer(command.run, "run"), new_weights(command.out)
+    loaded = load_tokenizer(command.run, "run")
     assert loaded.config is not None
-    with disk_errors(out, "out", on_retry=""):
-        card = save_tokenizer(loaded.tokenizer, loaded.config, out, loaded.facts, half=command.half)
-    print(f"{loaded.title}: {out}, {card}")
+    with disk_errors(command.out, "out", on_retry=""), writing_weights(command.out, "out") as out:
+        save_tokenizer(loaded.tokenizer, loaded.config, new_weights(out), loaded.facts, half=command.half)
+    print(f"{loaded.title}: {command.out}, {card_at(command.out)}")
     return 0

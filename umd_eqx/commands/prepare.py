@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from umd_eqx.core.errors import BadInput, disk_errors, require_writable
+from umd_eqx.core.errors import BadInput, disk_errors, require_local, require_writable
 from umd_eqx.core.files import save_json
 from umd_eqx.data.preparing.canonical import IMAGENET, VERSION, departures
 from umd_eqx.data.preparing.encoding import Resize
@@ -103,6 +103,7 @@ def _validate(command: Prepare) -> None:
     if not re.fullmatch(r"[a-z][a-z0-9_]*", command.name):
         problem = f"{command.name!r} is not a valid name"
         raise BadInput("name", problem, "Use lower-case letters, digits and underscores, such as imagenet2012")
+    require_local("out", command.out)
     if os.path.exists(command.out) and not os.path.isdir(command.out):
         raise BadInput("out", f"{command.out} is not a folder", "Choose another")
     if command.json is not None:

@@ -42,8 +42,10 @@ def member(field: str, name: str) -> str:
 def require_writable(field: str, path: str | os.PathLike[str]) -> None:
     """Raises `BadInput` naming `field` if no file can be written at `path`.
 
-    That is the case if its folder does not exist, if `path` is a folder or too long, or if permission is missing.
+    That is the case for a URL, if its folder does not exist, if `path` is a folder or too long, or if permission is
+    missing.
     """
+    require_local(field, path)
     require_short(field, path, _TEMPORARY_BYTES)
     folder, name = os.path.split(os.path.abspath(path))
     if os.path.isdir(path):
@@ -52,6 +54,16 @@ def require_writable(field: str, path: str | os.PathLike[str]) -> None:
         raise BadInput(field, f"there is no folder {os.path.dirname(path) or folder}", "Create it or choose another")
     if not name or not os.access(folder, os.W_OK):
         raise BadInput(field, f"{path} cannot be written to", "Choose another path")
+
+
+def require_local(field: str, path: str | os.PathLike[str]) -> None:
+    """Raises `BadInput` naming `field` if `path` is a URL, where only a local or mounted disk can be used."""
+    protocol, separator, rest = os.fspath(path).partition("://")
+    if separator:
+        url = f"{protocol}://{rest.rpartition('@')[2].partition('?')[0]}"  # without a password
+        raise BadInput(
+            field, f"{url} is not on this machine", "Copy it to a local disk or mount it, and give that path"
+        )
 
 
 def require_short(field: str, path: str | os.PathLike[str], below: int) -> None:

@@ -6,8 +6,9 @@ from typing import Any
 
 from etils import epath
 
-from umd_eqx.core.errors import BadInput
+from umd_eqx.core.errors import BadInput, require_local
 from umd_eqx.core.json_files import read_json_anywhere
+from umd_eqx.core.remote import is_url, require_url
 
 FORMATS = ("array_record", "tfrecord")
 """The file formats of TFDS that can be read."""
@@ -82,7 +83,8 @@ def find_dataset(name: str, data_dir: str | None) -> epath.Path:
     - `name`: the name of the data set, or `name/config`.
     - `data_dir`: a TFDS root (`data_dir/name[/config]/version`; the highest version is used), the folder of the data
         set, or the folder of one version, which contains `dataset_info.json`. None: `$TFDS_DATA_DIR` if it contains
-        the data set, otherwise the data sets included in this package. A bucket (`gs://...`) is supported as well.
+        the data set, otherwise the data sets included in this package. A bucket (`gs://`, `s3://`, `az://`) is
+        supported as well.
 
     **Returns:** the folder of one version.
 
@@ -93,6 +95,7 @@ def find_dataset(name: str, data_dir: str | None) -> epath.Path:
     if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)*", name):
         raise BadInput("data.source.name", f"'{name}' is not a valid name", f"Use NAME or NAME/CONFIG ({embedded})")
     if data_dir is not None:
+        _require_readable(data_dir)
         return _find_in(epath.Path(data_dir).expanduser(), name, embedded)
     roots = [epath.Path(root).expanduser() for root in [os.environ.get("TFDS_DATA_DIR")] if root]
     for root in [*roots, _embedded()]:
@@ -102,6 +105,13 @@ def find_dataset(name: str, data_dir: str | None) -> epath.Path:
     looked = f"$TFDS_DATA_DIR ({roots[0]}) has no '{name}'" if roots else f"'{name}' is not included in this package"
     hint = f"Give the TFDS folder that contains it, or use `data.source.name={embedded}`, which requires none"
     raise BadInput("data.source.dir", looked, hint)
+
+
+def _require_readable(data_dir: str) -> None:
+    if is_url(data_dir):
+        if data_dir.partition("://")[0] not in ("gs", "s3", "az"):  # those that etils reads
+            require_local("data.source.dir", data_dir)
+        require_url("data.source.dir", data_dir)
 
 
 def _find_in(root: epath.Path, name: str, embedded: str) -> epath.Path:

@@ -6,7 +6,7 @@ import functools
 import os
 from collections.abc import Collection
 
-from umd_eqx.core.errors import BadInput
+from umd_eqx.core.errors import BadInput, require_local
 from umd_eqx.core.types import DataSpec
 from umd_eqx.data.collection import Collection as ImageCollection
 from umd_eqx.data.content import digest_of_files
@@ -160,6 +160,7 @@ class ImageFolder(AbstractSource):
     def _listing(self) -> Listing:
         if self.dir is None:
             raise BadInput("data.source.dir", "no folder of images is given", "Set `data.source.dir`")
+        require_local("data.source.dir", self.dir)
         return Listing(os.path.expanduser(self.dir))
 
     def splits(self) -> tuple[str, ...]:
@@ -228,6 +229,7 @@ class Images(AbstractSource):
             raise BadInput("data.source.channels", f"{self.channels} is neither 1 nor 3", "Omit it, or use 1 or 3")
         if self.classes is not None and self.classes < 1:
             raise BadInput("data.source.classes", f"{self.classes} is too small", "Omit it, or use 1 or more")
+        require_local("data.source.dir", self.dir)
         root = os.path.expanduser(self.dir)
         if not os.path.exists(root):
             raise BadInput("data.source.dir", f"there is no folder or file {root}", LAYOUTS)

@@ -18,7 +18,7 @@ import numpy as np
 from array_record.python import array_record_data_source
 from jaxtyping import Float32, Int, UInt8
 
-from umd_eqx.core.errors import BadInput
+from umd_eqx.core.errors import BadInput, require_local
 from umd_eqx.core.hashes import sha256_of
 from umd_eqx.core.json_files import read_json
 from umd_eqx.core.types import DataSpec
@@ -114,6 +114,7 @@ class Manifest:
     @classmethod
     def read(cls, folder: str | os.PathLike[str], field: str = "data.latents") -> "Manifest":
         """Reads the manifest of a complete folder. Raises `BadInput` naming `field` if it is missing or unreadable."""
+        require_local(field, folder)
         path = Path(folder).expanduser() / MANIFEST
         try:
             content = read_json(path)

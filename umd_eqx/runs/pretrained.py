@@ -12,11 +12,13 @@ import jax
 import numpy as np
 from etils import epath
 
-from umd_eqx.core.cards import card_of, open_card, read_weights, require_described, save_weights
+from umd_eqx.core.cards import open_card, read_weights, require_described, save_weights
 from umd_eqx.core.errors import BadInput
+from umd_eqx.core.exports import card_at, local_weights, new_weights, writing_weights
 from umd_eqx.core.hashes import sha256_of_weights
 from umd_eqx.core.json_files import read_json
 from umd_eqx.core.paths import AbstractPath
+from umd_eqx.core.remote import is_url
 from umd_eqx.core.sharding import make_mesh, replicated
 from umd_eqx.core.tensors import fill, named_leaves
 from umd_eqx.core.types import DataSpec, LatentSpec, same_tokenizer
@@ -98,8 +100,8 @@ def from_pretrained(
 
     **Arguments:**
 
-    - `path`: a run directory, an exported `.safetensors` file (with its card beside it as `.json`) or a folder with one
-        export. None: the weights included in the package.
+    - `path`: a run directory, an exported `.safetensors` file (with its card beside it as `.json`), also at a URL, or a
+        folder with one export. None: the weights included in the package.
     - `weights`: for a run, "raw" or "ema" for the average; if the run keeps no average, the raw weights. An export
         holds only the kind it was exported with.
     - `tokenizer`: the location of the tokenizer, for a network trained on latents. None: its location at training time.
@@ -111,7 +113,7 @@ def from_pretrained(
 
     **Raises:** `BadInput` if `path` is neither a run nor an export, cannot be read, or does not match its card.
     """
-    location = SHIPPED if path is None else Path(path)
+    location = SHIPPED if path is None else local_weights(path, field)
     if location.is_dir():
         if (location / "config.json").exists():
             return _from_run(location, weights, tokenizer, known, recorded, field, warn, tuple(types))
@@ -143,15 +145,14 @@ def initial_weights(
     return source.model
 
 
-def export(source: Pretrained, path: str | os.PathLike[str], *, half: bool = False) -> Path:
-    """Writes the weights as safetensors with a JSON card beside them; returns the path of the card.
+def export(source: Pretrained, path: str | os.PathLike[str], *, half: bool = False) -> Path | str:
+    """Writes the weights as safetensors with a JSON card beside them, also to a URL; returns the path of the card.
 
     The card records everything that `from_pretrained` needs, and the fingerprint of the file. `half` stores the
     parameters in float16, at half the size; they are read back as float32.
 
     **Raises:** `BadInput` naming `out` if the name does not end in .safetensors, or if the files already exist.
     """
-    location = new_weights(path)
     content = {
         "format": FORMAT,
         "preset": source.preset,
@@ -166,18 +167,9 @@ def export(source: Pretrained, path: str | os.PathLike[str], *, half: bool = Fal
     }
     if source.latents is not None:
         content |= {"tokenizer": source.latents.source, "latent": dump(source.latents.spec)}
-    return save_weights(location, source.model, content, dtype=np.float16 if half else np.float32)
-
-
-def new_weights(path: str | os.PathLike[str]) -> Path:
-    """Validates the path for new weights and their card. Raises `BadInput` naming `out` if either file exists."""
-    location = Path(path)
-    if location.suffix != ".safetensors":
-        raise BadInput("out", f"{location} does not end in .safetensors", "Choose a name that does")
-    for existing in (location, card_of(location)):
-        if existing.exists():
-            raise BadInput("out", f"{existing} already exists", "Choose another name, or delete it")
-    return location
+    with writing_weights(path, "out") as location:
+        card = save_weights(new_weights(location), source.model, content, dtype=np.float16 if half else np.float32)
+    return card_at(path) if is_url(path) else card
 
 
 def _from_run(

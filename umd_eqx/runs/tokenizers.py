@@ -13,6 +13,7 @@ import jax
 
 from umd_eqx.core.cards import card_of, is_intact, open_card, read_weights, require_described
 from umd_eqx.core.errors import BadInput
+from umd_eqx.core.exports import local_weights
 from umd_eqx.core.hashes import sha256_of_json, sha256_of_weights
 from umd_eqx.core.programs import abstract
 from umd_eqx.core.tensors import fill, named_leaves, named_settings
@@ -66,20 +67,20 @@ class Latents(NamedTuple):
 
 
 def load_tokenizer(source: str, field: str = "tokenizer") -> LoadedTokenizer:
-    """Loads a trained tokenizer. Nothing is downloaded, and no pickle is loaded.
+    """Loads a trained tokenizer. Nothing is downloaded but from a URL that is given, and no pickle is loaded.
 
     **Arguments:**
 
     - `source`: one of: "fashion-kl" or "fashion-fsq", which are included in the package; a run directory of
-        `experiments/train_tokenizer.py`; a safetensors file with a card, written by this package or by diffusers; a
-        folder with the files of diffusers' AutoencoderKL, or with a subfolder `vae` that holds them; a repository, or a
+        `experiments/train_tokenizer.py`; a safetensors file with a card, also at a URL, or one of diffusers; a folder
+        with the files of diffusers' AutoencoderKL, or with a subfolder `vae` that holds them; a repository, or a
         folder of one, in the Hugging Face cache (`$HF_HUB_CACHE`, `$HF_HOME`), such as stabilityai/sd-vae-ft-mse or
         stable-diffusion-v1-5/stable-diffusion-v1-5/vae.
     - `field`: the field that named it.
 
     **Raises:** `BadInput` if `source` is none of these, cannot be read, or does not match its card.
     """
-    location = SHIPPED.get(source) or Path(source).expanduser()
+    location = SHIPPED.get(source) or local_weights(source, field).expanduser()
     if not location.exists():
         location = _cached(source, field)
     if location.is_dir() and (location / TOKENIZER_FILE).exists():
