@@ -193,6 +193,38 @@ def test_an_error_of_the_seal_is_raised_by_what_comes_next_and_once(
     assert found[0] == 1
 
 
+def test_a_failed_save_is_raised_once_it_has_failed_and_deletes_nothing(checkpoints, tmp_path, state, monkeypatch):
+    for step in (1, 2):
+        checkpoints.save(step, state)
+    checkpoints.wait()
+    go_on = threading.Event()
+
+    def fail(step):
+        assert go_on.wait(60)
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints.manager, "_finalize_checkpoint", fail)
+        checkpoints.save(3, state)
+        checkpoints.require_saved()  # it has not failed yet
+        go_on.set()
+        assert checkpoints._sealed is not None
+        assert checkpoints._sealed.result(60) is False
+        with pytest.raises(BadInput, match=r"cannot be used \(Input/output error\)"):
+            checkpoints.require_saved()
+        checkpoints.require_saved()  # it is raised once
+    assert {"1", "2"} <= {path.name for path in (tmp_path / "checkpoints").iterdir()}
+
+
+def test_whoever_asks_is_told_of_sealed_checkpoints(checkpoints, tmp_path, state):
+    told = []
+    checkpoints.on_sealed = lambda step: told.append((step, (tmp_path / f"checkpoints/{step}/crc32.json").exists()))
+    for step in (1, 2, 3):
+        checkpoints.save(step, state)
+    checkpoints.wait()
+    assert told == [(1, True), (2, True), (3, True)]
+
+
 def free(monkeypatch, space):
     usage = type("usage", (), {"free": space})
     monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: usage)

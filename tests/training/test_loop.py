@@ -1,6 +1,8 @@
 """The loop's parts, each with a clock, a model or a batch that is made up."""
 
 import dataclasses
+import errno
+import threading
 from collections.abc import Iterable
 from typing import Literal
 
@@ -19,6 +21,9 @@ from umd_eqx.core.types import NO_CLASS, Batch, Report
 from umd_eqx.eval import AbstractEvaluator
 from umd_eqx.models import AbstractModel
 from umd_eqx.objectives import MaskedDenoising, Term
+from umd_eqx.runs.run import run
+from umd_eqx.training import checkpoint, loop
+from umd_eqx.training.checkpoint import Checkpoints
 from umd_eqx.training.guards import Guard
 from umd_eqx.training.loop import Evaluations, Meter
 from umd_eqx.training.step import TrainState
@@ -235,3 +240,33 @@ def test_a_run_whose_loss_is_no_number_stops_with_its_weights_as_they_were(tmp_p
     saved = arrays(tmp_path / "run", recipe())
     assert all(np.isfinite(array).all() for array in saved.values())
     assert saved[".skipped"] == saved[".step"] == 4
+
+
+def test_a_failed_save_ends_the_run_before_its_next_step(tmp_path, one_device, monkeypatch):
+    trained, train_step, failed = [], loop.train_step, threading.Event()
+
+    def counted(parts, state, batch):
+        trained.append(int(state.step))
+        result = train_step(parts, state, batch)
+        assert len(trained) < 3 or failed.wait(60)  # the save is of step 2, and fails during step 3
+        return result
+
+    def fail(folder):
+        if folder.name == "2":
+            failed.set()
+            raise OSError(errno.EIO, "Input/output error")
+        return {}
+
+    def require_saved(self):
+        if failed.is_set() and self._sealed is not None:
+            self._sealed.exception(60)
+        return required(self)
+
+    required = Checkpoints.require_saved
+    monkeypatch.setattr(Checkpoints, "require_saved", require_saved)
+    monkeypatch.setattr(loop, "train_step", counted)
+    monkeypatch.setattr(checkpoint, "_digests", fail)
+    with pytest.raises(BadInput, match="Input/output error") as error:
+        run(tiny(eval={}), run_dir=tmp_path / "run", limit_steps=6)
+    assert error.value.field == "run_dir"
+    assert trained == [0, 1, 2]

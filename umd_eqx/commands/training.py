@@ -15,6 +15,7 @@ from umd_eqx.commands.leaves import KINDS, parse, with_types
 from umd_eqx.core.errors import BadInput, disk_errors, require_writable
 from umd_eqx.core.files import save_json
 from umd_eqx.core.processes import ProcessesConfig, is_first
+from umd_eqx.core.remote import require_url
 from umd_eqx.recipes.config import Config
 from umd_eqx.recipes.dump import dump
 from umd_eqx.recipes.pretrain import Preset
@@ -71,6 +72,8 @@ def train(
     - `types`: user-defined classes that the run providing the initial weights may contain.
     - `resolved`: `command.config` with its references resolved, if that was done already.
     """
+    if command.config.checkpoint.mirror is not None:  # which is printed and recorded
+        require_url("checkpoint.mirror", command.config.checkpoint.mirror)
     if command.print_config:
         print(json.dumps(dump(command.config), indent=2))
         return 0

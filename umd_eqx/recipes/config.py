@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from umd_eqx.core.bounds import require_bounded_floats, require_bounded_integers
 from umd_eqx.core.errors import BadInput
 from umd_eqx.core.paths import AbstractPath
+from umd_eqx.core.remote import require_url
 from umd_eqx.core.sharding import ShardingConfig, batch_parts, validate_batch
 from umd_eqx.core.types import DataSpec, LatentSpec
 from umd_eqx.data.broken import CountBroken, SkipBroken
@@ -128,6 +129,17 @@ class CheckpointConfig:
     """Steps between two checkpoints. One is also saved at the end and when a signal stops the run."""
     keep: int = 2
     """Number of most recent checkpoints to keep."""
+    mirror: str | None = None
+    """URL of a folder of this run alone (gs://, s3://, abfs://, file:///), to which complete checkpoints are copied in
+    the background, and from which a run without it, or with an older one, is resumed. None: no copies."""
+
+    def validate(self) -> None:
+        """Raises `BadInput` for invalid values."""
+        for name in ("every", "keep"):
+            if getattr(self, name) < 1:
+                raise BadInput(f"checkpoint.{name}", f"{getattr(self, name)} is too small", "Use 1 or more")
+        if self.mirror is not None:
+            require_url("checkpoint.mirror", self.mirror)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,13 +216,12 @@ class Config:
         self.ema.rate_for(self.data.batch_size, labels=self.model.class_conditional)
         for field, value in (
             ("log.every", self.log.every),
-            ("checkpoint.every", self.checkpoint.every),
-            ("checkpoint.keep", self.checkpoint.keep),
             ("max_skipped", self.max_skipped),
             *((f"eval.{name}.every", evaluator.every) for name, evaluator in self.eval.items()),
         ):
             if value < 1:
                 raise BadInput(field, f"{value} is too small", "Use 1 or more")
+        self.checkpoint.validate()
         for name, evaluator in self.eval.items():
             evaluator.validate(num_patches, f"eval.{name}")
             if evaluator.needs_noise and not self.objective.denoises:

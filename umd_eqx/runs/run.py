@@ -26,11 +26,12 @@ from umd_eqx.runs.batches import run_batches
 from umd_eqx.runs.describing import facts_of, headline
 from umd_eqx.runs.finishing import finish
 from umd_eqx.runs.fitting import fit_to_data
+from umd_eqx.runs.mirrored import claim_or_fetch, mirroring
 from umd_eqx.runs.outcome import Outcome
 from umd_eqx.runs.pretrained import initial_weights
 from umd_eqx.runs.remeasure import add_measurement, as_recorded, not_yet_measured
 from umd_eqx.runs.resolved import Resolved, resolve, with_latents_of
-from umd_eqx.runs.workspace import claim, default_run_dir, environment, nearest_preset, record, require_same_format
+from umd_eqx.runs.workspace import default_run_dir, environment, nearest_preset, record, require_same_format
 from umd_eqx.runs.writer import Writing, one_writer
 from umd_eqx.training.checkpoint import Checkpoints, require_space
 from umd_eqx.training.guards import DUMPS, Guard, MemoryWatch
@@ -83,7 +84,7 @@ def run(
     built = build(config, resolved.data.spec)
     built.abstract_state()  # raises errors in the network's configuration before anything is written
     stop_at = built.steps(limit_steps)
-    with one_writer(directory, lambda: claim(directory, config, asked)) as (writing, kept):
+    with one_writer(directory, lambda: claim_or_fetch(directory, config, asked)) as (writing, kept):
         if kept is None:
             kept = record(writing.directory, config, preset, recipe)
         return _Run(resolved, built, writing, kept, preset, recipe, stop_at, tuple(types)).start()
@@ -120,14 +121,19 @@ class _Run:
             if newest:
                 require_same_format(self.directory, self.kept)
             self.kept = record(self.directory, self.config, self.preset, self.recipe)  # some settings may change
-            space = (epath.Path(self.shared), self.built.abstract_state(), self.config.checkpoint.keep)
+            # One more while it is copied to the mirror.
+            keep = self.config.checkpoint.keep + (self.config.checkpoint.mirror is not None)
+            space = (epath.Path(self.shared), self.built.abstract_state(), keep)
             from_first(lambda: require_space(*space))
             terminal = stack.enter_context(Terminal(self.stop_at, start=newest))
+            self.mirror = stack.enter_context(mirroring(self.config.checkpoint, self.directory, terminal.print))
+            checkpoints.on_sealed = self.mirror.push
             stop = stack.enter_context(Stop(terminal.warn, self._leave))
             train, test = self.resolved.data.splits
             self.tokenizer = self._tokenizer()
             with stop.unsaved_nothing(newest):
                 first, state = self._restore(checkpoints, terminal)
+            self.mirror.push(first)
             metrics = stack.enter_context(MetricsFile.open(self.metrics_path, first or None))
             shown, meter = self._describe(state, metrics)
             terminal.print(headline(self.built, self.shared, self.preset, state))
@@ -161,6 +167,7 @@ class _Run:
             self.writing.require_held()
             with stop.unsaved_nothing(step, obeyed=int(stop.signal_name is not None)):
                 write_report(shown)
+            self.mirror.finish(hurry=step < self.stop_at)
         complete = step == self.stop_at and PendingRow(self.directory).of(step) is None
         if complete:
             self._finish(step, lambda: (step, state))
@@ -168,6 +175,7 @@ class _Run:
 
     def _leave(self, signal_name: str, step: int) -> str:
         said = self._stopped(signal_name, step)
+        self.mirror.finish(hurry=True)
         self.writing.release()
         leave_together(said, EXIT_STOPPED)
         return said
@@ -252,6 +260,8 @@ class _Run:
         self._finish(step, trained)
         print(results_table(shown.rows, shown.headlines()))
         print(f"\nreport: {write_report(shown)}")
+        with mirroring(self.config.checkpoint, self.directory, print) as mirror:
+            mirror.push(step)
         return Outcome(self.shared, step, None, shown.last_values())
 
     def _finish(self, step: int, trained: Callable[[], tuple[int, TrainState]]) -> None:

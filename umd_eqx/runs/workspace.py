@@ -83,6 +83,21 @@ def claim(run_dir: Path, config: Config, preset: str | None) -> dict[str, Any] |
         old = identity_fields(flatten(completed(kept["config"])))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadInput("run_dir", f"{path} cannot be read", "Choose another directory") from error
+    _require_same(old, kept, config, preset, os.fspath(run_dir))
+    return kept
+
+
+def require_same_run(kept: Mapping[str, Any], config: Config, place: str) -> None:
+    """Raises `BadInput`, naming the field, if the content of a `config.json` is of another run than `config`.
+
+    `place` is where it was found. Raises the errors of reading a dump if the content is not that of a `config.json`.
+    """
+    _require_same(identity_fields(flatten(completed(kept["config"]))), kept, config, None, place)
+
+
+def _require_same(
+    old: Mapping[str, Any], kept: Mapping[str, Any], config: Config, preset: str | None, place: str
+) -> None:
     changed = differences(old, run_identity(config))
     if same_tokenizer(*changed.get("latent.digest", ("", None))):
         del changed["latent.digest"]
@@ -91,22 +106,21 @@ def claim(run_dir: Path, config: Config, preset: str | None) -> dict[str, Any] |
         name, (was, now) = next(iter(changed.items()))
         field = name.removesuffix(".type")
         if name.startswith("start."):
-            problem = f"the run in {run_dir} was started with other weights, or they have changed since"
+            problem = f"the run in {place} was started with other weights, or they have changed since"
             raise BadInput("from", problem, "Use the same weights, or another `run_dir` to start a new run")
         if name.startswith("latent"):
-            problem = f"the run in {run_dir} was started with another tokenizer or other latents"
+            problem = f"the run in {place} was started with another tokenizer or other latents"
             raise BadInput("tokenizer", problem, "Use the same, or another `run_dir` to start a new run")
         if name == "data.content":
-            problem = f"the run in {run_dir} was started with other images"
+            problem = f"the run in {place} was started with other images"
             raise BadInput("data.source.dir", problem, "Use the same, or another `run_dir` to start a new run")
         if preset is not None and kept.get("preset") != preset:
             field, was, now = "preset", kept.get("preset"), preset
         raise BadInput(
             field,
-            f"the run in {run_dir} was started with {_plain(was)}, and now it is {_plain(now)}",
+            f"the run in {place} was started with {_plain(was)}, and now it is {_plain(now)}",
             "Use the old value to resume it, or another `run_dir` to start a new run",
         )
-    return kept
 
 
 def _unlike_data(changed: Mapping[str, Any], was: str | None, now: str | None) -> dict[str, Any]:

@@ -43,11 +43,14 @@ class Checkpoints:
     - `directory`: the folder of the checkpoints, with one folder for each step.
     - `keep`: number of most recent checkpoints to keep.
     - `writing`: False to only read the checkpoints, without changing anything in the directory.
+
+    `on_sealed` is called with the step of each save once it is complete and sealed, in a thread.
     """
 
     def __init__(self, directory: epath.Path, *, keep: int, writing: bool = True):
         silence_orbax()
         self.directory, self.writing = directory, writing
+        self.on_sealed: Callable[[int], None] = lambda step: None
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, enable_async_checkpointing=True, read_only=not writing, create=writing
         )
@@ -114,6 +117,11 @@ class Checkpoints:
             )
         return None
 
+    def require_saved(self) -> None:
+        """Raises the error of a failed save, if the last one has failed by now; waits for nothing."""
+        if self._sealed is not None and self._sealed.done():
+            self.wait()
+
     def wait(self) -> None:
         """Waits until all saves are on the disk."""
         with disk_errors(self.directory):
@@ -149,6 +157,7 @@ class Checkpoints:
         seal = self.directory / str(step) / SEAL
         # Written atomically: incomplete checksums would make an intact checkpoint look damaged.
         write_atomically(seal, json.dumps({"step": step, "files": _digests(seal.parent)}).encode())
+        self.on_sealed(step)
         return True
 
     def _read(
@@ -236,6 +245,14 @@ def _check_seal(folder: epath.Path, step: int) -> bool:
         if expected.get(name) != found.get(name):
             raise _Damaged(f"the file {name} is {'missing' if name not in found else 'damaged'}")
     return True
+
+
+def damage_of(folder: epath.Path, step: int) -> str | None:
+    """Returns what is wrong with the checkpoint of a step by its seal, in a clause; None if it is intact."""
+    try:
+        return None if _check_seal(folder, step) else f"the file {SEAL} is missing"
+    except _Damaged as error:
+        return str(error)
 
 
 def _require_step(found: int, step: int) -> None:

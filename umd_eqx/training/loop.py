@@ -248,6 +248,7 @@ def fit(
         pending.clear()
     for step in steps:
         first = step == steps.start
+        checkpoints.require_saved()
         with stop.unsaved_nothing(step) if first else contextlib.nullcontext():
             batch = meter.next(batches)
             state, metrics = train_step(parts, state, batch)
