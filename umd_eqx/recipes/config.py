@@ -19,6 +19,7 @@ from umd_eqx.eval import AbstractEvaluator
 from umd_eqx.models.config import AbstractModelConfig
 from umd_eqx.objectives import AbstractObjective
 from umd_eqx.training.optim import AbstractOptimiser, EmaConfig
+from umd_eqx.training.profile import ProfileConfig
 from umd_eqx.training.trainable import EVERYTHING, AbstractTrainable
 
 
@@ -185,6 +186,7 @@ class Config:
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     log: LogConfig = dataclasses.field(default_factory=LogConfig)
     sharding: ShardingConfig = dataclasses.field(default_factory=ShardingConfig)
+    profile: ProfileConfig = dataclasses.field(default_factory=ProfileConfig)
     seed: int = 0
     """Seed of everything random: weights, order of the data, augmentation, masks and noise."""
     max_skipped: int = 10

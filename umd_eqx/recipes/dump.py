@@ -52,6 +52,7 @@ from umd_eqx.sampling import (
 )
 from umd_eqx.training.optim import EmaConfig
 from umd_eqx.training.optimisers import LARS, AdamW, Muon
+from umd_eqx.training.profile import ProfileConfig
 from umd_eqx.training.trainable import AllExcept, Only
 
 TYPES: tuple[type, ...] = (
@@ -69,6 +70,7 @@ TYPES: tuple[type, ...] = (
         CheckpointConfig,
         LogConfig,
         ShardingConfig,
+        ProfileConfig,
         Start,
     ),
     *(KLTokenizer, FSQTokenizer, FashionClassifierConfig, LinearProbeConfig, ViTClassifierConfig),
@@ -83,7 +85,7 @@ TYPES: tuple[type, ...] = (
 """The types that a dump may contain. A user's own types are passed to `load` in addition."""
 
 NON_IDENTITY_FIELDS = (
-    *("log", "checkpoint", "eval", "max_skipped", "sharding"),
+    *("log", "checkpoint", "eval", "max_skipped", "sharding", "profile"),
     *("start.source", "tokenizer", "data.latents"),
     *("data.source.dir", "data.eval_batch_size", "data.workers", "data.worker_kind"),
     *("data.max_broken", "data.expected"),
@@ -208,7 +210,8 @@ def as_flag(name: str) -> str:
     """
     if name.endswith(".type"):
         return name.removesuffix(".type")
-    return name.replace("data.source.", "data.", 1)
+    renamed = {"profile.begin": "profile.from", "profile.end": "profile.to"}  # `from` is not a name in Python
+    return renamed.get(name, name.replace("data.source.", "data.", 1))
 
 
 def flags_of(recipe: Config, config: Config) -> tuple[str, ...] | None:

@@ -30,6 +30,7 @@ def dry_run(config: Config | Resolved, *, recipe: Config | None = None, limit_st
     resolved, config, spec, note = described(config, recipe)
     built = build(config, spec)
     steps = built.steps(limit_steps)
+    config.profile.validate(steps)
     mesh, batch_size = built.parts.mesh, config.data.batch_size
     model = built.abstract_state().model
     image = (batch_size, *config.image_shape(spec))

@@ -37,6 +37,7 @@ from umd_eqx.training.checkpoint import Checkpoints, require_space
 from umd_eqx.training.guards import DUMPS, Guard, MemoryWatch
 from umd_eqx.training.loop import Evaluations, Meter, Sinks, fit
 from umd_eqx.training.pending import PendingRow
+from umd_eqx.training.profile import Profile
 from umd_eqx.training.signals import EXIT_STOPPED, Stop
 from umd_eqx.training.step import TrainState
 
@@ -84,6 +85,7 @@ def run(
     built = build(config, resolved.data.spec)
     built.abstract_state()  # raises errors in the network's configuration before anything is written
     stop_at = built.steps(limit_steps)
+    config.profile.validate(stop_at)
     with one_writer(directory, lambda: claim_or_fetch(directory, config, asked)) as (writing, kept):
         if kept is None:
             kept = record(writing.directory, config, preset, recipe)
@@ -143,6 +145,7 @@ class _Run:
                 evaluations = self._evaluations(terminal, self.config.eval, metrics.rows)
             given = run_batches(self.resolved, self.tokenizer, self.parts.mesh, first)
             batches = stack.enter_context(contextlib.closing(given))
+            profile = stack.enter_context(Profile(self.config.profile, self.directory, first, terminal.print))
             step, state = fit(
                 self.parts,
                 state,
@@ -157,6 +160,7 @@ class _Run:
                 guard=Guard(self.config.max_skipped, terminal.warn, self.directory / DUMPS),
                 memory=MemoryWatch(self.stop_at, terminal.warn),
                 stop=stop,
+                profiled=profile.step,
             )
             for name, found in (("train", train.broken), ("test", test.broken)):
                 if found:

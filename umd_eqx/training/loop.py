@@ -211,13 +211,15 @@ def fit(
     guard: Guard,
     memory: MemoryWatch,
     stop: Stop,
+    profiled: Callable[[int], contextlib.AbstractContextManager[None]] = lambda step: contextlib.nullcontext(),
 ) -> tuple[int, TrainState]:
     """Trains from step `steps.start` to `steps.stop`, or until `stop` is set; returns the last step and the state.
 
     The metrics of a step are on the disk before its checkpoint is started. A run that is resumed from the checkpoint
     therefore has every row. That of a step with evaluations is kept as a `PendingRow` meanwhile, and the state is saved
     before it is evaluated: a run that is stopped or killed then resumes with the evaluations. With several processes,
-    `stop` in one of them stops all of them, at a step that is the same in all (`StopStep`).
+    `stop` in one of them stops all of them, at a step that is the same in all (`StopStep`). `profiled` returns a context
+    for each step.
     """
     sinks.terminal.phase("compiling")
     done, pending, agreed = steps.start, PendingRow(sinks.run.path), StopStep()
@@ -249,7 +251,7 @@ def fit(
     for step in steps:
         first = step == steps.start
         checkpoints.require_saved()
-        with stop.unsaved_nothing(step) if first else contextlib.nullcontext():
+        with stop.unsaved_nothing(step) if first else contextlib.nullcontext(), profiled(step):
             batch = meter.next(batches)
             state, metrics = train_step(parts, state, batch)
             if first:  # its time is mostly compilation
