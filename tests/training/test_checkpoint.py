@@ -23,9 +23,10 @@ from umd_eqx.core.types import DataSpec
 from umd_eqx.recipes.build import Built, build
 from umd_eqx.recipes.pretrain import umd
 from umd_eqx.training import checkpoint, layout
-from umd_eqx.training.checkpoint import Checkpoints, require_space
+from umd_eqx.training.checkpoint import Checkpoints
 from umd_eqx.training.layout import Layout
 from umd_eqx.training.optimisers import AdamW
+from umd_eqx.training.space import require_space
 from umd_eqx.training.step import TrainState
 
 SPEC = DataSpec("fashion_mnist", 60_000, 10_000, 28, 28, 1, 10)
@@ -59,11 +60,19 @@ def checkpoints(tmp_path):
     opened.close()
 
 
+def at(state: TrainState, step: int) -> TrainState:
+    """The state as that of a step, on the same devices."""
+    return eqx.tree_at(
+        lambda state: state.step, state, jax.device_put(jnp.asarray(step, jnp.int32), state.step.sharding)
+    )
+
+
 def equal(left: TrainState, right: TrainState) -> bool:
     return eqx.tree_equal(jax.device_get(left), jax.device_get(right)) is True
 
 
 def test_a_state_comes_back_bit_for_bit_on_the_devices_that_are_asked_for(checkpoints, built, state):
+    state = at(state, 3)
     checkpoints.save(3, state)
     checkpoints.wait()
     for devices in (1, 8):
@@ -79,18 +88,19 @@ def test_a_state_comes_back_bit_for_bit_on_the_devices_that_are_asked_for(checkp
 
 def test_a_state_comes_back_bit_for_bit_however_it_is_divided(checkpoints, built, state, monkeypatch):
     monkeypatch.setattr(layout, "SMALLEST", 64)
-    expected, like = jax.device_get(state), built.abstract_state()
+    like = built.abstract_state()
     for step, (count, axes) in enumerate([(8, {"fsdp": 4}), (4, {"tensor": 2}), (1, {}), (8, {"fsdp": 8}), (8, {})]):
         placed = Layout(make_mesh(jax.devices()[:count], ShardingConfig(**axes)))
         if step:
             found = checkpoints.restore(like, placed.shardings(like), pytest.fail)
             assert found is not None
             assert found[0] == step
+            assert equal(found[1], state)
             state = found[1]
         else:
             state = placed.place(state)
         assert [leaf.sharding for leaf in jax.tree.leaves(state)] == jax.tree.leaves(placed.shardings(like))
-        assert equal(state, expected)
+        state = at(state, step + 1)
         checkpoints.save(step + 1, state)
         checkpoints.wait()
 
@@ -109,7 +119,7 @@ def test_the_newest_are_kept_and_a_step_is_saved_once(checkpoints, state):
 
 def test_what_is_saved_is_the_state_as_it_was(checkpoints, built, state):
     # The step that follows is given the state's memory to write to, while the save goes on in the background.
-    state = place(state, replicated(make_mesh(jax.devices()[:1])))
+    state = place(at(state, 1), replicated(make_mesh(jax.devices()[:1])))
     expected = jax.device_get(state)
     overwrite = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf * 0, tree), donate_argnums=0)
     checkpoints.save(1, state)
@@ -139,7 +149,7 @@ def wait_for(path, seconds=60.0):
 
 def test_the_newest_is_sealed_without_another_save_and_without_the_end(checkpoints, tmp_path, built, state):
     for step in (1, 2):
-        checkpoints.save(step, state)
+        checkpoints.save(step, at(state, step))
     wait_for(tmp_path / "checkpoints/2/crc32.json")
     # So that damage to it is seen by whoever comes after a kill.
     largest = max((tmp_path / "checkpoints/2").rglob("*"), key=lambda path: path.stat().st_size)
@@ -181,16 +191,17 @@ def test_an_error_of_the_seal_is_raised_by_what_comes_next_and_once(
     opened = Checkpoints(epath.Path(tmp_path / "checkpoints"), keep=2)
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "_digests", full)
-        opened.save(1, state)
+        opened.save(1, at(state, 1))
         with pytest.raises(BadInput, match="is full"):
             opened.save(2, state) if what_comes_next == "save" else getattr(opened, what_comes_next)()
     opened.close()
     # The checkpoint itself is whole.
-    after = Checkpoints(epath.Path(tmp_path / "checkpoints"), keep=2)
-    found = after.restore(built.abstract_state(), replicated(built.parts.mesh), pytest.fail)
+    after, said = Checkpoints(epath.Path(tmp_path / "checkpoints"), keep=2), []
+    found = after.restore(built.abstract_state(), replicated(built.parts.mesh), said.append)
     after.close()
     assert found is not None
     assert found[0] == 1
+    assert said == ["checkpoint 1 has no crc32.json: it is restored unchecked"]
 
 
 def test_a_failed_save_is_raised_once_it_has_failed_and_deletes_nothing(checkpoints, tmp_path, state, monkeypatch):
@@ -227,7 +238,7 @@ def test_whoever_asks_is_told_of_sealed_checkpoints(checkpoints, tmp_path, state
 
 def free(monkeypatch, space):
     usage = type("usage", (), {"free": space})
-    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
 
 
 def size_of(state) -> int:

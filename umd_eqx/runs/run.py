@@ -33,12 +33,13 @@ from umd_eqx.runs.remeasure import add_measurement, as_recorded, not_yet_measure
 from umd_eqx.runs.resolved import Resolved, resolve, with_latents_of
 from umd_eqx.runs.workspace import default_run_dir, environment, nearest_preset, record, require_same_format
 from umd_eqx.runs.writer import Writing, one_writer
-from umd_eqx.training.checkpoint import Checkpoints, require_space
+from umd_eqx.training.checkpoint import Checkpoints
 from umd_eqx.training.guards import DUMPS, Guard, MemoryWatch
 from umd_eqx.training.loop import Evaluations, Meter, Sinks, fit
 from umd_eqx.training.pending import PendingRow
 from umd_eqx.training.profile import Profile
 from umd_eqx.training.signals import EXIT_STOPPED, Stop
+from umd_eqx.training.space import require_space
 from umd_eqx.training.step import TrainState
 
 EVALUATION_KEY = 2**32 - 1

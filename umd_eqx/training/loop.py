@@ -218,8 +218,8 @@ def fit(
     The metrics of a step are on the disk before its checkpoint is started. A run that is resumed from the checkpoint
     therefore has every row. That of a step with evaluations is kept as a `PendingRow` meanwhile, and the state is saved
     before it is evaluated: a run that is stopped or killed then resumes with the evaluations. With several processes,
-    `stop` in one of them stops all of them, at a step that is the same in all (`StopStep`). `profiled` returns a context
-    for each step.
+    `stop` in one of them stops all of them, at a step that is the same in all (`StopStep`). `profiled` makes a context
+    of each step.
     """
     sinks.terminal.phase("compiling")
     done, pending, agreed = steps.start, PendingRow(sinks.run.path), StopStep()
