@@ -42,6 +42,8 @@ PARAMETER = "%p = f32[16,32]{1,0} parameter(0)"
         ("replica_groups=mesh['a'=2,'b'=4] {'b'}", 4),
         ("replica_groups=mesh['a'=2,'b'=4] {'a','b'}", 8),
         ("replica_groups=mesh['a'=8] {'a':(2)4}", 4),
+        ("replica_groups=mesh['a'=1,'b'=2,'c'=4], device_ids=([4,2]T(1,0)) {'b'}", 2),
+        ("replica_groups=mesh['a'=2,'b'=4], device_ids=(3,2,1,0,7,6,5,4) {'a','b'}", 8),
     ],
 )
 def test_groups_are_read_in_every_notation(groups, size):

@@ -224,7 +224,8 @@ def _group(attributes: str, devices: int) -> int:
         return listed[1].count(",") + 1
     if iota := re.search(r"replica_groups=\[([\d,]+)\]<=", attributes):
         return int(iota[1].split(",")[-1])
-    if mesh := re.search(r"replica_groups=\w*\[?([^\]]*)\] ?\{([^}]*)\}", attributes):
+    # The order of the devices in the mesh may follow its axes.
+    if mesh := re.search(r"replica_groups=\w*\[([^\]]*)\](?:, device_ids=\([^{]*\))? ?\{([^}]*)\}", attributes):
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh[1]))
         axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", mesh[2])
         return math.prod(int(part or sizes.get(axis, 1)) for axis, part in axes)
