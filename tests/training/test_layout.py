@@ -1,5 +1,6 @@
 """The state may lie on eight devices in any way: the training is the same, and only layers are gathered."""
 
+import dataclasses
 import functools
 import re
 
@@ -8,11 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
 from umd_eqx.core.errors import BadInput
 from umd_eqx.core.paths import CosineTable
-from umd_eqx.core.sharding import ShardingConfig, batch_sharding, make_mesh, place
+from umd_eqx.core.sharding import AXES, ShardingConfig, batch_sharding, make_mesh, place
 from umd_eqx.core.types import Batch
 from umd_eqx.objectives import unified
 from umd_eqx.training import layout
@@ -126,6 +128,43 @@ def test_the_largest_axis_that_divides_is_divided_and_the_axis_of_layers_never()
     ):
         assert rules.spec(path, shape) == expected, path
     assert Layout(make_mesh(jax.devices()[:8])).spec("model.embed.kernel", (64, 64)) == P(None, None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """A device of a mesh that is too large for this machine."""
+
+    id: int
+    process_index: int = 0
+    platform: str = "cpu"
+    device_kind: str = "cpu"
+
+
+@pytest.mark.parametrize(
+    ("devices", "tensor", "shape", "parts"),
+    [
+        (512, 1, (12, 768, 2304), (12, 768 // 16, 2304 // 32)),  # no axis can be divided over 512
+        (512, 1, (32, 1280, 1280), (32, 1280 // 32, 1280 // 16)),
+        (512, 1, (12, 768, 4608), (12, 768, 9)),
+        (512, 2, (12, 768, 2304), (12, 768 // 16 // 2, 2304 // 16)),
+    ],
+)
+def test_an_array_that_no_axis_divides_is_divided_along_two(devices, tensor, shape, parts):
+    shaped = np.array([Device(number) for number in range(devices)]).reshape(1, -1, tensor)
+    mesh = Mesh(shaped, AXES, axis_types=(AxisType.Auto,) * 3)
+    found = Layout(mesh).sharding("model.encoder.blocks.attention.qkv.kernel", shape)
+    assert found.shard_shape(shape) == parts
+    assert list(found.mesh.devices.flat) == list(mesh.devices.flat)
+
+
+def test_an_array_divided_along_two_axes_keeps_its_values_and_its_place():
+    rules = Layout(make_mesh(jax.devices()[:8], ShardingConfig(fsdp=8)))
+    kernel = jnp.arange(2 * 12 * 20, dtype=jnp.float32).reshape(2, 12, 20)
+    state = rules.place({"encoder": {"blocks": {"kernel": kernel}}})
+    after = jax.jit(lambda tree: rules.place(jax.tree.map(lambda leaf: 2 * leaf, tree)))({".": state})
+    (found,) = jax.tree.leaves(after)
+    assert found.sharding.shard_shape(found.shape) == (2, 6, 5)
+    np.testing.assert_array_equal(found, 2 * kernel)
 
 
 def test_what_cannot_be_divided_is_refused(random_model):

@@ -9,12 +9,13 @@ A mesh has three axes. Batches are split over `data` and `fsdp`. The large array
 import dataclasses
 import math
 import re
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, PyTree
 
@@ -25,6 +26,9 @@ from umd_eqx.models.vit.stack import Stack
 
 SMALLEST = 2**14
 """Arrays with fewer elements than this, such as biases, are copied to every device."""
+
+FSDP_ROWS, FSDP_COLUMNS = "fsdp_rows", "fsdp_columns"
+"""The two factors of the axis `fsdp` for an array that is divided along two of its axes."""
 
 
 class Rule(NamedTuple):
@@ -64,38 +68,47 @@ class Layout:
     rules: tuple[Rule, ...] = RULES
 
     def spec(self, path: str, shape: tuple[int, ...]) -> P:
+        """Returns the axes of the mesh that each axis of an array of a state is divided over; see `sharding`."""
+        return self.sharding(path, shape).spec
+
+    def sharding(self, path: str, shape: tuple[int, ...]) -> NamedSharding:
         """Returns how an array of a state is stored.
 
-        The largest axis that can be divided evenly over `fsdp` and `tensor`, or over one of them, is divided. The
-        kernel of a layer with a rule without groups is divided over `tensor` as in the rule, and over `fsdp` along its
-        other axis.
+        The largest axis that can be divided evenly over `fsdp` and `tensor` together is divided. The kernel of a layer
+        with a rule without groups is divided over `tensor` as in the rule, and over `fsdp` along its other axis. Where
+        no axis is a multiple of `fsdp`, two axes of the array are divided, over `FSDP_ROWS` and `FSDP_COLUMNS`: the
+        mesh is then one of the same devices with these two in the place of `fsdp`. What cannot be divided over both
+        axes of the mesh in any of these ways is divided over one of them.
 
         **Arguments:** the path of the array, such as `model.encoder.blocks.mlp.up.kernel`, and its shape.
         """
         first = 1 if re.search(STACKED, path) else 0
         spec: list[Any] = [None] * len(shape)
         if math.prod(shape[first:]) < SMALLEST:
-            return P()
-        names, free = ["fsdp", "tensor"], sorted(range(first, len(shape)), key=lambda axis: -shape[axis])
+            return NamedSharding(self.mesh, P())
+        names = [name for name in ("fsdp", "tensor") if self.mesh.shape[name] > 1]
+        free = sorted(range(first, len(shape)), key=lambda axis: -shape[axis])
         rule = self._rule(path.removesuffix(".kernel"))
-        if rule is not None and rule.groups == 1:
+        if rule is not None and rule.groups == 1 and "tensor" in names:
             divided = len(shape) - (1 if rule.side == "outputs" else 2)
             if shape[divided] % self.mesh.shape["tensor"] == 0:
                 spec[divided] = names.pop()
                 free.remove(divided)
         for some in (names, *([name] for name in names)):
-            number = math.prod(self.mesh.shape[name] for name in some)
-            axis = next((axis for axis in free if shape[axis] % number == 0), None)
-            if axis is not None and number > 1:
+            axis, grid = self._axis(free, shape, some), self._grid(free, shape, some)
+            if axis is not None and some:
                 spec[axis] = tuple(some)
                 break
-        return P(*spec)
+            if grid is not None:
+                spec[grid.rows], spec[grid.columns] = FSDP_ROWS, (FSDP_COLUMNS, *some[1:])
+                return NamedSharding(self._finer(), P(*spec))
+        return NamedSharding(self.mesh, P(*spec))
 
     def shardings(self, tree: PyTree) -> PyTree:
         """Returns the `NamedSharding` of each array, or `jax.ShapeDtypeStruct`, of a state; None for other leaves."""
 
         def sharding(path: Any, leaf: Any) -> NamedSharding | None:
-            return NamedSharding(self.mesh, self.spec(_name(path), leaf.shape)) if hasattr(leaf, "dtype") else None
+            return self.sharding(_name(path), leaf.shape) if hasattr(leaf, "dtype") else None
 
         return jax.tree_util.tree_map_with_path(sharding, tree)
 
@@ -180,8 +193,48 @@ class Layout:
     def _constrained(self, leaf: Array, spec: P) -> Array:
         return jax.lax.with_sharding_constraint(leaf, NamedSharding(self.mesh, spec))
 
+    def _parts(self, names: Sequence[str]) -> int:
+        return math.prod(self.mesh.shape[name] for name in names)
+
+    def _axis(self, free: Sequence[int], shape: tuple[int, ...], names: Sequence[str]) -> int | None:
+        """Returns the first of some axes of an array that can be divided evenly over axes of the mesh."""
+        return next((axis for axis in free if shape[axis] % self._parts(names) == 0), None)
+
+    def _grid(self, free: Sequence[int], shape: tuple[int, ...], names: Sequence[str]) -> "_Grid | None":
+        """Returns how two axes of an array can be divided over the factors of `fsdp`, the second also over others."""
+        rows, columns = self._factors()
+        if len(free) != 2 or columns == 1 or "fsdp" not in names:
+            return None
+        others = self._parts(names) // (rows * columns)
+        for one, other in (free, free[::-1]):
+            if shape[one] % rows == 0 and shape[other] % (columns * others) == 0:
+                return _Grid(one, other)
+        return None
+
+    def _factors(self) -> tuple[int, int]:
+        """Returns the sizes of `FSDP_ROWS` and `FSDP_COLUMNS`: the factors of `fsdp` that are nearest to each other.
+
+        They are the same for all arrays: with a mesh for each, the partitioner gathers whole stacks of the new state.
+        """
+        parts = self.mesh.shape["fsdp"]
+        rows = next(number for number in range(math.isqrt(parts - 1) + 1, parts + 1) if parts % number == 0)
+        return rows, parts // rows
+
+    def _finer(self) -> Mesh:
+        data, _, tensor = self.mesh.devices.shape
+        axes = ("data", FSDP_ROWS, FSDP_COLUMNS, "tensor")
+        devices = self.mesh.devices.reshape(data, *self._factors(), tensor)
+        return Mesh(devices, axes, axis_types=(AxisType.Auto,) * len(axes))
+
     def _rule(self, path: str) -> Rule | None:
         return next((rule for rule in self.rules if re.search(f"{rule.path}$", path)), None)
+
+
+class _Grid(NamedTuple):
+    """The axes of an array that `FSDP_ROWS` and `FSDP_COLUMNS` divide."""
+
+    rows: int
+    columns: int
 
 
 class _GroupedLinear(Linear):
