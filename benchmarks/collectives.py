@@ -120,6 +120,7 @@ def measured(size: str, strategy: str, target: Target) -> Row:
     """Compiles the step of a network for one strategy, and returns what it communicates and where the state lies."""
     config = umd_b4_in64()
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, variant=f"{size}/4"))
+    assert config.data.expected is not None
     ((piece,), _), began = pieces(config, config.data.expected, target, (strategy,)), time.monotonic()
     text = piece.program.lower().compile(compiler_options=target.options).as_text() or ""
     moved, axes = traffic(text), piece.built.parts.mesh.shape
