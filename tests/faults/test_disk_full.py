@@ -58,19 +58,19 @@ def fill_up(patch: pytest.MonkeyPatch, pattern: str, number: int = errno.ENOSPC)
 
 
 @pytest.mark.parametrize(
-    "pattern",
+    ("pattern", "saved"),
     [
-        r"metrics\.jsonl",  # a row
-        r"metrics\.jsonl\..*",  # the rows that are kept, at the start
-        r"config\.json\..*",
-        r"environment\.json\..*",
-        r"00000003\.png\..*",
-        r"report\.html\..*",
-        r"results\.json\..*",
+        (r"metrics\.jsonl", "whole"),  # a row, after its step is saved and evaluated
+        (r"metrics\.jsonl\..*", "run"),  # the rows that are kept, at the start
+        (r"config\.json\..*", "run"),
+        (r"environment\.json\..*", "run"),
+        (r"00000003\.png\..*", "whole"),
+        (r"report\.html\..*", "whole"),
+        (r"results\.json\..*", "whole"),
     ],
 )
 def test_a_full_disk_is_one_line_and_the_run_goes_on_from_its_last_checkpoint(
-    begun, pattern, tmp_path, monkeypatch, capsys
+    begun, pattern, saved, tmp_path, monkeypatch, capsys
 ):
     run_dir = tmp_path / "run"
     shutil.copytree(begun / "run", run_dir)
@@ -85,7 +85,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_from_its_last_checkpoint(
         "it resumes from the last saved checkpoint\n"
     )
     assert "Traceback" not in out
-    assert_equal_bit_for_bit(arrays(run_dir, CONFIG), arrays(begun / "run", CONFIG))
+    assert_equal_bit_for_bit(arrays(run_dir, CONFIG), arrays(begun / saved, CONFIG))
     run(CONFIG, run_dir=run_dir, preset="tiny", limit_steps=3)
     assert numbers(run_dir) == numbers(begun / "whole")
     assert_equal_bit_for_bit(arrays(run_dir, CONFIG), arrays(begun / "whole", CONFIG))

@@ -4,7 +4,21 @@ import importlib
 
 from faults.suite.base import Fault
 
-MODULES = ("kills", "save_kills", "signals", "damage", "disks", "processes")
+MODULES = (
+    "kills",
+    "save_kills",
+    "signals",
+    "damage",
+    "disks",
+    "nonfinite",
+    "processes",
+    "reshard",
+    "changed",
+    "configurations",
+    "hostile",
+    "wandb_away",
+    "memory",
+)
 """The modules of this folder with a `FAULT`, in the order of the table."""
 
 
