@@ -273,7 +273,7 @@ def fit(
             write(row, due)
             meter.restart()
         ending = stopping()
-        if ending or done % checkpoint_every == 0 or done == steps.stop:
+        if not due and (ending or done % checkpoint_every == 0 or done == steps.stop):
             save()
         if ending:
             break
