@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from faults.tiny import COMMAND, cache_dir, ended, numbers, rows
@@ -19,7 +20,7 @@ def started(
     last: tuple[str, ...] = (),
     seconds_a_step: float = 0.0,
     which: int = 0,
-    **variables: str,
+    variables: Mapping[str, str] | None = None,
 ) -> list[subprocess.Popen[str]]:
     """The command as `count` processes with `DEVICES` devices together.
 
@@ -48,7 +49,7 @@ def started(
     ]
     commands[-1] += last
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": run_dir.parent}
-    extra = [variables | {"HOLD": str(run_dir)} if i == which else {} for i in range(count)]
+    extra = [{**(variables or {}), "HOLD": str(run_dir)} if i == which else {} for i in range(count)]
     pairs = zip(commands, extra, strict=True)
     return [subprocess.Popen(command, env=environment | mine, **pipes) for command, mine in pairs]
 

@@ -18,7 +18,7 @@ def trial(way: str, which: int, folder: Path) -> Outcome:
     run_dir = folder / "run"
     variables = {"raises": {"RAISE_AFTER": "3"}, "hangs": {"HOLD_AFTER": "3"}}.get(way, {})
     patience = ("--sharding.hang-seconds", "20")
-    processes = started(run_dir, *patience, count=2, seconds_a_step=0.3, which=which, **variables)
+    processes = started(run_dir, *patience, count=2, seconds_a_step=0.3, which=which, variables=variables)
     reached(run_dir, processes, 3)
     if way in ("killed", "stopped"):
         processes[which].send_signal(signal.SIGKILL if way == "killed" else signal.SIGSTOP)
