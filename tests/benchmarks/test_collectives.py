@@ -27,6 +27,7 @@ def rows(tmp_path: Path, *words: str) -> list[dict]:
     return json.loads(file.read_text())
 
 
+@pytest.mark.slow
 def test_a_network_of_the_paper_keeps_the_contract_on_eight_devices(tmp_path):
     found = {row["strategy"]: row for row in rows(tmp_path, "--sizes", "B", "--devices", "8")}
     assert list(found) == ["dp", "fsdp", "tp", "fsdpxtp"]

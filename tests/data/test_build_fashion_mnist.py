@@ -12,8 +12,9 @@ from umd_eqx.core.errors import BadInput
 from umd_eqx.core.types import DataSpec
 from umd_eqx.data import build_fashion_mnist
 from umd_eqx.data.build_fashion_mnist import CLASSES, encode_png, read_idx
+from umd_eqx.data.decoding import decode_image
 from umd_eqx.data.folders import find_dataset
-from umd_eqx.data.source import TfdsSource, decode_image, describe
+from umd_eqx.data.source import TfdsSource, describe
 
 
 @pytest.fixture

@@ -23,11 +23,12 @@ from imagenet_trees import (
 from PIL import Image
 
 from umd_eqx.core.errors import BadInput
+from umd_eqx.data.decoding import decode_image
 from umd_eqx.data.prepared import read_manifest, resize_of
 from umd_eqx.data.preparing.originals import Originals, find_originals
 from umd_eqx.data.preparing.prepare import Prepared, Progress, prepare
 from umd_eqx.data.preparing.shards import Settings, fingerprint
-from umd_eqx.data.source import Dataset, decode_image
+from umd_eqx.data.source import Dataset
 from umd_eqx.data.source_configs import TFDS
 from umd_eqx.data.transforms import box_resize
 from umd_eqx.recipes.config import DataConfig

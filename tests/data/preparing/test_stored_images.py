@@ -9,8 +9,8 @@ import pytest
 from imagenet_trees import picture
 from PIL import Image
 
+from umd_eqx.data.decoding import decode_image
 from umd_eqx.data.preparing.encoding import Unreadable, stored
-from umd_eqx.data.source import decode_image
 from umd_eqx.data.transforms import ADMTransform
 
 
