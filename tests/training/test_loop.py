@@ -25,7 +25,8 @@ from umd_eqx.runs.run import run
 from umd_eqx.training import checkpoint, loop
 from umd_eqx.training.checkpoint import Checkpoints
 from umd_eqx.training.guards import Guard
-from umd_eqx.training.loop import Evaluations, Meter
+from umd_eqx.training.loop import Evaluations
+from umd_eqx.training.meter import Meter
 from umd_eqx.training.step import TrainState
 
 FINE, SKIPPED = {"skipped": jnp.asarray(0)}, {"skipped": jnp.asarray(1)}

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from umd_eqx.core.sharding import describe_mesh
+from umd_eqx.data.broken import CountBroken, SkipBroken
 from umd_eqx.models.base import num_parameters
 from umd_eqx.recipes.build import Built
 from umd_eqx.training.flops import peak_flops
@@ -31,3 +32,13 @@ def headline(built: Built, run_dir: Path, preset: str, state: TrainState) -> str
         f"{run_dir}: {preset}, {network}; {spec.name}, {spec.num_train:,} images "
         f"at {data.size} px, batch size {data.batch_size}; {describe_mesh(built.parts.mesh)}"
     )
+
+
+def broken_images(splits: tuple[SkipBroken, CountBroken]) -> list[str]:
+    """Returns a line for each of the splits train and test of which images were skipped."""
+    lines = []
+    for name, split in zip(("train", "test"), splits, strict=True):
+        if split.broken:
+            some = ", ".join(map(str, sorted(split.broken)[:10]))
+            lines.append(f"{len(split.broken)} {name} images could not be read and were skipped: {some}")
+    return lines

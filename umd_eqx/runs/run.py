@@ -23,7 +23,7 @@ from umd_eqx.recipes.config import Config
 from umd_eqx.recipes.dump import dump
 from umd_eqx.report import MetricsFile, RunDirectory, Terminal, Wandb, results_table, write_report
 from umd_eqx.runs.batches import run_batches
-from umd_eqx.runs.describing import facts_of, headline
+from umd_eqx.runs.describing import broken_images, facts_of, headline
 from umd_eqx.runs.finishing import finish
 from umd_eqx.runs.fitting import fit_to_data
 from umd_eqx.runs.mirrored import claim_or_fetch, mirroring
@@ -35,7 +35,8 @@ from umd_eqx.runs.workspace import default_run_dir, environment, nearest_preset,
 from umd_eqx.runs.writer import Writing, one_writer
 from umd_eqx.training.checkpoint import Checkpoints
 from umd_eqx.training.guards import DUMPS, Guard, MemoryWatch
-from umd_eqx.training.loop import Evaluations, Meter, Sinks, fit
+from umd_eqx.training.loop import Evaluations, Sinks, fit
+from umd_eqx.training.meter import Meter
 from umd_eqx.training.pending import PendingRow
 from umd_eqx.training.profile import Profile
 from umd_eqx.training.signals import EXIT_STOPPED, Stop
@@ -124,15 +125,11 @@ class _Run:
             if newest:
                 require_same_format(self.directory, self.kept)
             self.kept = record(self.directory, self.config, self.preset, self.recipe)  # some settings may change
-            # One more while it is copied to the mirror.
-            keep = self.config.checkpoint.keep + (self.config.checkpoint.mirror is not None)
-            space = (epath.Path(self.shared), self.built.abstract_state(), keep)
-            from_first(lambda: require_space(*space))
+            from_first(self._require_space)
             terminal = stack.enter_context(Terminal(self.stop_at, start=newest))
             self.mirror = stack.enter_context(mirroring(self.config.checkpoint, self.directory, terminal.print))
             checkpoints.on_sealed = self.mirror.push
             stop = stack.enter_context(Stop(terminal.warn, self._leave))
-            train, test = self.resolved.data.splits
             self.tokenizer = self._tokenizer()
             with stop.unsaved_nothing(newest):
                 first, state = self._restore(checkpoints, terminal)
@@ -163,10 +160,8 @@ class _Run:
                 stop=stop,
                 profiled=profile.step,
             )
-            for name, found in (("train", train.broken), ("test", test.broken)):
-                if found:
-                    some = ", ".join(map(str, sorted(found)[:10]))
-                    terminal.warn(f"{len(found)} {name} images could not be read and were skipped: {some}")
+            for line in broken_images(self.resolved.data.splits):
+                terminal.warn(line)
             terminal.phase("saving", step)
             checkpoints.wait()
             self.writing.require_held()
@@ -177,6 +172,11 @@ class _Run:
         if complete:
             self._finish(step, lambda: (step, state))
         return self._report_outcome(shown, step, None if complete else stop.signal_name or "a signal")
+
+    def _require_space(self) -> None:
+        # One more while it is copied to the mirror.
+        keep = self.config.checkpoint.keep + (self.config.checkpoint.mirror is not None)
+        require_space(epath.Path(self.shared), self.built.abstract_state(), keep)
 
     def _leave(self, signal_name: str, step: int) -> str:
         said = self._stopped(signal_name, step)

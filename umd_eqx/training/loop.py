@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import equinox as eqx
@@ -25,6 +24,7 @@ from umd_eqx.report import (
 )
 from umd_eqx.training.checkpoint import Checkpoints
 from umd_eqx.training.guards import Guard, MemoryWatch
+from umd_eqx.training.meter import Meter
 from umd_eqx.training.pending import PendingRow
 from umd_eqx.training.replicas import require_equal_replicas
 from umd_eqx.training.signals import Stop
@@ -143,57 +143,50 @@ class Sinks:
             self.wandb.finish(failed)
 
 
-class Meter:
-    """Measures the throughput between two rows, without the time for anything other than training.
-
-    **Arguments:**
-
-    - `batch_size`, `flops`: images and FLOPs per step, over all devices.
-    - `peak`: peak FLOP/s of all devices together.
-    - `wall`: wall time of earlier sessions of the run, in seconds.
-    - `clock`: a monotonic clock, in seconds.
-    """
+class _Results:
+    """What is kept of the steps of a run: their rows, the results of their evaluations, and their states."""
 
     def __init__(
         self,
-        batch_size: int,
-        flops: int,
-        peak: float,
-        *,
-        wall: float = 0.0,
-        clock: Callable[[], float] = time.perf_counter,
+        evaluations: Evaluations,
+        checkpoints: Checkpoints,
+        sinks: Sinks,
+        meter: Meter,
+        guard: Guard,
+        stop: Stop,
     ):
-        self.batch_size, self.flops, self.peak, self.clock = batch_size, flops, peak, clock
-        self.began = clock() - wall
-        self.restart()
+        self.evaluations, self.checkpoints, self.sinks = evaluations, checkpoints, sinks
+        self.meter, self.guard, self.stop = meter, guard, stop
+        self.pending = PendingRow(sinks.run.path)
 
-    def restart(self) -> None:
-        """Starts a new interval."""
-        self.since, self.steps, self.waited = self.clock(), 0, 0.0
+    def resume(self, step: int, state: TrainState) -> None:
+        """Makes the evaluations of a step that an earlier session was stopped in."""
+        if (row := self.pending.of(step)) is None:
+            return
+        due, terminal = self.evaluations.due(step), self.sinks.terminal
+        missing = bool(due) and not self.sinks.has_row(step)
+        if self.pending.is_damaged():
+            lost = f": the row of step {step} will lack its training metrics" if missing else ""
+            terminal.warn(f"pending.json is damaged{lost}")
+        if missing:
+            self.write(step, state, row, due)
+        self.pending.clear()
 
-    def next(self, batches: Iterator[Batch]) -> Batch:
-        """Returns the next batch, and counts the step and the time spent waiting for the batch."""
-        before = self.clock()
-        batch = next(batches)
-        self.waited += self.clock() - before
-        self.steps += 1
-        return batch
+    def write(self, step: int, state: TrainState, row: Row, due: list[str]) -> None:
+        """Makes the evaluations that are due, and writes the row of a step with their results."""
+        terminal = self.sinks.terminal
+        with self.stop.unsaved_nothing(step, self.checkpoints.wait_sealed) if due else contextlib.nullcontext():
+            measured, pictures = self.evaluations.measure(due, state, functools.partial(terminal.phase, step=step))
+        self.sinks.write(step, row | measured | self.meter.wall, pictures)
+        self.pending.clear()
+        terminal.phase("training")
 
-    @property
-    def wall(self) -> dict[str, float]:
-        """The wall time of the run in seconds, including earlier sessions."""
-        return {"throughput/wall_seconds": self.clock() - self.began}
-
-    def row(self) -> Row:
-        """Returns the throughput of the interval, empty if it had no step. Call it when the last step has completed."""
-        if self.steps == 0:  # the first step compiles and is not counted
-            return {}
-        seconds = max(self.clock() - self.since, 1e-9)
-        return {
-            "throughput/images_per_s": self.steps * self.batch_size / seconds,
-            "throughput/mfu": self.steps * self.flops / seconds / self.peak,
-            "throughput/data_wait": self.waited / seconds,
-        }
+    def save(self, step: int, state: TrainState) -> None:
+        """Starts the save of a state, after the last checks of its step."""
+        self.guard.settle()
+        self.sinks.require_held()
+        require_equal_replicas(step, eqx.filter(state.model, eqx.is_array))
+        self.checkpoints.save(step, state)
 
 
 def fit(
@@ -222,32 +215,13 @@ def fit(
     of each step.
     """
     sinks.terminal.phase("compiling")
-    done, pending, agreed = steps.start, PendingRow(sinks.run.path), StopStep()
+    done, agreed = steps.start, StopStep()
+    results = _Results(evaluations, checkpoints, sinks, meter, guard, stop)
 
     def stopping() -> bool:
         return agreed.reached(done, stop.signal_name is not None)
 
-    def write(row: Row, due: list[str]) -> None:
-        with stop.unsaved_nothing(done, checkpoints.wait_sealed) if due else contextlib.nullcontext():
-            measured, pictures = evaluations.measure(due, state, functools.partial(sinks.terminal.phase, step=done))
-        sinks.write(done, row | measured | meter.wall, pictures)
-        pending.clear()
-        sinks.terminal.phase("training")
-
-    def save() -> None:
-        guard.settle()
-        sinks.require_held()
-        require_equal_replicas(done, eqx.filter(state.model, eqx.is_array))
-        checkpoints.save(done, state)
-
-    if (row := pending.of(done)) is not None:
-        due = evaluations.due(done)
-        if pending.is_damaged():
-            lost = f": the row of step {done} will lack its training metrics" if due and not sinks.has_row(done) else ""
-            sinks.terminal.warn(f"pending.json is damaged{lost}")
-        if due and not sinks.has_row(done):
-            write(row, due)
-        pending.clear()
+    results.resume(done, state)
     for step in steps:
         first = step == steps.start
         checkpoints.require_saved()
@@ -266,15 +240,15 @@ def fit(
             row = {f"train/{name}": float(value) for name, value in metrics.items()} | meter.row() | memory.row(done)
             if due:
                 sinks.require_held()
-                pending.keep(done, row)
-                save()
+                results.pending.keep(done, row)
+                results.save(done, state)
                 if stopping():
                     break
-            write(row, due)
+            results.write(done, state, row, due)
             meter.restart()
         ending = stopping()
         if not due and (ending or done % checkpoint_every == 0 or done == steps.stop):
-            save()
+            results.save(done, state)
         if ending:
             break
     return done, state

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-ROOT = Path(__file__).parents[3]
+from faults.suite.sources import ROOT
 
 
 class Ended(NamedTuple):
